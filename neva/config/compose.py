@@ -1,0 +1,75 @@
+"""Hydra's composition of `conf/` into one tree."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from neva.config.errors import ConfigError
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+"""The Hydra tree: `conf/` of a clone (through a link in the package) or the copy inside an installed package."""
+
+RECIPE_ENVIRONMENT_VARIABLE = "NEMO_CONFIG"
+
+
+def register_resolvers() -> None:
+    """Make `${multiply:a,b}` known to OmegaConf, as NeMo's YAML files use it."""
+    OmegaConf.register_new_resolver("multiply", lambda x, y: x * y, replace=True)
+
+
+def recipes(conf_dir: Path = CONF_DIR) -> list[str]:
+    """Names of all recipes: the YAML files at the top of the tree."""
+    return sorted(path.stem for path in conf_dir.glob("*.yaml"))
+
+
+def recipe_name(config_name: str | None, conf_dir: Path = CONF_DIR) -> str:
+    """`config_name`, else the environment variable NEMO_CONFIG; a name that `conf_dir` lacks is a ConfigError."""
+    name = config_name or os.environ.get(RECIPE_ENVIRONMENT_VARIABLE)
+    if not name:
+        raise ConfigError(
+            f"no recipe chosen: give --config-name NAME or set {RECIPE_ENVIRONMENT_VARIABLE}; "
+            f"recipes: {', '.join(recipes(conf_dir))}"
+        )
+    name = name.removesuffix(".yaml")
+    if not (conf_dir / f"{name}.yaml").is_file():
+        raise ConfigError(f"no recipe {name!r} in {conf_dir}; recipes: {', '.join(recipes(conf_dir))}")
+    return name
+
+
+def is_group(key: str, conf_dir: Path = CONF_DIR) -> bool:
+    """Whether an override of `key` chooses a file of a config group (`data=…`, `model/llm=…`)."""
+    return (conf_dir / key.partition("@")[0]).is_dir()
+
+
+def open_override(override: str, conf_dir: Path = CONF_DIR) -> str:
+    """`a.b=c` or `+a.b=c` as `++a.b=c`, so that our schema, which knows the nearest names, judges an unknown key.
+
+    Group choices, deletions (`~a.b`) and Hydra's own keys are returned as they are.
+    """
+    key, equals, _ = override.partition("=")
+    bare = key.lstrip("+")
+    if not equals or key.startswith(("~", "++")) or bare.startswith("hydra") or is_group(bare, conf_dir):
+        return override
+    return f"++{override.lstrip('+')}"
+
+
+def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
+    """The tree of recipe `config_name` (else of NEMO_CONFIG) with dotted `overrides`, neither checked nor resolved.
+
+    Raises:
+        ConfigError: no such recipe, or an override that Hydra cannot read.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    register_resolvers()
+    name = recipe_name(config_name, conf_dir)
+    opened = [open_override(override, conf_dir) for override in overrides]
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
+            return hydra_compose(name, overrides=opened)
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error

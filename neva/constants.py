@@ -1,0 +1,13 @@
+"""The few names that every room shares."""
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no loss (the default `ignore_index` of `torch.nn.functional.cross_entropy`)."""
+
+IMAGE_TOKEN_ID = -200
+"""Id in `input_ids` of every position that an image patch will fill.
+
+It is outside every vocabulary: no embedding row is spent on it and no text can forge it
+(haotian-liu/LLaVA `constants.py` uses the same number for the whole image, here it stands once for each patch)."""
+
+IMAGE_PLACEHOLDER = "<image>"
+"""What marks the place of an image in the text of a conversation turn."""
