@@ -1,0 +1,76 @@
+"""From shapes and switches to a `NevaModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
+
+from neva.config.shapes import LanguageShape, VisionShape
+from neva.model.language import LanguageModel, transformer_config
+from neva.model.llava import PARTS, NevaModel
+from neva.model.projector import build_projector
+from neva.model.vision import VisionTower
+
+
+def build_model(
+    vision: VisionShape,
+    language: LanguageShape,
+    adapter_type: str,
+    config: TransformerConfig | None = None,
+    pre_process: bool = True,
+    post_process: bool = True,
+) -> NevaModel:
+    """Builds one pipeline stage with freshly drawn weights.
+
+    Args:
+        vision, language: shapes from the resolved configuration.
+        adapter_type: kind of projector, such as `mlp2x_gelu`.
+        config: Megatron's configuration; None means float32 on one process.
+        pre_process, post_process: whether this is the first and the last stage.
+
+    Returns:
+        The model on the default device (enter `torch.device("meta")` to count without memory), everything trainable
+        but what the forward pass does not use.
+    """
+    config = config or transformer_config(language)
+    tower = VisionTower(vision) if pre_process else None
+    projector = build_projector(adapter_type, vision.hidden_size, language.hidden_size) if pre_process else None
+    for part in (tower, projector):
+        if part is not None:
+            part.to(config.params_dtype)
+    model = NevaModel(LanguageModel(config, language, pre_process, post_process), tower, projector)
+    set_trainable(model, dict.fromkeys(PARTS, True))
+    return model
+
+
+def set_trainable(model: NevaModel, trainable: Mapping[str, bool]) -> None:
+    """Decides what trains: `trainable` maps each part's name to its switch.
+
+    Parameters that the forward pass does not use (tower layers behind the selected one) never train.
+    """
+    for name, part in model.parts():
+        part.requires_grad_(False)
+        used: list[nn.Module] = part.used if isinstance(part, VisionTower) else [part]
+        for module in used:
+            module.requires_grad_(trainable[name])
+
+
+def count_parameters(model: NevaModel) -> dict[str, tuple[int, int]]:
+    """Returns (all, trainable) parameter counts by part."""
+    return {
+        name: (
+            sum(parameter.numel() for parameter in part.parameters()),
+            sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad),
+        )
+        for name, part in model.parts()
+    }
+
+
+def meta_model(vision: VisionShape, language: LanguageShape, adapter_type: str) -> NevaModel:
+    """Builds the model without memory, to count and to name its tensors."""
+    config = transformer_config(language, perform_initialization=False)
+    with torch.device("meta"):
+        return build_model(vision, language, adapter_type, config)

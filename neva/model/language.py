@@ -1,0 +1,211 @@
+"""The language model: a Megatron `GPTModel` with LLaMA-type layers.
+
+Dimensions: B micro batch, S sequence, L label positions, D hidden, V vocabulary (of this tensor-parallel rank where
+logits are parallel). `_SBD` is Megatron's order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    gather_from_sequence_parallel_region,
+    vocab_parallel_cross_entropy,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from neva.config.shapes import LanguageShape
+from neva.constants import IGNORE_INDEX
+from neva.model.attention import RMSNorm, SDPAttention
+
+
+class LanguageModel(GPTModel):
+    """A decoder that computes logits only where they are wanted."""
+
+    def __init__(self, config: TransformerConfig, shape: LanguageShape, pre_process: bool, post_process: bool) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=block_spec(config, shape),
+            vocab_size=shape.padded_vocab_size,
+            max_sequence_length=shape.max_positions,
+            pre_process=pre_process,
+            post_process=post_process,
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope",
+            rotary_base=shape.rope_theta,  # type: ignore[arg-type]  # a float serves; large bases are not integers in HF
+            # The merge needs whole sequences; under sequence parallel it scatters afterwards.
+            scatter_embedding_sequence_parallel=False,
+        )
+        self.vocab_size_without_padding = shape.vocab_size
+        scale_rope(self.rotary_pos_emb, shape)
+        if post_process:
+            self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
+
+    def embed(self, ids_BS: Tensor) -> Tensor:
+        """Returns token embeddings [B, S, D]."""
+        return self.embedding.word_embeddings(ids_BS)
+
+    def forward(  # type: ignore[override]
+        self,
+        decoder_input_SBD: Tensor | None,
+        labels_BS: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inference_context: StaticInferenceContext | None = None,
+        slot_positions: Tensor | None = None,
+        last_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the layers of this pipeline stage.
+
+        Args:
+            decoder_input_SBD: embeddings after the merge; None on later stages, whose input the schedule sets.
+            labels_BS: targets, already shifted, `IGNORE_INDEX` where there is no loss.
+            attention_mask: bool [B, 1, S, K] for decoding with a cache; None means causal.
+            inference_context: Megatron's key-value cache.
+            slot_positions: [K, B] the position of each cache slot, where it is not its index (padded prompts).
+            last_positions: [B] the one position of each row whose logits are wanted.
+
+        Returns:
+            Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
+            order when labels are given, logits [B, V] at `last_positions` when those are, else logits [B, S, V].
+        """
+        length = self.rotary_pos_emb.get_rotary_seq_len(
+            inference_context, self.decoder, decoder_input_SBD, self.config, None
+        )
+        rotary = self.rotary_pos_emb(length)
+        if slot_positions is not None:
+            rotary = rotary[slot_positions, 0]
+        hidden_SBD = self.decoder(
+            hidden_states=decoder_input_SBD,
+            attention_mask=attention_mask,
+            inference_context=inference_context,
+            rotary_pos_emb=rotary,
+        )
+        if not self.post_process:
+            return hidden_SBD
+        return self._output(hidden_SBD, labels_BS, last_positions)
+
+    def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None, last_positions: Tensor | None) -> Tensor:
+        if self.config.sequence_parallel:
+            # The output layer's own backward already sums over the tensor-parallel ranks.
+            hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=False)
+        if labels_BS is not None:
+            is_label_SB = (labels_BS != IGNORE_INDEX).t()
+            logits_LV = self._logits(hidden_SBD[is_label_SB])
+            return vocab_parallel_cross_entropy(logits_LV.float(), labels_BS.t()[is_label_SB])
+        if last_positions is not None:
+            rows = torch.arange(hidden_SBD.size(1), device=hidden_SBD.device)
+            return self._gathered(hidden_SBD[last_positions, rows])
+        return self._gathered(hidden_SBD.transpose(0, 1))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return self.output_layer(hidden, weight=weight)[0]
+
+    def _gathered(self, hidden: Tensor) -> Tensor:
+        """Returns logits over the whole vocabulary, its padding cut off, on every rank."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits = self.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
+        return logits[..., : self.vocab_size_without_padding]
+
+
+def block_spec(config: TransformerConfig, shape: LanguageShape) -> TransformerBlockSubmodules:
+    """Returns the layers of this pipeline stage, made of Megatron's parallel layers and our attention and norm."""
+    qk_norm = RMSNorm if shape.qk_norm else IdentityOp
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=SDPAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+
+
+def scale_rope(rotary: torch.nn.Module, shape: LanguageShape) -> None:
+    """Applies a `rope_scaling` of Hugging Face's kinds `linear` and `llama3` to Megatron's frequencies.
+
+    Raises:
+        ValueError: for a kind that is not one of the two.
+    """
+    scaling = shape.rope_scaling
+    if scaling is None:
+        return
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "linear":
+        rotary.inv_freq = rotary.inv_freq / scaling["factor"]
+    elif kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, **{name: scaling[name] for name in names})
+    elif kind != "default":
+        raise ValueError(f"rope_scaling: found rope_type {kind!r}, expected 'linear', 'llama3' or 'default'")
+
+
+def transformer_config(shape: LanguageShape, **overrides: object) -> TransformerConfig:
+    """Returns Megatron's configuration of a LLaMA-type decoder.
+
+    Args:
+        shape: sizes of the model.
+        overrides: fields of Megatron's `TransformerConfig`: parallel sizes, dtype, recomputation, initialisation.
+    """
+    fields: dict[str, object] = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "num_attention_heads": shape.num_heads,
+        "num_query_groups": shape.num_query_groups,
+        "kv_channels": shape.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.rms_norm_eps,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.qkv_bias,
+        "qk_layernorm": shape.qk_norm,
+        "window_size": (shape.sliding_window - 1, 0) if shape.sliding_window else None,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        # Weights are drawn on the CPU as a whole and then cut: every layout starts from the same numbers.
+        "use_cpu_initialization": True,
+        # These kernels need Apex or Transformer Engine.
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        # The loss of a step is a sum over label tokens; Megatron divides gradients by their global number.
+        "calculate_per_token_loss": True,
+        # Checkpoints name every layer, so that a layer can be found by its name in any layout.
+        "hetereogenous_dist_checkpoint": True,
+    }
+    return TransformerConfig(**{**fields, **overrides})  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""LLaVA: vision tower, projector and language model as one Megatron module.
+
+Dimensions: B micro batch, S sequence, N images, P tokens per image, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+from neva.model.language import LanguageModel
+from neva.model.merge import merge, text_ids
+from neva.model.vision import VisionTower
+
+PARTS = ("vision_tower", "projector", "language_model")
+
+
+class NevaModel(MegatronModule):
+    """One pipeline stage of a LLaVA model: tower, projector and embeddings live on the first, the head on the last."""
+
+    def __init__(
+        self, language_model: LanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
+    ) -> None:
+        super().__init__(config=language_model.config)
+        self.pre_process, self.post_process = language_model.pre_process, language_model.post_process
+        self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
+        self.vision_tower = vision_tower
+        self.projector = projector
+        self.language_model = language_model
+
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yields the parts that this stage holds, by name."""
+        for name in PARTS:
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inference_context: StaticInferenceContext | None = None,
+        slot_positions: Tensor | None = None,
+        last_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Runs this stage.
+
+        Args:
+            input_ids: [B, S], `IMAGE_TOKEN_ID` at image positions.
+            pixel_values: [N, 3, height, width] of all images of the batch in reading order; None while decoding.
+            labels: [B, S], shifted, `IGNORE_INDEX` where there is no loss.
+            attention_mask, inference_context, slot_positions, last_positions: see `LanguageModel.forward`.
+
+        Returns:
+            What `LanguageModel.forward` returns.
+
+        Raises:
+            ValueError: when image positions and image features differ in number.
+        """
+        decoder_input_SBD = None
+        if self.pre_process:
+            decoder_input_SBD = self.embed(input_ids, pixel_values).transpose(0, 1).contiguous()
+            if self.config.sequence_parallel:
+                decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
+        return self.language_model(
+            decoder_input_SBD, labels, attention_mask, inference_context, slot_positions, last_positions
+        )
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """Returns embeddings [B, S, D] with image features at the image positions."""
+        embeddings_BSD = self.language_model.embed(text_ids(input_ids))
+        if pixel_values is None:
+            return embeddings_BSD
+        if len(pixel_values) > 0:
+            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values))
+        if not (self.training and torch.is_grad_enabled()):
+            return embeddings_BSD
+        # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
+        # one's gradient, and gradients are zeros, not missing.
+        return embeddings_BSD + 0.0 * self.encode_images(self._zero_image(pixel_values)).sum()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Returns projected features [N, P, D] of images [N, 3, height, width]."""
+        assert self.vision_tower is not None and self.projector is not None
+        trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with nullcontext() if trained else torch.no_grad():
+            features = self.vision_tower(pixel_values)
+        return self.projector(features)
+
+    @staticmethod
+    def _zero_image(pixel_values: Tensor) -> Tensor:
+        return pixel_values.new_zeros((1, *pixel_values.shape[1:]))
+
+    def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
+        """Receives the previous stage's output from Megatron's schedule."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """Returns the tied weight; Megatron sums its gradient over the first and last stage."""
+        return self.language_model.shared_embedding_or_output_weight()

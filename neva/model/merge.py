@@ -1,0 +1,40 @@
+"""Where image features enter the sequence.
+
+Dimensions: B micro batch, S sequence, N images, P tokens per image, D hidden.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from neva.constants import IMAGE_TOKEN_ID
+
+
+def text_ids(input_ids_BS: Tensor) -> Tensor:
+    """Returns the ids with image positions replaced by id 0, so that an embedding table can be asked."""
+    return input_ids_BS.masked_fill(input_ids_BS == IMAGE_TOKEN_ID, 0)
+
+
+def merge(embeddings_BSD: Tensor, input_ids_BS: Tensor, features_NPD: Tensor) -> Tensor:
+    """Puts image features at the image positions, in reading order.
+
+    Args:
+        embeddings_BSD: token embeddings; what stands at image positions is replaced.
+        input_ids_BS: ids, `IMAGE_TOKEN_ID` at each image position.
+        features_NPD: projected features of all images of the batch, in the order in which they occur.
+
+    Returns:
+        [B, S, D].
+
+    Raises:
+        ValueError: when positions and features differ in number, with both counts.
+    """
+    is_image_BS = input_ids_BS == IMAGE_TOKEN_ID
+    num_positions, num_features = int(is_image_BS.sum()), features_NPD.shape[0] * features_NPD.shape[1]
+    if num_positions != num_features:
+        raise ValueError(
+            f"image tokens and image features differ: {num_positions} positions in input_ids, {num_features} features "
+            f"({features_NPD.shape[0]} images of {features_NPD.shape[1]}); the data was made for another tower or cut"
+        )
+    features = features_NPD.reshape(-1, features_NPD.shape[-1]).to(embeddings_BSD.dtype)
+    return embeddings_BSD.masked_scatter(is_image_BS[..., None], features)

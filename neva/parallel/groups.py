@@ -1,0 +1,70 @@
+"""Process groups: from the launch environment to Megatron's parallel state."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from neva.parallel import emulation
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the parallel axes; data parallel is what the world size leaves."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    virtual_pipeline: int | None = None
+
+
+def init_process_group(rank: int, world_size: int, timeout_s: float = 1800.0) -> torch.device:
+    """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this process's device.
+
+    A single process needs no launcher: it rendezvouses with itself through a free local port.
+    """
+    device = emulation.install()
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        timeout = datetime.timedelta(seconds=timeout_s)
+        if world_size == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    return device
+
+
+def init_model_parallel(layout: Layout, seed: int) -> None:
+    """Builds Megatron's groups for `layout` and seeds its random trackers."""
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
+            context_parallel_size=layout.context,
+        )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    torch.manual_seed(seed)
+
+
+def destroy() -> None:
+    """Leaves all groups. Gloo aborts in its destructor when a process ends without this."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def data_parallel_rank() -> int:
+    """Returns this process's rank along the data-parallel axis."""
+    return parallel_state.get_data_parallel_rank()
+
+
+def data_parallel_size() -> int:
+    """Returns the size of the data-parallel axis."""
+    return parallel_state.get_data_parallel_world_size()
