@@ -67,7 +67,13 @@ _CLIP: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-_DINOV2: dict[str, Any] = {**_CLIP, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "mlp_ratio": 4}
+_DINOV2: dict[str, Any] = {
+    **_CLIP,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "mlp_ratio": 4,
+}
 VISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "clip": _CLIP,
     "siglip": {**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
@@ -133,7 +139,9 @@ def language_shape_from_hf(config: Mapping[str, Any]) -> LanguageShape:
 
 def _refuse_other_arithmetic(model_type: str, values: Mapping[str, Any]) -> None:
     def refuse(key: str, expected: str) -> None:
-        raise ConfigError(f"config.json: {key} is {values[key]!r}, expected {expected}; neva has no such language model")
+        raise ConfigError(
+            f"config.json: {key} is {values[key]!r}, expected {expected}; neva has no such language model"
+        )
 
     if values["hidden_act"] not in ("silu", "swish"):
         refuse("hidden_act", "silu")
@@ -182,7 +190,9 @@ def vision_shape_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> V
     """
     model_type = vision_model_type(config)
     if model_type not in VISION_DEFAULTS:
-        raise ConfigError(f"model_type {model_type!r} is not a vision tower that neva reads; expected one of {sorted(VISION_DEFAULTS)}")
+        raise ConfigError(
+            f"model_type {model_type!r} is not a vision tower that neva reads; expected one of {sorted(VISION_DEFAULTS)}"
+        )
     values = {**VISION_DEFAULTS[model_type], **vision_config(config)}
     if "intermediate_size" not in values:
         values["intermediate_size"] = values["hidden_size"] * values["mlp_ratio"]

@@ -1,0 +1,242 @@
+"""Small mappings between Hugging Face tensors and native ones, each working in both directions, and their table.
+
+Native layout (Megatron): `linear_qkv` holds, per query group, the rows [query heads of the group, key, value];
+`linear_fc1` holds [gate, up]; embedding and head are padded to a multiple. Rotary position embedding needs no
+permutation: Megatron's `rotary_interleaved=False` is transformers' `rotate_half`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class ConversionError(ValueError):
+    """Weights that do not fit the table; the message names the tensors."""
+
+
+class Rule(Protocol):
+    """Some tensors of one side against some of the other. `optional` names may be absent from a source."""
+
+    @property
+    def hf(self) -> tuple[str, ...]: ...
+    @property
+    def native(self) -> tuple[str, ...]: ...
+    @property
+    def optional(self) -> tuple[str, ...]: ...
+    def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]: ...
+    def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]: ...
+
+
+def expect_shape(name: str, tensor: Tensor, shape: Shape) -> Tensor:
+    """`tensor` itself; ConversionError when its shape is not `shape`."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ConversionError(
+            f"{name} has shape {list(tensor.shape)}, the configuration expects {list(shape)}"
+        )
+    return tensor
+
+
+@dataclass(frozen=True)
+class Rename:
+    """The same tensor under another name."""
+
+    hf_name: str
+    native_name: str
+    shape: Shape
+    optional = ()
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.hf_name,)
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.native_name,)
+
+    def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield self.native_name, expect_shape(self.hf_name, tensors[self.hf_name], self.shape)
+
+    def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield self.hf_name, expect_shape(self.native_name, tensors[self.native_name], self.shape)
+
+
+@dataclass(frozen=True)
+class FusedQKV:
+    """Query, key and value projections (weight, or bias with `columns` empty) against one grouped tensor."""
+
+    hf: tuple[str, str, str]
+    native_name: str
+    heads: int
+    groups: int
+    head_dim: int
+    columns: Shape
+    optional = ()
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.native_name,)
+
+    @property
+    def _rows_per_group(self) -> tuple[int, int, int]:
+        return self.heads // self.groups * self.head_dim, self.head_dim, self.head_dim
+
+    def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        parts = []
+        for name, rows in zip(self.hf, self._rows_per_group, strict=True):
+            part = expect_shape(name, tensors[name], (self.groups * rows, *self.columns))
+            parts.append(part.reshape(self.groups, rows, *self.columns))
+        yield self.native_name, torch.cat(parts, dim=1).flatten(0, 1)
+
+    def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        total = sum(self._rows_per_group)
+        fused = expect_shape(
+            self.native_name, tensors[self.native_name], (self.groups * total, *self.columns)
+        )
+        grouped = fused.reshape(self.groups, total, *self.columns)
+        for name, part in zip(self.hf, grouped.split(self._rows_per_group, dim=1), strict=True):
+            yield name, part.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """Gate and up projections against [gate, up]."""
+
+    hf: tuple[str, str]
+    native_name: str
+    shape: Shape
+    optional = ()
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.native_name,)
+
+    def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield self.native_name, torch.cat([expect_shape(name, tensors[name], self.shape) for name in self.hf])
+
+    def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        rows, *columns = self.shape
+        fused = expect_shape(self.native_name, tensors[self.native_name], (2 * rows, *columns))
+        yield from zip(self.hf, fused.split(rows), strict=True)
+
+
+@dataclass(frozen=True)
+class PaddedVocab:
+    """Rows of a vocabulary: `vocab` real ones, padded with zeros to `native_rows` here.
+
+    On the Hugging Face side there may be `hf_rows` > `vocab` (an image token that has no row here). These extra rows
+    repeat row `fill_row`, so that their logits never exceed those of a token that was there before.
+    A `tied_head` may be present in a source; it must then equal the embedding and is not written again.
+    """
+
+    hf_name: str
+    native_name: str
+    vocab: int
+    native_rows: int
+    hf_rows: int
+    hidden: int
+    fill_row: int = 0
+    tied_head: str | None = None
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.hf_name,)
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.native_name,)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return (self.tied_head,) if self.tied_head else ()
+
+    def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        rows = expect_shape(self.hf_name, tensors[self.hf_name], (self.hf_rows, self.hidden))
+        if self.tied_head in tensors and not torch.equal(tensors[self.tied_head], rows):
+            raise ConversionError(
+                f"tie_word_embeddings is true, but {self.tied_head} differs from {self.hf_name}; "
+                "set tie_word_embeddings to false in config.json, or remove the head"
+            )
+        padded = rows.new_zeros(self.native_rows, self.hidden)
+        padded[: self.vocab] = rows[: self.vocab]
+        yield self.native_name, padded
+
+    def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        rows = expect_shape(self.native_name, tensors[self.native_name], (self.native_rows, self.hidden))
+        extra = rows[self.fill_row].expand(self.hf_rows - self.vocab, self.hidden)
+        yield self.hf_name, torch.cat([rows[: self.vocab], extra])
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(sorted(names)[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rules of a model. Every source tensor is consumed once and every target produced once, or it raises.
+
+    `ignored` are patterns of Hugging Face names that carry no weight of ours (buffers, a text tower beside the vision
+    tower); a name that matches is skipped on the way in and never written.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for side in ("hf", "native"):
+            counts = Counter(name for rule in self.rules for name in getattr(rule, side))
+            if twice := [name for name, count in counts.items() if count > 1]:
+                raise ConversionError(f"the table names {_names(twice)} more than once on its {side} side")
+
+    @property
+    def hf_names(self) -> list[str]:
+        return [name for rule in self.rules for name in rule.hf]
+
+    @property
+    def native_names(self) -> list[str]:
+        return [name for rule in self.rules for name in rule.native]
+
+    def __add__(self, other: "Table") -> "Table":
+        return Table(self.rules + other.rules, self.ignored + other.ignored)
+
+    def to_native(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Native (name, tensor) pairs, one rule at a time; raises before the first one when names do not match."""
+        optional = {name for rule in self.rules for name in rule.optional}
+        skipped = [name for name in source if any(re.fullmatch(pattern, name) for pattern in self.ignored)]
+        _match_names(set(source) - optional - set(skipped), set(self.hf_names), "Hugging Face")
+        return self._run(lambda rule: rule.to_native(source), self.native_names)
+
+    def to_hf(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face (name, tensor) pairs, one rule at a time; raises before the first one when names do not match."""
+        _match_names(set(source), set(self.native_names), "native")
+        return self._run(lambda rule: rule.to_hf(source), self.hf_names)
+
+    def _run(
+        self, apply: Callable[[Rule], Iterator[tuple[str, Tensor]]], expected: list[str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        remaining = set(expected)
+        for rule in self.rules:
+            for name, tensor in apply(rule):
+                if name not in remaining:
+                    raise ConversionError(f"{name} was produced twice or is not in the table")
+                remaining.discard(name)
+                yield name, tensor
+        if remaining:
+            raise ConversionError(f"the table did not produce {_names(list(remaining))}")
+
+
+def _match_names(found: set[str], expected: set[str], side: str) -> None:
+    problems = []
+    if unknown := found - expected:
+        problems.append(f"{len(unknown)} {side} tensors have no place in this model: {_names(list(unknown))}")
+    if missing := expected - found:
+        problems.append(f"{len(missing)} {side} tensors are missing: {_names(list(missing))}")
+    if problems:
+        raise ConversionError("; ".join(problems))

@@ -1,0 +1,130 @@
+"""Safetensors files, one tensor at a time: read at an offset inside another file, written without knowing the end.
+
+The `safetensors` package maps whole files and writes whole dictionaries. Here a file may lie inside an uncompressed tar, a read
+takes one tensor's bytes, and a writer holds one tensor: it reserves the header's place and fills it in at the end.
+Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header padded with spaces, data without holes).
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+HEADER_BYTES = 65536  # room for about 400 tensors; a writer that runs out of it asks for the next file
+ENTRY_BYTES = 200  # what an entry takes besides its name: dtype, shape and offsets as digits
+LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file of `size` bytes that starts at byte `start` of `path`. Reads on demand."""
+
+    def __init__(self, path: Path, start: int = 0, size: int | None = None) -> None:
+        self.path = path
+        size = path.stat().st_size - start if size is None else size
+        with path.open("rb") as file:
+            file.seek(start)
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LARGEST_HEADER, size - 8):
+                raise ValueError(
+                    f"{path} is not a complete safetensors file: its header claims {length} bytes"
+                )
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        self._data_start = start + 8 + length
+        self._entries = header
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if 8 + length + end > size:
+            raise ValueError(
+                f"{path} is cut short: its tensors end at byte {8 + length + end}, it has {size}"
+            )
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.empty(name, "cpu")
+        begin, end = self._entries[name]["data_offsets"]
+        if end - begin != tensor.nbytes:
+            raise ValueError(
+                f"{self.path}: {name} takes {end - begin} bytes, its shape needs {tensor.nbytes}"
+            )
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._data_start + begin)
+            view = memoryview(_bytes_of(tensor))
+            while view and (count := file.readinto(view)):
+                view = view[count:]
+        return tensor
+
+    def empty(self, name: str, device: str = "meta") -> Tensor:
+        """A tensor of `name`'s shape and dtype without its values; on the meta device it takes no memory."""
+        entry = self._entries[name]
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(
+                f"{self.path}: {name} has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}"
+            )
+        return torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device=device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class TensorFileWriter:
+    """Writes one safetensors file into a seekable binary stream, from its current position on."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._start = stream.tell()
+        self._entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._header_room = HEADER_BYTES - 8 - ENTRY_BYTES
+        self.data_bytes = 0
+        stream.seek(HEADER_BYTES, os.SEEK_CUR)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self._entries if name != "__metadata__"]
+
+    def has_room(self, name: str, tensor: Tensor, limit_bytes: int) -> bool:
+        """Whether another tensor fits: into the header, and into `limit_bytes` of data (a first one always does)."""
+        fits = self.data_bytes == 0 or self.data_bytes + tensor.nbytes <= limit_bytes
+        return fits and self._header_room >= len(name) + ENTRY_BYTES
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Appends one tensor."""
+        begin, self.data_bytes = self.data_bytes, self.data_bytes + tensor.nbytes
+        self._entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, self.data_bytes],
+        }
+        self._header_room -= len(name) + ENTRY_BYTES
+        self._stream.write(memoryview(_bytes_of(tensor.detach().cpu().contiguous())))
+
+    def finish(self) -> int:
+        """Fills the header in and returns the file's size in bytes; the stream stands at its end."""
+        header = json.dumps(self._entries, separators=(",", ":")).encode().ljust(HEADER_BYTES - 8)
+        self._stream.seek(self._start)
+        self._stream.write(len(header).to_bytes(8, "little") + header)
+        self._stream.seek(self.data_bytes, os.SEEK_CUR)
+        return HEADER_BYTES + self.data_bytes
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """The memory of a contiguous CPU tensor as a numpy array of bytes."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()

@@ -1,0 +1,87 @@
+"""Tiny Hugging Face models of every family, with odd sizes: heads != groups, vocabulary 133, widths not powers of two."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.clip import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.siglip import SiglipVisionConfig, SiglipVisionModel
+
+SIZES = {
+    "vocab_size": 133,
+    "hidden_size": 36,
+    "intermediate_size": 52,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 6, "rms_norm_eps": 1e-5}),
+    "llama3": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
+    "linear_rope": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "smollm2": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 5, "head_dim": 8}),
+    "qwen2": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e6}},
+    ),
+    "qwen2_untied": (Qwen2Config, Qwen2ForCausalLM, {"rms_norm_eps": 1e-5}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 10, "tie_word_embeddings": True}),
+}
+TOWER_SIZES = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 28,
+    "patch_size": 7,
+}
+
+
+def scramble(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Every parameter random, norms and biases too: two that were exchanged would show."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator) * 0.15
+            parameter.copy_(noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return model.eval()
+
+
+def language_model(family: str, seed: int = 0) -> torch.nn.Module:
+    """A random transformers causal language model of a family in `FAMILIES`."""
+    config_class, model_class, changes = FAMILIES[family]
+    return scramble(model_class(config_class(**{**SIZES, **changes})), seed)
+
+
+def tower(kind: str, seed: int = 1) -> torch.nn.Module:
+    """A random transformers vision tower, `clip` or `siglip`."""
+    if kind == "clip":
+        return scramble(CLIPVisionModel(CLIPVisionConfig(**TOWER_SIZES)), seed)
+    return scramble(SiglipVisionModel(SiglipVisionConfig(**TOWER_SIZES)), seed)
