@@ -1,6 +1,7 @@
 """Hydra's composition of `conf/` into one tree."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,4 +73,9 @@ def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = 
         with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
             return hydra_compose(name, overrides=opened)
     except HydraException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(_first_sentence(str(error))) from error
+
+
+def _first_sentence(message: str) -> str:
+    """Hydra's message in one line, without its search path and links."""
+    return re.split(r" (?:Config search path|See https:)", " ".join(message.split()))[0]

@@ -24,6 +24,25 @@ TOWER_KEYS = {
 }
 """Our key of `mm_cfg.vision_encoder` -> key of a Hugging Face vision configuration."""
 
+LANGUAGE_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "layernorm_epsilon": "rms_norm_eps",
+}
+"""Our key of `model` -> key of a Hugging Face configuration of a LLaMA-type language model."""
+
+HF_ROPE_THETA = 10000.0
+"""What transformers takes where a `config.json` of before 2023-09 names no `rope_theta`."""
+
+HF_TOWER_DEFAULTS = {
+    "clip": {"hidden_act": "quick_gelu", "layernorm_epsilon": 1e-5},
+    "siglip": {"hidden_act": "gelu_pytorch_tanh", "layernorm_epsilon": 1e-6},
+}
+"""What transformers takes where a tower's `config.json` leaves a value out (`CLIPVisionConfig`, `SiglipVisionConfig`)."""
+
 
 def resolve(cfg: DictConfig) -> DictConfig:
     """A copy of `cfg` without interpolations and with every derived null filled in.
@@ -55,7 +74,9 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
     epochs_given = max_epochs is not None and max_epochs > 0
     if not epochs_given:
         if max_steps <= 0:
-            raise ConfigError("trainer.max_steps=-1 and trainer.max_epochs=-1: give one of them a positive number")
+            raise ConfigError(
+                "trainer.max_steps=-1 and trainer.max_epochs=-1: give one of them a positive number"
+            )
         return max_steps
     steps_per_epoch = num_samples // global_batch_size
     if steps_per_epoch == 0:
@@ -87,6 +108,7 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     sizes = {ours: config[theirs] for ours, theirs in TOWER_KEYS.items() if theirs in config}
     if "model_type" in config:
         sizes["model_type"] = config["model_type"].removesuffix("_vision_model")
+        sizes = HF_TOWER_DEFAULTS.get(sizes["model_type"], {}) | sizes
     preprocessor = Path(str(folder)) / "preprocessor_config.json"
     if preprocessor.is_file():
         statistics = json.loads(preprocessor.read_text(encoding="utf-8"))
@@ -103,33 +125,30 @@ def language_sizes(folder: str | None) -> dict[str, Any]:
     if config is None:
         return {}
     config = config.get("text_config", config)
-    heads = config["num_attention_heads"]
+    sizes = {ours: config[theirs] for ours, theirs in LANGUAGE_KEYS.items() if theirs in config}
+    heads, model_type = sizes.get("num_attention_heads"), config.get("model_type", "")
+    if heads:
+        sizes["num_query_groups"] = config.get("num_key_value_heads") or heads
+        sizes["kv_channels"] = config.get("head_dim") or config["hidden_size"] // heads
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    model_type = config.get("model_type", "")
-    return {
-        "num_layers": config["num_hidden_layers"],
-        "hidden_size": config["hidden_size"],
-        "ffn_hidden_size": config["intermediate_size"],
-        "num_attention_heads": heads,
-        "num_query_groups": config.get("num_key_value_heads") or heads,
-        "kv_channels": config.get("head_dim") or config["hidden_size"] // heads,
-        "vocab_size": config["vocab_size"],
+    theta = rope.pop("rope_theta", config.get("rope_theta", HF_ROPE_THETA))
+    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+    windowed = config.get("use_sliding_window", True)
+    return sizes | {
         "rotary_base": float(theta),
-        "rope_scaling": None if rope_type == "default" else rope,
-        "layernorm_epsilon": config["rms_norm_eps"],
+        "rope_scaling": rope if scaled else None,
         "share_embeddings_and_output_weights": config.get("tie_word_embeddings", False),
         "add_qkv_bias": config.get("attention_bias", model_type.startswith("qwen2")),
         "qk_layernorm": model_type.startswith("qwen3"),
-        "window_size": config.get("sliding_window") if config.get("use_sliding_window", True) else None,
+        "window_size": config.get("sliding_window") if windowed else None,
     }
 
 
 def tokenizer_size(folder: str | None) -> int | None:
     """One more than the highest token id in `tokenizer.json` of `folder`, or None without that file."""
-    path = Path(folder) / "tokenizer.json" if folder else None
-    if path is None or not path.is_file():
+    path = Path(folder or "")
+    path = path if path.suffix == ".json" else path / "tokenizer.json"
+    if not path.is_file():
         return None
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
@@ -140,7 +159,13 @@ def tokenizer_size(folder: str | None) -> int | None:
 def _vision(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
     source = f"{tower.from_pretrained}/config.json"
-    _agree(tower, tower_sizes(tower.from_pretrained), "model.mm_cfg.vision_encoder", source, "model/vision_encoder")
+    _agree(
+        tower,
+        tower_sizes(tower.from_pretrained),
+        "model.mm_cfg.vision_encoder",
+        source,
+        "model/vision_encoder",
+    )
     _require(tower, (*TOWER_KEYS, "model_type"), "model.mm_cfg.vision_encoder", tower.from_pretrained)
     if tower.model_type in CLASS_TOKENS:
         expected = {"class_token_length": CLASS_TOKENS[tower.model_type]}
@@ -154,8 +179,14 @@ def _language(model_cfg: DictConfig) -> None:
     folder = model_cfg.mm_cfg.llm.from_pretrained
     sizes = language_sizes(folder)
     _agree(model_cfg, sizes, "model", f"{folder}/config.json", "model/llm")
+    ids = tokenizer_size(model_cfg.tokenizer.type)
     if model_cfg.vocab_size is None:
-        model_cfg.vocab_size = tokenizer_size(model_cfg.tokenizer.type)
+        model_cfg.vocab_size = ids
+    elif ids is not None and ids > model_cfg.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={model_cfg.vocab_size} but the tokenizer {model_cfg.tokenizer.type} has {ids} ids: "
+            "give the tokenizer that belongs to the language model, or a larger vocabulary"
+        )
     _require(
         model_cfg,
         ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "vocab_size", "rotary_base"),
@@ -177,10 +208,14 @@ def _data(model_cfg: DictConfig) -> None:
     _agree(model_cfg.data, expected, "model.data", source)
 
 
-def _agree(section: DictConfig, expected: Mapping[str, Any], path: str, source: str, group: str | None = None) -> None:
+def _agree(
+    section: DictConfig, expected: Mapping[str, Any], path: str, source: str, group: str | None = None
+) -> None:
     """Fill nulls of `section` with `expected`; raise when a given value differs, with all differences."""
-    remedy = f"correct the key, or read every size from the checkpoint with {group}=from_checkpoint" if group else (
-        "leave the key out"
+    remedy = (
+        f"correct the key, or read every size from the checkpoint with {group}=from_checkpoint"
+        if group
+        else ("leave the key out")
     )
     problems = []
     for key, value in expected.items():

@@ -1,0 +1,64 @@
+"""`model.data.*`: records, images, templates, loader."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neva.config.keys.field import key, refused
+
+_VIDEO = "neva does not train on video yet"
+_TEMPLATES = ("plain", "v1", "chatml")
+_NO_TEMPLATE = dict.fromkeys(
+    ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo", "mistral"),
+    "neva does not have this template yet: use v1, or chatml for models that were trained on it",
+)
+_NO_SAMPLER = {
+    "modality": "neva does not group samples by modality yet: use cyclic, which needs no such grouping to be correct",
+    "single": "neva shuffles every epoch: use cyclic",
+    "sequential": "neva shuffles every epoch: use cyclic",
+}
+_NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
+
+
+@dataclass
+class Data:
+    """Training data."""
+
+    data_path: str = key("LLaVA-format .json list or .jsonl lines.", common=True)
+    image_folder: str = key("Folder that the records' image paths are relative to.", common=True)
+    datasets_exclude: list[str] = key('Records whose "dataset" is listed are left out.')
+    conv_template: str = key(
+        "How a conversation becomes text.", choices=_TEMPLATES, not_yet=_NO_TEMPLATE, common=True
+    )
+    image_aspect_ratio: str = key(
+        "square: resize and centre crop; pad: to a square first.",
+        choices=("square", "pad"),
+        not_yet=_NO_ASPECT,
+    )
+    sep_image_conv_front: bool = key("Move <image> to the front of the first question, on a line of its own.")
+    image_token_len: int | None = key("Positions of an image; follows from the tower.", low=1)
+    crop_size: list[int] | None = key(
+        "Height, width after the crop; follows from the tower.", low=1, length=2
+    )
+    image_size: list[int] | None = key(
+        "Height, width of the tower's input; follows from the tower.", low=1, length=2
+    )
+    dataloader_type: str = key(
+        "Order of the samples; cyclic: a new permutation every epoch.",
+        choices=("cyclic",),
+        not_yet=_NO_SAMPLER,
+    )
+    num_workers: int = key("Processes that read and decode, on each rank.", low=0, common=True)
+    on_error: str = key("A missing or broken image: fail, or skip and count.", choices=("fail", "skip"))
+    pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
+
+    video_folder: Any = refused(None, why=_VIDEO)
+    media_type: Any = refused("image", why=_VIDEO)
+    num_frames: Any = refused(None, -1, why=_VIDEO)
+    splice_single_frame: Any = refused(None, why=_VIDEO)
+    sep_token_between_frames: Any = refused(False, why=_VIDEO)
+    lazy_preprocess: Any = refused(True, why="samples are always read and encoded when they are needed")
+    is_multimodal: Any = refused(True, why="text-only records need no switch: leave out their image")
+    eod_mask_loss: Any = refused(False, why="the end token after an answer always carries loss")
+    packed_sequence: Any = refused(False, why="neva does not pack sequences yet")
+    data_prefix: Any = refused(None, why="neva does not pack sequences yet; give model.data.data_path")
+    validation_drop_last: Any = refused(True, why="neva runs no validation loop while it trains")

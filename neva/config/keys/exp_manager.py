@@ -1,0 +1,102 @@
+"""`exp_manager.*`: what nemo.utils.exp_manager is given. Optional keys have NeMo's own defaults."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neva.config.keys.field import key, refused
+
+_EMA = "neva does not keep an exponential moving average of the weights"
+_NO_VALIDATION = "neva runs no validation loop while it trains, so there is nothing to stop early on"
+
+
+@dataclass
+class CheckpointCallbackParams:
+    """Which checkpoints are kept."""
+
+    monitor: str = key("Logged value that ranks the checkpoints.")
+    verbose: bool = key("Log every save.")
+    save_last: bool = key("Keep the newest checkpoint, which resume starts from.")
+    save_top_k: int = key("How many ranked checkpoints are kept; -1: all.", low=-1, common=True)
+    mode: str = key("Whether a larger or a smaller monitored value is better.", choices=("max", "min"))
+    every_n_train_steps: int = key("Steps between two checkpoints.", low=1, common=True)
+    every_n_epochs: int = key("NeMo wants 0 beside every_n_train_steps.", choices=(0,))
+    save_on_train_epoch_end: bool = key("Also save at the end of an epoch.")
+    always_save_nemo: bool = key("A .nemo beside every checkpoint.")
+    save_nemo_on_train_end: bool = key("A .nemo at the end of training.")
+    filename: str = key("Name of a checkpoint, with logged values in braces.", pattern=r"\{consumed_samples")
+    model_parallel_size: int = key("Tensor times pipeline parallel size.", low=1)
+    dirpath: str | None = key("Checkpoint folder; null: checkpoints/ in the run folder.", optional=True)
+
+    save_weights_only: Any = refused(False, why="a checkpoint without optimizer state cannot be resumed")
+    save_best_model: Any = refused(False, why=_NO_VALIDATION)
+    async_save: Any = refused(False, why="neva does not save asynchronously yet")
+    save_last_n_optim_states: Any = refused(None, -1, why="every kept checkpoint has its optimizer state")
+
+
+@dataclass
+class WandbLoggerKwargs:
+    """Given to lightning's WandbLogger."""
+
+    project: str | None = key("Project; needed with create_wandb_logger.")
+    name: str | None = key("Name of the run; null: exp_manager.name.")
+    entity: str | None = key("Team or user.", optional=True)
+    group: str | None = key("Group of runs.", optional=True)
+    tags: list[str] | None = key("Tags.", optional=True)
+    offline: bool = key("Write locally, send later.", optional=True)
+
+
+@dataclass
+class Ema:
+    """Exponential moving average."""
+
+    enable: Any = refused(False, why=_EMA)
+    decay: Any = refused(0.9999, why=_EMA)
+    validate_original_weights: Any = refused(False, why=_EMA)
+    every_n_steps: Any = refused(1, why=_EMA)
+    cpu_offload: Any = refused(False, why=_EMA)
+
+
+@dataclass
+class ExpManager:
+    """Run folder, loggers, checkpoints, resume."""
+
+    explicit_log_dir: str | None = key("Run folder, instead of exp_dir/name.")
+    exp_dir: str | None = key("Where run folders go; null: nemo_experiments/.", common=True)
+    name: str = key("Name of the run, its folder and its .nemo.", common=True)
+    create_tensorboard_logger: bool = key("Write TensorBoard events.")
+    create_wandb_logger: bool = key("Log to Weights & Biases.", common=True)
+    wandb_logger_kwargs: WandbLoggerKwargs
+    resume_if_exists: bool = key("Continue from the last checkpoint of the run folder.", common=True)
+    resume_ignore_no_checkpoint: bool = key("Start afresh when there is none.")
+    resume_from_checkpoint: str | None = key(
+        "Checkpoint to continue from; set by model.resume_from_checkpoint."
+    )
+    create_checkpoint_callback: bool = key("Save checkpoints.")
+    checkpoint_callback_params: CheckpointCallbackParams
+    version: str | None = key("Subfolder of the run folder.", optional=True)
+    use_datetime_version: bool = key("Name that subfolder by date when runs are not resumed.", optional=True)
+    resume_past_end: bool = key("Also resume from a finished run.", optional=True)
+    summary_writer_kwargs: dict[str, Any] | None = key("Given to TensorBoard's SummaryWriter.", optional=True)
+    create_preemption_callback: bool = key(
+        "Save and stop when the scheduler preempts the job.", optional=True
+    )
+    files_to_copy: list[str] | None = key("Files copied into the run folder.", optional=True)
+    log_step_timing: bool = key("Log the time of a step.", optional=True)
+    max_time_per_run: str | None = key(
+        "Stop after DD:HH:MM:SS and save.", optional=True, pattern=r"^\d+(:\d\d){3}$"
+    )
+    seconds_to_sleep: float = key(
+        "Wait of the other ranks while rank 0 makes the folder.", low=0, optional=True
+    )
+    ema: Ema
+
+    create_early_stopping_callback: Any = refused(False, why=_NO_VALIDATION)
+    create_mlflow_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")
+    create_dllogger_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")
+    create_clearml_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")
+    create_neptune_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")
+    create_straggler_detection_callback: Any = refused(False, why="neva does not detect stragglers")
+    create_fault_tolerance_callback: Any = refused(
+        False, why="neva does not use NVIDIA's fault tolerance launcher"
+    )
+    log_delta_step_timing: Any = refused(False, why="log_step_timing already logs the time of a step")

@@ -1,0 +1,45 @@
+"""The two kinds of key: one that has an effect, and one that is known but refused unless it is off."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key with an effect. Bounds: `low`, `high` included, `above`, `below` excluded.
+
+    `not_yet`: values that users of other systems know, each with the sentence that refuses it.
+    `optional`: need not be in the YAML (whoever reads the section has its own documented default).
+    `common`: shown by `neva train --help`.
+    """
+
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] | None = None
+    not_yet: Mapping[Any, str] | None = None
+    pattern: str | None = None
+    length: int | None = None
+    optional: bool = False
+    common: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A key that other systems have and `neva` has not: only the `off` values, which say what happens anyway, pass."""
+
+    off: tuple[Any, ...]
+    why: str
+
+
+def key(doc: str, **rules: Any) -> Any:
+    """A dataclass field without default for a key with an effect; `rules` are those of `Key`."""
+    return field(metadata={"rule": Key(doc, **rules)})
+
+
+def refused(*off: Any, why: str) -> Any:
+    """A dataclass field for a key that is refused unless its value is one of `off`."""
+    return field(metadata={"rule": Refused(off, why)})

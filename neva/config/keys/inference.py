@@ -1,0 +1,81 @@
+"""The tree of `neva infer`: prompts in, answers out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neva.config.keys.field import key, refused
+from neva.config.keys.trainer import InferenceTrainer
+
+_SERVER = "neva does not serve a model yet"
+_STEERLM = "neva has no SteerLM template"
+_NEMO_FILE = "give neva_model_file: a .nemo or the folder it was extracted to"
+
+
+@dataclass
+class Generation:
+    """How answers are generated."""
+
+    images_base_path: str = key("Folder that the prompts' image paths are relative to.", common=True)
+    insert_image_token: str | None = key("Put <image> before or after the prompt.", choices=("left", "right"))
+    batch_size: int = key("Prompts that are answered together.", low=1, common=True)
+    greedy: bool = key("The most probable token always.", common=True)
+    temperature: float = key("Divides the logits; below 1 sharpens.", above=0, common=True)
+    top_k: int = key("Sample from this many tokens; 0: all.", low=0)
+    top_p: float = key("Sample from the smallest set with this probability.", above=0, high=1)
+    repetition_penalty: float = key("Divides the logits of tokens seen before; 1: none.", above=0)
+    tokens_to_generate: int = key("Longest answer, tokens.", low=1, common=True)
+    min_tokens_to_generate: int = key("Shortest answer, tokens.", low=0)
+    end_strings: list[str] = key("An answer also ends where one of these appears.")
+    seed: int = key("Seed of the sampling.", low=0)
+
+    add_BOS: Any = refused(True, why="the template decides, as in training")
+    all_probs: Any = refused(False, why="result lines carry no probabilities")
+    compute_logprob: Any = refused(False, why="result lines carry no probabilities")
+    media_type: Any = refused("image", why="neva does not read video yet")
+    quality: Any = refused(9, why=_STEERLM)
+    toxicity: Any = refused(0, why=_STEERLM)
+    humor: Any = refused(6, why=_STEERLM)
+    creativity: Any = refused(6, why=_STEERLM)
+    violence: Any = refused(0, why=_STEERLM)
+    helpfulness: Any = refused(6, why=_STEERLM)
+    not_appropriate: Any = refused(0, why=_STEERLM)
+
+
+@dataclass
+class Quantization:
+    """Weight quantisation."""
+
+    enable: Any = refused(False, why="neva does not quantise weights")
+    algorithm: Any = refused(None, "awq", why="neva does not quantise weights")
+
+
+@dataclass
+class Inference:
+    """Root of an inference recipe."""
+
+    dry_run: bool = key("Check and report, run nothing.")
+    neva_model_file: str = key("The .nemo, or the folder it was extracted to.", common=True)
+    base_model_file: str | None = key("Language model, when the .nemo holds none; null: as recorded in it.")
+    vision_encoder_path: str | None = key("Tower, when the .nemo holds none; null: as recorded in it.")
+    tokenizer_type: str | None = key("Tokenizer folder; null: the one inside the .nemo.")
+    prompt_file: str = key(".json list or .jsonl lines of {prompt | text, image}.", common=True)
+    output_file: str = key("Answers, a JSON line each; an existing file is continued.", common=True)
+    inference: Generation
+    trainer: InferenceTrainer
+    tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
+    pipeline_model_parallel_size: int = key("Ranks that the layers are dealt to.", low=1)
+    quantization: Quantization
+
+    pipeline_model_parallel_split_rank: Any = refused(0, why="there is no encoder-decoder model to split")
+    cluster_type: Any = refused(None, why="the launch environment is read from its variables")
+    tokenizer_model: Any = refused(None, why="neva reads tokenizer.json folders: give tokenizer_type")
+    checkpoint_dir: Any = refused(None, why=_NEMO_FILE)
+    checkpoint_name: Any = refused(None, why=_NEMO_FILE)
+    hparams_file: Any = refused(None, why=_NEMO_FILE)
+    server: Any = refused(False, why=_SERVER)
+    port: Any = refused(5555, why=_SERVER)
+    web_server: Any = refused(False, why=_SERVER)
+    share: Any = refused(False, why=_SERVER)
+    username: Any = refused(None, why=_SERVER)
+    password: Any = refused(None, why=_SERVER)
+    web_port: Any = refused(9889, why=_SERVER)

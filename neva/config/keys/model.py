@@ -1,0 +1,164 @@
+"""`model.*` and the root of a training recipe."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neva.config.keys.data import Data
+from neva.config.keys.exp_manager import ExpManager
+from neva.config.keys.field import key, refused
+from neva.config.keys.optim import Optim
+from neva.config.keys.refusals import RefusedModelKeys
+from neva.config.keys.trainer import Trainer
+
+_PROJECTORS = r"^(linear|mlp[1-9]\d*x_gelu)$"
+_NO_PROJECTOR = {
+    "identity": "neva always projects: the tower's width is not the language model's",
+    "mlp_downsample": "neva does not have downsampling projectors yet: use mlp2x_gelu",
+}
+_TOKENIZER = "neva reads Hugging Face tokenizers: give model.tokenizer.type, a folder with tokenizer.json"
+_SPECIAL_TOKENS = "image positions have ids outside the vocabulary, so no special tokens are needed"
+
+
+@dataclass
+class Llm:
+    """Where the language model comes from."""
+
+    from_pretrained: str | None = key("Hugging Face folder; null: random weights.", common=True)
+    freeze: bool = key("Do not train the language model.", common=True)
+
+    model_type: Any = refused(
+        None, why="the family follows from the checkpoint, the template from data.conv_template"
+    )
+
+
+@dataclass
+class VisionEncoder:
+    """The vision tower."""
+
+    from_pretrained: str | None = key("Hugging Face folder; null: random weights.", common=True)
+    freeze: bool = key("Do not train the tower.", common=True)
+    vision_encoder_lr_ratio: float = key("Its learning rate as a share of optim.lr, when trained.", above=0)
+    model_type: str | None = key("Hugging Face model type: clip, siglip, …")
+    image_size: int | None = key("Side of its input, pixels.", low=1)
+    patch_dim: int | None = key("Side of a patch, pixels.", low=1)
+    hidden_size: int | None = key("Width.", low=1)
+    num_layers: int | None = key("Layers.", low=1)
+    num_attention_heads: int | None = key("Attention heads.", low=1)
+    ffn_hidden_size: int | None = key("Width of the feed-forward layer.", low=1)
+    hidden_act: str | None = key("Activation.", choices=("quick_gelu", "gelu", "gelu_pytorch_tanh"))
+    layernorm_epsilon: float | None = key("Epsilon of its layer norms.", above=0)
+    vision_select_layer: int = key("Hidden state that is projected: -1 the last, -2 the one before.")
+    class_token_length: int | None = key("Leading tokens to drop; follows from the tower's type.", low=0)
+    crop_size: list[int] | None = key("Height, width; follows from image_size.", low=1, length=2)
+    image_mean: list[float] | None = key("Mean of each colour, 0 to 1.", low=0, high=1, length=3)
+    image_std: list[float] | None = key("Standard deviation of each colour.", above=0, length=3)
+
+    from_hf: Any = refused(True, why="towers are Hugging Face models")
+
+
+@dataclass
+class MmCfg:
+    """The multimodal parts."""
+
+    llm: Llm
+    vision_encoder: VisionEncoder
+    pretrain_mm_mlp_adapter: str | None = key("A .nemo whose projector is taken (stage 1's).", common=True)
+    mm_mlp_adapter_type: str = key(
+        "Projector: linear, mlp2x_gelu, mlp3x_gelu, …", pattern=_PROJECTORS, not_yet=_NO_PROJECTOR
+    )
+    mm_mlp_adapter_freeze: bool = key("Do not train the projector.")
+    mm_mlp_adapter_lr_ratio: float = key("The projector's learning rate as a share of optim.lr.", above=0)
+
+    use_im_start_end: Any = refused(
+        False, why="neva puts no start and end tokens around an image; " + _SPECIAL_TOKENS
+    )
+    use_image_tile: Any = refused(False, why="neva does not tile images yet")
+
+
+@dataclass
+class Tokenizer:
+    """The tokenizer."""
+
+    library: str = key(
+        "Hugging Face tokenizers.",
+        choices=("huggingface",),
+        not_yet=dict.fromkeys(("sentencepiece", "megatron"), _TOKENIZER),
+    )
+    type: str = key("Folder with tokenizer.json.", common=True)
+
+    model: Any = refused(None, why=_TOKENIZER)
+    vocab_file: Any = refused(None, why=_TOKENIZER)
+    merge_file: Any = refused(None, why=_TOKENIZER)
+    delimiter: Any = refused(None, why=_TOKENIZER)
+    sentencepiece_legacy: Any = refused(False, why=_TOKENIZER)
+    additional_special_tokens: Any = refused(None, [], why=_SPECIAL_TOKENS)
+
+
+@dataclass
+class Model(RefusedModelKeys):
+    """Model, data and optimizer."""
+
+    precision: int | str = key("Follows trainer.precision.", choices=(32, "bf16"))
+    seed: int = key("Seed of initial weights and of the data order.", low=0, common=True)
+    micro_batch_size: int = key("Samples in one forward pass of a rank.", low=1, common=True)
+    global_batch_size: int = key("Samples in one optimizer step.", low=1, common=True)
+    tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
+    pipeline_model_parallel_size: int = key("Ranks that the layers are dealt to.", low=1)
+    virtual_pipeline_model_parallel_size: int | None = key("Pieces of layers on each pipeline rank.", low=1)
+    context_parallel_size: int = key("Ranks that share each sequence.", low=1)
+    sequence_parallel: bool = key("Norms and dropout share the sequence over tensor parallel ranks.")
+    fsdp: bool = key("Shard parameters over data parallel ranks (torch FSDP).", optional=True)
+    fsdp_sharding_strategy: str = key("What FSDP shards.", choices=("full", "grad", "hybrid"), optional=True)
+    fsdp_grad_reduce_dtype: int | str = key(
+        "Precision of FSDP's reduction.", choices=(32, "32", "bf16"), optional=True
+    )
+    fsdp_sharded_checkpoint: bool = key("FSDP checkpoints stay sharded.", optional=True)
+    fsdp_use_orig_params: bool = key("Frozen and trained parameters may share a unit.", optional=True)
+    fsdp_limit_all_gathers: bool = key("FSDP waits before it gathers more.", optional=True)
+    fsdp_cpu_offload: bool = key("FSDP keeps its shards in CPU memory.", optional=True)
+    restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
+    resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
+    mm_cfg: MmCfg
+    encoder_seq_length: int = key("Longest sequence; longer samples are cut.", low=1, common=True)
+    max_position_embeddings: int = key("Longest position.", low=1)
+    vocab_size: int | None = key("Token ids of the language model.", low=1)
+    make_vocab_size_divisible_by: int = key("Embedding and head are padded to a multiple of this.", low=1)
+    num_layers: int | None = key("Layers of the language model.", low=1)
+    hidden_size: int | None = key("Width of the language model.", low=1)
+    ffn_hidden_size: int | None = key("Width of its feed-forward layer.", low=1)
+    num_attention_heads: int | None = key("Attention heads.", low=1)
+    num_query_groups: int | None = key("Key-value heads; null: as many as attention heads.", low=1)
+    kv_channels: int | None = key("Width of a head; null: hidden_size / num_attention_heads.", low=1)
+    layernorm_epsilon: float | None = key("Epsilon of the RMS norms.", above=0)
+    rotary_base: float | None = key("Base of the rotary embedding.", above=0)
+    rope_scaling: dict[str, Any] | None = key("Scaled RoPE, as in a Hugging Face config.json.")
+    share_embeddings_and_output_weights: bool | None = key("Head and embedding are one matrix.")
+    add_qkv_bias: bool | None = key("Bias in the QKV projection (Qwen2).")
+    qk_layernorm: bool | None = key("RMS norm on queries and keys (Qwen3).")
+    window_size: int | None = key("Sliding window of the attention, tokens; null: none.", low=1)
+    init_method_std: float = key("Standard deviation of random initial weights.", above=0)
+    activations_checkpoint_granularity: str | None = key(
+        "Recompute in the backward pass: selective, full; null: nothing.",
+        choices=("selective", "full"),
+        common=True,
+    )
+    activations_checkpoint_method: str | None = key(
+        "With full: uniform, block.", choices=("uniform", "block")
+    )
+    activations_checkpoint_num_layers: int | None = key("With full: layers in a unit.", low=1)
+    tokenizer: Tokenizer
+    data: Data
+    optim: Optim
+
+
+@dataclass
+class Training:
+    """Root of a training recipe."""
+
+    dry_run: bool = key("Check and report, train nothing.")
+    trainer: Trainer
+    exp_manager: ExpManager
+    model: Model
+
+    name: Any = refused(None, why="the run's name is exp_manager.name")
+    restore_from_path: Any = refused(None, why="the .nemo to start from is model.restore_from_path")

@@ -1,0 +1,64 @@
+"""`trainer.*`: what lightning.Trainer is given."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neva.config.keys.field import key, refused
+
+_BY_EXP_MANAGER = "exp_manager makes loggers and checkpoints"
+_NO_VALIDATION = (
+    "neva runs no validation or test loop while it trains; evaluate the .nemo or a checkpoint afterwards"
+)
+_PRECISION = (32, "bf16")
+_NO_FP16 = {16: "neva does not run in fp16 yet: use bf16, which needs no loss scale"}
+
+
+@dataclass
+class Trainer:
+    """Training."""
+
+    devices: int = key("Processes (GPUs) on each node.", low=1, common=True)
+    num_nodes: int = key("Nodes.", low=1, common=True)
+    accelerator: str = key(
+        "Where to run; auto takes a GPU when there is one.", choices=("gpu", "cpu", "auto")
+    )
+    precision: int | str = key(
+        "32, or bf16 with float32 main weights.", choices=_PRECISION, not_yet=_NO_FP16, common=True
+    )
+    max_epochs: int | None = key("Epochs; -1: only max_steps counts.", low=-1, common=True)
+    max_steps: int = key("Optimizer steps; -1: only max_epochs counts.", low=-1, common=True)
+    log_every_n_steps: int = key("Steps between two lines of the log.", low=1)
+    gradient_clip_val: float = key("Largest global gradient norm; 0: no clipping.", low=0)
+
+    logger: Any = refused(False, why=_BY_EXP_MANAGER)
+    enable_checkpointing: Any = refused(False, why=_BY_EXP_MANAGER)
+    use_distributed_sampler: Any = refused(False, why="neva's own sampler already gives each rank its share")
+    accumulate_grad_batches: Any = refused(
+        1,
+        why="accumulation follows from model.global_batch_size, model.micro_batch_size and the data parallel size",
+    )
+    val_check_interval: Any = refused(None, why=_NO_VALIDATION)
+    check_val_every_n_epoch: Any = refused(None, -1, why=_NO_VALIDATION)
+    limit_val_batches: Any = refused(0, why=_NO_VALIDATION)
+    limit_test_batches: Any = refused(0, why=_NO_VALIDATION)
+    num_sanity_val_steps: Any = refused(0, why=_NO_VALIDATION)
+    benchmark: Any = refused(
+        False, why="the vision tower's convolution is too small to gain from cuDNN's search"
+    )
+    enable_model_summary: Any = refused(
+        False, why="neva logs parameter counts by part; `--dry-run` prints them"
+    )
+
+
+@dataclass
+class InferenceTrainer:
+    """Inference."""
+
+    devices: int = key("Processes (GPUs) on each node.", low=1)
+    num_nodes: int = key("Nodes.", low=1)
+    accelerator: str = key(
+        "Where to run; auto takes a GPU when there is one.", choices=("gpu", "cpu", "auto")
+    )
+    precision: int | str = key("Precision of the forward pass.", choices=_PRECISION, not_yet=_NO_FP16)
+
+    logger: Any = refused(False, why="answers go to output_file, nothing is logged elsewhere")

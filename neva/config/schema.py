@@ -1,0 +1,195 @@
+"""Checks a configuration tree against the keys that exist."""
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neva.config.errors import ConfigError
+from neva.config.keys.field import Key, Refused
+from neva.config.keys.inference import Inference
+from neva.config.keys.model import Training
+
+REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
+
+
+def root_of(cfg: DictConfig) -> type:
+    """`Training` or `Inference`: a tree that names a `neva_model_file` is one for inference."""
+    return Inference if "neva_model_file" in cfg else Training
+
+
+def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refused]]:
+    """Dotted path, type and rule of every key below `section`."""
+    hints = typing.get_type_hints(section)
+    for field in fields(section):
+        path, hint = prefix + field.name, hints[field.name]
+        if is_dataclass(hint):
+            yield from walk(typing.cast(type, hint), path + ".")
+        else:
+            yield path, hint, field.metadata["rule"]
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
+
+    Raises:
+        ConfigError: all problems of the tree, a line each.
+    """
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    root = root_of(cfg)
+    known = [path for path, _, rule in walk(root) if isinstance(rule, Key)]
+    problems = list(_section(root, tree, OmegaConf.to_container(cfg), "", known))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _section(section: type, values: Any, written: Any, prefix: str, known: list[str]) -> Iterator[str]:
+    """Problems of one section; `written` is what stands in the YAML, interpolations included."""
+    if not isinstance(values, dict):
+        yield f"{prefix[:-1]}={show(values)}: expected a section with keys of its own, not a value"
+        return
+    hints = typing.get_type_hints(section)
+    names = {field.name: field for field in fields(section)}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if name not in names:
+            for unknown in _leaves(path, value):
+                yield f"unknown key {unknown}; nearest: {', '.join(nearest(unknown, known))}"
+        elif is_dataclass(hints[name]):
+            yield from _section(typing.cast(type, hints[name]), value, written[name], path + ".", known)
+        elif not _refers_to_known(written[name], known):
+            yield from _value(path, value, hints[name], names[name].metadata["rule"])
+    for name, field in names.items():
+        if name not in values and _needed(hints[name], field.metadata.get("rule")):
+            yield f"missing key {prefix}{name}: add it to the recipe"
+
+
+def _leaves(path: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, below in value.items():
+            yield from _leaves(f"{path}.{name}", below)
+    else:
+        yield path
+
+
+def _refers_to_known(written: Any, known: list[str]) -> bool:
+    """Whether a value is `${another.key}`, which is judged where it stands."""
+    reference = REFERENCE.match(written) if isinstance(written, str) else None
+    return reference is not None and reference.group(1) in known
+
+
+def _needed(hint: Any, rule: Key | Refused | None) -> bool:
+    """Whether a key must be in the tree; a section must when one of its keys must."""
+    if is_dataclass(hint):
+        return any(_needed(None, rule) for _, _, rule in walk(typing.cast(type, hint)))
+    return isinstance(rule, Key) and not rule.optional
+
+
+def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[str]:
+    if isinstance(rule, Refused):
+        if not any(_same(value, off) for off in rule.off):
+            remedy = " or ".join(show(off) for off in rule.off)
+            yield f"{path}={show(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
+    elif value == "???":
+        yield f"{path} needs a value: {rule.doc}"
+    elif not _has_type(value, hint):
+        yield f"{path}={show(value)}: expected {type_name(hint)}"
+    elif rule.not_yet is not None and value in rule.not_yet:
+        yield f"{path}={show(value)} is refused: {rule.not_yet[value]}"
+    elif value is not None and not _in_range(value, rule):
+        yield f"{path}={show(value)}: must be {range_text(rule)}"
+
+
+def _same(value: Any, off: Any) -> bool:
+    """Equal, and not a number in a boolean's place: `False` is not 0."""
+    return value == off and isinstance(value, bool) == isinstance(off, bool)
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, option) for option in typing.get_args(hint))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _in_range(value: Any, rule: Key) -> bool:
+    if rule.length is not None and len(value) != rule.length:
+        return False
+    if rule.pattern is not None and not re.search(rule.pattern, value):
+        return False
+    items = value if isinstance(value, list) else [value]
+    return all(
+        (rule.choices is None or item in rule.choices)
+        and (rule.low is None or item >= rule.low)
+        and (rule.high is None or item <= rule.high)
+        and (rule.above is None or item > rule.above)
+        and (rule.below is None or item < rule.below)
+        for item in items
+    )
+
+
+def range_text(rule: Key) -> str:
+    """The values a rule allows, in words; empty when it allows all of the type."""
+    parts = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">=", rule.low), (">", rule.above), ("<=", rule.high), ("<", rule.below))
+        if bound is not None
+    ]
+    if rule.choices is not None:
+        parts.append(
+            ("one of " if len(rule.choices) > 1 else "") + ", ".join(str(choice) for choice in rule.choices)
+        )
+    if rule.pattern is not None:
+        parts.append(f"like {rule.pattern}")
+    if rule.length is not None:
+        parts.insert(0, f"{rule.length} values" + (", each" if parts else ""))
+    return " and ".join(parts).replace("each and", "each")
+
+
+def type_name(hint: Any) -> str:
+    """A type in words: `a number or null`."""
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        types.NoneType: "null",
+    }
+    if isinstance(hint, types.UnionType):
+        return " or ".join(type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        return "a list, each " + type_name(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is dict:
+        return "a mapping"
+    return words[hint]
+
+
+def nearest(path: str, known: list[str]) -> list[str]:
+    """Up to three known paths nearest to an unknown one; the same last name in another section comes first."""
+    leaf = path.rpartition(".")[2]
+    same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.7)
+    return list(dict.fromkeys(same_leaf + close))[:3] or difflib.get_close_matches(
+        path, known, n=1, cutoff=0.0
+    )
+
+
+def show(value: Any) -> str:
+    """A value as a command-line override writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace(" ", "")

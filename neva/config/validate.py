@@ -1,0 +1,199 @@
+"""What must hold between keys, once every value is known."""
+
+import os
+from collections.abc import Iterator, Mapping
+
+from omegaconf import DictConfig
+
+from neva.config.errors import ConfigError
+from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
+
+LAYOUT_NOT_YET = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+    "fsdp": False,
+}
+"""Keys of `model` that choose a layout, with the only value that is accepted until that layout exists."""
+
+
+def launched_world_size(trainer_cfg: DictConfig, environment: Mapping[str, str] = os.environ) -> int:
+    """Processes of the run: `devices * num_nodes`.
+
+    Raises:
+        ConfigError: the environment variable WORLD_SIZE, in which launchers state the same number, differs.
+    """
+    size = trainer_cfg.devices * trainer_cfg.num_nodes
+    stated = environment.get("WORLD_SIZE")
+    if stated is not None and stated != str(size):
+        raise ConfigError(
+            f"the environment says WORLD_SIZE={stated}, but trainer.devices={trainer_cfg.devices} x "
+            f"trainer.num_nodes={trainer_cfg.num_nodes} is {size}: make them agree, or unset WORLD_SIZE"
+        )
+    return size
+
+
+def data_parallel_size(cfg: DictConfig, world_size: int) -> int:
+    """Ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
+    model = cfg.model
+    return world_size // (
+        model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+    )
+
+
+def validate(cfg: DictConfig, world_size: int) -> None:
+    """Raise when values of a resolved tree cannot go together on `world_size` processes.
+
+    Raises:
+        ConfigError: all problems, a line each.
+    """
+    rules = (_layout, _sizes, _batch, _steps, _recompute, _weights) if "model" in cfg else (_inference,)
+    problems = [problem for rule in rules for problem in rule(cfg, world_size)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _layout(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model = cfg.model
+    for key, only in LAYOUT_NOT_YET.items():
+        if key in model and model[key] != only:
+            yield (
+                f"model.{key}={_text(model[key])} is refused: neva has no such layout yet, several devices are used "
+                f"data parallel; leave it at {_text(only)}"
+            )
+    if model.optim.name in DISTRIBUTED_OPTIMIZERS:
+        yield (
+            f"model.optim.name={model.optim.name} is refused: neva does not shard optimizer states yet; use fused_adam"
+        )
+    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    ranks = tensor * pipeline * model.context_parallel_size
+    if world_size % ranks:
+        yield (
+            f"{world_size} processes cannot be divided into tensor {tensor} x pipeline {pipeline} x context "
+            f"{model.context_parallel_size} = {ranks}: change trainer.devices, trainer.num_nodes or a parallel size"
+        )
+    for key, size, divisor, by in (
+        ("num_attention_heads", model.num_attention_heads, tensor, "tensor_model_parallel_size"),
+        ("num_query_groups", model.num_query_groups, tensor, "tensor_model_parallel_size"),
+        ("ffn_hidden_size", model.ffn_hidden_size, tensor, "tensor_model_parallel_size"),
+        ("num_layers", model.num_layers, pipeline, "pipeline_model_parallel_size"),
+    ):
+        if size % divisor:
+            yield f"model.{key}={size} cannot be divided by model.{by}={divisor}"
+
+
+def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model = cfg.model
+    tower = model.mm_cfg.vision_encoder
+    if model.precision != cfg.trainer.precision:
+        yield f"model.precision={model.precision} but trainer.precision={cfg.trainer.precision}: set only the latter"
+    if model.num_attention_heads % model.num_query_groups:
+        yield (
+            f"model.num_attention_heads={model.num_attention_heads} cannot be divided by "
+            f"model.num_query_groups={model.num_query_groups}: every group serves equally many heads"
+        )
+    if tower.hidden_size % tower.num_attention_heads:
+        yield (
+            f"model.mm_cfg.vision_encoder.hidden_size={tower.hidden_size} cannot be divided by its "
+            f"num_attention_heads={tower.num_attention_heads}"
+        )
+    if tower.patch_dim > tower.image_size:
+        yield f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its image_size={tower.image_size}"
+    if not -tower.num_layers - 1 <= tower.vision_select_layer <= tower.num_layers:
+        yield (
+            f"model.mm_cfg.vision_encoder.vision_select_layer={tower.vision_select_layer}: a tower of "
+            f"{tower.num_layers} layers has hidden states {-tower.num_layers - 1} to {tower.num_layers}"
+        )
+    if model.data.image_token_len >= model.encoder_seq_length:
+        yield (
+            f"an image takes {model.data.image_token_len} positions, but model.encoder_seq_length="
+            f"{model.encoder_seq_length} leaves none for text: raise it"
+        )
+    if model.encoder_seq_length > model.max_position_embeddings:
+        yield (
+            f"model.encoder_seq_length={model.encoder_seq_length} exceeds model.max_position_embeddings="
+            f"{model.max_position_embeddings}: raise the latter or shorten the former"
+        )
+
+
+def _batch(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model, replicas = cfg.model, data_parallel_size(cfg, world_size)
+    at_once = model.micro_batch_size * max(replicas, 1)
+    if model.global_batch_size % at_once:
+        yield (
+            f"model.global_batch_size={model.global_batch_size} cannot be divided by micro batch "
+            f"{model.micro_batch_size} x data parallel {replicas} = {at_once}: change model.micro_batch_size, "
+            "model.global_batch_size or trainer.devices"
+        )
+
+
+def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    trainer, sched = cfg.trainer, cfg.model.optim.sched
+    if trainer.max_steps == 0 or trainer.max_epochs == 0:
+        yield "trainer.max_steps=0 or trainer.max_epochs=0 trains nothing: give a positive number, or -1 for no limit"
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
+        yield "trainer.max_steps=-1 and trainer.max_epochs=-1 never end: give one of them a positive number"
+    taken = sched.warmup_steps + sched.constant_steps
+    if 0 < trainer.max_steps < taken:
+        yield (
+            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} exceed "
+            f"trainer.max_steps={trainer.max_steps}: shorten them or train longer"
+        )
+    if sched.min_lr > cfg.model.optim.lr:
+        yield f"model.optim.sched.min_lr={sched.min_lr:g} exceeds model.optim.lr={cfg.model.optim.lr:g}"
+
+
+def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model = cfg.model
+    granularity, method = model.activations_checkpoint_granularity, model.activations_checkpoint_method
+    layers = model.activations_checkpoint_num_layers
+    if granularity == "full":
+        if method is None or layers is None:
+            yield (
+                "model.activations_checkpoint_granularity=full also needs model.activations_checkpoint_method="
+                "uniform|block and model.activations_checkpoint_num_layers"
+            )
+        elif layers > model.num_layers // model.pipeline_model_parallel_size:
+            yield f"model.activations_checkpoint_num_layers={layers} exceeds the {model.num_layers} layers of the model"
+    elif method is not None or layers is not None:
+        yield (
+            f"model.activations_checkpoint_method={_text(method)} and activations_checkpoint_num_layers={_text(layers)} "
+            f"act only with activations_checkpoint_granularity=full, which is {_text(granularity)}"
+        )
+
+
+def _weights(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model, mm_cfg = cfg.model, cfg.model.mm_cfg
+    if mm_cfg.llm.freeze and mm_cfg.vision_encoder.freeze and mm_cfg.mm_mlp_adapter_freeze:
+        yield "language model, tower and projector are all frozen, nothing is left to train: free one of them"
+    if model.restore_from_path is not None and mm_cfg.pretrain_mm_mlp_adapter is not None:
+        yield (
+            f"model.restore_from_path={model.restore_from_path} and model.mm_cfg.pretrain_mm_mlp_adapter="
+            f"{mm_cfg.pretrain_mm_mlp_adapter} both bring a projector: set one of them to null"
+        )
+    wandb = cfg.exp_manager.create_wandb_logger
+    if wandb and cfg.exp_manager.wandb_logger_kwargs.project is None:
+        yield "exp_manager.create_wandb_logger=true also needs exp_manager.wandb_logger_kwargs.project"
+
+
+def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        if cfg[key] != 1:
+            yield f"{key}={cfg[key]} is refused: neva generates on one device; leave it at 1"
+    if world_size != 1:
+        yield (
+            f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes} is refused: neva "
+            "generates on one device; leave both at 1"
+        )
+    generation = cfg.inference
+    if generation.min_tokens_to_generate > generation.tokens_to_generate:
+        yield (
+            f"inference.min_tokens_to_generate={generation.min_tokens_to_generate} exceeds "
+            f"inference.tokens_to_generate={generation.tokens_to_generate}"
+        )
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
