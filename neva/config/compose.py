@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.errors import ConfigError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
-"""The Hydra tree: `conf/` of a clone (through a link in the package) or the copy inside an installed package."""
+"""The Hydra tree: a link to `conf/` in a clone, a copy of it in an installed package."""
 
 RECIPE_ENVIRONMENT_VARIABLE = "NEMO_CONFIG"
 
@@ -26,7 +26,7 @@ def recipes(conf_dir: Path = CONF_DIR) -> list[str]:
 
 
 def recipe_name(config_name: str | None, conf_dir: Path = CONF_DIR) -> str:
-    """`config_name`, else the environment variable NEMO_CONFIG; a name that `conf_dir` lacks is a ConfigError."""
+    """`config_name`, else the environment variable NEMO_CONFIG; ConfigError for one that `conf_dir` lacks."""
     name = config_name or os.environ.get(RECIPE_ENVIRONMENT_VARIABLE)
     if not name:
         raise ConfigError(
@@ -45,7 +45,7 @@ def is_group(key: str, conf_dir: Path = CONF_DIR) -> bool:
 
 
 def open_override(override: str, conf_dir: Path = CONF_DIR) -> str:
-    """`a.b=c` or `+a.b=c` as `++a.b=c`, so that our schema, which knows the nearest names, judges an unknown key.
+    """`a.b=c` or `+a.b=c` as `++a.b=c`: an unknown key is for our schema, which knows the nearest names.
 
     Group choices, deletions (`~a.b`) and Hydra's own keys are returned as they are.
     """
@@ -57,7 +57,7 @@ def open_override(override: str, conf_dir: Path = CONF_DIR) -> str:
 
 
 def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
-    """The tree of recipe `config_name` (else of NEMO_CONFIG) with dotted `overrides`, neither checked nor resolved.
+    """The tree of recipe `config_name` (else of NEMO_CONFIG) with `overrides`, unchecked and unresolved.
 
     Raises:
         ConfigError: no such recipe, or an override that Hydra cannot read.

@@ -8,47 +8,48 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.errors import ConfigError
-
-CLASS_TOKENS = {"clip": 1, "siglip": 0}
-"""Tokens before the patches in a tower's output, by HF model type; other types say so in `class_token_length`."""
+from neva.config.hf import CLASS_TOKENS, language_shape_from_hf, vision_shape_from_hf
 
 TOWER_KEYS = {
+    "model_type": "model_type",
     "image_size": "image_size",
     "patch_dim": "patch_size",
     "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "ffn_hidden_size": "intermediate_size",
+    "num_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "ffn_hidden_size": "ffn_hidden_size",
     "hidden_act": "hidden_act",
     "layernorm_epsilon": "layer_norm_eps",
 }
-"""Our key of `mm_cfg.vision_encoder` -> key of a Hugging Face vision configuration."""
+"""Key of `mm_cfg.vision_encoder` -> field of VisionShape."""
 
 LANGUAGE_KEYS = {
-    "num_layers": "num_hidden_layers",
+    "num_layers": "num_layers",
     "hidden_size": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "num_attention_heads": "num_heads",
+    "num_query_groups": "num_query_groups",
+    "kv_channels": "head_dim",
     "vocab_size": "vocab_size",
+    "rotary_base": "rope_theta",
+    "rope_scaling": "rope_scaling",
     "layernorm_epsilon": "rms_norm_eps",
+    "share_embeddings_and_output_weights": "tied",
+    "add_qkv_bias": "qkv_bias",
+    "qk_layernorm": "qk_norm",
+    "window_size": "sliding_window",
 }
-"""Our key of `model` -> key of a Hugging Face configuration of a LLaMA-type language model."""
+"""Key of `model` -> field of LanguageShape."""
 
-HF_ROPE_THETA = 10000.0
-"""What transformers takes where a `config.json` of before 2023-09 names no `rope_theta`."""
-
-HF_TOWER_DEFAULTS = {
-    "clip": {"hidden_act": "quick_gelu", "layernorm_epsilon": 1e-5},
-    "siglip": {"hidden_act": "gelu_pytorch_tanh", "layernorm_epsilon": 1e-6},
-}
-"""What transformers takes where a tower's `config.json` leaves a value out (`CLIPVisionConfig`, `SiglipVisionConfig`)."""
+REALLY_NULL = ("rope_scaling", "window_size")
+"""Language keys whose null says that the model has no such thing."""
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
     """A copy of `cfg` without interpolations and with every derived null filled in.
 
     Sizes come from the `config.json` of the `from_pretrained` folders where those exist, else from the YAML.
-    A tree without a `model` section (inference) is returned resolved as it is: its sizes are those of the .nemo.
+    A tree without a `model` section (inference) is only resolved: its sizes are those of the .nemo.
 
     Raises:
         ConfigError: a given value contradicts the checkpoint or the value that follows from others.
@@ -65,7 +66,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 
 def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps of the run: `max_steps`, or whole global batches of `max_epochs`; the smaller where both are given.
+    """Optimizer steps of the run: `max_steps`, or the whole global batches of `max_epochs`, whichever is less.
 
     Raises:
         ConfigError: neither is given, or an epoch holds no whole global batch.
@@ -104,11 +105,8 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     config = hf_config(folder)
     if config is None:
         return {}
-    config = config.get("vision_config", config)
-    sizes = {ours: config[theirs] for ours, theirs in TOWER_KEYS.items() if theirs in config}
-    if "model_type" in config:
-        sizes["model_type"] = config["model_type"].removesuffix("_vision_model")
-        sizes = HF_TOWER_DEFAULTS.get(sizes["model_type"], {}) | sizes
+    shape = vision_shape_from_hf(config)
+    sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
     preprocessor = Path(str(folder)) / "preprocessor_config.json"
     if preprocessor.is_file():
         statistics = json.loads(preprocessor.read_text(encoding="utf-8"))
@@ -117,31 +115,12 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
 
 
 def language_sizes(folder: str | None) -> dict[str, Any]:
-    """Our `model` keys as the language model's checkpoint gives them; empty without a checkpoint.
-
-    Two spellings of RoPE are read: `rope_theta` with `rope_scaling` (transformers 4) and `rope_parameters` (5).
-    """
+    """Our `model` keys as the language model's checkpoint gives them; empty without a checkpoint."""
     config = hf_config(folder)
     if config is None:
         return {}
-    config = config.get("text_config", config)
-    sizes = {ours: config[theirs] for ours, theirs in LANGUAGE_KEYS.items() if theirs in config}
-    heads, model_type = sizes.get("num_attention_heads"), config.get("model_type", "")
-    if heads:
-        sizes["num_query_groups"] = config.get("num_key_value_heads") or heads
-        sizes["kv_channels"] = config.get("head_dim") or config["hidden_size"] // heads
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", config.get("rope_theta", HF_ROPE_THETA))
-    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    windowed = config.get("use_sliding_window", True)
-    return sizes | {
-        "rotary_base": float(theta),
-        "rope_scaling": rope if scaled else None,
-        "share_embeddings_and_output_weights": config.get("tie_word_embeddings", False),
-        "add_qkv_bias": config.get("attention_bias", model_type.startswith("qwen2")),
-        "qk_layernorm": model_type.startswith("qwen3"),
-        "window_size": config.get("sliding_window") if windowed else None,
-    }
+    shape = language_shape_from_hf(config)
+    return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
 
 
 def tokenizer_size(folder: str | None) -> int | None:
@@ -166,7 +145,7 @@ def _vision(model_cfg: DictConfig) -> None:
         source,
         "model/vision_encoder",
     )
-    _require(tower, (*TOWER_KEYS, "model_type"), "model.mm_cfg.vision_encoder", tower.from_pretrained)
+    _require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
     if tower.model_type in CLASS_TOKENS:
         expected = {"class_token_length": CLASS_TOKENS[tower.model_type]}
         _agree(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
@@ -184,19 +163,14 @@ def _language(model_cfg: DictConfig) -> None:
         model_cfg.vocab_size = ids
     elif ids is not None and ids > model_cfg.vocab_size:
         raise ConfigError(
-            f"model.vocab_size={model_cfg.vocab_size} but the tokenizer {model_cfg.tokenizer.type} has {ids} ids: "
-            "give the tokenizer that belongs to the language model, or a larger vocabulary"
+            f"model.vocab_size={model_cfg.vocab_size} but the tokenizer {model_cfg.tokenizer.type} has {ids} "
+            "ids: give the tokenizer that belongs to the language model, or a larger vocabulary"
         )
-    _require(
-        model_cfg,
-        ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "vocab_size", "rotary_base"),
-        "model",
-        folder,
-    )
     if model_cfg.num_query_groups is None:
         model_cfg.num_query_groups = model_cfg.num_attention_heads
-    if model_cfg.kv_channels is None:
+    if model_cfg.kv_channels is None and model_cfg.num_attention_heads is not None:
         model_cfg.kv_channels = model_cfg.hidden_size // model_cfg.num_attention_heads
+    _require(model_cfg, tuple(LANGUAGE_KEYS.keys() - REALLY_NULL), "model", folder)
 
 
 def _data(model_cfg: DictConfig) -> None:

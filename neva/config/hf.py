@@ -1,7 +1,9 @@
-"""Read the shape of a language model or vision tower from a Hugging Face `config.json` (a dict; no torch, no transformers).
+"""Read the shape of a language model or vision tower from a Hugging Face `config.json` (a dict; no torch, no
+transformers).
 
-A `config.json` may be partial: what it omits is what transformers' config class of that `model_type` assumes. These
-assumptions are written out below (transformers 5.23, `models/<type>/configuration_<type>.py`; equal in 4.x).
+A `config.json` may be partial: what it omits is what transformers' config class of that `model_type` assumes.
+These assumptions are written out below (transformers 5.23, `models/<type>/configuration_<type>.py`; equal in
+4.x).
 """
 
 from collections.abc import Mapping
@@ -88,12 +90,16 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tower's part of a config: `vision_config` of a CLIP, SigLIP or LLaVA one, else the config itself."""
+    """The tower's part of a config: `vision_config` of a CLIP, SigLIP or LLaVA one, else the config
+    itself.
+    """
     return config.get("vision_config", config)
 
 
 def vision_model_type(config: Mapping[str, Any]) -> str:
-    """`clip`, `siglip`, `dinov2` … for either spelling (`clip_vision_model`, `clip`) of a tower's `model_type`."""
+    """`clip`, `siglip`, `dinov2` … for either spelling (`clip_vision_model`, `clip`) of a tower's
+    `model_type`.
+    """
     part = vision_config(config)
     return str(part.get("model_type", config.get("model_type", ""))).removesuffix("_vision_model")
 
@@ -101,9 +107,10 @@ def vision_model_type(config: Mapping[str, Any]) -> str:
 def language_shape_from_hf(config: Mapping[str, Any]) -> LanguageShape:
     """The shape that a `config.json` of LLaMA, Vicuna, Mistral, SmolLM2, Qwen2, Qwen3 or MiniMind describes.
 
-    A LLaVA config is read through its `text_config`. `padded_vocab_size` is `vocab_size`: padding is the recipe's choice.
-    `rope_scaling` holds transformers' keys (`rope_type`, `factor`, …) without `rope_theta`, or is None.
-    Raises ConfigError for another architecture and for settings that would change the arithmetic unnoticed.
+    A LLaVA config is read through its `text_config`. `padded_vocab_size` is `vocab_size`: padding is the
+    recipe's choice. `rope_scaling` holds transformers' keys (`rope_type`, `factor`, …) without `rope_theta`,
+    or is None. Raises ConfigError for another architecture and for settings that would change the arithmetic
+    unnoticed.
     """
     config = text_config(config)
     model_type = config.get("model_type", "llama")
@@ -176,8 +183,9 @@ def _sliding_window(model_type: str, values: Mapping[str, Any]) -> int | None:
         return None
     if values["max_window_layers"] > 0:
         raise ConfigError(
-            f"config.json: max_window_layers is {values['max_window_layers']} of {values['num_hidden_layers']} layers; "
-            "neva has one window for all layers: expected 0, or use_sliding_window false"
+            f"config.json: max_window_layers is {values['max_window_layers']} of "
+            f"{values['num_hidden_layers']} layers; neva has one window "
+            "for all layers: expected 0, or use_sliding_window false"
         )
     return values["sliding_window"]
 
@@ -185,13 +193,14 @@ def _sliding_window(model_type: str, values: Mapping[str, Any]) -> int | None:
 def vision_shape_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> VisionShape:
     """The shape of the tower that a CLIP, SigLIP, DINOv2 or LLaVA `config.json` describes.
 
-    `select_layer` is the index into the tower's hidden states (-1: the last layer's output); it is the recipe's
-    choice, except that a LLaVA config brings its own `vision_feature_layer`.
+    `select_layer` is the index into the tower's hidden states (-1: the last layer's output); it is the
+    recipe's choice, except that a LLaVA config brings its own `vision_feature_layer`.
     """
     model_type = vision_model_type(config)
     if model_type not in VISION_DEFAULTS:
         raise ConfigError(
-            f"model_type {model_type!r} is not a vision tower that neva reads; expected one of {sorted(VISION_DEFAULTS)}"
+            f"model_type {model_type!r} is not a vision tower that neva reads; "
+            f"expected one of {sorted(VISION_DEFAULTS)}"
         )
     values = {**VISION_DEFAULTS[model_type], **vision_config(config)}
     if "intermediate_size" not in values:

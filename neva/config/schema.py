@@ -181,7 +181,7 @@ def type_name(hint: Any) -> str:
 
 
 def nearest(path: str, known: list[str]) -> list[str]:
-    """Up to three known paths nearest to an unknown one; the same last name in another section comes first."""
+    """Up to three known paths nearest to an unknown one, those with the same last name first."""
     leaf = path.rpartition(".")[2]
     same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.7)

@@ -1,4 +1,4 @@
-"""Sizes of tower and language model, computed once from a resolved configuration for every room that needs them."""
+"""Sizes of tower and language model, computed from a resolved configuration for every room."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """Sizes of a LLaMA-type language model. `padded_vocab_size` is the number of rows of embedding and head."""
+    """Sizes of a LLaMA-type language model; `padded_vocab_size` counts the rows of embedding and head."""
 
     num_layers: int
     hidden_size: int
@@ -95,6 +95,6 @@ def language_shape(model_cfg: DictConfig) -> LanguageShape:
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
-    """The smallest multiple of `divisible_by * tensor_parallel_size` that holds `vocab_size` rows (Megatron's rule)."""
+    """The smallest multiple of `divisible_by * tensor_parallel_size` not below `vocab_size` (Megatron's rule)."""
     multiple = divisible_by * tensor_parallel_size
     return -(-vocab_size // multiple) * multiple

@@ -60,19 +60,20 @@ def _layout(cfg: DictConfig, world_size: int) -> Iterator[str]:
     for key, only in LAYOUT_NOT_YET.items():
         if key in model and model[key] != only:
             yield (
-                f"model.{key}={_text(model[key])} is refused: neva has no such layout yet, several devices are used "
-                f"data parallel; leave it at {_text(only)}"
+                f"model.{key}={_text(model[key])} is refused: neva has no such layout yet, several devices "
+                f"are used data parallel; leave it at {_text(only)}"
             )
     if model.optim.name in DISTRIBUTED_OPTIMIZERS:
         yield (
-            f"model.optim.name={model.optim.name} is refused: neva does not shard optimizer states yet; use fused_adam"
+            f"model.optim.name={model.optim.name} is refused: neva does not shard optimizer states yet; "
+            "use fused_adam"
         )
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     ranks = tensor * pipeline * model.context_parallel_size
     if world_size % ranks:
         yield (
             f"{world_size} processes cannot be divided into tensor {tensor} x pipeline {pipeline} x context "
-            f"{model.context_parallel_size} = {ranks}: change trainer.devices, trainer.num_nodes or a parallel size"
+            f"{model.context_parallel_size} = {ranks}: change trainer.devices or a parallel size"
         )
     for key, size, divisor, by in (
         ("num_attention_heads", model.num_attention_heads, tensor, "tensor_model_parallel_size"),
@@ -88,7 +89,10 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model = cfg.model
     tower = model.mm_cfg.vision_encoder
     if model.precision != cfg.trainer.precision:
-        yield f"model.precision={model.precision} but trainer.precision={cfg.trainer.precision}: set only the latter"
+        yield (
+            f"model.precision={model.precision} but trainer.precision={cfg.trainer.precision}: "
+            "set only the latter"
+        )
     if model.num_attention_heads % model.num_query_groups:
         yield (
             f"model.num_attention_heads={model.num_attention_heads} cannot be divided by "
@@ -100,7 +104,10 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"num_attention_heads={tower.num_attention_heads}"
         )
     if tower.patch_dim > tower.image_size:
-        yield f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its image_size={tower.image_size}"
+        yield (
+            f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its "
+            f"image_size={tower.image_size}"
+        )
     if not -tower.num_layers - 1 <= tower.vision_select_layer <= tower.num_layers:
         yield (
             f"model.mm_cfg.vision_encoder.vision_select_layer={tower.vision_select_layer}: a tower of "
@@ -124,22 +131,22 @@ def _batch(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if model.global_batch_size % at_once:
         yield (
             f"model.global_batch_size={model.global_batch_size} cannot be divided by micro batch "
-            f"{model.micro_batch_size} x data parallel {replicas} = {at_once}: change model.micro_batch_size, "
-            "model.global_batch_size or trainer.devices"
+            f"{model.micro_batch_size} x data parallel {replicas} = {at_once}: change one of "
+            "model.micro_batch_size, model.global_batch_size, trainer.devices"
         )
 
 
 def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
     trainer, sched = cfg.trainer, cfg.model.optim.sched
     if trainer.max_steps == 0 or trainer.max_epochs == 0:
-        yield "trainer.max_steps=0 or trainer.max_epochs=0 trains nothing: give a positive number, or -1 for no limit"
+        yield "trainer.max_steps=0 or trainer.max_epochs=0 trains nothing: give a number above 0, or -1"
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
         yield "trainer.max_steps=-1 and trainer.max_epochs=-1 never end: give one of them a positive number"
     taken = sched.warmup_steps + sched.constant_steps
     if 0 < trainer.max_steps < taken:
         yield (
-            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} exceed "
-            f"trainer.max_steps={trainer.max_steps}: shorten them or train longer"
+            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} "
+            f"exceed trainer.max_steps={trainer.max_steps}: shorten them or train longer"
         )
     if sched.min_lr > cfg.model.optim.lr:
         yield f"model.optim.sched.min_lr={sched.min_lr:g} exceeds model.optim.lr={cfg.model.optim.lr:g}"
@@ -152,15 +159,16 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if granularity == "full":
         if method is None or layers is None:
             yield (
-                "model.activations_checkpoint_granularity=full also needs model.activations_checkpoint_method="
-                "uniform|block and model.activations_checkpoint_num_layers"
+                "model.activations_checkpoint_granularity=full also needs "
+                "model.activations_checkpoint_method=uniform|block and model.activations_checkpoint_num_layers"
             )
         elif layers > model.num_layers // model.pipeline_model_parallel_size:
-            yield f"model.activations_checkpoint_num_layers={layers} exceeds the {model.num_layers} layers of the model"
+            yield f"model.activations_checkpoint_num_layers={layers} exceeds the {model.num_layers} layers"
     elif method is not None or layers is not None:
         yield (
-            f"model.activations_checkpoint_method={_text(method)} and activations_checkpoint_num_layers={_text(layers)} "
-            f"act only with activations_checkpoint_granularity=full, which is {_text(granularity)}"
+            f"model.activations_checkpoint_method={_text(method)} and "
+            f"model.activations_checkpoint_num_layers={_text(layers)} act only with "
+            f"model.activations_checkpoint_granularity=full, which is {_text(granularity)}"
         )
 
 
@@ -184,8 +192,8 @@ def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:
             yield f"{key}={cfg[key]} is refused: neva generates on one device; leave it at 1"
     if world_size != 1:
         yield (
-            f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes} is refused: neva "
-            "generates on one device; leave both at 1"
+            f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes} is refused: "
+            "neva generates on one device; leave both at 1"
         )
     generation = cfg.inference
     if generation.min_tokens_to_generate > generation.tokens_to_generate:

@@ -1,1 +1,1 @@
-"""Every key of the configuration tree as data: type, range, one line of documentation, or why it is refused."""
+"""Every key of the configuration tree as data: type, range, a line of documentation, or why it is refused."""

@@ -12,7 +12,7 @@ _NO_TEMPLATE = dict.fromkeys(
     "neva does not have this template yet: use v1, or chatml for models that were trained on it",
 )
 _NO_SAMPLER = {
-    "modality": "neva does not group samples by modality yet: use cyclic, which needs no such grouping to be correct",
+    "modality": "neva does not group samples by modality yet: use cyclic",
     "single": "neva shuffles every epoch: use cyclic",
     "sequential": "neva shuffles every epoch: use cyclic",
 }

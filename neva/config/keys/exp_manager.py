@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import key, refused
+from neva.config.keys.field import key, refused, section
 
 _EMA = "neva does not keep an exponential moving average of the weights"
 _NO_VALIDATION = "neva runs no validation loop while it trains, so there is nothing to stop early on"
@@ -65,14 +65,14 @@ class ExpManager:
     name: str = key("Name of the run, its folder and its .nemo.", common=True)
     create_tensorboard_logger: bool = key("Write TensorBoard events.")
     create_wandb_logger: bool = key("Log to Weights & Biases.", common=True)
-    wandb_logger_kwargs: WandbLoggerKwargs
+    wandb_logger_kwargs: WandbLoggerKwargs = section()
     resume_if_exists: bool = key("Continue from the last checkpoint of the run folder.", common=True)
     resume_ignore_no_checkpoint: bool = key("Start afresh when there is none.")
     resume_from_checkpoint: str | None = key(
         "Checkpoint to continue from; set by model.resume_from_checkpoint."
     )
     create_checkpoint_callback: bool = key("Save checkpoints.")
-    checkpoint_callback_params: CheckpointCallbackParams
+    checkpoint_callback_params: CheckpointCallbackParams = section()
     version: str | None = key("Subfolder of the run folder.", optional=True)
     use_datetime_version: bool = key("Name that subfolder by date when runs are not resumed.", optional=True)
     resume_past_end: bool = key("Also resume from a finished run.", optional=True)
@@ -88,7 +88,7 @@ class ExpManager:
     seconds_to_sleep: float = key(
         "Wait of the other ranks while rank 0 makes the folder.", low=0, optional=True
     )
-    ema: Ema
+    ema: Ema = section()
 
     create_early_stopping_callback: Any = refused(False, why=_NO_VALIDATION)
     create_mlflow_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")

@@ -29,7 +29,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Refused:
-    """A key that other systems have and `neva` has not: only the `off` values, which say what happens anyway, pass."""
+    """A key that other systems have and `neva` has not.
+
+    Only the `off` values pass: they say what happens anyway.
+    """
 
     off: tuple[Any, ...]
     why: str
@@ -43,3 +46,8 @@ def key(doc: str, **rules: Any) -> Any:
 def refused(*off: Any, why: str) -> Any:
     """A dataclass field for a key that is refused unless its value is one of `off`."""
     return field(metadata={"rule": Refused(off, why)})
+
+
+def section() -> Any:
+    """A dataclass field that is a section with keys of its own."""
+    return field(metadata={})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import key, refused
+from neva.config.keys.field import key, refused, section
 from neva.config.keys.trainer import InferenceTrainer
 
 _SERVER = "neva does not serve a model yet"
@@ -60,11 +60,11 @@ class Inference:
     tokenizer_type: str | None = key("Tokenizer folder; null: the one inside the .nemo.")
     prompt_file: str = key(".json list or .jsonl lines of {prompt | text, image}.", common=True)
     output_file: str = key("Answers, a JSON line each; an existing file is continued.", common=True)
-    inference: Generation
-    trainer: InferenceTrainer
+    inference: Generation = section()
+    trainer: InferenceTrainer = section()
     tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
     pipeline_model_parallel_size: int = key("Ranks that the layers are dealt to.", low=1)
-    quantization: Quantization
+    quantization: Quantization = section()
 
     pipeline_model_parallel_split_rank: Any = refused(0, why="there is no encoder-decoder model to split")
     cluster_type: Any = refused(None, why="the launch environment is read from its variables")

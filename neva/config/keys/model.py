@@ -5,7 +5,7 @@ from typing import Any
 
 from neva.config.keys.data import Data
 from neva.config.keys.exp_manager import ExpManager
-from neva.config.keys.field import key, refused
+from neva.config.keys.field import key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
@@ -60,8 +60,8 @@ class VisionEncoder:
 class MmCfg:
     """The multimodal parts."""
 
-    llm: Llm
-    vision_encoder: VisionEncoder
+    llm: Llm = section()
+    vision_encoder: VisionEncoder = section()
     pretrain_mm_mlp_adapter: str | None = key("A .nemo whose projector is taken (stage 1's).", common=True)
     mm_mlp_adapter_type: str = key(
         "Projector: linear, mlp2x_gelu, mlp3x_gelu, …", pattern=_PROJECTORS, not_yet=_NO_PROJECTOR
@@ -118,7 +118,7 @@ class Model(RefusedModelKeys):
     fsdp_cpu_offload: bool = key("FSDP keeps its shards in CPU memory.", optional=True)
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
-    mm_cfg: MmCfg
+    mm_cfg: MmCfg = section()
     encoder_seq_length: int = key("Longest sequence; longer samples are cut.", low=1, common=True)
     max_position_embeddings: int = key("Longest position.", low=1)
     vocab_size: int | None = key("Token ids of the language model.", low=1)
@@ -146,9 +146,9 @@ class Model(RefusedModelKeys):
         "With full: uniform, block.", choices=("uniform", "block")
     )
     activations_checkpoint_num_layers: int | None = key("With full: layers in a unit.", low=1)
-    tokenizer: Tokenizer
-    data: Data
-    optim: Optim
+    tokenizer: Tokenizer = section()
+    data: Data = section()
+    optim: Optim = section()
 
 
 @dataclass
@@ -156,9 +156,9 @@ class Training:
     """Root of a training recipe."""
 
     dry_run: bool = key("Check and report, train nothing.")
-    trainer: Trainer
-    exp_manager: ExpManager
-    model: Model
+    trainer: Trainer = section()
+    exp_manager: ExpManager = section()
+    model: Model = section()
 
     name: Any = refused(None, why="the run's name is exp_manager.name")
     restore_from_path: Any = refused(None, why="the .nemo to start from is model.restore_from_path")

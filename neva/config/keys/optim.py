@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from neva.config.keys.field import key
+from neva.config.keys.field import key, section
 
 DISTRIBUTED_OPTIMIZERS = ("distributed_fused_adam", "mcore_distributed_optim")
 
@@ -25,4 +25,4 @@ class Optim:
     lr: float = key("Peak learning rate.", above=0, common=True)
     weight_decay: float = key("Decoupled weight decay of the matrices.", low=0, common=True)
     betas: list[float] = key("Decay rates of Adam's two moments.", low=0, below=1, length=2)
-    sched: Sched
+    sched: Sched = section()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import refused
+from neva.config.keys.field import refused, section
 
 _ARCHITECTURE = "neva builds LLaMA-type language models only"
 _DROPOUT = "neva trains without dropout, as LLaVA does"
@@ -34,7 +34,7 @@ class NsysProfile:
 class RefusedModelKeys:
     """The refused keys of `model`."""
 
-    nsys_profile: NsysProfile
+    nsys_profile: NsysProfile = section()
 
     peft: Any = refused(None, why=_LORA)
     mcore_gpt: Any = refused(True, why="the language model is megatron-core's GPTModel")

@@ -35,7 +35,7 @@ class Trainer:
     use_distributed_sampler: Any = refused(False, why="neva's own sampler already gives each rank its share")
     accumulate_grad_batches: Any = refused(
         1,
-        why="accumulation follows from model.global_batch_size, model.micro_batch_size and the data parallel size",
+        why="accumulation follows from model.global_batch_size and model.micro_batch_size",
     )
     val_check_interval: Any = refused(None, why=_NO_VALIDATION)
     check_val_every_n_epoch: Any = refused(None, -1, why=_NO_VALIDATION)
