@@ -1,4 +1,5 @@
-"""The tables: LLaMA-type language models, CLIP and SigLIP towers, projectors, each in the layouts they are stored in.
+"""The tables: LLaMA-type language models, CLIP and SigLIP towers, projectors, each in the layouts they are
+stored in.
 
 Sources: transformers `models/{llama,mistral,qwen2,qwen3,clip,siglip,llava}`, the hub's llava-hf folders, and
 https://github.com/haotian-liu/LLaVA for the original layout.
@@ -15,7 +16,9 @@ LANGUAGE, TOWER, PROJECTOR = "language_model.", "vision_tower.model.", "projecto
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a model lie in a Hugging Face folder: prefixes, the head's name, the projector's layer names."""
+    """Where the parts of a model lie in a Hugging Face folder: prefixes, the head's name, the projector's
+    layer names.
+    """
 
     body: str
     head: str
@@ -54,10 +57,11 @@ POOLING_HEAD = r".*\bhead\..*"
 def language_table(
     shape: LanguageShape, layout: Layout = TEXT, hf_vocab_size: int | None = None, fill_row: int = 0
 ) -> Table:
-    """The table of a LLaMA-type language model: LLaMA, Vicuna, Mistral, SmolLM2, MiniMind, Qwen2 (bias), Qwen3 (q/k norm).
+    """The table of a LLaMA-type language model: LLaMA, Vicuna, Mistral, SmolLM2, MiniMind, Qwen2 (bias),
+    Qwen3 (q/k norm).
 
-    `hf_vocab_size` is the number of vocabulary rows on the Hugging Face side where it exceeds `shape.vocab_size`;
-    `fill_row` is the row that the additional ones repeat (see PaddedVocab).
+    `hf_vocab_size` is the number of vocabulary rows on the Hugging Face side where it exceeds
+    `shape.vocab_size`; `fill_row` is the row that the additional ones repeat (see PaddedVocab).
     """
     hidden, rows = shape.hidden_size, hf_vocab_size or shape.vocab_size
 
@@ -154,16 +158,20 @@ def _layer_norm(name: str, width: int) -> dict[str, Shape]:
 
 
 def tower_table(shapes: Mapping[str, Shape], hf_prefix: str) -> Table:
-    """The table of a vision tower whose in-memory names and shapes are given and which is stored under `hf_prefix`."""
+    """The table of a vision tower whose in-memory names and shapes are given and which is stored under
+    `hf_prefix`.
+    """
     rules = tuple(Rename(hf_prefix + name, TOWER + name, shape) for name, shape in shapes.items())
-    ignored = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
+    ignored: tuple[str, ...] = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
     if not any(name.startswith("head.") for name in shapes):
         ignored += (POOLING_HEAD,)
     return Table(rules, ignored)
 
 
 def tower_prefix(names: Iterable[str]) -> str:
-    """The prefix under which a Hugging Face folder stores its vision tower: CLIPModel and canonical towers have one."""
+    """The prefix under which a Hugging Face folder stores its vision tower: CLIPModel and canonical towers
+    have one.
+    """
     known = (LLAVA_HF.tower, LLAVA_ORIGINAL.tower, "vision_tower.", "model.vision_tower.", "vision_model.")
     names = list(names)
     return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")
@@ -172,7 +180,8 @@ def tower_prefix(names: Iterable[str]) -> str:
 def projector_table(num_layers: int, vision_hidden_size: int, hidden_size: int, layout: Layout) -> Table:
     """The table of an `mlpNx_gelu` (N = `num_layers`) or `linear` (N = 1) projector.
 
-    The original layout numbers the layers of an MLP and gives a single one no number. llava-hf has two layers always.
+    The original layout numbers the layers of an MLP and gives a single one no number. llava-hf has two layers
+    always.
     """
     if layout is LLAVA_HF and num_layers != 2:
         raise ValueError(

@@ -25,10 +25,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 class FolderWeights(Mapping[str, Tensor]):
-    """The weights of a folder: `*.safetensors`, else `pytorch_model*.bin`, in one file or several with an index.
+    """The weights of a folder: `*.safetensors`, else `pytorch_model*.bin`, in one file or several with an
+    index.
 
-    A tensor is read when it is asked for. A .bin file is mapped and loaded with `weights_only=True`: nothing in it is
-    executed. ValueError when the folder holds no weights, or an index and its files disagree.
+    A tensor is read when it is asked for. A .bin file is mapped and loaded with `weights_only=True`: nothing
+    in it is executed. ValueError when the folder holds no weights, or an index and its files disagree.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -70,7 +71,9 @@ class FolderWeights(Mapping[str, Tensor]):
 
 
 class Part(Mapping[str, Tensor]):
-    """Those tensors of a lazy mapping whose names start with one of `prefixes` and none of `without`, under full names."""
+    """Those tensors of a lazy mapping whose names start with one of `prefixes` and none of `without`, under
+    full names.
+    """
 
     def __init__(self, source: Mapping[str, Tensor], *prefixes: str, without: tuple[str, ...] = ()) -> None:
         self._source = source
@@ -100,7 +103,8 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> int:
-    """Writes `model.safetensors`, or shards of at most `shard_bytes` with their index. Returns the number of tensors.
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` with their index. Returns the number of
+    tensors.
 
     The caller provides a folder that is not yet the finished one (see `finished_target`).
     """

@@ -1,7 +1,8 @@
-"""Fill a `NevaModel` with weights from Hugging Face folders or a `.nemo` file: strict, one tensor in memory at a time.
+"""Fill a `NevaModel` with weights from Hugging Face folders or a `.nemo` file: strict, one tensor in memory
+at a time.
 
-Every rank reads whole tensors under global names and keeps its share: its rows or columns under tensor parallel, its
-layers under pipeline parallel, vocabulary rows with the padding of its layout.
+Every rank reads whole tensors under global names and keeps its share: its rows or columns under tensor
+parallel, its layers under pipeline parallel, vocabulary rows with the padding of its layout.
 """
 
 import re
@@ -35,7 +36,8 @@ TIED_COPY = "language_model.output_layer.weight"
 
 
 def load_language_model(model: nn.Module, source: str | Path, shape: LanguageShape) -> None:
-    """Fills the language model from a Hugging Face folder (text or LLaVA) or from a `.nemo` file that holds one.
+    """Fills the language model from a Hugging Face folder (text or LLaVA) or from a `.nemo` file that holds
+    one.
 
     Raises ValueError naming the tensors when names or shapes do not fit `shape`; nothing may be missing.
     """
@@ -53,9 +55,11 @@ def load_language_model(model: nn.Module, source: str | Path, shape: LanguageSha
 
 
 def load_vision_tower(model: nn.Module, source: str | Path) -> None:
-    """Fills the vision tower from a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a `.nemo` file.
+    """Fills the vision tower from a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a
+    `.nemo` file.
 
-    Does nothing on a pipeline stage without a tower. Raises ValueError naming the tensors when names or shapes do not fit.
+    Does nothing on a pipeline stage without a tower. Raises ValueError naming the tensors when names or
+    shapes do not fit.
     """
     if is_nemo(source):
         weights = open_nemo(source).weights
@@ -117,8 +121,9 @@ def place(
 ) -> None:
     """Copies each whole tensor into this rank's share of the parameter of that name.
 
-    Every parameter under `prefixes` must be filled, or ValueError names those that were not. Names of layers and parts that
-    live on other pipeline stages are skipped. `vocab_size` is the number of rows before padding.
+    Every parameter under `prefixes` must be filled, or ValueError names those that were not. Names of layers
+    and parts that live on other pipeline stages are skipped. `vocab_size` is the number of rows before
+    padding.
     """
     parameters = {
         global_name(model, name): parameter
@@ -146,7 +151,7 @@ def global_name(model: nn.Module, name: str) -> str:
     if match is None:
         return name
     layer = model.get_submodule(f"{match[1]}{match[2]}")
-    return f"{match[1]}{layer.layer_number - 1}{match[3]}"
+    return f"{match[1]}{layer.layer_number - 1}{match[3]}"  # type: ignore[operator]
 
 
 def _is_tied(model: nn.Module) -> bool:

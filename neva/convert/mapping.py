@@ -1,7 +1,9 @@
-"""Small mappings between Hugging Face tensors and native ones, each working in both directions, and their table.
+"""Small mappings between Hugging Face tensors and native ones, each working in both directions, and their
+table.
 
-Native layout (Megatron): `linear_qkv` holds, per query group, the rows [query heads of the group, key, value];
-`linear_fc1` holds [gate, up]; embedding and head are padded to a multiple. Rotary position embedding needs no
+Native layout (Megatron): `linear_qkv` holds, per query group, the rows [query heads of the group, key,
+value]; `linear_fc1` holds [gate, up]; embedding and head are padded to a multiple. Rotary position embedding
+needs no
 permutation: Megatron's `rotary_interleaved=False` is transformers' `rotate_half`.
 """
 
@@ -130,9 +132,10 @@ class GatedMLP:
 class PaddedVocab:
     """Rows of a vocabulary: `vocab` real ones, padded with zeros to `native_rows` here.
 
-    On the Hugging Face side there may be `hf_rows` > `vocab` (an image token that has no row here). These extra rows
-    repeat row `fill_row`, so that their logits never exceed those of a token that was there before.
-    A `tied_head` may be present in a source; it must then equal the embedding and is not written again.
+    On the Hugging Face side there may be `hf_rows` > `vocab` (an image token that has no row here). These
+    extra rows repeat row `fill_row`, so that their logits never exceed those of a token that was there
+    before. A `tied_head` may be present in a source; it must then equal the embedding and is not written
+    again.
     """
 
     hf_name: str
@@ -158,7 +161,7 @@ class PaddedVocab:
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         rows = expect_shape(self.hf_name, tensors[self.hf_name], (self.hf_rows, self.hidden))
-        if self.tied_head in tensors and not torch.equal(tensors[self.tied_head], rows):
+        if self.tied_head and self.tied_head in tensors and not torch.equal(tensors[self.tied_head], rows):
             raise ConversionError(
                 f"tie_word_embeddings is true, but {self.tied_head} differs from {self.hf_name}; "
                 "set tie_word_embeddings to false in config.json, or remove the head"
@@ -180,10 +183,11 @@ def _names(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """All rules of a model. Every source tensor is consumed once and every target produced once, or it raises.
+    """All rules of a model. Every source tensor is consumed once and every target produced once, or it
+    raises.
 
-    `ignored` are patterns of Hugging Face names that carry no weight of ours (buffers, a text tower beside the vision
-    tower); a name that matches is skipped on the way in and never written.
+    `ignored` are patterns of Hugging Face names that carry no weight of ours (buffers, a text tower beside
+    the vision tower); a name that matches is skipped on the way in and never written.
     """
 
     rules: tuple[Rule, ...]
@@ -207,14 +211,18 @@ class Table:
         return Table(self.rules + other.rules, self.ignored + other.ignored)
 
     def to_native(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Native (name, tensor) pairs, one rule at a time; raises before the first one when names do not match."""
+        """Native (name, tensor) pairs, one rule at a time; raises before the first one when names do not
+        match.
+        """
         optional = {name for rule in self.rules for name in rule.optional}
         skipped = [name for name in source if any(re.fullmatch(pattern, name) for pattern in self.ignored)]
         _match_names(set(source) - optional - set(skipped), set(self.hf_names), "Hugging Face")
         return self._run(lambda rule: rule.to_native(source), self.native_names)
 
     def to_hf(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face (name, tensor) pairs, one rule at a time; raises before the first one when names do not match."""
+        """Hugging Face (name, tensor) pairs, one rule at a time; raises before the first one when names do
+        not match.
+        """
         _match_names(set(source), set(self.native_names), "native")
         return self._run(lambda rule: rule.to_hf(source), self.hf_names)
 

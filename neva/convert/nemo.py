@@ -4,10 +4,10 @@
     tokenizer/…                            files of a Hugging Face tokenizer
     image_processor/preprocessor_config.json
     model_weights/model-00001.safetensors  whole (unsharded) tensors under native names, with their index
-    manifest.json                          sha256 and size of each member, versions, source, trained and frozen parts
+    manifest.json                          sha256 of each member, versions, source, trained and frozen parts
 
-Weights hold no pickle and no trace of the parallel layout; vocabulary padding is not stored. They are read where they lie in
-the tar. The same content gives the same bytes. An extracted folder reads like the file.
+Weights hold no pickle and no trace of the parallel layout; vocabulary padding is not stored. They are read
+where they lie in the tar. The same content gives the same bytes. An extracted folder reads like the file.
 """
 
 import hashlib
@@ -37,8 +37,9 @@ VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model
 class NemoFile:
     """An opened `.nemo` file or extracted folder.
 
-    `config` is the `model` section (None keys allowed, no classes named), `manifest` the manifest, `weights` a lazy mapping from
-    native names to tensors. Raises ValueError for anything that is not such a file or that should not be trusted.
+    `config` is the `model` section (None keys allowed, no classes named), `manifest` the manifest, `weights`
+    a lazy mapping from native names to tensors. Raises ValueError for anything that is not such a file or
+    that should not be trusted.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -79,7 +80,9 @@ class NemoFile:
         ]
 
     def extract_tokenizer(self, folder: str | Path) -> Path:
-        """Writes the tokenizer's files into `folder` (created if needed) and returns it. ValueError when there are none."""
+        """Writes the tokenizer's files into `folder` (created if needed) and returns it. ValueError when
+        there are none.
+        """
         if not self.tokenizer_files:
             raise ValueError(f"{self.path} holds no tokenizer")
         folder = Path(folder)
@@ -89,7 +92,9 @@ class NemoFile:
         return folder
 
     def verify(self) -> None:
-        """Compares every member with its sha256 in the manifest; ValueError naming the first that differs or is missing."""
+        """Compares every member with its sha256 in the manifest; ValueError naming the first that differs or
+        is missing.
+        """
         for name, entry in self.manifest["members"].items():
             if name not in self.members:
                 raise ValueError(f"{self.path}: {name} is in the manifest, but missing")
@@ -148,16 +153,17 @@ def write_nemo(
 
     Args:
         path: the file to write; ValueError when it exists and `overwrite` is false.
-        config: the resolved `model` section. Its `vocab_size` is the number of vocabulary rows that are stored.
+        config: the resolved `model` section. Its `vocab_size` is the number of vocabulary rows that are
+        stored.
         weights: (native name, whole tensor) pairs; rows of vocabulary padding are cut off.
         tokenizer_dir: folder whose files are stored (its files only, not folders), or None.
         image_processor: content of `preprocessor_config.json`, or None.
         source: where the weights come from, for the manifest.
-        parts: part name (`vision_tower`, `projector`, `language_model`) -> `trained`, `frozen` or `converted`.
+        parts: part name (`vision_tower`, `projector`, `language_model`) -> `trained`, `frozen` or
+        `converted`.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
-    text = OmegaConf.to_yaml(OmegaConf.create(plain))
-    _safe_config(text.encode(), "the configuration")
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)), resolve=True)
+    stored = _safe_config(text.encode(), "the configuration")
     with finished_target(path, overwrite) as temporary, temporary.open("w+b") as stream:
         archive = _TarWriter(stream)
         archive.add(CONFIG, text.encode())
@@ -166,7 +172,7 @@ def write_nemo(
                 archive.add(f"{TOKENIZER}/{file.name}", file.read_bytes())
         if image_processor is not None:
             archive.add(IMAGE_PROCESSOR, _json_bytes(image_processor))
-        _add_weights(archive, _without_padding(weights, plain["vocab_size"]), shard_bytes)
+        _add_weights(archive, _without_padding(weights, stored.vocab_size), shard_bytes)
         manifest = {"format": FORMAT, "source": source, "parts": dict(parts), "versions": _versions()}
         archive.add(MANIFEST, _json_bytes({**manifest, "members": archive.digests}))
         archive.finish()
@@ -202,7 +208,9 @@ def _without_padding(weights: Iterable[tuple[str, Tensor]], vocab_size: int) -> 
 
 
 class _TarWriter:
-    """An uncompressed tar with fixed times and owners, whose members may be written before their size is known."""
+    """An uncompressed tar with fixed times and owners, whose members may be written before their size is
+    known.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -240,7 +248,9 @@ class _TarWriter:
 
 
 def _tar_members(path: Path) -> dict[str, tuple[Path, int, int]]:
-    """Member name -> (file, offset, size). Refuses what does not belong: links, devices, paths that lead outside."""
+    """Member name -> (file, offset, size). Refuses what does not belong: links, devices, paths that lead
+    outside.
+    """
     members = {}
     try:
         with tarfile.open(path, "r:") as archive:
@@ -278,7 +288,9 @@ def _safe_name(name: str, path: str) -> str:
 
 
 def _safe_config(content: bytes, path: str) -> DictConfig:
-    """The configuration; refuses `target` and `_target_` classes outside neva: restoring must not import code by name."""
+    """The configuration; refuses `target` and `_target_` classes outside neva: restoring must not import code
+    by name.
+    """
     config = OmegaConf.create(content.decode())
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path}: {CONFIG} is not a mapping")
@@ -299,10 +311,10 @@ def _safe_config(content: bytes, path: str) -> DictConfig:
 
 def _sha256(stream: BinaryIO, start: int, size: int) -> str:
     stream.seek(start)
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    while size > 0 and (count := stream.readinto(buffer[: min(size, len(buffer))])):  # type: ignore[attr-defined]
-        digest.update(buffer[:count])
-        size -= count
+    digest = hashlib.sha256()
+    while size > 0 and (block := stream.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
     return digest.hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""Targets that exist only when they are finished: written under a temporary name beside them, then renamed."""
+"""Targets that exist only when they are finished: written under a temporary name beside them, then
+renamed.
+"""
 
 import os
 import shutil
@@ -10,10 +12,11 @@ from pathlib import Path
 
 @contextmanager
 def finished_target(target: str | Path, overwrite: bool = False, folder: bool = False) -> Iterator[Path]:
-    """Yields a temporary path (of an existing empty directory when `folder`) that becomes `target` on success.
+    """Yields a temporary path (of an existing empty directory when `folder`) that becomes `target` on
+    success.
 
-    An error or an interruption removes it. A target that exists is refused with ValueError unless `overwrite`; it
-    then stays in place until its replacement is complete.
+    An error or an interruption removes it. A target that exists is refused with ValueError unless
+    `overwrite`; it then stays in place until its replacement is complete.
     """
     target = Path(target)
     if target.exists() and not overwrite:

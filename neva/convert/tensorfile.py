@@ -1,8 +1,11 @@
-"""Safetensors files, one tensor at a time: read at an offset inside another file, written without knowing the end.
+"""Safetensors files, one tensor at a time: read at an offset inside another file, written without knowing the
+end.
 
-The `safetensors` package maps whole files and writes whole dictionaries. Here a file may lie inside an uncompressed tar, a read
-takes one tensor's bytes, and a writer holds one tensor: it reserves the header's place and fills it in at the end.
-Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header padded with spaces, data without holes).
+The `safetensors` package maps whole files and writes whole dictionaries. Here a file may lie inside an
+uncompressed tar, a read takes one tensor's bytes, and a writer holds one tensor: it reserves the header's
+place and fills it in at the end.
+Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header padded with spaces, data
+without holes).
 """
 
 import json
@@ -33,7 +36,9 @@ LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file of `size` bytes that starts at byte `start` of `path`. Reads on demand."""
+    """The tensors of a safetensors file of `size` bytes that starts at byte `start` of `path`. Reads on
+    demand.
+    """
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None) -> None:
         self.path = path
@@ -101,7 +106,9 @@ class TensorFileWriter:
         return [name for name in self._entries if name != "__metadata__"]
 
     def has_room(self, name: str, tensor: Tensor, limit_bytes: int) -> bool:
-        """Whether another tensor fits: into the header, and into `limit_bytes` of data (a first one always does)."""
+        """Whether another tensor fits: into the header, and into `limit_bytes` of data (a first one always
+        does).
+        """
         fits = self.data_bytes == 0 or self.data_bytes + tensor.nbytes <= limit_bytes
         return fits and self._header_room >= len(name) + ENTRY_BYTES
 

@@ -23,9 +23,10 @@ def test_fused_qkv_lays_rows_out_per_query_group():
     q, k, v = torch.randn(24, 5), torch.randn(8, 5), torch.randn(8, 5)
     ((name, fused),) = rule.to_native({"q": q, "k": k, "v": v})
     by_hand = torch.cat([q[:12], k[:4], v[:4], q[12:], k[4:], v[4:]])
-    assert name == "qkv" and torch.equal(fused, by_hand)
+    assert name == "qkv"
+    assert torch.equal(fused, by_hand)
     back = dict(rule.to_hf({"qkv": fused}))
-    assert torch.equal(back["q"], q) and torch.equal(back["k"], k) and torch.equal(back["v"], v)
+    assert all(torch.equal(back[part], tensor) for part, tensor in (("q", q), ("k", k), ("v", v)))
 
 
 def test_gated_mlp_is_gate_above_up():
@@ -42,14 +43,15 @@ def test_vocabulary_is_padded_here_and_extended_there():
     ((_, rows),) = rule.to_hf({"native": native})
     assert torch.equal(rows, native[[0, 1, 2, 1]])
     ((_, back),) = rule.to_native({"embed": rows})
-    assert torch.equal(back[:3], native[:3]) and not back[3:].any()
+    assert torch.equal(back[:3], native[:3])
+    assert not back[3:].any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_language_round_trip_is_bit_equal_and_complete(family, dtype):
     model = language_model(family).to(dtype)
-    weights = {name: tensor for name, tensor in model.state_dict().items()}
+    weights = dict(model.state_dict())
     shape = replace(language_shape_from_hf(model.config.to_dict()), padded_vocab_size=256)
     table = language_table(shape)
     native = dict(table.to_native(weights))

@@ -1,4 +1,6 @@
-"""Tiny Hugging Face models of every family, with odd sizes: heads != groups, vocabulary 133, widths not powers of two."""
+"""Tiny Hugging Face models of every family, with odd sizes: heads != groups, vocabulary 133, widths not
+powers of two.
+"""
 
 from typing import Any
 
