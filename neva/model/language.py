@@ -51,6 +51,7 @@ class LanguageModel(GPTModel):
             scatter_embedding_sequence_parallel=False,
         )
         self.vocab_size_without_padding = shape.vocab_size
+        self.window = shape.sliding_window
         scale_rope(self.rotary_pos_emb, shape)
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions

@@ -1,0 +1,157 @@
+"""What a run shows and leaves behind: a progress line, a metrics file, a loss curve."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+CURVE = "loss.png"
+_PLAIN_LINE_EVERY_S = 10.0
+_WINDOW_STEPS = 50
+
+
+def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
+    """Returns the named metrics as numbers."""
+    return {name: float(metrics[name]) for name in names if name in metrics}
+
+
+class Progress(Callback):
+    """A progress bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; plain lines without a terminal."""
+
+    def __init__(self, global_batch_size: int) -> None:
+        self.global_batch_size = global_batch_size
+        self.history: deque[tuple[float, int]] = deque(maxlen=_WINDOW_STEPS)
+        self.last_line_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the bar at the step that training starts from."""
+        self.history.append((time.monotonic(), 0))
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            unit="step",
+            disable=not trainer.is_global_zero or not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            desc="train",
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the bar, or prints a line every few seconds."""
+        if not trainer.is_global_zero:
+            return
+        tokens = sum(int(micro["num_tokens"]) for micro in batch) * trainer.world_size
+        self.history.append((time.monotonic(), tokens))
+        values = self._values(trainer)
+        self.bar.set_postfix(values, refresh=False)
+        self.bar.update()
+        if self.bar.disable and self._line_is_due(trainer):
+            remaining_s = (trainer.max_steps - trainer.global_step) * self._seconds_per_step()
+            shown = "  ".join(f"{name} {value}" for name, value in values.items())
+            tqdm.write(f"step {trainer.global_step}/{trainer.max_steps}  {shown}  ETA {remaining_s:.0f}s", sys.stderr)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the bar."""
+        self.bar.close()
+
+    def _values(self, trainer: Trainer) -> dict[str, str]:
+        metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm")
+        seconds = self._seconds_per_step()
+        tokens = sum(tokens for _, tokens in self.history) / max(1, len(self.history) - 1)
+        return {
+            "loss": f"{metrics['loss']:.4f}",
+            "lr": f"{metrics['lr']:.2e}",
+            "grad_norm": f"{metrics['grad_norm']:.2f}",
+            "samples/s": f"{self.global_batch_size / seconds:.1f}",
+            "tokens/s": f"{tokens / seconds:.0f}",
+        }
+
+    def _seconds_per_step(self) -> float:
+        elapsed_s = self.history[-1][0] - self.history[0][0]
+        return max(elapsed_s, 1e-9) / max(1, len(self.history) - 1)
+
+    def _line_is_due(self, trainer: Trainer) -> bool:
+        now = time.monotonic()
+        due = now - self.last_line_s >= _PLAIN_LINE_EVERY_S or trainer.global_step == trainer.max_steps
+        self.last_line_s = now if due else self.last_line_s
+        return due
+
+
+class MetricsFile(Callback):
+    """Appends each step's numbers to `metrics.jsonl` and draws the loss curve at the end, also over resumed runs."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the file; rows behind the step that is resumed from are dropped, since those steps come again."""
+        if not trainer.is_global_zero:
+            return
+        rows = [row for row in read_metrics(self.run_dir) if row["step"] <= trainer.global_step]
+        self.file = (self.run_dir / METRICS).open("w", buffering=1)
+        self.file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Appends one row."""
+        if trainer.is_global_zero:
+            names = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
+            row = {"step": trainer.global_step, **plain(trainer.callback_metrics, *names), "time_s": time.time()}
+            self.file.write(json.dumps(row) + "\n")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the curve."""
+        if trainer.is_global_zero:
+            self.file.close()
+            draw_loss_curve(self.run_dir)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Returns the rows of a run's metrics file, oldest first; a half-written last row is dropped."""
+    path = run_dir / METRICS
+    if not path.exists():
+        return []
+    complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in complete]
+
+
+def draw_loss_curve(run_dir: Path) -> None:
+    """Draws loss and learning rate over steps to `loss.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_metrics(run_dir)
+    if not rows:
+        return
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8)
+    axes.plot(steps, smooth(losses), color="tab:blue", label="loss per label token (smoothed)")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=run_dir.name)
+    rate = axes.twinx()
+    rate.plot(steps, [row["lr"] for row in rows], color="tab:orange", linewidth=1, label="learning rate")
+    rate.set_ylabel("learning rate")
+    figure.legend(loc="upper right", bbox_to_anchor=(0.9, 0.9))
+    figure.savefig(run_dir / CURVE, dpi=120)
+    plt.close(figure)
+
+
+def smooth(values: list[float], weight: float = 0.95) -> list[float]:
+    """Returns the bias-corrected exponential moving average."""
+    smoothed, average = [], 0.0
+    for count, value in enumerate(values, 1):
+        average = weight * average + (1 - weight) * value
+        smoothed.append(average / (1 - weight**count))
+    return smoothed

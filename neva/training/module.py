@@ -1,0 +1,220 @@
+"""The Lightning/NeMo module: a LLaVA model, its optimizer, and one global batch a step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from nemo.core.classes import ModelPT
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from neva.config.shapes import language_shape, vision_shape
+from neva.data.loader import train_loader
+from neva.data.tokenizer import load_tokenizer
+from neva.model.build import build_model, count_parameters, set_trainable
+from neva.model.language import transformer_config
+from neva.model.llava import PARTS, NevaModel
+from neva.parallel import groups
+from neva.training import archive
+from neva.training.optim import LightningFace, build_optimizer
+from neva.training.schedule import CosineAnnealing
+from neva.training.step import MicroBatch, StepLoss, run_global_batch
+from neva.training.weights import load_initial_weights
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+
+
+class MegatronNevaModel(ModelPT):
+    """Trains a `NevaModel` with Megatron's schedule, data parallel and optimizer inside Lightning's loop.
+
+    Args:
+        cfg: the resolved `model` section.
+        trainer: the Lightning trainer, with a `MegatronStrategy`.
+    """
+
+    def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
+        super().__init__(cfg, trainer)
+        self.automatic_optimization = False
+        self.consumed_samples = 0
+        self.model: NevaModel
+        self.chunks: list[DistributedDataParallel] = []
+
+    # Building
+
+    def setup(self, stage: str | None = None) -> None:
+        """Builds the model on this rank's device, with its initial weights, wrapped for data parallel."""
+        self.vision, self.language = vision_shape(self.cfg), language_shape(self.cfg)
+        self.tokenizer = load_tokenizer(self.cfg.tokenizer)
+        dtype = DTYPES[str(self.cfg.precision)]
+        config = transformer_config(self.language, **self._megatron_switches(dtype))
+        self.model = build_model(self.vision, self.language, self.cfg.mm_cfg.mm_mlp_adapter_type, config)
+        self.sources = load_initial_weights(self.model, self.cfg)
+        trainable = {name: not frozen for name, frozen in self._frozen().items()}
+        set_trainable(self.model, trainable)
+        # a frozen part that can be read again from where it came from is not saved with every checkpoint
+        self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
+        self.model.to(self.trainer.strategy.root_device)
+        self.chunks = [self._wrap(self.model, dtype)]
+        for name, (total, trained) in count_parameters(self.model).items():
+            logger.info("%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path)
+
+    def _frozen(self) -> dict[str, bool]:
+        mm_cfg = self.cfg.mm_cfg
+        return {
+            "vision_tower": mm_cfg.vision_encoder.freeze,
+            "projector": mm_cfg.mm_mlp_adapter_freeze,
+            "language_model": mm_cfg.llm.freeze,
+        }
+
+    def _megatron_switches(self, dtype: torch.dtype) -> dict[str, Any]:
+        cfg = self.cfg
+        return {
+            "tensor_model_parallel_size": cfg.tensor_model_parallel_size,
+            "pipeline_model_parallel_size": cfg.pipeline_model_parallel_size,
+            "context_parallel_size": cfg.context_parallel_size,
+            "sequence_parallel": cfg.sequence_parallel,
+            "params_dtype": dtype,
+            "pipeline_dtype": dtype,
+            "bf16": dtype == torch.bfloat16,
+            "init_method_std": cfg.init_method_std,
+            "recompute_granularity": cfg.activations_checkpoint_granularity,
+            "recompute_method": cfg.activations_checkpoint_method,
+            "recompute_num_layers": cfg.activations_checkpoint_num_layers,
+        }
+
+    def _wrap(self, model: NevaModel, dtype: torch.dtype) -> DistributedDataParallel:
+        config = DistributedDataParallelConfig(grad_reduce_in_fp32=dtype != torch.float32)
+        chunk = DistributedDataParallel(config=model.config, ddp_config=config, module=model)
+        model.config.finalize_model_grads_func = finalize_model_grads
+        model.config.no_sync_func = chunk.no_sync
+        return chunk
+
+    def configure_optimizers(self) -> LightningFace:
+        """Builds Megatron's optimizer; the learning rate follows from the step alone."""
+        optim, mm_cfg = self.cfg.optim, self.cfg.mm_cfg
+        ratios = {
+            "vision_tower": mm_cfg.vision_encoder.vision_encoder_lr_ratio,
+            "projector": mm_cfg.mm_mlp_adapter_lr_ratio,
+        }
+        self.megatron_optimizer = build_optimizer(
+            self.chunks, optim, ratios, self.trainer.gradient_clip_val or 0.0, DTYPES[str(self.cfg.precision)]
+        )
+        schedule = CosineAnnealing(
+            optim.lr,
+            optim.sched.min_lr,
+            optim.sched.warmup_steps,
+            optim.sched.constant_steps,
+            self.trainer.max_steps,
+        )
+        return LightningFace(self.megatron_optimizer, schedule)
+
+    # Data
+
+    def train_dataloader(self) -> DataLoader[list[MicroBatch]]:
+        """The batches from the next unseen sample to the last step."""
+        return train_loader(
+            self.cfg,
+            self.vision,
+            self.tokenizer,
+            rank=groups.data_parallel_rank(),
+            size=groups.data_parallel_size(),
+            consumed_samples=self.consumed_samples,
+            max_steps=self.trainer.max_steps,
+            seed=self.cfg.seed,
+        )
+
+    def setup_training_data(self, train_data_config: Any) -> None:
+        """Nothing: NeMo's hook; `train_dataloader` makes the loader when the position in the data is known."""
+
+    def setup_validation_data(self, val_data_config: Any) -> None:
+        """Nothing: there is no validation set."""
+
+    @classmethod
+    def list_available_models(cls) -> None:
+        """NeMo's hook; there are none to download."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the batch where it is: each micro batch moves when its turn comes."""
+        return batch
+
+    # One step
+
+    def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
+        """Consumes one global batch and takes one optimizer step."""
+        optimizer: Any = self.optimizers()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+        loss = run_global_batch(self.chunks, batch, self.trainer.strategy.root_device)
+        self._refuse_nan(loss, batch)
+        lr = optimizer.set_step(self.trainer.global_step)
+        optimizer.step()
+        self.consumed_samples += self.cfg.global_batch_size
+        self.log_dict(
+            {
+                "loss": loss.mean,
+                "lr": lr,
+                "grad_norm": optimizer.grad_norm,
+                "label_tokens": float(loss.num_label_tokens),
+                "consumed_samples": float(self.consumed_samples),
+            },
+            batch_size=1,
+        )
+
+    def _refuse_nan(self, loss: StepLoss, batch: list[MicroBatch]) -> None:
+        if math.isfinite(loss.loss_sum):
+            return
+        ids = [record_id for micro in batch for record_id in micro["record_ids"]]
+        raise FloatingPointError(
+            f"loss is {loss.mean} at step {self.trainer.global_step} (rank {self.global_rank}); samples of this rank: "
+            f"{ids}. Lower model.optim.lr or look at these samples; the last checkpoint is untouched"
+        )
+
+    # Saving
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the position in the data."""
+        checkpoint["consumed_samples"] = self.consumed_samples
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the position in the data."""
+        self.consumed_samples = checkpoint["consumed_samples"]
+
+    def load_parts(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Fills the saved parts from a checkpoint; what is not saved keeps its initial weights."""
+        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
+        lost = [
+            name for name in missing if name.split(".", 1)[0] in self.saved_parts and not name.endswith("_extra_state")
+        ]
+        if lost or unexpected:
+            raise ValueError(f"checkpoint does not fit the model: missing {lost}, unexpected {unexpected}")
+
+    def save_to(self, save_path: str) -> None:
+        """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""
+        archive.save(
+            save_path,
+            self.cfg,
+            self.model,
+            self.saved_parts,
+            self.tokenizer,
+            {name: source.path for name, source in self.sources.items()},
+            [name for name, frozen in self._frozen().items() if not frozen],
+            is_writer=self.trainer.is_global_zero,
+        )
+
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the head."""
+        return parallel_state.is_pipeline_last_stage()

@@ -1,0 +1,106 @@
+"""Megatron's optimizer, its parameter groups, and the face that Lightning wants to see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    ParamPredicate,
+    ParamWithNamePredicate,
+    get_megatron_optimizer,
+)
+from megatron.core.optimizer_param_scheduler import ParamGroupOverride
+from omegaconf import DictConfig
+
+from neva.training.schedule import CosineAnnealing
+
+
+def build_optimizer(
+    chunks: list[DistributedDataParallel],
+    optim_cfg: DictConfig,
+    lr_ratios: Mapping[str, float],
+    clip_grad: float,
+    dtype: torch.dtype,
+) -> MegatronOptimizer:
+    """Builds Megatron's AdamW over the trainable parameters; frozen ones get neither gradient memory nor state.
+
+    Args:
+        chunks: wrapped model chunks of this rank.
+        optim_cfg: `model.optim`.
+        lr_ratios: factor on the learning rate by part (`vision_tower`, `projector`, …); absent means 1.
+        clip_grad: largest global gradient norm; 0 switches clipping off.
+        dtype: of the parameters; bfloat16 adds float32 main weights.
+    """
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim_cfg.lr,
+        min_lr=optim_cfg.sched.min_lr,
+        weight_decay=optim_cfg.weight_decay,
+        adam_beta1=optim_cfg.betas[0],
+        adam_beta2=optim_cfg.betas[1],
+        clip_grad=clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=False,
+    )
+    optimizer = get_megatron_optimizer(config, chunks, _overrides(lr_ratios))
+    for group in optimizer.param_groups:
+        group["weight_decay"] = optim_cfg.weight_decay * group["wd_mult"]
+        if not torch.cuda.is_available():
+            group["fused"] = True  # one kernel a tensor instead of a dozen
+    return optimizer
+
+
+def _overrides(lr_ratios: Mapping[str, float]) -> dict[ParamKey, ParamGroupOverride]:
+    """Maps parameters to what is special about them: no decay for vectors, a learning-rate ratio by part."""
+    vectors = ParamPredicate(name="vectors", fn=lambda parameter: parameter.dim() == 1)
+    overrides = {ParamKey(predicate=vectors): ParamGroupOverride(wd_mult=0.0)}
+    for part, ratio in lr_ratios.items():
+        if ratio != 1.0:
+            key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=part, fn=_inside(part)))
+            overrides[key] = ParamGroupOverride(lr_mult=ratio)  # type: ignore[typeddict-unknown-key]
+    return overrides
+
+
+def _inside(part: str) -> Callable[[torch.nn.Parameter, str], bool]:
+    pattern = re.compile(rf"(^|\.){part}\.")
+    return lambda _, name: pattern.search(name) is not None
+
+
+class LightningFace(torch.optim.Optimizer):
+    """Megatron's optimizer as Lightning's step counter sees it. Its state is saved by the strategy, not by Lightning."""
+
+    def __init__(self, megatron: MegatronOptimizer, schedule: CosineAnnealing) -> None:
+        # torch's constructor would refuse the empty list of a rank that trains nothing and copy all parameters
+        self.megatron = megatron
+        self.schedule = schedule
+        self.state: dict[Any, Any] = {}  # type: ignore[assignment]
+        self.defaults: dict[str, Any] = {}
+        self.grad_norm = 0.0
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.megatron.param_groups
+
+    def set_step(self, step: int) -> float:
+        """Sets the learning rate of optimizer step `step` in every group and returns the base rate."""
+        lr = self.schedule(step)
+        for group in self.megatron.param_groups:
+            group["lr"] = lr * group["lr_mult"]
+        return lr
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
+        _, grad_norm, _ = self.megatron.step()
+        self.grad_norm = float(grad_norm or 0.0)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.megatron.zero_grad(set_to_none)

@@ -1,0 +1,71 @@
+"""`neva train`: from a resolved configuration to a trained `.nemo`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from nemo.utils.exp_manager import exp_manager
+from omegaconf import DictConfig, OmegaConf
+
+from neva.parallel import emulation
+from neva.parallel.groups import Layout
+from neva.training.callbacks import MetricsFile, Progress
+from neva.training.module import MegatronNevaModel
+from neva.training.strategy import MegatronStrategy
+
+logger = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> Path:
+    """Trains as `cfg` says, resuming from the run folder's last checkpoint if there is one.
+
+    Args:
+        cfg: the resolved and validated configuration tree.
+
+    Returns:
+        The run folder: checkpoints, metrics, the loss curve and the final `.nemo`.
+    """
+    emulation.install()
+    torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
+    trainer = build_trainer(cfg)
+    run_dir = Path(exp_manager(trainer, cfg.exp_manager))
+    trainer.callbacks += [MetricsFile(run_dir), Progress(cfg.model.global_batch_size)]
+    if trainer.is_global_zero:
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    module = MegatronNevaModel(cfg.model, trainer)
+    trainer.fit(module)
+    return run_dir
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Builds the Lightning trainer; batches, gradients and precision are Megatron's, loops and hooks are Lightning's."""
+    model, trainer = cfg.model, cfg.trainer
+    layout = Layout(
+        tensor=model.tensor_model_parallel_size,
+        pipeline=model.pipeline_model_parallel_size,
+        context=model.context_parallel_size,
+        virtual_pipeline=model.virtual_pipeline_model_parallel_size,
+    )
+    fixed: dict[str, Any] = {
+        "max_epochs": -1,  # the loader runs across epochs and ends with the last step
+        "use_distributed_sampler": False,
+        "enable_checkpointing": False,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return Trainer(
+        strategy=MegatronStrategy(layout, seed=model.seed),
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        accelerator=trainer.accelerator,
+        max_steps=trainer.max_steps,
+        log_every_n_steps=trainer.log_every_n_steps,
+        **fixed,
+    )

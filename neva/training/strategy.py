@@ -1,0 +1,93 @@
+"""The Lightning strategy that leaves gradients, parameters and checkpoints to Megatron."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from nemo.utils.model_utils import ckpt_to_dir
+
+from neva.parallel import groups
+from neva.training import checkpoint
+
+
+class MegatronStrategy(DDPStrategy):
+    """Starts local processes as Lightning's DDP does; everything behind the process group is Megatron's."""
+
+    def __init__(self, layout: groups.Layout, seed: int, timeout_s: float = 1800.0, **kwargs: Any) -> None:
+        super().__init__(timeout=datetime.timedelta(seconds=timeout_s), **kwargs)
+        self.layout = layout
+        self.seed = seed
+        self.timeout_s = timeout_s
+
+    def setup_distributed(self) -> None:
+        """Joins the process group and builds Megatron's groups, before any model exists."""
+        self.set_world_ranks()
+        environment = self.cluster_environment
+        assert environment is not None
+        if self.world_size > 1:
+            import os
+
+            os.environ["MASTER_ADDR"] = str(environment.main_address)
+            os.environ["MASTER_PORT"] = str(environment.main_port)
+        groups.init_process_group(self.global_rank, self.world_size, self.timeout_s)
+        groups.init_model_parallel(self.layout, self.seed)
+
+    def configure_ddp(self) -> None:
+        """Nothing: the module wraps its model chunks in Megatron's own data parallel."""
+
+    def model_to_device(self) -> None:
+        """Nothing: the module builds its model on the device."""
+
+    # Checkpoints: tensors by shards, the rest as Lightning made it.
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Sharded loading needs the optimizer, so it happens after setup."""
+        return True
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning has nothing to restore: `load_checkpoint` filled the optimizer."""
+        return False
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Empty: the weights go by shards."""
+        return {}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, torch.Tensor]:
+        """Empty: the optimizer state goes by shards."""
+        return {}
+
+    def save_checkpoint(self, checkpoint_dict: Mapping[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Writes weights, optimizer and Lightning's own state into one folder."""
+        module: Any = self.lightning_module
+        state = checkpoint.sharded_state(module.model, module.saved_parts, module.megatron_optimizer)
+        checkpoint.save(ckpt_to_dir(filepath), state, checkpoint_dict)
+
+    def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
+        """Fills model and optimizer from a folder and returns Lightning's own state."""
+        module: Any = self.lightning_module
+        state = checkpoint.sharded_state(module.model, module.saved_parts, module.megatron_optimizer, is_loading=True)
+        loaded = checkpoint.load(ckpt_to_dir(checkpoint_path), state)
+        module.load_parts(loaded["model"])
+        module.megatron_optimizer.load_state_dict(loaded["optimizer"])
+        return loaded[checkpoint.COMMON]
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: `load_checkpoint` filled the model."""
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """Deletes a checkpoint's folder."""
+        if self.is_global_zero:
+            shutil.rmtree(ckpt_to_dir(Path(filepath)), ignore_errors=True)
+
+    def teardown(self) -> None:
+        """Leaves the process groups."""
+        super().teardown()
+        groups.destroy()
