@@ -1,10 +1,12 @@
 """Values that follow from others: filled in where the YAML says null, compared where it gives one."""
 
 import json
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.errors import ConfigError
@@ -41,6 +43,8 @@ LANGUAGE_KEYS = {
 }
 """Key of `model` -> field of LanguageShape."""
 
+NEMO_CONFIG_FILE = "model_config.yaml"
+
 REALLY_NULL = ("rope_scaling", "window_size")
 """Language keys whose null says that the model has no such thing."""
 
@@ -66,7 +70,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 
 def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps of the run: `max_steps`, or the whole global batches of `max_epochs`, whichever is less.
+    """Optimizer steps of the run: `max_steps` or the whole global batches of `max_epochs`, if that is less.
 
     Raises:
         ConfigError: neither is given, or an epoch holds no whole global batch.
@@ -114,13 +118,31 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     return sizes
 
 
-def language_sizes(folder: str | None) -> dict[str, Any]:
-    """Our `model` keys as the language model's checkpoint gives them; empty without a checkpoint."""
-    config = hf_config(folder)
+def language_sizes(source: str | None) -> dict[str, Any]:
+    """Our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
+    recorded = nemo_config(source)
+    if recorded is not None:
+        return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+    config = hf_config(source)
     if config is None:
         return {}
     shape = language_shape_from_hf(config)
     return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
+
+
+def nemo_config(source: str | None) -> dict[str, Any] | None:
+    """`model_config.yaml` of a .nemo or of the folder it was extracted to; None for anything else."""
+    path = Path(source or "")
+    if path.suffix == ".nemo" and path.is_file():
+        with tarfile.open(path) as archive:
+            names = [name for name in archive.getnames() if name.removeprefix("./") == NEMO_CONFIG_FILE]
+            member = archive.extractfile(names[0]) if names else None
+            if member is None:
+                raise ConfigError(f"{path} holds no {NEMO_CONFIG_FILE}: it is not a .nemo of a model")
+            return yaml.safe_load(member)
+    if source and (path / NEMO_CONFIG_FILE).is_file():
+        return yaml.safe_load((path / NEMO_CONFIG_FILE).read_text(encoding="utf-8"))
+    return None
 
 
 def tokenizer_size(folder: str | None) -> int | None:
@@ -157,7 +179,8 @@ def _vision(model_cfg: DictConfig) -> None:
 def _language(model_cfg: DictConfig) -> None:
     folder = model_cfg.mm_cfg.llm.from_pretrained
     sizes = language_sizes(folder)
-    _agree(model_cfg, sizes, "model", f"{folder}/config.json", "model/llm")
+    source = folder if nemo_config(folder) else f"{folder}/config.json"
+    _agree(model_cfg, sizes, "model", source, "model/llm")
     ids = tokenizer_size(model_cfg.tokenizer.type)
     if model_cfg.vocab_size is None:
         model_cfg.vocab_size = ids

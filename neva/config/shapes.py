@@ -95,6 +95,6 @@ def language_shape(model_cfg: DictConfig) -> LanguageShape:
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
-    """The smallest multiple of `divisible_by * tensor_parallel_size` not below `vocab_size` (Megatron's rule)."""
+    """The next multiple of `divisible_by * tensor_parallel_size` from `vocab_size` on (Megatron's rule)."""
     multiple = divisible_by * tensor_parallel_size
     return -(-vocab_size // multiple) * multiple

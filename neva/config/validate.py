@@ -49,7 +49,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
     Raises:
         ConfigError: all problems, a line each.
     """
-    rules = (_layout, _sizes, _batch, _steps, _recompute, _weights) if "model" in cfg else (_inference,)
+    rules = (_layout, _sizes, _batch, _steps, _recompute, _sources) if "model" in cfg else (_inference,)
     problems = [problem for rule in rules for problem in rule(cfg, world_size)]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -137,19 +137,13 @@ def _batch(cfg: DictConfig, world_size: int) -> Iterator[str]:
 
 
 def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    trainer, sched = cfg.trainer, cfg.model.optim.sched
+    trainer, optim = cfg.trainer, cfg.model.optim
     if trainer.max_steps == 0 or trainer.max_epochs == 0:
         yield "trainer.max_steps=0 or trainer.max_epochs=0 trains nothing: give a number above 0, or -1"
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
         yield "trainer.max_steps=-1 and trainer.max_epochs=-1 never end: give one of them a positive number"
-    taken = sched.warmup_steps + sched.constant_steps
-    if 0 < trainer.max_steps < taken:
-        yield (
-            f"model.optim.sched.warmup_steps={sched.warmup_steps} + constant_steps={sched.constant_steps} "
-            f"exceed trainer.max_steps={trainer.max_steps}: shorten them or train longer"
-        )
-    if sched.min_lr > cfg.model.optim.lr:
-        yield f"model.optim.sched.min_lr={sched.min_lr:g} exceeds model.optim.lr={cfg.model.optim.lr:g}"
+    if optim.sched.min_lr > optim.lr:
+        yield f"model.optim.sched.min_lr={optim.sched.min_lr:g} exceeds model.optim.lr={optim.lr:g}"
 
 
 def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
@@ -159,8 +153,8 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if granularity == "full":
         if method is None or layers is None:
             yield (
-                "model.activations_checkpoint_granularity=full also needs "
-                "model.activations_checkpoint_method=uniform|block and model.activations_checkpoint_num_layers"
+                "model.activations_checkpoint_granularity=full also needs model.activations_checkpoint_method"
+                "=uniform|block and model.activations_checkpoint_num_layers"
             )
         elif layers > model.num_layers // model.pipeline_model_parallel_size:
             yield f"model.activations_checkpoint_num_layers={layers} exceeds the {model.num_layers} layers"
@@ -172,7 +166,7 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _weights(cfg: DictConfig, world_size: int) -> Iterator[str]:
+def _sources(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model, mm_cfg = cfg.model, cfg.model.mm_cfg
     if mm_cfg.llm.freeze and mm_cfg.vision_encoder.freeze and mm_cfg.mm_mlp_adapter_freeze:
         yield "language model, tower and projector are all frozen, nothing is left to train: free one of them"
@@ -181,6 +175,10 @@ def _weights(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.restore_from_path={model.restore_from_path} and model.mm_cfg.pretrain_mm_mlp_adapter="
             f"{mm_cfg.pretrain_mm_mlp_adapter} both bring a projector: set one of them to null"
         )
+    tokenizer = model.tokenizer
+    for library, key in (("huggingface", "type"), ("sentencepiece", "model")):
+        if tokenizer.library == library and tokenizer[key] is None:
+            yield f"model.tokenizer.library={library} also needs model.tokenizer.{key}"
     wandb = cfg.exp_manager.create_wandb_logger
     if wandb and cfg.exp_manager.wandb_logger_kwargs.project is None:
         yield "exp_manager.create_wandb_logger=true also needs exp_manager.wandb_logger_kwargs.project"

@@ -11,11 +11,7 @@ _NO_TEMPLATE = dict.fromkeys(
     ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo", "mistral"),
     "neva does not have this template yet: use v1, or chatml for models that were trained on it",
 )
-_NO_SAMPLER = {
-    "modality": "neva does not group samples by modality yet: use cyclic",
-    "single": "neva shuffles every epoch: use cyclic",
-    "sequential": "neva shuffles every epoch: use cyclic",
-}
+_NO_SAMPLER = {"modality": "neva does not group samples by modality yet: use cyclic"}
 _NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
 
 
@@ -43,8 +39,8 @@ class Data:
         "Height, width of the tower's input; follows from the tower.", low=1, length=2
     )
     dataloader_type: str = key(
-        "Order of the samples; cyclic: a new permutation every epoch.",
-        choices=("cyclic",),
+        "cyclic: a new permutation every epoch; single, sequential: the file's order.",
+        choices=("cyclic", "single", "sequential"),
         not_yet=_NO_SAMPLER,
     )
     num_workers: int = key("Processes that read and decode, on each rank.", low=0, common=True)

@@ -15,7 +15,7 @@ _NO_PROJECTOR = {
     "identity": "neva always projects: the tower's width is not the language model's",
     "mlp_downsample": "neva does not have downsampling projectors yet: use mlp2x_gelu",
 }
-_TOKENIZER = "neva reads Hugging Face tokenizers: give model.tokenizer.type, a folder with tokenizer.json"
+_TOKENIZER = "neva reads tokenizer.json (model.tokenizer.type) and sentencepiece (model.tokenizer.model) only"
 _SPECIAL_TOKENS = "image positions have ids outside the vocabulary, so no special tokens are needed"
 
 
@@ -80,13 +80,13 @@ class Tokenizer:
     """The tokenizer."""
 
     library: str = key(
-        "Hugging Face tokenizers.",
-        choices=("huggingface",),
-        not_yet=dict.fromkeys(("sentencepiece", "megatron"), _TOKENIZER),
+        "huggingface: tokenizer.json; sentencepiece: tokenizer.model.",
+        choices=("huggingface", "sentencepiece"),
+        not_yet={"megatron": _TOKENIZER},
     )
-    type: str = key("Folder with tokenizer.json.", common=True)
+    type: str | None = key("With huggingface: folder of tokenizer.json.", common=True)
+    model: str | None = key("With sentencepiece: the tokenizer.model file.")
 
-    model: Any = refused(None, why=_TOKENIZER)
     vocab_file: Any = refused(None, why=_TOKENIZER)
     merge_file: Any = refused(None, why=_TOKENIZER)
     delimiter: Any = refused(None, why=_TOKENIZER)

@@ -1,0 +1,111 @@
+"""Files and folders that a configuration names: are they there, and can results be written?"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights of a Hugging Face folder, in one file or, with `.index.json` behind the name, in several."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Where exp_manager puts a training run; the folder of the answers for inference."""
+    if "exp_manager" not in cfg:
+        return Path(cfg.output_file).parent
+    manager = cfg.exp_manager
+    if manager.explicit_log_dir is not None:
+        return Path(manager.explicit_log_dir)
+    return Path(manager.exp_dir or "nemo_experiments") / manager.name
+
+
+def path_problems(cfg: DictConfig) -> list[str]:
+    """One line for every file or folder of a resolved tree that is missing, incomplete or not writable."""
+    problems = _training(cfg) if "model" in cfg else _inference(cfg)
+    return [*problems, *_not_writable("the run folder", run_folder(cfg))]
+
+
+def _training(cfg: DictConfig) -> Iterator[str]:
+    model, mm_cfg, tokenizer = cfg.model, cfg.model.mm_cfg, cfg.model.tokenizer
+    yield from _no_file("model.data.data_path", model.data.data_path)
+    yield from _no_folder("model.data.image_folder", model.data.image_folder)
+    for key, source in (
+        ("model.mm_cfg.llm.from_pretrained", mm_cfg.llm.from_pretrained),
+        ("model.mm_cfg.vision_encoder.from_pretrained", mm_cfg.vision_encoder.from_pretrained),
+    ):
+        yield from _no_weights(key, source)
+    if tokenizer.library == "sentencepiece":
+        yield from _no_file("model.tokenizer.model", tokenizer.model)
+    else:
+        yield from _no_tokenizer("model.tokenizer.type", tokenizer.type)
+    for key, source in (
+        ("model.mm_cfg.pretrain_mm_mlp_adapter", mm_cfg.pretrain_mm_mlp_adapter),
+        ("model.restore_from_path", model.restore_from_path),
+        ("exp_manager.resume_from_checkpoint", cfg.exp_manager.resume_from_checkpoint),
+    ):
+        if source is not None and not Path(source).exists():
+            yield f"{key}: no file or folder at {source}"
+
+
+def _inference(cfg: DictConfig) -> Iterator[str]:
+    if not Path(cfg.neva_model_file).exists():
+        yield f"neva_model_file: no .nemo or extracted folder at {cfg.neva_model_file}"
+    yield from _no_weights("base_model_file", cfg.base_model_file)
+    yield from _no_weights("vision_encoder_path", cfg.vision_encoder_path)
+    if cfg.tokenizer_type is not None:
+        yield from _no_tokenizer("tokenizer_type", cfg.tokenizer_type)
+    yield from _no_file("prompt_file", cfg.prompt_file)
+    yield from _no_folder("inference.images_base_path", cfg.inference.images_base_path)
+
+
+def _no_file(key: str, path: str) -> Iterator[str]:
+    if not Path(path).is_file():
+        yield f"{key}: no file at {path}"
+
+
+def _no_folder(key: str, path: str) -> Iterator[str]:
+    if not Path(path).is_dir():
+        yield f"{key}: no folder at {path}"
+
+
+def _no_tokenizer(key: str, path: str) -> Iterator[str]:
+    if not Path(path).exists():
+        yield f"{key}: no folder or tokenizer.json at {path}"
+    elif Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        yield f"{key}: {path} holds none of {', '.join(TOKENIZER_FILES)}"
+
+
+def _no_weights(key: str, source: str | None) -> Iterator[str]:
+    """Problems of a Hugging Face folder or a .nemo; a partly fetched folder names what it lacks."""
+    if source is None or (source.endswith(".nemo") and Path(source).is_file()):
+        return
+    folder = Path(source)
+    if not folder.is_dir():
+        yield f"{key}: no folder at {source}: fetch the checkpoint, or set the key to null for random weights"
+        return
+    if (folder / "model_config.yaml").is_file():
+        return
+    if not (folder / "config.json").is_file():
+        yield f"{key}: {source} holds no config.json"
+    indices = [folder / f"{name}.index.json" for name in WEIGHT_FILES]
+    index = next((path for path in indices if path.is_file()), None)
+    if index is None:
+        if not any((folder / name).is_file() for name in WEIGHT_FILES):
+            yield f"{key}: {source} holds neither {' nor '.join(WEIGHT_FILES)} (nor an index of either)"
+        return
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    if missing:
+        yield f"{key}: {source} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}"
+
+
+def _not_writable(name: str, folder: Path) -> Iterator[str]:
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not nearest.is_dir():
+        yield f"{name} {folder} cannot be made: {nearest} is a file"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield f"{name} {folder} is not writable: no permission to write in {nearest}"
