@@ -15,7 +15,7 @@ fail() {
 # Keep in step with python_requires in setup.cfg.
 supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
-version() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo 'not a working Python'; }
+version() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo "which does not run"; }
 
 find_python() {
     local candidate
@@ -29,10 +29,10 @@ find_python() {
 explain_failure() {
     if grep -qE 'No space left on device' "$log"; then
         fail "the disk of $PWD or of the temporary folder is full: free about 6 GB and call make again (log: $log)."
+    elif grep -qE "No such file or directory: '[^']*(cc|\+\+|clang)'|command '[^']*(cc|\+\+|clang)' failed|Unknown compiler" "$log"; then
+        fail "a package has no ready-made wheel for this platform and no compiler is there to build it: install one (Debian, Ubuntu: apt install g++ python3-dev) and call make again (log: $log)."
     elif grep -qE "(NewConnection|ConnectTimeout|NameResolution|SSL|Proxy)Error|Read timed out|Connection (refused|reset)|Network is unreachable" "$log"; then
         fail "the package index could not be reached: check the network, or set PIP_INDEX_URL to a mirror, and call make again (log: $log)."
-    elif grep -qiE "(command '?\"?[^ ]*(cc|\+\+|clang)[^ ]*'? failed|unable to execute|no (acceptable )?(C|C\+\+) compiler|Microsoft Visual C\+\+)" "$log"; then
-        fail "a package has no ready-made wheel for this platform and no C++ compiler was found: install one (Debian, Ubuntu: apt install g++) and call make again (log: $log)."
     fi
     tail -n 15 "$log" >&2
     fail "pip failed, its last lines are above (log: $log)."
