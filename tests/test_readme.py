@@ -1,0 +1,180 @@
+"""Every command that README.md and docs/ show can be typed: it parses, composes, and names files that exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from neva import cli
+from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
+from neva.config.errors import ConfigError
+from neva.config.load import load
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"])
+
+YOURS = (
+    "checkpoints/",
+    "datasets/",
+    "nemo_experiments/",
+    "llava_test_examples/",
+    ".venv/",
+    "/data/",
+    "/path/",
+)
+"""Places that a reader fills or a run writes: paths below them need not exist in a clone."""
+
+OTHER_TOOLS = {
+    ".",
+    "cd",
+    "export",
+    "git",
+    "hf",
+    "pip",
+    "tensorboard",
+    "unzip",
+    "apt",
+    "mkdir",
+    "pre-commit",
+    "nvidia-smi",
+}
+VERB_OF_SCRIPT = {"neva_pretrain.py": "train", "neva_finetune.py": "train", "neva_inference.py": "infer"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page, `environment` being the assignments in front of it."""
+
+    place: str
+    environment: dict[str, str]
+    words: list[str]
+
+
+def shell_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Line number and text of each line in the page's bash fences, continued lines joined."""
+    for fence in re.finditer(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        first = text.count("\n", 0, fence.start(1)) + 1
+        pending, start = "", first
+        for number, line in enumerate(fence[1].splitlines(), first):
+            start = start if pending else number
+            pending += line.removesuffix("\\")
+            if not line.endswith("\\"):
+                yield start, pending
+                pending = ""
+
+
+def commands(text: str, page: str) -> Iterator[Command]:
+    """All commands in the text of a page; `a && b` is two."""
+    for number, line in shell_lines(text):
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+        lexer.whitespace_split = True
+        words = list(lexer)
+        while words:
+            end = next((at for at, word in enumerate(words) if word in ("&&", "|", ";", "&")), len(words))
+            one, words = words[:end], words[end + 1 :]
+            environment: dict[str, str] = {}
+            while one and (assignment := re.fullmatch(r"([A-Z_]+)=(.*)", one[0])):
+                environment[assignment[1]] = assignment[2]
+                one = one[1:]
+            if one:
+                yield Command(f"{page}:{number}", environment, one)
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert name in (variables if is_variable else targets), f"Makefile has no {name}"
+
+
+def check_neva(verb: str, arguments: list[str]) -> None:
+    """Parse as the command would; compose, check and validate the configuration without running it."""
+    assert verb in cli.VERBS, f"no verb {verb}"
+    if "--help" in arguments:
+        return
+    if not hasattr(cli, verb):
+        pytest.skip(f"{verb} has no configuration to compose")
+    options = cli._options(verb, arguments)
+    overrides = options.overrides
+    if getattr(options, "multirun", False):
+        overrides = [re.sub(r",.*", "", override) for override in overrides]
+    load(options.config_name, overrides, options.config_dir)
+
+
+def check_paths(words: list[str]) -> None:
+    values = [word.partition("=")[2] or word for word in words if not word.startswith("-")]
+    for value in values:
+        if "/" in value and "://" not in value and not value.startswith(YOURS):
+            assert (ROOT / value).exists(), (
+                f"{value} is neither in the repository nor declared as the reader's own"
+            )
+
+
+def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail when the command could not be typed as shown."""
+    monkeypatch.delenv(RECIPE_ENVIRONMENT_VARIABLE, raising=False)
+    for name, value in command.environment.items():
+        monkeypatch.setenv(name, value)
+    first, rest = command.words[0], command.words[1:]
+    if first == "make":
+        check_make(rest)
+    elif first == "neva":
+        if rest != ["--help"]:
+            check_neva(rest[0], rest[1:])
+    elif first == "python" and not rest[0].startswith("-"):
+        assert (ROOT / rest[0]).is_file(), f"no script {rest[0]}"
+        if verb := VERB_OF_SCRIPT.get(Path(rest[0]).name):
+            check_neva(verb, rest[1:])
+    else:
+        assert first in OTHER_TOOLS | {"python"}, f"{first} is not a command that a reader has"
+    if first != "hf":
+        check_paths([word for word in rest if not re.match(r"[\w/@.]+/[\w@]+=", word)])
+
+
+ALL = [c for page in PAGES for c in commands(page.read_text(), str(page.relative_to(ROOT)))]
+
+
+@pytest.mark.parametrize("command", ALL, ids=[f"{c.place} {' '.join(c.words)[:60]}" for c in ALL])
+def test_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(command, monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_page_is_filled_and_its_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    assert re.findall(r"\{\{.*?\}\}", text) == []
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+
+
+def test_every_page_of_docs_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    pages = {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}
+    assert {name for name in pages if f"({name})" not in index} == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("make quickstrat", "Makefile has no quickstrat"),
+        ("neva trian --config-name llava_7b_pretrain", "no verb trian"),
+        ("python scripts/neva_train.py", "no script"),
+        ("neva train --config-name llava_7b_pretrain model.optim.learning_rate=1", "learning_rate"),
+        ("neva train --config-name llava_8b_pretrain", "no recipe"),
+        ("NEMO_CONFIG=llava_7b_finetune python scripts/neva_finetune.py \\\n    trainer.gpus=8", "gpus"),
+        ("python scripts/neva_pretrain.py", "no recipe chosen"),
+        ("tensorboard --logdir here && rm -rf /", "rm is not a command"),
+        ("pip install -r requirements/dev.txt", "neither in the repository"),
+    ],
+)
+def test_a_wrong_command_is_found(line: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(commands(f"text\n```bash\n{line}\n```\n", "page"))
+    assert {command.place for command in found} == {"page:3"}
+    with pytest.raises((AssertionError, ConfigError), match=problem):
+        for command in found:
+            check(command, monkeypatch)
