@@ -28,6 +28,7 @@ class NevaModel(MegatronModule):
         self, language_model: LanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
     ) -> None:
         super().__init__(config=language_model.config)
+        self.model_type = language_model.model_type
         self.pre_process, self.post_process = language_model.pre_process, language_model.post_process
         self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
         self.vision_tower = vision_tower

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
@@ -91,12 +91,17 @@ class MetricsFile(Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self.file: TextIO | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the file; rows behind the step that is resumed from are dropped, since those steps come again."""
+        """Opens the file; rows behind the step that is resumed from are dropped, since those steps come again.
+
+        NeMo's exp_manager moves the files of earlier runs to `run_0`, `run_1`, … when it resumes.
+        """
         if not trainer.is_global_zero:
             return
-        rows = [row for row in read_metrics(self.run_dir) if row["step"] <= trainer.global_step]
+        earlier = sorted(self.run_dir.glob(f"run_*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+        rows = [row for row in read_metrics(earlier[-1].parent) if row["step"] <= trainer.global_step] if earlier else []
         self.file = (self.run_dir / METRICS).open("w", buffering=1)
         self.file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -104,16 +109,20 @@ class MetricsFile(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Appends one row."""
-        if trainer.is_global_zero:
+        if self.file is not None:
             names = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
             row = {"step": trainer.global_step, **plain(trainer.callback_metrics, *names), "time_s": time.time()}
             self.file.write(json.dumps(row) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the curve."""
-        if trainer.is_global_zero:
+        if self.file is not None:
             self.file.close()
             draw_loss_curve(self.run_dir)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draws the curve of a run that failed: it may show why."""
+        self.on_train_end(trainer, pl_module)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -17,7 +16,6 @@ from megatron.core.distributed import (
 )
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
 
 from neva.config.shapes import language_shape, vision_shape
 from neva.data.loader import train_loader
@@ -37,17 +35,33 @@ logger = logging.getLogger(__name__)
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
+class Unsized:
+    """Batches without a length.
+
+    After a resume Lightning counts batches from the start of the run, a loader from where it resumes; comparing the
+    two would end the run early.
+    """
+
+    def __init__(self, batches: Iterable[list[MicroBatch]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        return iter(self.batches)
+
+
 class MegatronNevaModel(ModelPT):
     """Trains a `NevaModel` with Megatron's schedule, data parallel and optimizer inside Lightning's loop.
 
     Args:
         cfg: the resolved `model` section.
         trainer: the Lightning trainer, with a `MegatronStrategy`.
+        clip_grad: largest global gradient norm; 0 switches clipping off.
     """
 
-    def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
+    def __init__(self, cfg: DictConfig, trainer: Trainer, clip_grad: float) -> None:
         super().__init__(cfg, trainer)
         self.automatic_optimization = False
+        self.clip_grad = clip_grad
         self.consumed_samples = 0
         self.model: NevaModel
         self.chunks: list[DistributedDataParallel] = []
@@ -110,7 +124,7 @@ class MegatronNevaModel(ModelPT):
             "projector": mm_cfg.mm_mlp_adapter_lr_ratio,
         }
         self.megatron_optimizer = build_optimizer(
-            self.chunks, optim, ratios, self.trainer.gradient_clip_val or 0.0, DTYPES[str(self.cfg.precision)]
+            self.chunks, optim, ratios, self.clip_grad, DTYPES[str(self.cfg.precision)]
         )
         schedule = CosineAnnealing(
             optim.lr,
@@ -123,9 +137,9 @@ class MegatronNevaModel(ModelPT):
 
     # Data
 
-    def train_dataloader(self) -> DataLoader[list[MicroBatch]]:
+    def train_dataloader(self) -> Unsized:
         """The batches from the next unseen sample to the last step."""
-        return train_loader(
+        loader = train_loader(
             self.cfg,
             self.vision,
             self.tokenizer,
@@ -135,6 +149,7 @@ class MegatronNevaModel(ModelPT):
             max_steps=self.trainer.max_steps,
             seed=self.cfg.seed,
         )
+        return Unsized(loader)
 
     def setup_training_data(self, train_data_config: Any) -> None:
         """Nothing: NeMo's hook; `train_dataloader` makes the loader when the position in the data is known."""
@@ -214,7 +229,3 @@ class MegatronNevaModel(ModelPT):
             [name for name, frozen in self._frozen().items() if not frozen],
             is_writer=self.trainer.is_global_zero,
         )
-
-    def is_last_stage(self) -> bool:
-        """Whether this rank holds the head."""
-        return parallel_state.is_pipeline_last_stage()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from nemo.utils import logging as nemo_logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,15 +31,23 @@ def train(cfg: DictConfig) -> Path:
         The run folder: checkpoints, metrics, the loss curve and the final `.nemo`.
     """
     emulation.install()
+    quiet_libraries()
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
     trainer = build_trainer(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))
     trainer.callbacks += [MetricsFile(run_dir), Progress(cfg.model.global_batch_size)]
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    module = MegatronNevaModel(cfg.model, trainer)
+    module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
     trainer.fit(module)
     return run_dir
+
+
+def quiet_libraries() -> None:
+    """Keeps warnings and errors of NeMo, Megatron and Lightning, drops their reports of every setting."""
+    nemo_logging.setLevel(nemo_logging.WARNING)
+    for name in ("megatron.core", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:

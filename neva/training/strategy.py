@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,6 @@ class MegatronStrategy(DDPStrategy):
         environment = self.cluster_environment
         assert environment is not None
         if self.world_size > 1:
-            import os
-
             os.environ["MASTER_ADDR"] = str(environment.main_address)
             os.environ["MASTER_PORT"] = str(environment.main_port)
         groups.init_process_group(self.global_rank, self.world_size, self.timeout_s)
@@ -68,7 +67,9 @@ class MegatronStrategy(DDPStrategy):
         """Writes weights, optimizer and Lightning's own state into one folder."""
         module: Any = self.lightning_module
         state = checkpoint.sharded_state(module.model, module.saved_parts, module.megatron_optimizer)
-        checkpoint.save(ckpt_to_dir(filepath), state, checkpoint_dict)
+        # the configuration stands in the run folder; as an object it would need pickle to be read
+        common = {key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))}
+        checkpoint.save(ckpt_to_dir(filepath), state, common)
 
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""

@@ -1,0 +1,106 @@
+"""A `.nemo` as a model that is ready to answer."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import BaseImageProcessor, PreTrainedTokenizerFast
+
+from neva.config.shapes import language_shape, vision_shape
+from neva.convert.loading import load_language_model, load_native, load_vision_tower
+from neva.convert.nemo import NemoFile, open_nemo
+from neva.data.dataset import build_encoder
+from neva.data.media import build_image_processor, load_image_processor
+from neva.data.sample import ConversationEncoder
+from neva.data.tokenizer import from_folder, load_tokenizer
+from neva.model.build import build_model
+from neva.model.language import transformer_config
+from neva.model.llava import PARTS, NevaModel
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model with everything that turns a question and its images into ids and back."""
+
+    model: NevaModel
+    model_cfg: DictConfig
+    tokenizer: PreTrainedTokenizerFast
+    encoder: ConversationEncoder
+    processor: BaseImageProcessor
+    device: torch.device
+
+
+def load_assistant(
+    neva_model_file: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    base_model_file: str | None,
+    vision_encoder_path: str | None,
+    tokenizer_type: str | None,
+) -> Assistant:
+    """Loads a `.nemo` (or the folder of an extracted one) and the frozen parts that it refers to.
+
+    Args:
+        neva_model_file: the `.nemo`.
+        device, dtype: of the model.
+        base_model_file: where to read a language model that the `.nemo` does not hold; None: where it says.
+        vision_encoder_path: the same for the tower.
+        tokenizer_type: folder of another tokenizer; None: the `.nemo`'s own.
+
+    Raises:
+        ValueError: when a part is neither in the `.nemo` nor where it should be.
+    """
+    nemo = open_nemo(neva_model_file)
+    model_cfg = OmegaConf.create(OmegaConf.to_container(nemo.config))
+    OmegaConf.set_struct(model_cfg, False)
+    for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):
+        if path is not None:
+            model_cfg.mm_cfg[key].from_pretrained = path
+    tokenizer = _tokenizer(nemo, model_cfg, tokenizer_type)
+    vision, language = vision_shape(model_cfg), language_shape(model_cfg)
+    config = transformer_config(language, params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16)
+    model = build_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type, config)
+    _fill(model, nemo, model_cfg)
+    return Assistant(
+        model=model.to(device).eval().requires_grad_(False),
+        model_cfg=model_cfg,
+        tokenizer=tokenizer,
+        encoder=build_encoder(model_cfg, vision, tokenizer),
+        processor=_image_processor(nemo, model_cfg),
+        device=device,
+    )
+
+
+def _fill(model: NevaModel, nemo: NemoFile, model_cfg: DictConfig) -> None:
+    held = [part for part in PARTS if any(name.startswith(f"{part}.") for name in nemo.weights)]
+    load_native(model, nemo.weights, model_cfg.vocab_size, tuple(f"{part}." for part in held))
+    for part, key in (("language_model", "llm"), ("vision_tower", "vision_encoder")):
+        source = model_cfg.mm_cfg[key].from_pretrained
+        if part in held:
+            continue
+        if source is None:
+            raise ValueError(f"{nemo.path} holds no {part} and names no folder that has it")
+        if part == "language_model":
+            load_language_model(model, source, language_shape(model_cfg))
+        else:
+            load_vision_tower(model, source)
+
+
+def _tokenizer(nemo: NemoFile, model_cfg: DictConfig, tokenizer_type: str | None) -> PreTrainedTokenizerFast:
+    if tokenizer_type is not None:
+        return load_tokenizer(OmegaConf.merge(model_cfg.tokenizer, {"library": "huggingface", "type": tokenizer_type}))
+    with tempfile.TemporaryDirectory() as folder:
+        return from_folder(nemo.extract_tokenizer(folder))
+
+
+def _image_processor(nemo: NemoFile, model_cfg: DictConfig) -> BaseImageProcessor:
+    if nemo.image_processor is None:
+        return build_image_processor(model_cfg.mm_cfg.vision_encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(nemo.image_processor))
+        return load_image_processor(Path(folder))

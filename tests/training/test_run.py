@@ -1,0 +1,118 @@
+"""Whole training runs on a tiny model: learning, resuming, freezing, starting from a stage before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from neva.config.load import load
+from neva.convert.nemo import open_nemo
+from neva.training.callbacks import CURVE, read_metrics
+from neva.training.run import train
+
+
+def run(folder: Path, overrides: list[str], steps: int, name: str = "run") -> Path:
+    overrides = [*overrides, f"exp_manager.exp_dir={folder}", f"exp_manager.name={name}", f"trainer.max_steps={steps}"]
+    return train(load("quickstart_finetune", overrides))
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    nemo = open_nemo(next((run_dir / "checkpoints").glob("*.nemo")))
+    return {name: nemo.weights[name].clone() for name in nemo.weights}
+
+
+def test_a_run_learns_eight_samples_and_leaves_its_files(tmp_path: Path, colours: list[str]) -> None:
+    run_dir = run(tmp_path, [*colours, "model.optim.lr=5e-3", "model.global_batch_size=10"], steps=150)
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == list(range(1, 151))
+    assert rows[0]["loss"] > 2.0 and rows[-1]["loss"] < 0.05
+    assert rows[-1]["consumed_samples"] == 150 * 10
+    assert (run_dir / CURVE).stat().st_size > 10_000
+    nemo = open_nemo(next((run_dir / "checkpoints").glob("*.nemo")))
+    nemo.verify()
+    assert set(nemo.manifest["parts"].values()) == {"trained"}
+    assert nemo.tokenizer_files and nemo.image_processor is not None
+
+
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, colours: list[str]) -> None:
+    every = [*colours, "exp_manager.checkpoint_callback_params.every_n_train_steps=3"]
+    unbroken = run(tmp_path / "a", every, steps=7)
+    # the same schedule, ended after 4 of 7 steps by a kill between two checkpoints
+    killed = [*every, "trainer.max_steps=7"]
+    with pytest.raises(Kill):
+        kill_after(4, tmp_path / "b", killed)
+    resumed = run(tmp_path / "b", every, steps=7)
+    assert [row["step"] for row in read_metrics(resumed)] == list(range(1, 8))
+    first, second = read_metrics(unbroken), read_metrics(resumed)
+    for name in ("loss", "lr", "grad_norm", "consumed_samples"):
+        assert [row[name] for row in first] == [row[name] for row in second]
+    before, after = weights(unbroken), weights(resumed)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Kill(Exception):
+    pass
+
+
+def kill_after(step: int, folder: Path, overrides: list[str]) -> None:
+    """Runs until `step` and dies there, as a process does: nothing is saved on the way out."""
+    from neva.training import callbacks
+
+    class Killed(callbacks.Progress):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
+            if trainer.global_step == step:
+                raise Kill
+
+    from neva.training import run as run_module
+
+    original = run_module.Progress
+    run_module.Progress = Killed  # type: ignore[misc]
+    try:
+        train(load("quickstart_finetune", [*overrides, f"exp_manager.exp_dir={folder}", "exp_manager.name=run"]))
+    finally:
+        run_module.Progress = original  # type: ignore[misc]
+
+
+def test_frozen_parts_stay_and_get_neither_gradient_nor_optimizer_state(tmp_path: Path, colours: list[str]) -> None:
+    first = run(tmp_path, colours, steps=2, name="first")
+    nemo = next((first / "checkpoints").glob("*.nemo"))
+    frozen = [
+        *colours,
+        f"model.restore_from_path={nemo}",
+        "model.mm_cfg.llm.freeze=true",
+        "model.mm_cfg.vision_encoder.freeze=true",
+    ]
+    second = run(tmp_path, frozen, steps=2, name="second")
+    before, after = weights(first), weights(second)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"projector"}
+    checkpoint = next(path for path in (second / "checkpoints").iterdir() if path.is_dir())
+    from megatron.core.dist_checkpointing.serialization import load_tensors_metadata
+
+    states = [name for name in load_tensors_metadata(str(checkpoint)) if name.startswith("optimizer.state.exp_avg.")]
+    assert states and all("projector" in name for name in states)
+
+
+def test_stage_two_starts_from_stage_one_projector(tmp_path: Path, colours: list[str]) -> None:
+    first = run(tmp_path, colours, steps=2, name="first")
+    nemo = next((first / "checkpoints").glob("*.nemo"))
+    second = run(
+        tmp_path,
+        [*colours, f"model.mm_cfg.pretrain_mm_mlp_adapter={nemo}", "model.optim.lr=1e-12"],
+        steps=1,
+        name="second",
+    )
+    expected, found = weights(first), weights(second)
+    for name in expected:
+        same = torch.allclose(expected[name], found[name], atol=1e-9)
+        assert same == name.startswith("projector.") or expected[name].ndim == 1
+    manifest = open_nemo(next((second / "checkpoints").glob("*.nemo"))).manifest
+    assert str(nemo) in json.dumps(manifest)
+
+
+def test_nan_stops_the_run_and_names_step_and_samples(tmp_path: Path, colours: list[str]) -> None:
+    with pytest.raises(FloatingPointError, match=r"at step \d+ \(rank 0\); samples of this rank: \['"):
+        run(tmp_path, [*colours, "model.optim.lr=1e30", "trainer.gradient_clip_val=0"], steps=20)
