@@ -1,0 +1,67 @@
+"""The keys as text: for `--help` and for the reference page."""
+
+from pathlib import Path
+
+from neva.config.compose import CONF_DIR, recipes
+from neva.config.keys.field import Key, Refused
+from neva.config.keys.inference import Inference
+from neva.config.keys.model import Training
+from neva.config.schema import range_text, show, type_name, walk
+
+PAGE_HEAD = """\
+# Keys
+
+Written by `python -m neva.config.reference docs/configuration_keys.md`; a test compares. What the values are
+stands in the files of `conf/`. How they are chosen and overridden: [configuration.md](configuration.md).
+"""
+
+
+def recipe_summaries(is_training: bool) -> list[tuple[str, str]]:
+    """Name and first comment line of each recipe for training or for inference."""
+    names = [name for name in recipes() if name.endswith("_inference") != is_training]
+    return [(name, _first_comment(CONF_DIR / f"{name}.yaml")) for name in names]
+
+
+def common_keys(is_training: bool) -> list[tuple[str, str]]:
+    """Path and one-line documentation of the most used keys."""
+    root = Training if is_training else Inference
+    return [(path, rule.doc) for path, _, rule in walk(root) if isinstance(rule, Key) and rule.common]
+
+
+def page() -> str:
+    """The reference page in Markdown: keys with an effect, then refused ones, for training and for inference."""
+    parts = [PAGE_HEAD]
+    for title, root in (("Training", Training), ("Inference", Inference)):
+        rows = list(walk(root))
+        parts.append(f"\n## {title}: keys with an effect\n\n| key | value | what it does |\n|---|---|---|")
+        parts += [_key_row(path, hint, rule) for path, hint, rule in rows if isinstance(rule, Key)]
+        parts.append(f"\n## {title}: refused keys\n")
+        parts.append("Keys of NeMo 1.x NeVA that may only say what happens anyway.\n")
+        parts.append("| key | allowed | why |\n|---|---|---|")
+        parts += [_refused_row(path, rule) for path, _, rule in rows if isinstance(rule, Refused)]
+    return "\n".join(parts) + "\n"
+
+
+def _key_row(path: str, hint: object, rule: Key) -> str:
+    value = ", ".join(part for part in (type_name(hint), range_text(rule)) if part)
+    refused = "".join(f" `{show(value)}`: {why}." for value, why in (rule.not_yet or {}).items())
+    return f"| `{path}` | {_cell(value)} | {_cell(rule.doc + refused)} |"
+
+
+def _refused_row(path: str, rule: Refused) -> str:
+    return f"| `{path}` | {', '.join(f'`{show(off)}`' for off in rule.off)} | {_cell(rule.why)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<image>", "`<image>`")
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+if __name__ == "__main__":
+    import sys
+
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
