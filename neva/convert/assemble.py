@@ -1,0 +1,182 @@
+"""A whole LLaVA model as native tensors, wherever its parts lie: in a `.nemo`, in Hugging Face folders, or
+both.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from neva.config.hf import language_shape_from_hf
+from neva.config.shapes import LanguageShape, VisionShape, vision_shape
+from neva.convert.families import (
+    LANGUAGE,
+    PROJECTOR,
+    TOWER,
+    language_table,
+    tower_prefix,
+    tower_shapes,
+    tower_table,
+)
+from neva.convert.hf import FolderWeights, Part, read_config
+from neva.convert.loading import is_nemo, language_layout, language_part
+from neva.convert.mapping import Rule, Table
+from neva.convert.nemo import NemoFile, open_nemo
+from neva.convert.text import stored_shape
+from neva.model.projector import num_layers
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A complete model, not in memory: `weights` is a lazy mapping of native names to whole tensors."""
+
+    nemo: NemoFile
+    language: LanguageShape
+    vision: VisionShape
+    projector_layers: int
+    weights: Mapping[str, Tensor]
+    tower_reference: Path | None
+    """Folder whose tower is bit-equal to this model's, or None: the tower was trained or has no folder."""
+
+    @property
+    def config(self) -> DictConfig:
+        """The `model` section."""
+        return self.nemo.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the language model's weights."""
+        return self.weights[f"{LANGUAGE}decoder.final_layernorm.weight"].dtype
+
+    @property
+    def has_pooling_head(self) -> bool:
+        """Whether the tower carries SigLIP's attention pooling."""
+        return any(name.startswith(f"{TOWER}head.") for name in self.weights)
+
+    @property
+    def tower_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tower's tensors."""
+        return tower_shapes(self.vision, self.has_pooling_head)
+
+
+class Joined(Mapping[str, Tensor]):
+    """Several lazy mappings as one. A name of several belongs to the first."""
+
+    def __init__(self, *sources: Mapping[str, Tensor]) -> None:
+        self._source_of = {name: source for source in reversed(sources) for name in source}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._source_of[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source_of)
+
+    def __len__(self) -> int:
+        return len(self._source_of)
+
+
+class Translated(Mapping[str, Tensor]):
+    """The native tensors of a Hugging Face source, each computed by its rule when it is asked for."""
+
+    def __init__(self, table: Table, source: Mapping[str, Tensor]) -> None:
+        table.to_native(source)  # raises when the names do not match
+        self._source = source
+        self._rule_of: dict[str, Rule] = {name: rule for rule in table.rules for name in rule.native}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return dict(self._rule_of[name].to_native(self._source))[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rule_of)
+
+    def __len__(self) -> int:
+        return len(self._rule_of)
+
+
+def assemble(
+    source: str | Path, language_source: str | Path | None = None, tower_source: str | Path | None = None
+) -> Model:
+    """The model of a LLaVA `.nemo` file, parts that it does not hold taken from their folders.
+
+    A stage-1 file holds a projector, a fine-tuned one language model and projector; the rest is where
+    `mm_cfg.llm.from_pretrained` and `mm_cfg.vision_encoder.from_pretrained` say, or in `language_source` and
+    `tower_source`. ValueError names a part that is nowhere, and tensors that do not fit.
+    """
+    nemo = open_nemo(source)
+    if "mm_cfg" not in nemo.config:
+        raise ValueError(
+            f"{source} holds a language model alone; expected a LLaVA model, with mm_cfg in its configuration"
+        )
+    language, vision = stored_shape(nemo.config), vision_shape(nemo.config)
+    sources: list[Mapping[str, Tensor]] = [nemo.weights]
+    if not _holds(nemo.weights, PROJECTOR):
+        raise ValueError(f"{source} holds no projector; expected a .nemo file that a LLaVA training wrote")
+    if not _holds(nemo.weights, LANGUAGE):
+        folder = language_source or nemo.config.mm_cfg.llm.from_pretrained
+        sources.append(language_weights(_existing(folder, "language model", "--llm_path"), language))
+    tower_folder = tower_source or nemo.config.mm_cfg.vision_encoder.from_pretrained
+    reference = None
+    if _holds(nemo.weights, TOWER):
+        reference = _equal_tower(Part(nemo.weights, TOWER), tower_folder, vision)
+    else:
+        reference = _existing(tower_folder, "vision tower", "--vision_encoder_path")
+        sources.append(tower_weights(reference, vision))
+    layers = num_layers(nemo.config.mm_cfg.mm_mlp_adapter_type)
+    return Model(nemo, language, vision, layers, Joined(*sources), reference)
+
+
+def language_weights(source: Path, shape: LanguageShape) -> Mapping[str, Tensor]:
+    """The native tensors of a language model in a Hugging Face folder or a `.nemo` file; it must have
+    `shape`'s sizes.
+    """
+    if is_nemo(source):
+        return Part(open_nemo(source).weights, LANGUAGE)
+    found = language_shape_from_hf(read_config(source))
+    if found.vocab_size != shape.vocab_size:
+        raise ValueError(f"{source} has {found.vocab_size} vocabulary rows, the model {shape.vocab_size}")
+    weights = FolderWeights(source)
+    layout = language_layout(weights)
+    return Translated(language_table(shape, layout), language_part(weights, layout))
+
+
+def tower_weights(source: Path, shape: VisionShape) -> Mapping[str, Tensor]:
+    """The native tensors of a vision tower in a Hugging Face folder or a `.nemo` file."""
+    if is_nemo(source):
+        return Part(open_nemo(source).weights, TOWER)
+    weights = FolderWeights(source)
+    prefix = tower_prefix(weights)
+    has_head = f"{prefix}head.probe" in weights
+    stored = Part(weights, prefix) if "vision_tower" in prefix else weights
+    return Translated(tower_table(tower_shapes(shape, has_head), prefix), stored)
+
+
+def _holds(weights: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights)
+
+
+def _existing(folder: str | Path | None, part: str, flag: str) -> Path:
+    if folder is None or not Path(folder).exists():
+        raise ValueError(
+            f"the .nemo file holds no {part} and {folder} does not exist; say where it is with {flag}"
+        )
+    return Path(folder)
+
+
+def _equal_tower(held: Mapping[str, Tensor], folder: str | Path | None, shape: VisionShape) -> Path | None:
+    """`folder` when its tower is bit for bit the one held, else None."""
+    if folder is None or not Path(folder).exists():
+        return None
+    original = tower_weights(Path(folder), shape)
+    changed = [name for name in held if name not in original or not torch.equal(held[name], original[name])]
+    if changed:
+        logger.info(
+            "the vision tower was trained: %d of %d tensors differ from %s", len(changed), len(held), folder
+        )
+        return None
+    return Path(folder)

@@ -1,0 +1,156 @@
+"""A LLaVA model as a llava-hf folder: what transformers 4.45 to 5.x load as
+`LlavaForConditionalGeneration`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from neva.constants import IMAGE_PLACEHOLDER
+from neva.convert.assemble import Model
+from neva.convert.configs import dtype_name, text_config, vision_config
+from neva.convert.families import LLAVA_HF, language_table, projector_table, tower_table
+from neva.convert.hf import write_json, write_weights
+from neva.convert.mapping import Table
+from neva.convert.templates import ADDS_BOS, chat_template
+from neva.convert.text import cast, report
+from neva.convert.tokenizer import (
+    add_special_tokens,
+    check_vocabulary,
+    read_roles,
+    set_bos,
+    token_ids,
+    write_fast_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class ImageToken:
+    """The `<image>` token of an export. `rows` is the vocabulary that holds it, `fill_row` what its row
+    repeats.
+    """
+
+    id: int
+    rows: int
+    fill_row: int
+
+
+def write_llava_hf(model: Model, folder: Path, tokenizer_dir: Path | None, dtype: torch.dtype | None) -> None:
+    """Writes weights, configurations, processor, tokenizer and chat template into the empty `folder`.
+
+    `tokenizer_dir` None takes the tokenizer of the `.nemo` file; `dtype` None keeps the weights' own.
+    ValueError for what a llava-hf folder cannot hold: another projector than mlp2x_gelu, another tower than
+    CLIP or SigLIP.
+    """
+    with TemporaryDirectory() as stored:
+        source = tokenizer_dir or model.nemo.extract_tokenizer(stored)
+        image, ids = _write_tokenizer(model, source, folder)
+    write_json(folder / "config.json", llava_config(model, image, ids, dtype or model.dtype))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model))
+    write_json(folder / "processor_config.json", _processor_config(model))
+    write_json(
+        folder / "generation_config.json", {name: value for name, value in ids.items() if value is not None}
+    )
+    table = llava_table(model, image)
+    pairs = cast(table.to_hf(model.weights), dtype)
+    write_weights(folder, report(pairs, len(table.hf_names), str(folder)))
+
+
+def llava_table(model: Model, image: ImageToken) -> Table:
+    """The table of all three parts in the llava-hf layout."""
+    width = model.vision.hidden_size
+    return (
+        language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
+        + projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_HF)
+        + tower_table(model.tower_shapes, LLAVA_HF.tower)
+    )
+
+
+def llava_config(
+    model: Model, image: ImageToken, ids: Mapping[str, int | None], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The content of `config.json`."""
+    language = replace(model.language, vocab_size=image.rows)
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "ignore_index": -100,
+        "image_token_index": image.id,
+        "image_seq_length": model.vision.num_tokens,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": model.vision.select_layer,
+        "vision_feature_select_strategy": _select_strategy(model),
+        "tie_word_embeddings": model.language.tied,
+        "torch_dtype": dtype_name(dtype),
+        "pad_token_id": ids["pad_token_id"],
+        "text_config": text_config(language, dtype, ids),
+        "vision_config": vision_config(model.vision, dtype, model.has_pooling_head),
+    }
+
+
+def preprocessor_config(model: Model) -> dict[str, Any]:
+    """The image processor that does what training did; padding to a square needs transformers 4.49 or
+    later.
+    """
+    stored = model.nemo.image_processor
+    if stored is None:
+        raise ValueError(f"{model.nemo.path} holds no image_processor/preprocessor_config.json")
+    settings = {**stored, "processor_class": "LlavaProcessor"}
+    settings.pop("image_processor_class", None)
+    if model.config.data.image_aspect_ratio == "pad":
+        settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+        settings.setdefault("do_center_crop", False)
+        settings.setdefault("do_convert_rgb", True)
+    else:
+        name = str(settings["image_processor_type"])
+        settings["image_processor_type"] = name.removesuffix("Pil").removesuffix("Fast")
+    return settings
+
+
+def _processor_config(model: Model) -> dict[str, Any]:
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_PLACEHOLDER,
+        "patch_size": model.vision.patch_size,
+        "num_additional_image_tokens": model.vision.class_token_length,
+        "vision_feature_select_strategy": _select_strategy(model),
+    }
+
+
+def _select_strategy(model: Model) -> str:
+    length = model.vision.class_token_length
+    if length > 1:
+        raise ValueError(
+            f"class_token_length is {length}; a llava-hf folder can drop one class token or none"
+        )
+    return "default" if length == 1 else "full"
+
+
+def _write_tokenizer(model: Model, source: Path, folder: Path) -> tuple[ImageToken, dict[str, int | None]]:
+    check_vocabulary(source, model.language.vocab_size)
+    file = source / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{source} has no tokenizer.json, which a llava-hf folder needs")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    roles = read_roles(source)
+    template = model.config.data.conv_template
+    set_bos(content, roles.get("bos_token"), ADDS_BOS.get(template, True))
+    (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
+    write_fast_tokenizer(
+        folder, content, roles, chat_template(template, roles["eos_token"]), model.language.max_positions
+    )
+    loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    filler = next((roles[role] for role in ("unk_token", "bos_token") if role in roles), None)
+    image = ImageToken(
+        id=image_id,
+        rows=max(model.language.vocab_size, image_id + 1),
+        fill_row=(loaded.token_to_id(filler) if filler else None) or 0,
+    )
+    return image, token_ids(loaded, roles)

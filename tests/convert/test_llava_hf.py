@@ -1,0 +1,80 @@
+"""The llava-hf export: transformers loads it with nothing missing and computes what the native model
+computes.
+"""
+
+import json
+
+import pytest
+import torch
+
+from neva.convert.assemble import assemble
+from neva.convert.hf import FolderWeights
+from neva.convert.llava_hf import write_llava_hf
+from neva.convert.proof import prove_llava
+from tests.convert.llava import llava_nemo
+from tests.convert.tiny import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("megatron")
+
+
+def export(tmp_path, **options):
+    model = assemble(llava_nemo(tmp_path, **options))
+    folder = tmp_path / "export"
+    folder.mkdir()
+    write_llava_hf(model, folder, None, None)
+    return model, folder
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_tower_is_proven(tmp_path, family, kind):
+    model, folder = export(tmp_path, family=family, kind=kind)
+    prove_llava(model, folder, None)
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["verified"] is True
+    assert report["max_abs_logit_difference"] <= 2e-5  # float32 sums in another order, logits up to 20
+    assert report["max_kl_per_position"] <= 1e-8
+    assert report["argmax_flips"] == 0
+    assert report["greedy_answers_equal"] == report["samples"] == 4
+
+
+@pytest.mark.parametrize("template", ["v1", "chatml", "plain"])
+@pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
+def test_templates_and_aspect_ratios_are_proven(tmp_path, template, aspect_ratio):
+    model, folder = export(tmp_path, template=template, aspect_ratio=aspect_ratio)
+    prove_llava(model, folder, None)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("select_layer", [-1, -3, 1])
+def test_select_layers_are_proven(tmp_path, kind, select_layer):
+    model, folder = export(tmp_path, kind=kind, select_layer=select_layer)
+    prove_llava(model, folder, None)
+
+
+def test_keys_are_canonical_and_config_has_both_spellings(tmp_path):
+    model, folder = export(tmp_path, family="llama3")
+    names = set(FolderWeights(folder))
+    assert "language_model.model.embed_tokens.weight" in names
+    assert "language_model.lm_head.weight" in names
+    assert "multi_modal_projector.linear_1.bias" in names
+    assert "vision_tower.vision_model.pre_layrnorm.weight" in names
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    assert text["rope_theta"] == text["rope_parameters"]["rope_theta"] == 500000.0
+    assert text["rope_scaling"]["factor"] == 8.0
+    assert config["torch_dtype"] == "float32"
+    assert config["image_token_index"] == 133
+    assert text["vocab_size"] == 134
+    for file in ("processor_config.json", "preprocessor_config.json", "special_tokens_map.json"):
+        assert (folder / file).is_file()
+    template = (folder / "chat_template.jinja").read_text()
+    assert json.loads((folder / "chat_template.json").read_text())["chat_template"] == template
+    assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == template
+
+
+def test_bf16_stays_bf16(tmp_path):
+    _, folder = export(tmp_path, dtype=torch.bfloat16)
+    weights = FolderWeights(folder)
+    assert {weights[name].dtype for name in weights} == {torch.bfloat16}
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
