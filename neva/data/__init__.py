@@ -1,0 +1,1 @@
+"""From conversations and image files to padded micro batches."""

@@ -1,0 +1,146 @@
+"""Conversations with images as training samples."""
+
+import logging
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from neva.config.shapes import VisionShape
+from neva.data.conversation import TEMPLATES
+from neva.data.errors import SampleError
+from neva.data.media import ImageProcessor, build_image_processor, load_image, to_pixels
+from neva.data.records import Records, read_records
+from neva.data.sample import ConversationEncoder
+
+logger = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """S tokens, N images of H x W pixels; `labels` are not shifted."""
+
+    input_ids: torch.Tensor
+    """int64 [S], `IMAGE_TOKEN_ID` where image patches go."""
+    labels: torch.Tensor
+    """int64 [S], `IGNORE_INDEX` where there is no loss."""
+    pixel_values: torch.Tensor
+    """float32 [N, 3, H, W] in the order of the placeholders; N is 0 for text alone."""
+    record_id: str
+
+
+class ConversationDataset(Dataset[Sample]):
+    """Reads and encodes one record an index.
+
+    With `on_error` skip, a record that raises `SampleError` is replaced by the next one that does not, in the
+    order of the file. That depends on the files alone, so every rank and every run decides alike.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        image_folder: Path,
+        encoder: ConversationEncoder,
+        processor: ImageProcessor,
+        image_size: int,
+        aspect_ratio: Literal["square", "pad"],
+        on_error: Literal["fail", "skip"],
+    ) -> None:
+        self.records = records
+        self.image_folder = image_folder
+        self.encoder = encoder
+        self.processor = processor
+        self.image_size = image_size
+        self.aspect_ratio = aspect_ratio
+        self.on_error = on_error
+        # Shared memory, so that the main process sees what its workers skipped.
+        self._skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of a record or, with `on_error` skip, of the next good one; else `SampleError` names the
+        record."""
+        for distance in range(len(self)):
+            position = (index + distance) % len(self)
+            try:
+                return self._read(position)
+            except SampleError as error:
+                if self.on_error == "fail":
+                    raise
+                if not self._skipped[position]:
+                    self._skipped[position] = True
+                    logger.warning("skipped: %s", error)
+        raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
+
+    @property
+    def skipped_count(self) -> int:
+        """How many different records this process and its workers have skipped so far."""
+        return int(self._skipped.sum())
+
+    def _read(self, index: int) -> Sample:
+        name = f"record {index}"
+        try:
+            record = self.records[index]
+            name = f"record {index} (id {record.id!r})"
+            input_ids, labels = self.encoder.sample(record.turns, len(record.images), record.system)
+            pixels = [
+                to_pixels(load_image(self.image_folder / image), self.processor, self.aspect_ratio)
+                for image in record.images
+            ]
+        except SampleError as error:
+            raise SampleError(f"{self.records.path}, {name}: {error}") from error
+        return Sample(
+            torch.tensor(input_ids),
+            torch.tensor(labels),
+            torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
+            record.id,
+        )
+
+
+def build_encoder(
+    model_cfg: DictConfig, vision: VisionShape, tokenizer: PreTrainedTokenizerFast
+) -> ConversationEncoder:
+    """The encoder of a resolved `model` section, for training and inference alike.
+
+    `ValueError` when the template is unknown or the tokenizer has ids beyond the model's vocabulary.
+    """
+    name = model_cfg.data.conv_template
+    if name not in TEMPLATES:
+        raise ValueError(f"model.data.conv_template is {name!r}, expected one of {', '.join(TEMPLATES)}")
+    if len(tokenizer) > model_cfg.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} ids, model.vocab_size is {model_cfg.vocab_size}; use the "
+            "language "
+            "model's own tokenizer or raise model.vocab_size"
+        )
+    return ConversationEncoder(
+        tokenizer=tokenizer,
+        template=TEMPLATES[name],
+        image_tokens=vision.num_tokens,
+        max_length=model_cfg.encoder_seq_length,
+        sep_image_conv_front=model_cfg.data.sep_image_conv_front,
+    )
+
+
+def build_dataset(
+    model_cfg: DictConfig, vision: VisionShape, tokenizer: PreTrainedTokenizerFast
+) -> ConversationDataset:
+    """The dataset of a resolved `model` section. `ValueError` when a file or folder that it names is
+    missing."""
+    data = model_cfg.data
+    image_folder = Path(data.image_folder)
+    if not image_folder.is_dir():
+        raise ValueError(f"model.data.image_folder: no folder at {image_folder}")
+    return ConversationDataset(
+        records=read_records(data.data_path, list(data.datasets_exclude)),
+        image_folder=image_folder,
+        encoder=build_encoder(model_cfg, vision, tokenizer),
+        processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),
+        image_size=vision.image_size,
+        aspect_ratio=data.image_aspect_ratio,
+        on_error=data.on_error,
+    )

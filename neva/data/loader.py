@@ -1,0 +1,103 @@
+"""Worker processes that prepare whole optimizer steps."""
+
+import os
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast
+
+from neva.config.shapes import VisionShape
+from neva.data.collate import MicroBatch, collate
+from neva.data.dataset import ConversationDataset, build_dataset
+from neva.data.sampler import GlobalBatchSampler
+
+
+class Shares(Dataset[list[MicroBatch]]):
+    """Maps the indices of one rank's share of a global batch to its micro batches."""
+
+    def __init__(
+        self,
+        samples: ConversationDataset,
+        micro_batch_size: int,
+        pad_id: int,
+        pad_to_multiple_of: int,
+        same_length: bool,
+    ) -> None:
+        self.samples = samples
+        self.micro_batch_size = micro_batch_size
+        self.pad_id = pad_id
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.same_length = same_length
+
+    def __getitem__(self, indices: list[int]) -> list[MicroBatch]:
+        samples = [self.samples[index] for index in indices]
+        return collate(samples, self.micro_batch_size, self.pad_id, self.pad_to_multiple_of, self.same_length)
+
+
+def train_loader(
+    model_cfg: DictConfig,
+    vision: VisionShape,
+    tokenizer: PreTrainedTokenizerFast,
+    rank: int,
+    size: int,
+    consumed_samples: int,
+    max_steps: int,
+    seed: int,
+) -> DataLoader[list[MicroBatch]]:
+    """One item an optimizer step: the micro batches of data-parallel rank `rank` of `size`.
+
+    It holds the steps from `consumed_samples` up to `max_steps` of the whole run. `loader.dataset.samples` is
+    the `ConversationDataset`, whose `skipped_count` tells what `on_error=skip` left out.
+    """
+    dataset = build_dataset(model_cfg, vision, tokenizer)
+    sampler = GlobalBatchSampler(
+        num_samples=len(dataset),
+        global_batch_size=model_cfg.global_batch_size,
+        rank=rank,
+        size=size,
+        consumed_samples=consumed_samples,
+        max_steps=max_steps,
+        seed=seed,
+        dataloader_type=model_cfg.data.dataloader_type,
+    )
+    shares = Shares(
+        dataset,
+        micro_batch_size=model_cfg.micro_batch_size,
+        pad_id=tokenizer.pad_token_id,
+        pad_to_multiple_of=model_cfg.data.pad_to_multiple_of,
+        # A pipeline stage receives activations of one shape.
+        same_length=model_cfg.pipeline_model_parallel_size > 1,
+    )
+    return build_loader(shares, sampler, model_cfg.data.num_workers)
+
+
+def build_loader(
+    shares: Shares, sampler: GlobalBatchSampler, num_workers: int
+) -> DataLoader[list[MicroBatch]]:
+    """A loader whose workers (none: this process) prepare one share each, in the sampler's order."""
+    if num_workers:
+        # Each worker tokenises on its own; threads in a forked tokenizer would be switched off with a
+        # warning.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return DataLoader(
+        shares,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        # Of its own, so that the loader draws nothing from the run's random numbers.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(share: Any) -> Any:
+    return share
+
+
+def _start_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,152 @@
+"""Loads fast tokenizers from local files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
+
+SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+"""What LLaMA-type vocabularies call their special tokens; used where no tokenizer_config.json says it."""
+
+
+def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of `model.tokenizer`: `library` huggingface with the folder (or tokenizer.json) `type`,
+    or sentencepiece with the file `model`.
+
+    It has an end-of-sequence token and a padding token (the unknown token where none is named, as in LLaVA).
+    `ValueError` names what is missing.
+    """
+    if tokenizer_cfg.library == "huggingface":
+        tokenizer = from_folder(Path(tokenizer_cfg.type))
+    elif tokenizer_cfg.library == "sentencepiece":
+        tokenizer = from_sentencepiece(Path(tokenizer_cfg.model))
+    else:
+        raise ValueError(
+            f"model.tokenizer.library is {tokenizer_cfg.library!r}; neva reads huggingface and sentencepiece"
+        )
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} names no end-of-sequence token; "
+            "put eos_token into a tokenizer_config.json beside it"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def from_folder(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder with tokenizer.json, tokenizer.model or other files that transformers can
+    convert.
+
+    A tokenizer.json is taken word for word: transformers' own LLaMA class would rebuild it with other spaces
+    after special tokens.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file():
+        return _from_json(file)
+    if not path.is_dir():
+        raise ValueError(f"model.tokenizer.type: no folder or tokenizer.json at {path}")
+    if (path / "tokenizer.model").is_file():
+        return from_sentencepiece(path / "tokenizer.model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"model.tokenizer.type: {path} has no tokenizer.json or tokenizer.model, and transformers cannot "
+            f"load it: {error}"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"model.tokenizer.type: {path} gives no fast tokenizer; provide its tokenizer.json")
+    return tokenizer
+
+
+def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
+    """A LLaMA-type tokenizer.model as a fast tokenizer, spaces after special tokens as in LLaVA
+    (`legacy`). `ValueError` when the converted tokenizer does not agree with sentencepiece itself.
+    """
+    if not file.is_file():
+        raise ValueError(f"model.tokenizer.model: no file at {file}")
+    original = SentencePieceProcessor(model_file=str(file))
+    backend = _convert(SentencePieceExtractor(str(file)))
+    special = {
+        name: original.id_to_piece(number)
+        for name, number in (
+            ("bos_token", original.bos_id()),
+            ("eos_token", original.eos_id()),
+            ("unk_token", original.unk_id()),
+            ("pad_token", original.pad_id()),
+        )
+        if number >= 0
+    }
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=str(file), **special)
+    for text in ("Hello  world", " a", "ﬁne ½ Ａ é", "漢字\n\t<b>1234</b>"):
+        found, expected = tokenizer.encode(text, add_special_tokens=False), original.encode(text)
+        if found != expected:
+            raise ValueError(
+                f"{file} cannot be converted faithfully: {text!r} becomes {found}, sentencepiece says "
+                f"{expected}; use the model's tokenizer.json with model.tokenizer.library=huggingface"
+            )
+    return tokenizer
+
+
+def _convert(source: SentencePieceExtractor) -> Tokenizer:
+    """What transformers' `LlamaConverter` with `legacy` made of a sentencepiece model before it broke (5.x)."""
+    pieces = source.proto.pieces
+    vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}
+    settings, normalizer = source.proto.trainer_spec, source.proto.normalizer_spec
+    tokenizer = Tokenizer(
+        BPE(
+            vocab=vocabulary,
+            # Ordered by the pieces' scores, as sentencepiece merges.
+            merges=generate_merges(vocabulary, {piece.piece: piece.score for piece in pieces}),
+            unk_token=settings.unk_piece,
+            fuse_unk=True,
+            byte_fallback=settings.byte_fallback,
+        )
+    )
+    steps: list[normalizers.Normalizer] = []
+    if normalizer.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
+    if normalizer.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    control, user_defined = 3, 4
+    tokenizer.add_tokens(
+        [
+            AddedToken(piece.piece, normalized=False, special=piece.type == control)
+            for piece in pieces
+            if piece.type in (control, user_defined)
+        ]
+    )
+    return tokenizer
+
+
+def _from_json(file: Path) -> PreTrainedTokenizerFast:
+    settings: dict[str, Any] = {}
+    config_file = file.with_name("tokenizer_config.json")
+    if config_file.is_file():
+        settings = json.loads(config_file.read_text(encoding="utf-8"))
+    else:
+        added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"]
+        special = {token["content"] for token in added if token["special"]}
+        settings = {name: token for name, token in SPECIAL_NAMES.items() if token in special}
+    names = {name: _content(settings[name]) for name in SPECIAL_NAMES if settings.get(name) is not None}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(file), name_or_path=str(file.parent), clean_up_tokenization_spaces=False, **names
+    )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
