@@ -12,6 +12,8 @@ from nemo.utils import logging as nemo_logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.derive import total_steps
+from neva.data.records import read_records
 from neva.parallel import emulation
 from neva.parallel.groups import Layout
 from neva.training.callbacks import MetricsFile, Progress
@@ -32,6 +34,7 @@ def train(cfg: DictConfig) -> Path:
     """
     emulation.install()
     quiet_libraries()
+    cfg.trainer.max_steps = last_step(cfg)
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
     trainer = build_trainer(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))
@@ -41,6 +44,15 @@ def train(cfg: DictConfig) -> Path:
     module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
     trainer.fit(module)
     return run_dir
+
+
+def last_step(cfg: DictConfig) -> int:
+    """Returns the number of optimizer steps: `trainer.max_steps`, or what `trainer.max_epochs` makes of the data."""
+    if cfg.trainer.max_epochs in (None, -1):
+        return cfg.trainer.max_steps
+    data = cfg.model.data
+    num_samples = len(read_records(data.data_path, list(data.datasets_exclude)))
+    return total_steps(cfg.trainer, num_samples, cfg.model.global_batch_size)
 
 
 def quiet_libraries() -> None:
