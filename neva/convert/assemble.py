@@ -4,8 +4,11 @@ both.
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -25,7 +28,7 @@ from neva.convert.families import (
 from neva.convert.hf import FolderWeights, Part, read_config
 from neva.convert.loading import is_nemo, language_layout, language_part
 from neva.convert.mapping import Rule, Table
-from neva.convert.nemo import NemoFile, open_nemo
+from neva.convert.nemo import TOKENIZER, open_nemo
 from neva.convert.text import stored_shape
 from neva.model.projector import num_layers
 
@@ -36,18 +39,18 @@ logger = logging.getLogger(__name__)
 class Model:
     """A complete model, not in memory: `weights` is a lazy mapping of native names to whole tensors."""
 
-    nemo: NemoFile
+    name: str
+    config: DictConfig
+    """The `model` section."""
     language: LanguageShape
     vision: VisionShape
     projector_layers: int
     weights: Mapping[str, Tensor]
+    tokenizer: Mapping[str, bytes]
+    """The tokenizer's files by name."""
+    image_processor: Mapping[str, Any] | None
     tower_reference: Path | None
     """Folder whose tower is bit-equal to this model's, or None: the tower was trained or has no folder."""
-
-    @property
-    def config(self) -> DictConfig:
-        """The `model` section."""
-        return self.nemo.config
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,6 +61,16 @@ class Model:
     def has_pooling_head(self) -> bool:
         """Whether the tower carries SigLIP's attention pooling."""
         return any(name.startswith(f"{TOWER}head.") for name in self.weights)
+
+    @contextmanager
+    def tokenizer_dir(self) -> Iterator[Path]:
+        """A temporary folder with the tokenizer's files. ValueError when the model has none."""
+        if not self.tokenizer:
+            raise ValueError(f"{self.name} has no tokenizer; give one with --input_tokenizer")
+        with TemporaryDirectory() as folder:
+            for name, content in self.tokenizer.items():
+                (Path(folder) / name).write_bytes(content)
+            yield Path(folder)
 
     @property
     def tower_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -128,7 +141,19 @@ def assemble(
         reference = _existing(tower_folder, "vision tower", "--vision_encoder_path")
         sources.append(tower_weights(reference, vision))
     layers = num_layers(nemo.config.mm_cfg.mm_mlp_adapter_type)
-    return Model(nemo, language, vision, layers, Joined(*sources), reference)
+    tokenizer = {name: nemo.read(f"{TOKENIZER}/{name}") for name in nemo.tokenizer_files}
+    weights = Joined(*sources)
+    return Model(
+        str(source),
+        nemo.config,
+        language,
+        vision,
+        layers,
+        weights,
+        tokenizer,
+        nemo.image_processor,
+        reference,
+    )
 
 
 def language_weights(source: Path, shape: LanguageShape) -> Mapping[str, Tensor]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -41,16 +40,14 @@ class ImageToken:
     fill_row: int
 
 
-def write_llava_hf(model: Model, folder: Path, tokenizer_dir: Path | None, dtype: torch.dtype | None) -> None:
+def write_llava_hf(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
     """Writes weights, configurations, processor, tokenizer and chat template into the empty `folder`.
 
-    `tokenizer_dir` None takes the tokenizer of the `.nemo` file; `dtype` None keeps the weights' own.
-    ValueError for what a llava-hf folder cannot hold: another projector than mlp2x_gelu, another tower than
-    CLIP or SigLIP.
+    `dtype` None keeps the weights' own. ValueError for what a llava-hf folder cannot hold: another projector
+    than mlp2x_gelu, another tower than CLIP or SigLIP.
     """
-    with TemporaryDirectory() as stored:
-        source = tokenizer_dir or model.nemo.extract_tokenizer(stored)
-        image, ids = _write_tokenizer(model, source, folder)
+    with model.tokenizer_dir() as tokenizer_dir:
+        image, ids = _write_tokenizer(model, tokenizer_dir, folder)
     write_json(folder / "config.json", llava_config(model, image, ids, dtype or model.dtype))
     write_json(folder / "preprocessor_config.json", preprocessor_config(model))
     write_json(folder / "processor_config.json", _processor_config(model))
@@ -99,9 +96,9 @@ def preprocessor_config(model: Model) -> dict[str, Any]:
     """The image processor that does what training did; padding to a square needs transformers 4.49 or
     later.
     """
-    stored = model.nemo.image_processor
+    stored = model.image_processor
     if stored is None:
-        raise ValueError(f"{model.nemo.path} holds no image_processor/preprocessor_config.json")
+        raise ValueError(f"{model.name} has no image processor; expected a preprocessor_config.json")
     settings = {**stored, "processor_class": "LlavaProcessor"}
     settings.pop("image_processor_class", None)
     if model.config.data.image_aspect_ratio == "pad":

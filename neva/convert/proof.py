@@ -86,7 +86,7 @@ def prove_text(
     )
 
 
-def prove_llava(model: Model, folder: Path, tokenizer_dir: Path | None) -> None:
+def prove_llava(model: Model, folder: Path) -> None:
     """Proves an exported llava-hf folder and writes `parity.json`. ParityError when a figure is not as it
     must be.
     """
@@ -98,8 +98,8 @@ def prove_llava(model: Model, folder: Path, tokenizer_dir: Path | None) -> None:
         native_model = build_model(model.vision, model.language, adapter_type)
         load_native(native_model, model.weights, model.language.vocab_size)
         native = _native_logits(native_model, answered)
-    with TemporaryDirectory() as stored:
-        tokenizer = _tokenizer_differences(folder, tokenizer_dir or model.nemo.extract_tokenizer(stored))
+    with model.tokenizer_dir() as tokenizer_dir:
+        tokenizer = _tokenizer_differences(folder, tokenizer_dir)
     images = _image_processor_differences(model, processor)
     _finish(
         folder,
@@ -235,7 +235,7 @@ def _tokenizer_differences(folder: Path, source: Path) -> list[str]:
 def _image_processor_differences(model: Model, processor: Any) -> list[str]:
     """Pictures whose pixels from the export are not bit-equal to those that training saw."""
     with TemporaryDirectory() as folder:
-        write_json(Path(folder) / "preprocessor_config.json", model.nemo.image_processor or {})
+        write_json(Path(folder) / "preprocessor_config.json", model.image_processor or {})
         native = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
     differences = []
     for image in parity_images(model.vision.image_size):

@@ -21,7 +21,7 @@ def export(tmp_path, **options):
     model = assemble(llava_nemo(tmp_path, **options))
     folder = tmp_path / "export"
     folder.mkdir()
-    write_llava_hf(model, folder, None, None)
+    write_llava_hf(model, folder, None)
     return model, folder
 
 
@@ -29,7 +29,7 @@ def export(tmp_path, **options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_tower_is_proven(tmp_path, family, kind):
     model, folder = export(tmp_path, family=family, kind=kind)
-    prove_llava(model, folder, None)
+    prove_llava(model, folder)
     report = json.loads((folder / "parity.json").read_text())
     assert report["verified"] is True
     assert report["max_abs_logit_difference"] <= 2e-5  # float32 sums in another order, logits up to 20
@@ -42,14 +42,14 @@ def test_every_family_and_tower_is_proven(tmp_path, family, kind):
 @pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
 def test_templates_and_aspect_ratios_are_proven(tmp_path, template, aspect_ratio):
     model, folder = export(tmp_path, template=template, aspect_ratio=aspect_ratio)
-    prove_llava(model, folder, None)
+    prove_llava(model, folder)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 @pytest.mark.parametrize("select_layer", [-1, -3, 1])
 def test_select_layers_are_proven(tmp_path, kind, select_layer):
     model, folder = export(tmp_path, kind=kind, select_layer=select_layer)
-    prove_llava(model, folder, None)
+    prove_llava(model, folder)
 
 
 def test_keys_are_canonical_and_config_has_both_spellings(tmp_path):

@@ -1,0 +1,97 @@
+"""A LLaVA model as haotian-liu/LLaVA's own folder: what the `llava` package and VLMEvalKit's `llava_v1.5_*`
+load.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from neva.convert.assemble import Model
+from neva.convert.configs import dtype_name, text_config, vision_config
+from neva.convert.families import LLAVA_ORIGINAL, TOWER, language_table, projector_table, tower_table
+from neva.convert.hf import Part, write_json, write_weights
+from neva.convert.text import cast, report
+from neva.convert.tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
+
+TOWER_FOLDER = "vision_tower"
+
+
+def write_llava_original(
+    model: Model, folder: Path, dtype: torch.dtype | None, target: Path, tower_name: str | None
+) -> None:
+    """Writes weights, configuration and tokenizer into the empty `folder`, which will be `target`.
+
+    A tower that is bit-equal to a folder's is only referenced, by `tower_name` or by that folder; another one
+    is stored among the weights, and beside them as a folder of its own that `mm_vision_tower` names.
+    ValueError for a model that the `llava` package cannot build: a tower other than CLIP, a language model
+    other than LLaMA.
+    """
+    check_exportable(model)
+    with model.tokenizer_dir() as tokenizer_dir:
+        check_vocabulary(tokenizer_dir, model.language.vocab_size)
+        copy_portable(tokenizer_dir, folder)
+    tokenizer = folder / "tokenizer.json"
+    ids = token_ids(Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None, read_roles(folder))
+    written = dtype or model.dtype
+    width = model.vision.hidden_size
+    table = language_table(model.language, LLAVA_ORIGINAL)
+    table += projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_ORIGINAL)
+    reference = model.tower_reference
+    if reference is None:
+        table += tower_table(model.tower_shapes, LLAVA_ORIGINAL.tower)
+        (folder / TOWER_FOLDER).mkdir()
+        _write_tower(model, folder / TOWER_FOLDER, dtype)
+    tower = tower_name or str((reference or target / TOWER_FOLDER).resolve())
+    config = original_config(model, ids, written, tower, trained=reference is None)
+    write_json(folder / "config.json", config)
+    weights = Part(model.weights, *table.native_names)
+    write_weights(folder, report(cast(table.to_hf(weights), dtype), len(table.hf_names), str(target)))
+
+
+def check_exportable(model: Model) -> None:
+    """ValueError for a model that haotian-liu/LLaVA has no classes for."""
+    if model.vision.model_type != "clip" or model.vision.class_token_length != 1:
+        raise ValueError(f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}")
+    shape = model.language
+    if shape.qkv_bias or shape.qk_norm or shape.sliding_window is not None:
+        raise ValueError(
+            "the original LLaVA layout has LLaMA language models only; export the llava-hf layout instead"
+        )
+
+
+def original_config(
+    model: Model, ids: dict[str, int | None], dtype: torch.dtype, tower: str, trained: bool
+) -> dict[str, Any]:
+    """The content of `config.json`; `tower` is the value of `mm_vision_tower`."""
+    return {
+        **text_config(replace(model.language), dtype, ids),
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "mm_projector_type": model.config.mm_cfg.mm_mlp_adapter_type,
+        "mm_hidden_size": model.vision.hidden_size,
+        "mm_vision_tower": tower,
+        "mm_vision_select_layer": model.vision.select_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad" if model.config.data.image_aspect_ratio == "pad" else "square",
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "unfreeze_mm_vision_tower": trained,
+        "use_mm_proj": True,
+        "tokenizer_model_max_length": model.language.max_positions,
+        "torch_dtype": dtype_name(dtype),
+    }
+
+
+def _write_tower(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
+    """The tower as a folder of its own, with the names that transformers 4 and 5 both load."""
+    config = vision_config(model.vision, dtype or model.dtype, model.has_pooling_head)
+    write_json(folder / "config.json", {**config, "architectures": ["CLIPVisionModel"]})
+    if model.image_processor is not None:
+        write_json(folder / "preprocessor_config.json", model.image_processor)
+    table = tower_table(model.tower_shapes, "vision_model.")
+    write_weights(folder, cast(table.to_hf(Part(model.weights, TOWER)), dtype))
