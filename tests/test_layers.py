@@ -13,18 +13,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BELOW_MODEL = {"constants", "config", "parallel.emulation"}
+CONFIG = {"constants", "config"}
+GROUPS = {"parallel.emulation", "parallel.groups"}
+"""The two modules of `parallel` that know torch and Megatron only: a model needs the one, a process the other."""
+
 MAY_IMPORT: dict[str, set[str]] = {
     "constants": set(),
     "config": {"constants"},
-    "data": {"constants", "config"},
-    "model": BELOW_MODEL,
-    "convert": BELOW_MODEL | {"model"},
-    "parallel": BELOW_MODEL | {"data", "model", "convert"},
+    "data": CONFIG,
+    "model": CONFIG | {"parallel.emulation"},
+    "convert": CONFIG | GROUPS | {"model"},
     "parallel.emulation": set(),
-    "training": BELOW_MODEL | {"data", "model", "convert", "parallel"},
-    "inference": BELOW_MODEL | {"data", "model", "convert", "parallel", "training"},
-    "evaluation": BELOW_MODEL | {"data", "model", "convert", "parallel", "training", "inference"},
+    "parallel.groups": {"parallel.emulation"},
+    "parallel": CONFIG | GROUPS | {"data", "model", "convert"},
+    "training": CONFIG | GROUPS | {"data", "model", "convert", "parallel"},
+    "inference": CONFIG | GROUPS | {"data", "model", "convert", "parallel", "training"},
+    "evaluation": CONFIG | GROUPS | {"data", "model", "convert", "parallel", "training", "inference"},
 }
 """What each room may use beside itself; a module directly under `neva/` that is not named here is an entry point."""
 
@@ -43,7 +47,7 @@ ONLY_IN: dict[str, set[str]] = {
     "lightning": {"training"},
     "pytorch_lightning": set(),
     "nemo": {"training"},
-    "megatron": {"model", "parallel", "parallel.emulation", "convert", "training", "inference"},
+    "megatron": GROUPS | {"model", "parallel", "convert", "training", "inference"},
     "hydra": {"config", "entry point"},
 }
 
@@ -60,10 +64,10 @@ def name_of(path: Path) -> str:
 
 
 def room_of(name: str) -> str:
-    """Room of module `name`: the part after `neva`, `parallel.emulation` apart from its room."""
+    """Room of module `name`: the part after `neva`, the modules of GROUPS apart from theirs."""
     inside = name.removeprefix("neva").lstrip(".")
-    if inside.startswith("parallel.emulation"):
-        return "parallel.emulation"
+    if inside in GROUPS:
+        return inside
     room = inside.split(".")[0]
     return room if room in MAY_IMPORT else "entry point"
 
@@ -92,7 +96,7 @@ def test_each_room_imports_only_the_rooms_below_it() -> None:
         room = room_of(name_of(path))
         if room == "entry point":
             continue
-        allowed = MAY_IMPORT[room] | {room} | ({"parallel.emulation"} if room == "parallel" else set())
+        allowed = MAY_IMPORT[room] | {room}
         upward += [
             f"{path.relative_to(ROOT)}:{line} imports {target}: {room} may use {sorted(allowed)}"
             for line, target in imports(path)
@@ -101,8 +105,10 @@ def test_each_room_imports_only_the_rooms_below_it() -> None:
     assert upward == []
 
 
-def test_every_room_has_a_place_in_the_order() -> None:
-    rooms = {path.parent.name for path in (ROOT / "neva").glob("*/__init__.py")}
+def test_every_room_is_a_package_with_a_place_in_the_order() -> None:
+    folders = {path.parent for path in modules()}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    rooms = {folder.name for folder in folders if folder.parent == ROOT / "neva"}
     assert rooms - set(MAY_IMPORT) == set()
 
 
