@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
@@ -27,7 +23,7 @@ from neva.parallel import groups
 from neva.training import archive
 from neva.training.optim import LightningFace, build_optimizer
 from neva.training.schedule import CosineAnnealing
-from neva.training.step import MicroBatch, StepLoss, run_global_batch
+from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
 from neva.training.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -81,7 +77,7 @@ class MegatronNevaModel(ModelPT):
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
         self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
         self.model.to(self.trainer.strategy.root_device)
-        self.chunks = [self._wrap(self.model, dtype)]
+        self.chunks = [data_parallel(self.model)]
         for name, (total, trained) in count_parameters(self.model).items():
             logger.info("%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path)
 
@@ -108,13 +104,6 @@ class MegatronNevaModel(ModelPT):
             "recompute_method": cfg.activations_checkpoint_method,
             "recompute_num_layers": cfg.activations_checkpoint_num_layers,
         }
-
-    def _wrap(self, model: NevaModel, dtype: torch.dtype) -> DistributedDataParallel:
-        config = DistributedDataParallelConfig(grad_reduce_in_fp32=dtype != torch.float32)
-        chunk = DistributedDataParallel(config=model.config, ddp_config=config, module=model)
-        model.config.finalize_model_grads_func = finalize_model_grads
-        model.config.no_sync_func = chunk.no_sync
-        return chunk
 
     def configure_optimizers(self) -> LightningFace:
         """Builds Megatron's optimizer; the learning rate follows from the step alone."""

@@ -10,9 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
+
+from neva.model.llava import NevaModel
 
 MicroBatch = dict[str, Any]
 
@@ -28,6 +34,15 @@ class StepLoss:
     def mean(self) -> float:
         """Loss per label token; 0 for a batch without labels."""
         return self.loss_sum / max(1, self.num_label_tokens)
+
+
+def data_parallel(model: NevaModel) -> DistributedDataParallel:
+    """Wraps a model chunk for Megatron: gradient buffers for what trains, summed in float32 over the ranks."""
+    config = DistributedDataParallelConfig(grad_reduce_in_fp32=model.config.params_dtype != torch.float32)
+    chunk = DistributedDataParallel(config=model.config, ddp_config=config, module=model)
+    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.no_sync_func = chunk.no_sync
+    return chunk
 
 
 def run_global_batch(
