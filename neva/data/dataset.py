@@ -1,6 +1,8 @@
 """Conversations with images as training samples."""
 
 import logging
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +12,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from neva.config.shapes import VisionShape
-from neva.data.conversation import TEMPLATES
+from neva.constants import IMAGE_PLACEHOLDER
+from neva.data.conversation import TEMPLATES, Turn
 from neva.data.errors import SampleError
 from neva.data.media import ImageProcessor, build_image_processor, load_image, to_pixels
 from neva.data.records import Records, read_records
@@ -106,7 +109,7 @@ def build_encoder(
 ) -> ConversationEncoder:
     """The encoder of a resolved `model` section, for training and inference alike.
 
-    `ValueError` when the template is unknown or the tokenizer has ids beyond the model's vocabulary.
+    `ValueError` when template and tokenizer do not fit, or the tokenizer has ids beyond the model's vocabulary.
     """
     name = model_cfg.data.conv_template
     if name not in TEMPLATES:
@@ -117,13 +120,29 @@ def build_encoder(
             "language "
             "model's own tokenizer or raise model.vocab_size"
         )
-    return ConversationEncoder(
+    encoder = ConversationEncoder(
         tokenizer=tokenizer,
         template=TEMPLATES[name],
         image_tokens=vision.num_tokens,
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
     )
+    _check_prompts(encoder)
+    return encoder
+
+
+def _check_prompts(encoder: ConversationEncoder) -> None:
+    """Raises `ValueError` when the tokenizer joins the end of a prompt to the answer: inference would then begin
+    behind ids that training never showed."""
+    encoder = replace(encoder, max_length=sys.maxsize)
+    prompt = encoder.prompt(IMAGE_PLACEHOLDER, 1)
+    for answer in ("Yes", "a dog", "1", "漢"):
+        ids, _ = encoder.sample([Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", answer)], 1)
+        if ids[: len(prompt)] != prompt:
+            raise ValueError(
+                f"the tokenizer reads the end of a prompt otherwise when the answer {answer!r} follows it: "
+                f"{encoder.tokenizer.convert_ids_to_tokens(ids[-8:])}; it needs one that splits text at spaces"
+            )
 
 
 def build_dataset(

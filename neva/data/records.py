@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ ROLES: dict[str, Literal["human", "gpt"]] = {
     "gpt": "gpt",
     "assistant": "gpt",
 }
+
+SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -152,14 +155,17 @@ def _list_items(path: Path) -> Iterator[bytes]:
 
 def _skip(text: str, position: int, expected: str, path: Path) -> int:
     """The position after white space, `expected` and white space again."""
-    position += len(text[position : position + 1024]) - len(text[position : position + 1024].lstrip())
+    position = _end_of_space(text, position)
     if not text.startswith(expected, position):
         raise ValueError(
             f"model.data.data_path: {path} must be a JSON list of records (or .jsonl, one record a line); "
             f"expected {expected!r} at character {position}, found {text[position : position + 20]!r}"
         )
-    position += len(expected)
-    return position + len(text[position : position + 1024]) - len(text[position : position + 1024].lstrip())
+    return _end_of_space(text, position + len(expected))
+
+
+def _end_of_space(text: str, position: int) -> int:
+    return SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
 
 
 def _without(lines: Iterable[bytes], datasets_exclude: Collection[str]) -> Iterator[bytes]:

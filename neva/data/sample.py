@@ -1,6 +1,7 @@
 """From a conversation to token ids and labels: one tokenisation, loss flags by character position."""
 
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class ConversationEncoder:
         same."""
         segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
         whole, _ = encode(
-            segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, max_length=2**62
+            segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, max_length=sys.maxsize
         )
         if len(whole) > self.max_length:
             raise SampleError(

@@ -140,12 +140,12 @@ def _from_json(file: Path) -> PreTrainedTokenizerFast:
         special = {token["content"] for token in added if token["special"]}
         settings = {name: token for name, token in SPECIAL_NAMES.items() if token in special}
     names = {name: _content(settings[name]) for name in SPECIAL_NAMES if settings.get(name) is not None}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(file), name_or_path=str(file.parent), clean_up_tokenization_spaces=False, **names
+    backend = Tokenizer.from_file(str(file))
+    backend.no_truncation()
+    backend.no_padding()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, name_or_path=str(file.parent), clean_up_tokenization_spaces=False, **names
     )
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
 
 
 def _content(token: str | dict[str, Any]) -> str:

@@ -1,0 +1,60 @@
+"""What all tests share: thread limits, the real files beside the project, small images and conversation records."""
+
+import os
+
+# Before torch is imported: the suite runs several processes at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def shared_data(*parts: str) -> Path:
+    """A real file or folder of `../shared/data`; the test that asks for one that is absent is skipped."""
+    path = REPOSITORY.parent.joinpath("shared", "data", *parts)
+    if not path.exists():
+        pytest.skip(f"needs the real data at {path}")
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Sums in one order, and no fight over the cores between processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise in RGB: no pixel equals its neighbour, so a shift by one shows."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def conversation(*texts: str) -> list[dict[str, str]]:
+    """LLaVA's `conversations`: the texts of human and gpt in turn."""
+    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
+
+
+def image_record(number: int, *texts: str) -> dict[str, Any]:
+    """A LLaVA record whose image is `<number>.png`."""
+    return {"id": f"id-{number}", "image": f"{number}.png", "conversations": conversation(*texts)}
+
+
+def write_records(path: Path, records: Sequence[Any]) -> Path:
+    """Writes `.json` or `.jsonl`, by the name of `path`."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path

@@ -1,0 +1,134 @@
+"""Tokenizers from local files, against sentencepiece itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from sentencepiece import SentencePieceProcessor
+from transformers import PreTrainedTokenizerFast
+
+from neva.data.tokenizer import load_tokenizer
+from tests.conftest import shared_data
+from tests.data import tokenizers
+
+
+def huggingface(path: Path) -> PreTrainedTokenizerFast:
+    return load_tokenizer(OmegaConf.create({"library": "huggingface", "type": str(path)}))
+
+
+def real_texts() -> list[str]:
+    """Every text of the real prompt and conversation files, and some that are hard on spaces and bytes."""
+    prompts = json.loads(shared_data("prompts", "input_prompts.json").read_text())
+    texts = [prompt["prompt"] for prompt in prompts]
+    for name in ("mllm_demo.json", "mllm_video_demo.json"):
+        for record in json.loads(shared_data("demo", name).read_text()):
+            texts += [turn["content"] for turn in record["messages"]]
+    words = " ".join(texts).split()
+    texts += ["  ".join(words[start : start + 9]) for start in range(0, len(words), 7)]
+    return [
+        *texts,
+        "",
+        " ",
+        "   ",
+        " a  b   c ",
+        "tab\tand\nlines\n\n",
+        "été ½ ﬁ Ａ 🙂👩‍👩‍👧",
+        "</ s> < s>",
+        "1234567890",
+    ]
+
+
+@pytest.mark.parametrize("library", ["huggingface", "sentencepiece"])
+def test_ids_are_those_of_sentencepiece(library: str) -> None:
+    folder = shared_data("tokenizer", "vicuna")
+    original = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    tokenizer = load_tokenizer(
+        OmegaConf.create({"library": library, "type": str(folder), "model": str(folder / "tokenizer.model")})
+    )
+    texts = real_texts()
+    assert len(texts) >= 100
+    for text in texts:
+        assert tokenizer.encode(text, add_special_tokens=False) == original.encode(text), text
+
+
+def test_both_libraries_agree_around_special_tokens() -> None:
+    folder = shared_data("tokenizer", "vicuna")
+    one = huggingface(folder)
+    other = load_tokenizer(
+        OmegaConf.create({"library": "sentencepiece", "model": str(folder / "tokenizer.model")})
+    )
+    text = "A </s>USER: x</s> y\n</s>"
+    ids = [319, 29871, 2, 3148, 1001, 29901, 921, 2, 29871, 343, 13, 2]
+    assert one.encode(text, add_special_tokens=False) == other.encode(text, add_special_tokens=False) == ids
+    assert len(one) == len(other) == 32000
+    for tokenizer in (one, other):
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
+        assert tokenizer.pad_token_id == 0
+        assert tokenizer.decode(tokenizer.encode("Hello  world, été 🙂"), skip_special_tokens=True) == (
+            "Hello  world, été 🙂"
+        )
+
+
+def test_a_bare_tokenizer_json_gives_its_special_tokens(tmp_path: Path) -> None:
+    tokenizers.llama_like(tmp_path)
+    assert not (tmp_path / "tokenizer_config.json").exists()
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        tokenizer = huggingface(path)
+        assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
+
+
+def test_a_tokenizer_json_is_taken_word_for_word_whatever_class_its_config_names(tmp_path: Path) -> None:
+    """transformers' LLaMA class would leave out the space after a special token."""
+    expected = tokenizers.llama_like(tmp_path).encode("a</s>b", add_special_tokens=False)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False, "eos_token": {"content": "</s>"}})
+    )
+    tokenizer = huggingface(tmp_path)
+    assert tokenizer.encode("a</s>b", add_special_tokens=False) == expected
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (None, "</s>")
+
+
+def test_truncation_and_padding_left_in_a_tokenizer_json_are_dropped(tmp_path: Path) -> None:
+    tokenizer = tokenizers.llama_like(tmp_path)
+    text = "USER: What is in the picture?"
+    expected = tokenizer.encode(text, add_special_tokens=False)
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert huggingface(tmp_path).encode(text, add_special_tokens=False) == expected
+    assert len(huggingface(tmp_path)) == len(tokenizer)
+
+
+def test_files_that_transformers_can_convert_are_read(tmp_path: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(shared_data("tokenizer", "clip", name), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    tokenizer = huggingface(tmp_path)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a photo", add_special_tokens=False)) == [
+        "a</w>",
+        "photo</w>",
+    ]
+
+
+def test_a_folder_with_only_a_tokenizer_model_is_read(tmp_path: Path) -> None:
+    shutil.copy(shared_data("tokenizer", "vicuna", "tokenizer.model"), tmp_path)
+    assert huggingface(tmp_path).encode("Hello", add_special_tokens=False) == [15043]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.tokenizer\.type: no folder or tokenizer\.json at .*absent"):
+        huggingface(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json or tokenizer\.model"):
+        huggingface(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.tokenizer\.model: no file at"):
+        load_tokenizer(OmegaConf.create({"library": "sentencepiece", "model": "absent.model"}))
+    with pytest.raises(ValueError, match=r"library is 'megatron'; neva reads huggingface and sentencepiece"):
+        load_tokenizer(OmegaConf.create({"library": "megatron"}))
+    tokenizers.chatml(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"names no end-of-sequence token; put eos_token into"):
+        huggingface(tmp_path)

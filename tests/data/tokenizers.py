@@ -1,0 +1,68 @@
+"""Small tokenizers made on the spot, so that the tests run where the real one is absent."""
+
+from functools import cache
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from neva.data.conversation import TEMPLATES
+from neva.data.tokenizer import load_tokenizer
+from tests.conftest import shared_data
+
+CORPUS = [
+    TEMPLATES["v1"].default_system,
+    TEMPLATES["chatml"].default_system,
+    "USER: What is in the picture? ASSISTANT: A red circle.",
+    "user\nIs there a triangle?\n assistant\nYes\nNo",
+]
+
+
+@cache
+def vicuna() -> PreTrainedTokenizerFast:
+    """The real LLaMA/Vicuna tokenizer."""
+    return load_tokenizer(
+        OmegaConf.create({"library": "huggingface", "type": str(shared_data("tokenizer", "vicuna"))})
+    )
+
+
+def llama_like(folder: Path) -> PreTrainedTokenizerFast:
+    """Sentencepiece-like: spaces become `▁` and every text begins with one; `<unk>` 0, `<s>` 1, `</s>` 2."""
+    tokenizer = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # No piece spans two words: else the last piece of a prompt could change with the answer.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _load(tokenizer, folder)
+
+
+def chatml(folder: Path) -> PreTrainedTokenizerFast:
+    """Qwen-like: byte-level BPE without a beginning-of-sequence token, end of sequence `<|im_end|>`."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer_config.json").write_text(
+        '{"eos_token": {"content": "<|im_end|>"}, "bos_token": null}'
+    )
+    return _load(tokenizer, folder)
+
+
+def _load(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(OmegaConf.create({"library": "huggingface", "type": str(folder)}))
