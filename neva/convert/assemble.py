@@ -5,7 +5,7 @@ both.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neva.config.hf import language_shape_from_hf
 from neva.config.shapes import LanguageShape, VisionShape, vision_shape
+from neva.convert.configs import stored_shape
 from neva.convert.families import (
     LANGUAGE,
     PROJECTOR,
@@ -25,11 +26,10 @@ from neva.convert.families import (
     tower_shapes,
     tower_table,
 )
-from neva.convert.hf import FolderWeights, Part, read_config
+from neva.convert.hf import FolderWeights, read_config
 from neva.convert.loading import is_nemo, language_layout, language_part
-from neva.convert.mapping import Rule, Table
 from neva.convert.nemo import TOKENIZER, open_nemo
-from neva.convert.text import stored_shape
+from neva.convert.stream import Joined, Part, Rounded, Translated
 from neva.model.projector import num_layers
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ class Model:
         """The dtype of the language model's weights."""
         return self.weights[f"{LANGUAGE}decoder.final_layernorm.weight"].dtype
 
+    def rounded(self, dtype: torch.dtype | None) -> "Model":
+        """The model with its weights rounded to `dtype`: what an export in that precision must compute."""
+        return self if dtype is None else replace(self, weights=Rounded(self.weights, dtype))
+
     @property
     def has_pooling_head(self) -> bool:
         """Whether the tower carries SigLIP's attention pooling."""
@@ -76,40 +80,6 @@ class Model:
     def tower_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tower's tensors."""
         return tower_shapes(self.vision, self.has_pooling_head)
-
-
-class Joined(Mapping[str, Tensor]):
-    """Several lazy mappings as one. A name of several belongs to the first."""
-
-    def __init__(self, *sources: Mapping[str, Tensor]) -> None:
-        self._source_of = {name: source for source in reversed(sources) for name in source}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._source_of[name][name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source_of)
-
-    def __len__(self) -> int:
-        return len(self._source_of)
-
-
-class Translated(Mapping[str, Tensor]):
-    """The native tensors of a Hugging Face source, each computed by its rule when it is asked for."""
-
-    def __init__(self, table: Table, source: Mapping[str, Tensor]) -> None:
-        table.to_native(source)  # raises when the names do not match
-        self._source = source
-        self._rule_of: dict[str, Rule] = {name: rule for rule in table.rules for name in rule.native}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return dict(self._rule_of[name].to_native(self._source))[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rule_of)
-
-    def __len__(self) -> int:
-        return len(self._rule_of)
 
 
 def assemble(

@@ -6,12 +6,14 @@ and `rope_scaling` beside it, `torch_dtype` instead of `dtype`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS
-from neva.config.shapes import LanguageShape, VisionShape
+from neva.config.shapes import LanguageShape, VisionShape, language_shape
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -112,6 +114,13 @@ def vision_section(shape: VisionShape) -> dict[str, Any]:
     """The keys of `mm_cfg.vision_encoder` that describe a tower."""
     keys = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
     return {**keys, "vision_select_layer": shape.select_layer, "class_token_length": shape.class_token_length}
+
+
+def stored_shape(config: DictConfig) -> LanguageShape:
+    """The language model of a `.nemo`'s configuration, without vocabulary padding: files hold none."""
+    defaults = {"make_vocab_size_divisible_by": 1, "tensor_model_parallel_size": 1}
+    shape = language_shape(OmegaConf.merge(config, defaults))  # type: ignore[arg-type]
+    return replace(shape, padded_vocab_size=shape.vocab_size)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -70,28 +70,6 @@ class FolderWeights(Mapping[str, Tensor]):
         return len(self._file_of)
 
 
-class Part(Mapping[str, Tensor]):
-    """Those tensors of a lazy mapping whose names start with one of `prefixes` and none of `without`, under
-    full names.
-    """
-
-    def __init__(self, source: Mapping[str, Tensor], *prefixes: str, without: tuple[str, ...] = ()) -> None:
-        self._source = source
-        names = (name for name in source if name.startswith(prefixes) and not name.startswith(without))
-        self._names = dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._source[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def open_weights(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one .safetensors or .bin file."""
     if path.suffix == ".safetensors":

@@ -17,8 +17,8 @@ from neva.convert.configs import dtype_name, text_config, vision_config
 from neva.convert.families import LLAVA_HF, language_table, projector_table, tower_table
 from neva.convert.hf import write_json, write_weights
 from neva.convert.mapping import Table
+from neva.convert.stream import report
 from neva.convert.templates import ADDS_BOS, chat_template
-from neva.convert.text import cast, report
 from neva.convert.tokenizer import (
     add_special_tokens,
     check_vocabulary,
@@ -55,7 +55,7 @@ def write_llava_hf(model: Model, folder: Path, dtype: torch.dtype | None) -> Non
         folder / "generation_config.json", {name: value for name, value in ids.items() if value is not None}
     )
     table = llava_table(model, image)
-    pairs = cast(table.to_hf(model.weights), dtype)
+    pairs = table.to_hf(model.rounded(dtype).weights)
     write_weights(folder, report(pairs, len(table.hf_names), str(folder)))
 
 

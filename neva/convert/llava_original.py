@@ -2,7 +2,6 @@
 load.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from tokenizers import Tokenizer
 from neva.convert.assemble import Model
 from neva.convert.configs import dtype_name, text_config, vision_config
 from neva.convert.families import LLAVA_ORIGINAL, TOWER, language_table, projector_table, tower_table
-from neva.convert.hf import Part, write_json, write_weights
-from neva.convert.text import cast, report
+from neva.convert.hf import write_json, write_weights
+from neva.convert.stream import Part, report
 from neva.convert.tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
 
 TOWER_FOLDER = "vision_tower"
@@ -30,12 +29,13 @@ def write_llava_original(
     other than LLaMA.
     """
     check_exportable(model)
+    model = model.rounded(dtype)
     with model.tokenizer_dir() as tokenizer_dir:
         check_vocabulary(tokenizer_dir, model.language.vocab_size)
         copy_portable(tokenizer_dir, folder)
     tokenizer = folder / "tokenizer.json"
     ids = token_ids(Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None, read_roles(folder))
-    written = dtype or model.dtype
+    written = model.dtype
     width = model.vision.hidden_size
     table = language_table(model.language, LLAVA_ORIGINAL)
     table += projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_ORIGINAL)
@@ -43,12 +43,12 @@ def write_llava_original(
     if reference is None:
         table += tower_table(model.tower_shapes, LLAVA_ORIGINAL.tower)
         (folder / TOWER_FOLDER).mkdir()
-        _write_tower(model, folder / TOWER_FOLDER, dtype)
+        _write_tower(model, folder / TOWER_FOLDER)
     tower = tower_name or str((reference or target / TOWER_FOLDER).resolve())
     config = original_config(model, ids, written, tower, trained=reference is None)
     write_json(folder / "config.json", config)
     weights = Part(model.weights, *table.native_names)
-    write_weights(folder, report(cast(table.to_hf(weights), dtype), len(table.hf_names), str(target)))
+    write_weights(folder, report(table.to_hf(weights), len(table.hf_names), str(target)))
 
 
 def check_exportable(model: Model) -> None:
@@ -67,7 +67,7 @@ def original_config(
 ) -> dict[str, Any]:
     """The content of `config.json`; `tower` is the value of `mm_vision_tower`."""
     return {
-        **text_config(replace(model.language), dtype, ids),
+        **text_config(model.language, dtype, ids),
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         "mm_projector_type": model.config.mm_cfg.mm_mlp_adapter_type,
@@ -87,11 +87,11 @@ def original_config(
     }
 
 
-def _write_tower(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
+def _write_tower(model: Model, folder: Path) -> None:
     """The tower as a folder of its own, with the names that transformers 4 and 5 both load."""
-    config = vision_config(model.vision, dtype or model.dtype, model.has_pooling_head)
+    config = vision_config(model.vision, model.dtype, model.has_pooling_head)
     write_json(folder / "config.json", {**config, "architectures": ["CLIPVisionModel"]})
     if model.image_processor is not None:
         write_json(folder / "preprocessor_config.json", model.image_processor)
     table = tower_table(model.tower_shapes, "vision_model.")
-    write_weights(folder, cast(table.to_hf(Part(model.weights, TOWER)), dtype))
+    write_weights(folder, table.to_hf(Part(model.weights, TOWER)))

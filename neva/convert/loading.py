@@ -25,9 +25,10 @@ from neva.convert.families import (
     tower_prefix,
     tower_table,
 )
-from neva.convert.hf import FolderWeights, Part
+from neva.convert.hf import FolderWeights
 from neva.convert.mapping import ConversionError
 from neva.convert.nemo import VOCABULARY, open_nemo
+from neva.convert.stream import Part
 
 LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)(\..*)")
 GATED = "mlp.linear_fc1."

@@ -30,7 +30,12 @@ from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.assemble import Model
 from neva.convert.hf import write_json
 from neva.convert.loading import load_native
-from neva.convert.parity import check, configuration_differences, parity_report, write_report
+from neva.convert.parity import (
+    check,
+    configuration_differences,
+    parity_report,
+    write_report,
+)
 from neva.model.build import build_model
 from neva.model.language import LanguageModel, transformer_config
 from neva.model.llava import NevaModel
@@ -75,13 +80,13 @@ def prove_text(
         differences: list[str] = []
     else:
         ids = torch.tensor([Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json")).encode(TEXT).ids])
-        differences = _tokenizer_differences(folder, tokenizer_dir)
+        differences = tokenizer_differences(folder, tokenizer_dir)
     answered, not_loaded = _reference(AutoModelForCausalLM, folder, [Sample(ids)])
     with _single_process():
         model = NevaModel(LanguageModel(transformer_config(shape), shape, True, True), None, None)
         load_native(model, weights, shape.vocab_size)
         native = _native_logits(model, answered)
-    _finish(
+    finish(
         folder, answered, native, not_loaded, differences, [], configuration_differences(folder, shape, None)
     )
 
@@ -93,15 +98,11 @@ def prove_llava(model: Model, folder: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     samples = _samples(processor, model.vision.image_size)
     answered, not_loaded = _reference(LlavaForConditionalGeneration, folder, samples)
-    adapter_type = model.config.mm_cfg.mm_mlp_adapter_type
-    with _single_process():
-        native_model = build_model(model.vision, model.language, adapter_type)
-        load_native(native_model, model.weights, model.language.vocab_size)
-        native = _native_logits(native_model, answered)
+    native = llava_logits(model, answered)
     with model.tokenizer_dir() as tokenizer_dir:
-        tokenizer = _tokenizer_differences(folder, tokenizer_dir)
+        tokenizer = tokenizer_differences(folder, tokenizer_dir)
     images = _image_processor_differences(model, processor)
-    _finish(
+    finish(
         folder,
         answered,
         native,
@@ -112,7 +113,14 @@ def prove_llava(model: Model, folder: Path) -> None:
     )
 
 
-def _finish(
+def llava_logits(model: Model, answered: Sequence[Answered]) -> list[Tensor]:
+    with _single_process():
+        native = build_model(model.vision, model.language, model.config.mm_cfg.mm_mlp_adapter_type)
+        load_native(native, model.weights, model.language.vocab_size)
+        return _native_logits(native, answered)
+
+
+def finish(
     folder: Path,
     answered: Sequence[Answered],
     native: Sequence[Tensor],
@@ -162,18 +170,21 @@ def parity_images(size: int) -> list[Image.Image]:
     return images
 
 
-@torch.no_grad()
 def _reference(model_class: Any, folder: Path, samples: Sequence[Sample]) -> tuple[list[Answered], list[str]]:
     """Greedy answers and logits of transformers, and the tensors that it missed or had no use for."""
     model, info = model_class.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    model.eval()
     not_loaded = [
         f"transformers reports {kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:5])}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if (names := info[kind])
     ]
+    return answers(model.eval(), samples), not_loaded
+
+
+@torch.no_grad()
+def answers(model: Any, samples: Sequence[Sample]) -> list[Answered]:
     answered = []
     for sample in samples:
         images = {} if sample.pixel_values is None else {"pixel_values": sample.pixel_values}
@@ -188,7 +199,7 @@ def _reference(model_class: Any, folder: Path, samples: Sequence[Sample]) -> tup
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits[0].float()
         continued = Sample(ids, sample.pixel_values, sample.image_token_id)
         answered.append(Answered(continued, logits, ids.shape[1] - sample.input_ids.shape[1] + 1))
-    return answered, not_loaded
+    return answered
 
 
 @torch.no_grad()
@@ -219,7 +230,7 @@ def _single_process() -> Iterator[None]:
         groups.destroy()
 
 
-def _tokenizer_differences(folder: Path, source: Path) -> list[str]:
+def tokenizer_differences(folder: Path, source: Path) -> list[str]:
     """Texts that transformers' tokenizer of the export encodes otherwise than the native one."""
     exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     native = Tokenizer.from_file(str(source / "tokenizer.json"))

@@ -17,11 +17,12 @@ from neva.config.compose import compose
 from neva.config.hf import language_shape_from_hf, vision_shape_from_hf
 from neva.config.shapes import LanguageShape, VisionShape
 from neva.constants import IMAGE_PLACEHOLDER
-from neva.convert.assemble import Joined, Model, Translated, language_weights, tower_weights
+from neva.convert.assemble import Model, language_weights, tower_weights
 from neva.convert.configs import language_section, vision_section
 from neva.convert.families import LLAVA_HF, LLAVA_ORIGINAL, PROJECTOR, Layout, language_table, projector_table
-from neva.convert.hf import FolderWeights, Part, read_config
+from neva.convert.hf import FolderWeights, read_config
 from neva.convert.loading import language_part
+from neva.convert.stream import Joined, Part, Translated
 from neva.convert.templates import TEMPLATES, chat_template
 from neva.convert.tokenizer import check_vocabulary, read_roles, tokenizer_files
 from neva.model.projector import build_projector, num_layers

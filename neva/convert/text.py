@@ -1,28 +1,25 @@
 """Language models alone: Hugging Face folder -> `.nemo` -> Hugging Face folder."""
 
 import json
-import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from neva.config.hf import language_shape_from_hf
-from neva.config.shapes import LanguageShape, language_shape
-from neva.convert.configs import language_section, text_config
+from neva.convert.configs import language_section, stored_shape, text_config
 from neva.convert.families import LANGUAGE, language_table
-from neva.convert.hf import FolderWeights, Part, read_config, write_json, write_weights
+from neva.convert.hf import FolderWeights, read_config, write_json, write_weights
 from neva.convert.loading import language_layout, language_part
 from neva.convert.nemo import open_nemo, write_nemo
+from neva.convert.parity import unverified
+from neva.convert.proof import prove_text
+from neva.convert.stream import Part, Rounded, report
 from neva.convert.target import finished_target
 from neva.convert.tokenizer import check_vocabulary, copy_portable, read_roles, token_ids, tokenizer_files
-
-logger = logging.getLogger(__name__)
 
 PRECISIONS = {"16": torch.float16, "16-mixed": torch.float16, "32": torch.float32, "32-true": torch.float32}
 PRECISIONS |= {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
@@ -41,7 +38,8 @@ def text_to_nemo(
     weights = FolderWeights(source)
     layout = language_layout(weights)
     table = language_table(shape, layout)
-    pairs = cast(table.to_native(language_part(weights, layout)), dtype)
+    stored = language_part(weights, layout)
+    pairs = table.to_native(stored if dtype is None else Rounded(stored, dtype))
     section = {**language_section(shape), "tokenizer": {"library": "huggingface", "type": None}}
     with TemporaryDirectory() as folder:
         for file in tokenizer_files(source):
@@ -53,47 +51,37 @@ def text_to_nemo(
 
 
 def text_to_hf(
-    source: str | Path, target: str | Path, dtype: torch.dtype | None = None, overwrite: bool = False
+    source: str | Path,
+    target: str | Path,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
 ) -> None:
     """Converts the language model of a `.nemo` file into a Hugging Face folder that transformers 4.45 to 5.x
     load.
+
+    The folder is proven before it gets its name, and holds the figures in `parity.json`; `verify` false
+    records there that it was not.
     """
     nemo = open_nemo(source)
     shape = stored_shape(nemo.config)
     table = language_table(shape)
-    weights = Part(nemo.weights, LANGUAGE)
-    pairs = report(cast(table.to_hf(weights), dtype), len(table.hf_names), str(target))
-    with finished_target(target, overwrite, folder=True) as folder:
+    weights: Mapping[str, Tensor] = Part(nemo.weights, LANGUAGE)
+    if dtype is not None:
+        weights = Rounded(weights, dtype)
+    pairs = report(table.to_hf(weights), len(table.hf_names), str(target))
+    with finished_target(target, overwrite, folder=True) as folder, TemporaryDirectory() as stored:
         if nemo.tokenizer_files:
-            with TemporaryDirectory() as stored:
-                nemo.extract_tokenizer(stored)
-                check_vocabulary(stored, shape.vocab_size)
-                copy_portable(stored, folder)
-        written_dtype = dtype or weights[f"{LANGUAGE}embedding.word_embeddings.weight"].dtype
+            nemo.extract_tokenizer(stored)
+            check_vocabulary(stored, shape.vocab_size)
+            copy_portable(stored, folder)
+        written_dtype = weights[f"{LANGUAGE}embedding.word_embeddings.weight"].dtype
         write_json(folder / "config.json", text_config(shape, written_dtype, _token_ids(folder)))
         write_weights(folder, pairs)
-
-
-def stored_shape(config: DictConfig) -> LanguageShape:
-    """The language model of a `.nemo`'s configuration, without vocabulary padding: files hold none."""
-    defaults = {"make_vocab_size_divisible_by": 1, "tensor_model_parallel_size": 1}
-    shape = language_shape(OmegaConf.merge(config, defaults))  # type: ignore[arg-type]
-    return replace(shape, padded_vocab_size=shape.vocab_size)
-
-
-def cast(pairs: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors in `dtype`; unchanged when it is None."""
-    for name, tensor in pairs:
-        yield name, tensor if dtype is None else tensor.to(dtype)
-
-
-def report(pairs: Iterable[tuple[str, Tensor]], total: int, target: str) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors, with a line in the log at every tenth of the way."""
-    done = 0
-    for done, pair in enumerate(pairs, start=1):
-        yield pair
-        if total and done * 10 // total > (done - 1) * 10 // total:
-            logger.info("%s: %d of %d tensors", target, done, total)
+        if verify:
+            prove_text(weights, shape, folder, Path(stored))
+        else:
+            unverified(folder)
 
 
 def _token_ids(folder: Path) -> dict[str, object]:

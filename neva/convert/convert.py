@@ -1,0 +1,152 @@
+"""From any source to any target: what is found decides which conversion it is."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neva.convert.assemble import Model, assemble
+from neva.convert.hf import read_config
+from neva.convert.llava_hf import write_llava_hf
+from neva.convert.llava_original import write_llava_original
+from neva.convert.loading import is_nemo
+from neva.convert.nemo import open_nemo, write_nemo
+from neva.convert.parity import unverified
+from neva.convert.proof import prove_llava
+from neva.convert.proof_original import prove_llava_original
+from neva.convert.sources import from_llava_hf, from_llava_original, from_parts
+from neva.convert.stream import report
+from neva.convert.target import finished_target
+from neva.convert.text import text_to_hf, text_to_nemo
+from neva.convert.tokenizer import tokenizer_files
+
+logger = logging.getLogger(__name__)
+
+TEXT, LLAVA, LLAVA_ORIGINAL = (
+    "language model",
+    "LLaVA model in llava-hf layout",
+    "LLaVA model in the original layout",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may decide about a conversion; None leaves the decision to what is found."""
+
+    dtype: torch.dtype | None
+    layout: str
+    overwrite: bool
+    verify: bool
+    llm_path: Path | None
+    tower_path: Path | None
+    tower_name: str | None
+    tokenizer_path: Path | None
+    adapter_type: str
+    select_layer: int
+    conv_template: str
+    seed: int
+
+
+def convert(source: Path, target: Path, options: Options) -> str:
+    """Converts and returns one sentence about what was done. ValueError says what was found and what was
+    expected.
+
+    A `.nemo` becomes a Hugging Face folder, or another `.nemo` that holds every part; a folder becomes a
+    `.nemo`, or, where it is a text model and `tower_path` is given, a LLaVA model with a fresh projector.
+    """
+    to_nemo = target.suffix == ".nemo"
+    if target.exists() and not options.overwrite:
+        raise ValueError(f"{target} exists; choose another target, or pass --force to replace it")
+    found = identify(source)
+    logger.info("%s is a %s", source, found)
+    if found == TEXT and options.tower_path is None:
+        if is_nemo(source) == to_nemo:
+            raise ValueError(
+                f"{source} and {target} are both {'.nemo files' if to_nemo else 'Hugging Face folders'}"
+            )
+        if to_nemo:
+            text_to_nemo(source, target, options.dtype, options.overwrite)
+        else:
+            text_to_hf(source, target, options.dtype, options.overwrite, options.verify)
+        return f"{found} {source} -> {'.nemo file' if to_nemo else 'Hugging Face folder'} {target}"
+    model = load_model(source, found, options)
+    if to_nemo:
+        write_model_nemo(model, target, options)
+        return f"{found} {source} -> .nemo file {target} with all parts"
+    export(model, target, options)
+    return f"{found} {source} -> {options.layout} folder {target}"
+
+
+def identify(source: Path) -> str:
+    """What `source` holds. ValueError when it is neither a `.nemo` nor a Hugging Face folder that neva
+    knows.
+    """
+    if not source.exists():
+        raise ValueError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
+    if is_nemo(source):
+        return LLAVA if "mm_cfg" in open_nemo(source).config else TEXT
+    config = read_config(source)
+    if "mm_vision_tower" in config:
+        return LLAVA_ORIGINAL
+    return LLAVA if config.get("model_type") == "llava" else TEXT
+
+
+def load_model(source: Path, found: str, options: Options) -> Model:
+    """The LLaVA model of `source`, with the tokenizer of `tokenizer_path` where one is given."""
+    if is_nemo(source):
+        model = assemble(source, options.llm_path, options.tower_path)
+    elif found == LLAVA:
+        model = from_llava_hf(source)
+    elif found == LLAVA_ORIGINAL:
+        model = from_llava_original(source, options.tower_path)
+    else:
+        assert options.tower_path is not None
+        model = from_parts(
+            source,
+            options.tower_path,
+            options.adapter_type,
+            options.select_layer,
+            options.conv_template,
+            options.seed,
+        )
+    if options.tokenizer_path is None:
+        return model
+    return replace(
+        model, tokenizer={file.name: file.read_bytes() for file in tokenizer_files(options.tokenizer_path)}
+    )
+
+
+def export(model: Model, target: Path, options: Options) -> None:
+    """Writes `target` in `options.layout` and proves it; a failed proof leaves no target."""
+    with finished_target(target, options.overwrite, folder=True) as folder:
+        if options.layout == "original":
+            write_llava_original(model, folder, options.dtype, target, options.tower_name)
+            prove: Any = prove_llava_original
+        else:
+            write_llava_hf(model, folder, options.dtype)
+            prove = prove_llava
+        if options.verify:
+            prove(model.rounded(options.dtype), folder)
+        else:
+            unverified(folder)
+
+
+def write_model_nemo(model: Model, target: Path, options: Options) -> None:
+    """Writes all parts of `model` into one `.nemo`; a tower that is a folder's own is recorded as frozen."""
+    parts = {"language_model": "converted", "projector": "converted"}
+    parts["vision_tower"] = "frozen" if model.tower_reference else "converted"
+    weights = model.rounded(options.dtype).weights
+    pairs = ((name, weights[name]) for name in weights)
+    with model.tokenizer_dir() as tokenizer_dir:
+        write_nemo(
+            target,
+            model.config,
+            report(pairs, len(model.weights), str(target)),
+            tokenizer_dir,
+            model.image_processor,
+            model.name,
+            parts,
+            options.overwrite,
+        )
