@@ -38,6 +38,7 @@ class Verb:
 VERBS = {
     "train": Verb("pretrain or finetune a recipe, or check it with --dry-run", "neva.cli:train"),
     "infer": Verb("answer a file of prompts with a trained model", "neva.cli:infer"),
+    "convert": Verb("between Hugging Face folders and .nemo files, with proof", "neva.convert.cli:main"),
 }
 
 TRAIN_EXAMPLES = """\
