@@ -120,7 +120,7 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(RECIPE_ENVIRONMENT_VARIABLE, raising=False)
     for name, value in command.environment.items():
         monkeypatch.setenv(name, value)
-    first, rest = command.words[0], command.words[1:]
+    first, rest = command.words[0].removeprefix(".venv/bin/"), command.words[1:]
     if first == "make":
         check_make(rest)
     elif first == "neva":
@@ -131,7 +131,7 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         if verb := VERB_OF_SCRIPT.get(Path(rest[0]).name):
             check_neva(verb, rest[1:])
     else:
-        assert first in OTHER_TOOLS | {"python"}, f"{first} is not a command that a reader has"
+        assert first in OTHER_TOOLS | {"python", "python3"}, f"{first} is not a command that a reader has"
     if first != "hf":
         check_paths([word for word in rest if not re.match(r"[\w/@.]+/[\w@]+=", word)])
 
