@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,11 @@ def single_process() -> Iterator[None]:
     groups.init_model_parallel(groups.Layout(), seed=1234)
     yield
     groups.destroy()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on this machine that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -105,22 +105,29 @@ class LanguageModel(GPTModel):
             hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=False)
         if labels_BS is not None:
             is_label_SB = (labels_BS != IGNORE_INDEX).t()
-            logits_LV = self._logits(hidden_SBD[is_label_SB])
-            return vocab_parallel_cross_entropy(logits_LV.float(), labels_BS.t()[is_label_SB])
+            logits_LV = self._without_padding(self._logits(hidden_SBD[is_label_SB]).float())
+            return vocab_parallel_cross_entropy(logits_LV, labels_BS.t()[is_label_SB])
         if last_positions is not None:
             rows = torch.arange(hidden_SBD.size(1), device=hidden_SBD.device)
             return self._gathered(hidden_SBD[last_positions, rows])
         return self._gathered(hidden_SBD.transpose(0, 1))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden, weight=weight)[0]
+        return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+
+    def _without_padding(self, logits_LV: Tensor) -> Tensor:
+        """Takes the padding rows of the vocabulary out of the softmax: their number depends on the layout."""
+        first_column = self.pg_collection.tp.rank() * logits_LV.size(-1)
+        num_valid = max(0, self.vocab_size_without_padding - first_column)
+        if num_valid >= logits_LV.size(-1):
+            return logits_LV
+        is_padding_V = torch.arange(logits_LV.size(-1), device=logits_LV.device) >= num_valid
+        return logits_LV.masked_fill(is_padding_V, -torch.inf)
 
     def _gathered(self, hidden: Tensor) -> Tensor:
         """Returns logits over the whole vocabulary, its padding cut off, on every rank."""
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits = self.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
-        return logits[..., : self.vocab_size_without_padding]
+        return self._logits(hidden, gather=True)[..., : self.vocab_size_without_padding]
 
 
 def block_spec(config: TransformerConfig, shape: LanguageShape) -> TransformerBlockSubmodules:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.megatron import single_process  # noqa: F401
+from tests.megatron import free_port, single_process  # noqa: F401
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "USER", "ASSISTANT", ":", "what", "colour", "is", "this", "it", "?", *COLOURS]

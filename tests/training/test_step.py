@@ -1,0 +1,141 @@
+"""The loss and gradients of a global batch do not depend on how it is split; they equal a computation by hand."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.model.build import build_model, set_trainable
+from neva.model.llava import NevaModel
+from neva.parallel import groups
+from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
+from tests.model.test_against_transformers import VOCAB, shapes
+
+SAMPLES = 8
+# float32 sums over the same numbers in another order
+TOLERANCE = 1e-6
+CPU = torch.device("cpu")
+
+
+def samples(image_tokens: int) -> list[MicroBatch]:
+    """Samples of different lengths and numbers of label tokens, every third without an image, one without labels."""
+    draw = torch.Generator().manual_seed(7)
+    made = []
+    for number in range(SAMPLES):
+        images = int(number % 3 != 0)
+        text = torch.randint(0, VOCAB, (6 + 3 * number,), generator=draw)
+        input_ids = torch.cat([torch.full((images * image_tokens,), IMAGE_TOKEN_ID), text])
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
+        if number != 5:
+            labels[-2 - 2 * number : -1] = input_ids[-1 - 2 * number :]
+        pixels = torch.randn(images, 3, 28, 28, generator=draw)
+        made.append({"input_ids": input_ids, "labels": labels, "pixel_values": pixels})
+    return made
+
+
+def together(rows: list[MicroBatch]) -> MicroBatch:
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad([row["input_ids"] for row in rows], batch_first=True),
+        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=IGNORE_INDEX),
+        "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
+    }
+
+
+def build() -> tuple[NevaModel, int]:
+    vision, language = shapes("clip", groups=2, tied=False)
+    return build_model(vision, language, "mlp2x_gelu").train(), vision.num_tokens
+
+
+def one_step(model: NevaModel, batch: list[MicroBatch]) -> tuple[StepLoss, dict[str, Tensor]]:
+    chunk = data_parallel(model)
+    chunk.zero_grad_buffer()
+    loss = run_global_batch([chunk], batch, CPU)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return loss, {name: model.get_parameter(name).main_grad.clone() for name in names}
+
+
+def test_loss_and_gradients_equal_a_computation_by_hand(single_process: None) -> None:
+    model, image_tokens = build()
+    rows = samples(image_tokens)
+    total, count = torch.zeros(()), 0
+    for row in rows:  # one sample at a time, every logit, the textbook formula
+        logits = model(row["input_ids"][None], row["pixel_values"])[0]
+        for position in (row["labels"] != IGNORE_INDEX).nonzero().flatten():
+            total = total - logits[position].log_softmax(-1)[row["labels"][position]]
+            count += 1
+    (total / count).backward()
+    expected = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+    model.zero_grad(set_to_none=True)
+    loss, gradients = one_step(model, [together(rows)])
+    assert loss.num_label_tokens == count
+    torch.testing.assert_close(loss.mean, (total / count).item(), atol=TOLERANCE, rtol=TOLERANCE)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=TOLERANCE, rtol=1e-4, msg=name)
+
+
+def test_any_split_into_micro_batches_gives_the_same_loss_and_gradients(single_process: None) -> None:
+    model, image_tokens = build()
+    rows = samples(image_tokens)
+    loss, gradients = one_step(model, [together(rows)])
+    for size in (1, 2, 4):
+        split = [together(rows[first : first + size]) for first in range(0, SAMPLES, size)]
+        other_loss, other_gradients = one_step(model, split)
+        assert other_loss.num_label_tokens == loss.num_label_tokens
+        torch.testing.assert_close(other_loss.mean, loss.mean, atol=TOLERANCE, rtol=TOLERANCE)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(other_gradients[name], gradient, atol=TOLERANCE, rtol=1e-4, msg=name)
+
+
+def data_parallel_rank(rank: int, size: int, port: int, results: mp.Queue) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    groups.init_process_group(rank, size)
+    groups.init_model_parallel(groups.Layout(), seed=1234)
+    model, image_tokens = build()
+    # rank 0 has no image at all in its first micro batch
+    mine = samples(image_tokens)[rank::size]
+    loss, gradients = one_step(model, [together(mine[:2]), together(mine[2:])])
+    results.put((rank, loss, {name: gradient.numpy() for name, gradient in gradients.items()}))
+    groups.destroy()
+
+
+def test_two_data_parallel_processes_give_the_gradients_of_one(single_process: None, free_port: int) -> None:
+    model, image_tokens = build()
+    loss, gradients = one_step(model, [together(samples(image_tokens))])
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=data_parallel_rank, args=(rank, 2, free_port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    for _, other_loss, other_gradients in found:
+        assert other_loss.num_label_tokens == loss.num_label_tokens
+        torch.testing.assert_close(other_loss.mean, loss.mean, atol=TOLERANCE, rtol=TOLERANCE)
+        for name, gradient in gradients.items():
+            other = torch.from_numpy(other_gradients[name])
+            torch.testing.assert_close(other, gradient, atol=TOLERANCE, rtol=1e-4, msg=name)
+
+
+def test_a_batch_without_images_touches_tower_and_projector_with_zero_gradients(single_process: None) -> None:
+    model, image_tokens = build()
+    text_only = [row for row in samples(image_tokens) if len(row["pixel_values"]) == 0]
+    batch = together(text_only)
+    model(batch["input_ids"], batch["pixel_values"], batch["labels"]).sum().backward()
+    for part in (model.projector, model.vision_tower):
+        for parameter in part.parameters():
+            assert not parameter.requires_grad or torch.count_nonzero(parameter.grad) == 0
+
+
+def test_frozen_parts_have_no_gradient_buffer(single_process: None) -> None:
+    model, _ = build()
+    set_trainable(model, {"vision_tower": False, "projector": True, "language_model": False})
+    chunk = data_parallel(model)
+    trained = sum(parameter.numel() for parameter in model.projector.parameters())
+    assert sum(buffer.grad_data.numel() for buffer in chunk.buffers) < trained + 512  # Megatron pads its buckets
