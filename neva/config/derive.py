@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.errors import ConfigError
@@ -139,9 +138,9 @@ def nemo_config(source: str | None) -> dict[str, Any] | None:
             member = archive.extractfile(names[0]) if names else None
             if member is None:
                 raise ConfigError(f"{path} holds no {NEMO_CONFIG_FILE}: it is not a .nemo of a model")
-            return yaml.safe_load(member)
+            return _plain(OmegaConf.create(member.read().decode()))
     if source and (path / NEMO_CONFIG_FILE).is_file():
-        return yaml.safe_load((path / NEMO_CONFIG_FILE).read_text(encoding="utf-8"))
+        return _plain(OmegaConf.load(path / NEMO_CONFIG_FILE))
     return None
 
 
@@ -232,6 +231,12 @@ def _require(section: DictConfig, keys: tuple[str, ...], path: str, folder: str 
         names = ", ".join(f"{path}.{key}" for key in unknown)
         found = f"{folder}/config.json does not exist or lacks them" if folder else "no checkpoint gives them"
         raise ConfigError(f"not known: {names}; {found}: give the values or the checkpoint folder")
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _show(value: Any) -> str:

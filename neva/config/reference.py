@@ -43,9 +43,13 @@ def page() -> str:
 
 
 def _key_row(path: str, hint: object, rule: Key) -> str:
-    value = ", ".join(part for part in (type_name(hint), range_text(rule)) if part)
-    refused = "".join(f" `{show(value)}`: {why}." for value, why in (rule.not_yet or {}).items())
-    return f"| `{path}` | {_cell(value)} | {_cell(rule.doc + refused)} |"
+    kind = type_name(hint)
+    parts = [range_text(rule), "null" if "null" in kind else ""] if rule.choices else [kind, range_text(rule)]
+    values_by_reason: dict[str, list[str]] = {}
+    for value, why in (rule.not_yet or {}).items():
+        values_by_reason.setdefault(why, []).append(f"`{show(value)}`")
+    refused = "".join(f" {', '.join(values)}: {why}." for why, values in values_by_reason.items())
+    return f"| `{path}` | {_cell(', '.join(part for part in parts if part))} | {_cell(rule.doc + refused)} |"
 
 
 def _refused_row(path: str, rule: Refused) -> str:

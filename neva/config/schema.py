@@ -42,13 +42,19 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: all problems of the tree, a line each.
     """
+    root = root_of(cfg)
+    rules = {path: rule for path, _, rule in walk(root)}
+    awaiting = [
+        f"{path} needs a value: {_doc(rules.get(path))}" for path in sorted(OmegaConf.missing_keys(cfg))
+    ]
+    if awaiting:
+        raise ConfigError("\n".join(awaiting))
     try:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    root = root_of(cfg)
-    known = [path for path, _, rule in walk(root) if isinstance(rule, Key)]
-    problems = list(_section(root, tree, OmegaConf.to_container(cfg), "", known))
+    known = [path for path, rule in rules.items() if isinstance(rule, Key)]
+    problems = list(_section(root, tree, written, "", known))
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -63,7 +69,7 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
     for name, value in values.items():
         path = f"{prefix}{name}"
         if name not in names:
-            for unknown in _leaves(path, value):
+            for unknown, _ in _leaves(path + ".", value):
                 yield f"unknown key {unknown}; nearest: {', '.join(nearest(unknown, known))}"
         elif is_dataclass(hints[name]):
             yield from _section(typing.cast(type, hints[name]), value, written[name], path + ".", known)
@@ -74,12 +80,13 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
             yield f"missing key {prefix}{name}: add it to the recipe"
 
 
-def _leaves(path: str, value: Any) -> Iterator[str]:
-    if isinstance(value, dict) and value:
-        for name, below in value.items():
-            yield from _leaves(f"{path}.{name}", below)
+def _leaves(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in a tree, an empty section being a value."""
+    if isinstance(values, dict) and values:
+        for name, below in values.items():
+            yield from _leaves(f"{prefix}{name}.", below)
     else:
-        yield path
+        yield prefix[:-1], values
 
 
 def _refers_to_known(written: Any, known: list[str]) -> bool:
@@ -100,14 +107,16 @@ def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[st
         if not any(_same(value, off) for off in rule.off):
             remedy = " or ".join(show(off) for off in rule.off)
             yield f"{path}={show(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
-    elif value == "???":
-        yield f"{path} needs a value: {rule.doc}"
     elif not _has_type(value, hint):
         yield f"{path}={show(value)}: expected {type_name(hint)}"
     elif rule.not_yet is not None and value in rule.not_yet:
         yield f"{path}={show(value)} is refused: {rule.not_yet[value]}"
     elif value is not None and not _in_range(value, rule):
         yield f"{path}={show(value)}: must be {range_text(rule)}"
+
+
+def _doc(rule: Key | Refused | None) -> str:
+    return rule.doc if isinstance(rule, Key) else "it is ??? in the recipe"
 
 
 def _same(value: Any, off: Any) -> bool:
@@ -156,7 +165,7 @@ def range_text(rule: Key) -> str:
             ("one of " if len(rule.choices) > 1 else "") + ", ".join(str(choice) for choice in rule.choices)
         )
     if rule.pattern is not None:
-        parts.append(f"like {rule.pattern}")
+        parts.append(f"of the form {rule.form}")
     if rule.length is not None:
         parts.insert(0, f"{rule.length} values" + (", each" if parts else ""))
     return " and ".join(parts).replace("each and", "each")

@@ -23,7 +23,7 @@ class CheckpointCallbackParams:
     save_on_train_epoch_end: bool = key("Also save at the end of an epoch.")
     always_save_nemo: bool = key("A .nemo beside every checkpoint.")
     save_nemo_on_train_end: bool = key("A .nemo at the end of training.")
-    filename: str = key("Name of a checkpoint, with logged values in braces.", pattern=r"\{consumed_samples")
+    filename: str = key("Name of a checkpoint, with logged values in braces.")
     model_parallel_size: int = key("Tensor times pipeline parallel size.", low=1)
     dirpath: str | None = key("Checkpoint folder; null: checkpoints/ in the run folder.", optional=True)
 
@@ -83,7 +83,7 @@ class ExpManager:
     files_to_copy: list[str] | None = key("Files copied into the run folder.", optional=True)
     log_step_timing: bool = key("Log the time of a step.", optional=True)
     max_time_per_run: str | None = key(
-        "Stop after DD:HH:MM:SS and save.", optional=True, pattern=r"^\d+(:\d\d){3}$"
+        "Stop and save after this time.", optional=True, pattern=r"^\d+(:\d\d){3}$", form="DD:HH:MM:SS"
     )
     seconds_to_sleep: float = key(
         "Wait of the other ranks while rank 0 makes the folder.", low=0, optional=True

@@ -9,6 +9,7 @@ from typing import Any
 class Key:
     """A key with an effect. Bounds: `low`, `high` included, `above`, `below` excluded.
 
+    `form` says `pattern` in words.
     `not_yet`: values that users of other systems know, each with the sentence that refuses it.
     `optional`: need not be in the YAML (whoever reads the section has its own documented default).
     `common`: shown by `neva train --help`.
@@ -22,6 +23,7 @@ class Key:
     choices: tuple[Any, ...] | None = None
     not_yet: Mapping[Any, str] | None = None
     pattern: str | None = None
+    form: str | None = None
     length: int | None = None
     optional: bool = False
     common: bool = False

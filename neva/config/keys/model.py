@@ -10,7 +10,6 @@ from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
 
-_PROJECTORS = r"^(linear|mlp[1-9]\d*x_gelu)$"
 _NO_PROJECTOR = {
     "identity": "neva always projects: the tower's width is not the language model's",
     "mlp_downsample": "neva does not have downsampling projectors yet: use mlp2x_gelu",
@@ -64,7 +63,10 @@ class MmCfg:
     vision_encoder: VisionEncoder = section()
     pretrain_mm_mlp_adapter: str | None = key("A .nemo whose projector is taken (stage 1's).", common=True)
     mm_mlp_adapter_type: str = key(
-        "Projector: linear, mlp2x_gelu, mlp3x_gelu, …", pattern=_PROJECTORS, not_yet=_NO_PROJECTOR
+        "What projects patches into the language model.",
+        pattern=r"^(linear|mlp[1-9]\d*x_gelu)$",
+        form="linear, mlp2x_gelu, mlp3x_gelu, …",
+        not_yet=_NO_PROJECTOR,
     )
     mm_mlp_adapter_freeze: bool = key("Do not train the projector.")
     mm_mlp_adapter_lr_ratio: float = key("The projector's learning rate as a share of optim.lr.", above=0)

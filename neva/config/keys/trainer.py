@@ -56,9 +56,7 @@ class InferenceTrainer:
 
     devices: int = key("Processes (GPUs) on each node.", low=1)
     num_nodes: int = key("Nodes.", low=1)
-    accelerator: str = key(
-        "Where to run; auto takes a GPU when there is one.", choices=("gpu", "cpu", "auto")
-    )
     precision: int | str = key("Precision of the forward pass.", choices=_PRECISION, not_yet=_NO_FP16)
 
+    accelerator: Any = refused("auto", why="a GPU is used where there is one")
     logger: Any = refused(False, why="answers go to output_file, nothing is logged elsewhere")

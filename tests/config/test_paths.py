@@ -1,0 +1,81 @@
+"""Files and folders that a run needs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neva.config.load import load
+from neva.config.paths import path_problems, run_folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory: relative paths lead nowhere."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_everything_that_is_missing_is_listed() -> None:
+    keys = [problem.partition(":")[0] for problem in path_problems(load("llava_7b_finetune", []))]
+    assert keys == [
+        "model.data.data_path",
+        "model.data.image_folder",
+        "model.mm_cfg.llm.from_pretrained",
+        "model.mm_cfg.vision_encoder.from_pretrained",
+        "model.tokenizer.type",
+        "model.mm_cfg.pretrain_mm_mlp_adapter",
+    ]
+    keys = [problem.partition(":")[0] for problem in path_problems(load("llava_7b_inference", []))]
+    assert keys == ["neva_model_file", "prompt_file", "inference.images_base_path"]
+
+
+def test_a_partly_fetched_checkpoint_names_what_it_lacks(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "vicuna-7b-v1.5"
+    folder.mkdir(parents=True)
+    cfg = load("llava_7b_pretrain", [])
+
+    def of_llm() -> list[str]:
+        return [line for line in path_problems(cfg) if line.startswith("model.mm_cfg.llm")]
+
+    prefix = "model.mm_cfg.llm.from_pretrained: checkpoints/vicuna-7b-v1.5"
+    assert of_llm() == [
+        f"{prefix} holds no config.json",
+        f"{prefix} holds neither model.safetensors nor pytorch_model.bin (nor an index of either)",
+    ]
+    (folder / "config.json").write_text("{}")
+    index = {
+        "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model-1.safetensors").touch()
+    assert of_llm() == [f"{prefix} lacks 2 of 3 weight files, first model-2.safetensors"]
+    for number in (2, 3):
+        (folder / f"model-{number}.safetensors").touch()
+    assert of_llm() == []
+
+
+def test_a_tokenizer_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "datasets" / "quickstart" / "tokenizer"
+    folder.mkdir(parents=True)
+    cfg = load("quickstart_pretrain", [])
+    expected = "model.tokenizer.type: datasets/quickstart/tokenizer holds none of tokenizer.json"
+    assert any(line.startswith(expected) for line in path_problems(cfg))
+    (folder / "tokenizer.json").touch()
+    assert not any(line.startswith("model.tokenizer") for line in path_problems(cfg))
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    cfg = load("quickstart_pretrain", ["exp_manager.exp_dir=results"])
+    assert path_problems(cfg)[-1] == (
+        f"the run folder results/quickstart_pretrain cannot be made: {tmp_path}/results is a file"
+    )
+
+
+def test_the_run_folder_is_exp_managers() -> None:
+    assert run_folder(load("quickstart_pretrain", [])) == Path("nemo_experiments/quickstart_pretrain")
+    assert run_folder(load("quickstart_pretrain", ["exp_manager.exp_dir=/x"])) == Path(
+        "/x/quickstart_pretrain"
+    )
+    assert run_folder(load("quickstart_pretrain", ["exp_manager.explicit_log_dir=/y"])) == Path("/y")
+    assert run_folder(load("llava_7b_inference", ["output_file=/z/answers.jsonl"])) == Path("/z")

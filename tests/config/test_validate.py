@@ -1,0 +1,111 @@
+"""What must hold between keys."""
+
+import pytest
+
+from neva.config.errors import ConfigError
+from neva.config.load import load
+from neva.config.validate import launched_world_size, validate
+
+
+def problems(recipe: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(recipe, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "off"),
+    [
+        ("model.tensor_model_parallel_size=4", "1"),
+        ("model.pipeline_model_parallel_size=2", "1"),
+        ("model.virtual_pipeline_model_parallel_size=2", "null"),
+        ("model.context_parallel_size=2", "1"),
+        ("model.sequence_parallel=true", "false"),
+        ("model.fsdp=true", "false"),
+    ],
+)
+def test_a_layout_is_refused_until_it_exists(override: str, off: str) -> None:
+    why = "neva has no such layout yet, several devices are used data parallel"
+    expected = f"{override} is refused: {why}; leave it at {off}"
+    assert expected in problems("llava_7b_pretrain", override).splitlines()
+
+
+@pytest.mark.parametrize("name", ["distributed_fused_adam", "mcore_distributed_optim"])
+def test_a_distributed_optimizer_is_refused_until_it_exists(name: str) -> None:
+    assert "neva does not shard optimizer states yet" in problems(
+        "llava_7b_pretrain", f"model.optim.name={name}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.global_batch_size=100"], "model.global_batch_size=100 cannot be divided by micro batch 32 x data "
+         "parallel 8 = 256"),
+        (["trainer.devices=3"], "cannot be divided by micro batch 32 x data parallel 3 = 96"),
+        (["trainer.num_nodes=3"], "x data parallel 24 = 768"),
+        (["model.precision=32"], "model.precision=32 but trainer.precision=bf16"),
+        (["model.num_query_groups=5"], "model.num_attention_heads=32 cannot be divided by model.num_query_groups=5"),
+        (["model.encoder_seq_length=576"], "an image takes 576 positions, but model.encoder_seq_length=576 leaves"),
+        (["model.max_position_embeddings=1024"], "model.encoder_seq_length=2048 exceeds "
+         "model.max_position_embeddings=1024"),
+        (["model.mm_cfg.vision_encoder.vision_select_layer=25"], "a tower of 24 layers has hidden states -25 to 24"),
+        (["model.mm_cfg.vision_encoder.num_attention_heads=7"], "hidden_size=1024 cannot be divided by its "
+         "num_attention_heads=7"),
+        (["trainer.max_steps=0"], "trains nothing"),
+        (["trainer.max_epochs=-1"], "never end"),
+        (["model.optim.sched.min_lr=0.1"], "model.optim.sched.min_lr=0.1 exceeds model.optim.lr=0.001"),
+        (["model.activations_checkpoint_granularity=full"], "also needs model.activations_checkpoint_method"),
+        (["model.activations_checkpoint_method=block"], "act only with model.activations_checkpoint_granularity=full"),
+        (["model.mm_cfg.mm_mlp_adapter_freeze=true"], "all frozen, nothing is left to train"),
+        (["model.restore_from_path=a.nemo", "model.mm_cfg.pretrain_mm_mlp_adapter=b.nemo"], "model.restore_from_path="
+         "a.nemo and model.mm_cfg.pretrain_mm_mlp_adapter=b.nemo both bring a projector"),
+        (["exp_manager.create_wandb_logger=true"], "also needs exp_manager.wandb_logger_kwargs.project"),
+        (["model.tokenizer.library=sentencepiece"], "also needs model.tokenizer.model"),
+        (["model.tokenizer.type=null"], "also needs model.tokenizer.type"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_named_with_its_numbers(overrides: list[str], message: str) -> None:
+    assert message in problems("llava_7b_pretrain", *overrides)
+
+
+def test_recompute_may_not_span_more_layers_than_there_are() -> None:
+    found = problems("llava_7b_finetune", "model.activations_checkpoint_num_layers=33")
+    assert found == "model.activations_checkpoint_num_layers=33 exceeds the 32 layers"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tensor_model_parallel_size=2", "tensor_model_parallel_size=2 is refused: neva generates on one device"),
+        ("trainer.devices=2", "trainer.devices=2 x trainer.num_nodes=1 is refused"),
+        ("inference.min_tokens_to_generate=300", "min_tokens_to_generate=300 exceeds inference.tokens_to_generate=256"),
+    ],
+)  # fmt: skip
+def test_inference_is_checked_too(override: str, message: str) -> None:
+    assert message in problems("llava_7b_inference", override)
+
+
+def test_all_contradictions_are_reported_together() -> None:
+    found = problems(
+        "llava_7b_pretrain", "model.global_batch_size=100", "model.fsdp=true", "trainer.max_steps=0"
+    )
+    assert len(found.splitlines()) == 3
+
+
+def test_the_launchers_world_size_must_be_that_of_the_trainer() -> None:
+    trainer = load("llava_7b_pretrain", ["trainer.num_nodes=2", "model.micro_batch_size=16"]).trainer
+    assert launched_world_size(trainer, {}) == launched_world_size(trainer, {"WORLD_SIZE": "16"}) == 16
+    with pytest.raises(
+        ConfigError, match=r"WORLD_SIZE=8, but trainer\.devices=8 x trainer\.num_nodes=2 is 16"
+    ):
+        launched_world_size(trainer, {"WORLD_SIZE": "8"})
+
+
+def test_a_world_that_the_layout_does_not_divide_is_refused() -> None:
+    cfg = load("llava_7b_pretrain", [])
+    cfg.model.tensor_model_parallel_size = 3
+    with pytest.raises(
+        ConfigError, match=r"8 processes cannot be divided into tensor 3 x pipeline 1 x context 1 = 3"
+    ):
+        validate(cfg, world_size=8)
