@@ -44,11 +44,10 @@ def check(cfg: DictConfig) -> None:
     """
     root = root_of(cfg)
     rules = {path: rule for path, _, rule in walk(root)}
-    awaiting = [
-        f"{path} needs a value: {_doc(rules.get(path))}" for path in sorted(OmegaConf.missing_keys(cfg))
-    ]
+    written = OmegaConf.to_container(cfg)
+    awaiting = [path for path, value in _leaves("", written) if value == "???"]
     if awaiting:
-        raise ConfigError("\n".join(awaiting))
+        raise ConfigError("\n".join(f"{path} needs a value: {_doc(rules.get(path))}" for path in awaiting))
     try:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
