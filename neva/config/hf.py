@@ -114,6 +114,8 @@ def language_shape_from_hf(config: Mapping[str, Any]) -> LanguageShape:
     """
     config = text_config(config)
     model_type = config.get("model_type", "llama")
+    if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
+        model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys
     if model_type not in LANGUAGE_DEFAULTS:
         raise ConfigError(
             f"model_type {model_type!r} is not a language model that neva reads; expected one of "

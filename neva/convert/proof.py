@@ -230,9 +230,9 @@ def _single_process() -> Iterator[None]:
         groups.destroy()
 
 
-def tokenizer_differences(folder: Path, source: Path) -> list[str]:
+def tokenizer_differences(folder: Path, source: Path, loader: Any = AutoTokenizer) -> list[str]:
     """Texts that transformers' tokenizer of the export encodes otherwise than the native one."""
-    exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    exported = loader.from_pretrained(folder, local_files_only=True)
     native = Tokenizer.from_file(str(source / "tokenizer.json"))
     differences = []
     for text in ROUND_TRIP_TEXTS:

@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.clip import CLIPVisionModel
 
 from neva.config.hf import vision_shape_from_hf
@@ -39,7 +44,7 @@ def prove_llava_original(model: Model, folder: Path) -> None:
     config = read_config(folder)
     with model.tokenizer_dir() as tokenizer_dir:
         samples = _original_samples(model, tokenizer_dir)
-        differences = tokenizer_differences(folder, tokenizer_dir)
+        differences = tokenizer_differences(folder, tokenizer_dir, PreTrainedTokenizerFast)
     tower = folder / "vision_tower" if config["unfreeze_mm_vision_tower"] else model.tower_reference
     assert tower is not None
     image_id = samples[0].image_token_id

@@ -78,7 +78,7 @@ def from_llava_original(folder: Path, tower_source: Path | None) -> Model:
     """
     config = read_config(folder)
     kind = config.get("mm_projector_type", "linear")
-    language = language_shape_from_hf({**config, "model_type": "llama"})
+    language = language_shape_from_hf(config)
     weights = FolderWeights(folder)
     tower = tower_source or Path(str(config["mm_vision_tower"]))
     if not (tower / "config.json").is_file():

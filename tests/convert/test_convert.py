@@ -1,0 +1,235 @@
+"""`neva convert`: what is found decides; round trips are bit-equal; nothing half finished is left."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from neva.convert import proof
+from neva.convert.cli import main
+from neva.convert.hf import FolderWeights
+from neva.convert.nemo import open_nemo, write_nemo
+from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
+from tests.convert.tiny import FAMILIES, language_model, tower
+
+pytestmark = pytest.mark.usefixtures("megatron")
+ROOT = Path(__file__).parents[2]
+
+
+def convert(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def assert_same_weights(first, second):
+    assert set(first) == set(second)
+    for name in first:
+        assert first[name].dtype == second[name].dtype, name
+        assert torch.equal(first[name], second[name]), name
+
+
+def assert_same_model(first: Path, second: Path):
+    one, other = open_nemo(first), open_nemo(second)
+    assert_same_weights(one.weights, other.weights)
+    for key in one.config:
+        if key not in ("mm_cfg", "data", "tokenizer"):
+            assert one.config[key] == other.config[key], key
+    assert one.config.mm_cfg.mm_mlp_adapter_type == other.config.mm_cfg.mm_mlp_adapter_type
+    for key in one.config.mm_cfg.vision_encoder:
+        assert one.config.mm_cfg.vision_encoder[key] == other.config.mm_cfg.vision_encoder[key], key
+    for key in ("conv_template", "image_aspect_ratio"):
+        assert one.config.data[key] == other.config.data[key]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_text_round_trip_is_bit_equal(tmp_path, family, dtype):
+    original = tmp_path / "original"
+    language_model(family).to(dtype).save_pretrained(original)
+    if not family.startswith("qwen2"):  # transformers rebuilds these tokenizers in its own class
+        write_tokenizer(original)
+    assert convert(original, tmp_path / "m.nemo") == 0
+    assert convert(tmp_path / "m.nemo", tmp_path / "back") == 0
+    assert_same_weights(FolderWeights(original), FolderWeights(tmp_path / "back"))
+    report = json.loads((tmp_path / "back" / "parity.json").read_text())
+    assert report["verified"] is True
+    assert report["max_kl_per_position"] <= 1e-8
+    open_nemo(tmp_path / "m.nemo").verify()
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["llama", "llama3", "qwen2", "qwen3", "mistral"])
+def test_llava_round_trip_is_bit_equal(tmp_path, family, kind):
+    source = llava_nemo(tmp_path, family, kind, aspect_ratio="pad", template="chatml", dtype=torch.bfloat16)
+    assert convert(source, tmp_path / "hf") == 0
+    assert convert(tmp_path / "hf", tmp_path / "back.nemo") == 0
+    assert_same_model(source, tmp_path / "back.nemo")
+    assert convert(tmp_path / "back.nemo", tmp_path / "hf2") == 0
+    assert_same_weights(FolderWeights(tmp_path / "hf"), FolderWeights(tmp_path / "hf2"))
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert (tmp_path / "hf" / file).read_text() == (tmp_path / "hf2" / file).read_text(), file
+
+
+@pytest.mark.parametrize("family", ["llama", "smollm2", "llama3"])
+def test_original_layout_round_trip_with_a_trained_tower(tmp_path, family):
+    source = llava_nemo(tmp_path, family)
+    assert convert(source, tmp_path / "llava-x", "--layout", "original") == 0
+    names = set(FolderWeights(tmp_path / "llava-x"))
+    assert "model.mm_projector.0.weight" in names
+    assert "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding" in names
+    config = json.loads((tmp_path / "llava-x" / "config.json").read_text())
+    assert config["mm_vision_tower"] == str(tmp_path / "llava-x" / "vision_tower")
+    assert config["unfreeze_mm_vision_tower"] is True
+    assert convert(tmp_path / "llava-x", tmp_path / "back.nemo") == 0
+    assert_same_model(source, tmp_path / "back.nemo")
+
+
+def with_tower_folder(tmp_path: Path, source: Path) -> tuple[Path, Path]:
+    """A fine-tuned `.nemo` that refers to the tower, and the tower's folder."""
+    folder = tmp_path / "clip"
+    tower("clip", seed=9).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor("clip", 28)))
+    nemo = open_nemo(source)
+    config = nemo.config.copy()
+    config.mm_cfg.vision_encoder.from_pretrained = str(folder)
+    weights = [(name, nemo.weights[name]) for name in nemo.weights if not name.startswith("vision_tower.")]
+    path = tmp_path / "tuned.nemo"
+    write_nemo(path, config, weights, tmp_path / "tokenizer", nemo.image_processor, "test", {})
+    return path, folder
+
+
+def test_frozen_tower_is_copied_to_one_layout_and_referenced_in_the_other(tmp_path):
+    source, folder = with_tower_folder(tmp_path, llava_nemo(tmp_path))
+    assert convert(source, tmp_path / "hf") == 0
+    exported, original = FolderWeights(tmp_path / "hf"), tower("clip", seed=9).state_dict()
+    for name, tensor in original.items():
+        assert torch.equal(exported[f"vision_tower.vision_model.{name}"], tensor)
+    assert convert(source, tmp_path / "llava", "--layout", "original") == 0
+    config = json.loads((tmp_path / "llava" / "config.json").read_text())
+    assert config["mm_vision_tower"] == str(folder)
+    assert config["unfreeze_mm_vision_tower"] is False
+    assert not any("vision_tower" in name for name in FolderWeights(tmp_path / "llava"))
+    assert convert(tmp_path / "llava", tmp_path / "back.nemo") == 0
+    assert convert(source, tmp_path / "whole.nemo") == 0
+    assert_same_weights(open_nemo(tmp_path / "back.nemo").weights, open_nemo(tmp_path / "whole.nemo").weights)
+
+
+def test_tower_that_moved_is_found_by_flag_and_named_without(tmp_path, capsys):
+    source, folder = with_tower_folder(tmp_path, llava_nemo(tmp_path))
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert convert(source, tmp_path / "hf") == 1
+    assert "holds no vision tower" in capsys.readouterr().err
+    assert convert(source, tmp_path / "hf", "--vision_encoder_path", moved) == 0
+
+
+def test_stage_one_file_combines_with_folders(tmp_path):
+    text, eye = tmp_path / "text", tmp_path / "eye"
+    language_model("llama", seed=4).save_pretrained(text)
+    tower("clip", seed=9).save_pretrained(eye)
+    stage1 = llava_nemo(tmp_path, parts=("projector",))
+    assert set(open_nemo(stage1).weights) == {
+        f"projector.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")
+    }
+    assert convert(stage1, tmp_path / "hf", "--llm_path", text, "--vision_encoder_path", eye) == 0
+    exported = FolderWeights(tmp_path / "hf")
+    state = language_model("llama", seed=4).state_dict()
+    assert torch.equal(exported["language_model.model.norm.weight"], state["model.norm.weight"])
+
+
+def test_new_model_from_a_text_model_and_a_tower(tmp_path):
+    text, eye = tmp_path / "text", tmp_path / "eye"
+    language_model("qwen2", seed=4).save_pretrained(text)
+    write_tokenizer(text)
+    tower("siglip", seed=9).save_pretrained(eye)
+    (eye / "preprocessor_config.json").write_text(json.dumps(image_processor("siglip", 28)))
+    for target in ("a.nemo", "hf"):
+        assert convert(text, tmp_path / target, "--vision_encoder_path", eye, "--select_layer", "-1") == 0
+    assert convert(tmp_path / "a.nemo", tmp_path / "hf2") == 0
+    assert_same_weights(FolderWeights(tmp_path / "hf"), FolderWeights(tmp_path / "hf2"))
+
+
+def test_precision_rounds_and_is_proven_as_rounded(tmp_path):
+    source = llava_nemo(tmp_path)
+    assert convert(source, tmp_path / "hf", "--precision", "bf16") == 0
+    weights, nemo = FolderWeights(tmp_path / "hf"), open_nemo(source)
+    name = "language_model.decoder.final_layernorm.weight"
+    assert torch.equal(weights["language_model.model.norm.weight"], nemo.weights[name].bfloat16())
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_existing_target_is_refused_without_force(tmp_path, capsys):
+    source = llava_nemo(tmp_path)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "keep").write_text("mine")
+    assert convert(source, tmp_path / "hf") == 1
+    assert "exists; choose another target, or pass --force" in capsys.readouterr().err
+    assert (tmp_path / "hf" / "keep").read_text() == "mine"
+    assert convert(source, tmp_path / "hf", "--force") == 0
+    assert not (tmp_path / "hf" / "keep").exists()
+
+
+def test_failed_proof_leaves_no_target(tmp_path, capsys, monkeypatch):
+    source = llava_nemo(tmp_path)
+    monkeypatch.setattr(proof, "configuration_differences", lambda *_: ["config.json gives rope_theta=1"])
+    before = set(tmp_path.iterdir())
+    assert convert(source, tmp_path / "hf") == 1
+    assert "failed its proof: config.json gives rope_theta=1" in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_unverified_export_says_so(tmp_path):
+    assert convert(llava_nemo(tmp_path), tmp_path / "hf", "--no-verify") == 0
+    assert json.loads((tmp_path / "hf" / "parity.json").read_text())["verified"] is False
+
+
+def test_token_id_in_the_padding_is_refused(tmp_path, capsys):
+    language_model("llama").save_pretrained(tmp_path / "text")
+    write_tokenizer(tmp_path / "text", vocab_size=140)
+    assert convert(tmp_path / "text", tmp_path / "m.nemo") == 1
+    assert "highest id is 139, but the model has 133 vocabulary rows" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_said_at_once(tmp_path, capsys):
+    source = llava_nemo(tmp_path, "qwen2", "siglip")
+    assert convert(source, tmp_path / "x", "--layout", "original") == 1
+    assert "CLIP towers only" in capsys.readouterr().err
+    assert convert(tmp_path / "none", tmp_path / "x.nemo") == 1
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert convert(tmp_path / "gpt2", tmp_path / "x.nemo") == 1
+    assert "model_type 'gpt2' is not a language model that neva reads" in capsys.readouterr().err
+
+
+def test_scripts_take_the_flags_of_old_command_lines(tmp_path):
+    shutil.rmtree(tmp_path / "text", ignore_errors=True)
+    language_model("llama").save_pretrained(tmp_path / "text")
+    write_tokenizer(tmp_path / "text")
+    folder = ROOT / "scripts" / "checkpoint_converters"
+    command = [sys.executable, "-W", "ignore", str(folder / "convert_llama_hf_to_nemo.py")]
+    flags = [
+        "--input_name_or_path",
+        str(tmp_path / "text"),
+        "--output_path",
+        str(tmp_path / "m.nemo"),
+        "--precision",
+        "32",
+    ]
+    subprocess.run([*command, *flags], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert len(open_nemo(tmp_path / "m.nemo").weights) == 21
+    source = llava_nemo(tmp_path)
+    command[-1] = str(folder / "convert_llava_nemo_to_hf.py")
+    flags = [
+        "--input_name_or_path",
+        str(source),
+        "--hf_output_path",
+        str(tmp_path / "hf"),
+        "--processor_type",
+        "clip",
+    ]
+    flags += ["--input_tokenizer", str(tmp_path / "tokenizer"), "--vision_tower_type", "clip", "--cpu-only"]
+    subprocess.run([*command, *flags], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert (tmp_path / "hf" / "parity.json").is_file()
