@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
@@ -97,8 +98,8 @@ class ConversationDataset(Dataset[Sample]):
         except SampleError as error:
             raise SampleError(f"{self.records.path}, {name}: {error}") from error
         return Sample(
-            torch.tensor(input_ids),
-            torch.tensor(labels),
+            torch.from_numpy(np.array(input_ids, dtype=np.int64)),
+            torch.from_numpy(np.array(labels, dtype=np.int64)),
             torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
             record.id,
         )

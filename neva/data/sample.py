@@ -35,6 +35,8 @@ def encode(
     input_ids = [tokenizer.bos_token_id] if has_bos else []
     labels = [IGNORE_INDEX] * len(input_ids)
     ends = list(accumulate(len(segment.text) for segment in segments))
+    # The last one also for a token without characters at the very end.
+    has_loss = [segment.has_loss for segment in segments] + [segments[-1].has_loss]
     chunk_start = 0
     for number, chunk in enumerate("".join(segment.text for segment in segments).split(IMAGE_PLACEHOLDER)):
         if number:
@@ -42,9 +44,10 @@ def encode(
             labels += [IGNORE_INDEX] * image_tokens
         tokens = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         input_ids += tokens["input_ids"]
-        for token, (first, _) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
-            segment = segments[min(bisect_right(ends, chunk_start + first), len(segments) - 1)]
-            labels.append(token if segment.has_loss else IGNORE_INDEX)
+        labels += [
+            token if has_loss[bisect_right(ends, chunk_start + first)] else IGNORE_INDEX
+            for token, (first, _) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        ]
         chunk_start += len(chunk) + len(IMAGE_PLACEHOLDER)
     if IMAGE_TOKEN_ID in input_ids[max_length:]:
         raise SampleError(

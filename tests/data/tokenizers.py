@@ -31,10 +31,19 @@ def vicuna() -> PreTrainedTokenizerFast:
 
 def llama_like(folder: Path) -> PreTrainedTokenizerFast:
     """Sentencepiece-like: spaces become `▁` and every text begins with one; `<unk>` 0, `<s>` 1, `</s>` 2."""
+    return _sentencepiece_like(folder, splits_words=True)
+
+
+def joins_words(folder: Path) -> PreTrainedTokenizerFast:
+    """What one gets who trains BPE without splitting at spaces first: pieces that end one word and begin the next."""
+    return _sentencepiece_like(folder, splits_words=False)
+
+
+def _sentencepiece_like(folder: Path, splits_words: bool) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    # No piece spans two words: else the last piece of a prompt could change with the answer.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    if splits_words:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

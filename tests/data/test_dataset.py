@@ -1,0 +1,194 @@
+"""Samples from files, the errors that name them, and what skipping does."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from neva.config.shapes import VisionShape
+from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
+from neva.data.errors import SampleError
+from neva.data.media import build_image_processor, load_image, to_pixels
+from tests.conftest import conversation, image_record, random_image, write_records
+from tests.data import tokenizers
+from tests.data.test_media import vision_cfg
+
+VISION = VisionShape(
+    model_type="clip",
+    image_size=16,
+    patch_size=8,
+    hidden_size=8,
+    num_layers=2,
+    num_heads=2,
+    ffn_hidden_size=16,
+    hidden_act="quick_gelu",
+    layer_norm_eps=1e-5,
+    select_layer=-2,
+    class_token_length=1,
+)
+
+
+def model_cfg(folder: Path, **data: Any) -> DictConfig:
+    """A resolved `model` section, so far as the data reads it."""
+    return OmegaConf.create(
+        {
+            "micro_batch_size": 2,
+            "global_batch_size": 4,
+            "pipeline_model_parallel_size": 1,
+            "encoder_seq_length": 256,
+            "vocab_size": 512,
+            "mm_cfg": {"vision_encoder": OmegaConf.to_container(vision_cfg(image_size=16))},
+            "data": {
+                "data_path": str(folder / "data.json"),
+                "image_folder": str(folder),
+                "datasets_exclude": [],
+                "conv_template": "v1",
+                "image_aspect_ratio": "pad",
+                "sep_image_conv_front": False,
+                "dataloader_type": "cyclic",
+                "num_workers": 0,
+                "on_error": "fail",
+                "pad_to_multiple_of": 8,
+            }
+            | data,
+        }
+    )
+
+
+def write_dataset(folder: Path, count: int) -> list[dict[str, Any]]:
+    """`count` records: every third without an image, one with two, questions of different length."""
+    records = []
+    for number in range(count):
+        random_image(16 + number, 20, seed=number).save(folder / f"{number}.png")
+        question = "<image>\nWhat " + "is " * (number % 5) + "in the picture?"
+        records.append(image_record(number, question, "A red circle.", "Yes?", "No " * (number % 4) + "."))
+        if number % 3 == 2:
+            records[-1] = {"id": f"id-{number}", "conversations": conversation("Is it a circle?", "Yes")}
+    records[0]["image"] = ["0.png", "1.png"]
+    records[0]["conversations"][2]["value"] = "And in <image>?"
+    write_records(folder / "data.json", records)
+    return records
+
+
+def dataset(folder: Path, **data: Any) -> ConversationDataset:
+    return build_dataset(model_cfg(folder, **data), VISION, tokenizers.llama_like(folder / "tokenizer"))
+
+
+def test_a_sample_holds_the_ids_labels_and_pixels_of_its_record(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    samples = dataset(tmp_path)
+    sample = samples[0]
+    assert sample.record_id == "id-0"
+    assert sample.input_ids.dtype == sample.labels.dtype == torch.int64
+    assert int((sample.input_ids == IMAGE_TOKEN_ID).sum()) == 2 * VISION.num_tokens == 8
+    learnt = sample.labels != IGNORE_INDEX
+    assert torch.equal(sample.labels[learnt], sample.input_ids[learnt])
+    first_answer = samples.encoder.tokenizer.decode(sample.labels[learnt]).split("</s>")[0]
+    assert first_answer == "A red circle."
+    assert int((sample.labels == samples.encoder.tokenizer.eos_token_id).sum()) == 2
+    processor = build_image_processor(vision_cfg(image_size=16))
+    expected = [to_pixels(load_image(tmp_path / name), processor, "pad") for name in ("0.png", "1.png")]
+    assert torch.equal(sample.pixel_values, torch.stack(expected))
+    assert samples[2].pixel_values.shape == (0, 3, 16, 16)
+
+
+def test_training_and_inference_see_the_same_ids_and_pixels(tmp_path: Path) -> None:
+    records = write_dataset(tmp_path, 2)
+    cfg = model_cfg(tmp_path, sep_image_conv_front=True)
+    tokenizer = tokenizers.llama_like(tmp_path / "tokenizer")
+    sample = build_dataset(cfg, VISION, tokenizer)[1]
+    prompt = build_encoder(cfg, VISION, tokenizer).prompt(records[1]["conversations"][0]["value"], 1)
+    assert sample.input_ids[: len(prompt)].tolist() == prompt
+    image = to_pixels(
+        load_image(tmp_path / "1.png"),
+        build_image_processor(cfg.mm_cfg.vision_encoder),
+        cfg.data.image_aspect_ratio,
+    )
+    assert torch.equal(sample.pixel_values[0], image)
+
+
+BROKEN: dict[str, Any] = {
+    "missing image": image_record(99, "<image>", "b"),
+    "broken image": {"id": "x", "image": "broken.png", "conversations": conversation("<image>", "b")},
+    "no placeholder": image_record(0, "a", "b"),
+    "wrong order": {"id": "x", "conversations": conversation("a", "b")[::-1]},
+    "special token": {"id": "x", "conversations": conversation("a </s>", "b")},
+    "no answer": {"id": "x", "conversations": conversation("a")},
+    "no conversation": {"id": "x"},
+    "image cut off": image_record(0, "long " * 300 + "<image>", "b"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_record_that_cannot_be_used_is_named_or_replaced_by_the_next(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = write_dataset(tmp_path, 6)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:100])
+    write_records(tmp_path / "data.json", [*records[:2], BROKEN[case], *records[2:]])
+    name = BROKEN[case].get("id") if case != "no conversation" else ""
+    with pytest.raises(
+        SampleError, match=rf"data\.json, record 2{f' .id .{name}..' if name else ''}: "
+    ) as raised:
+        dataset(tmp_path)[2]
+    if "image" in case and "cut" not in case:
+        assert str(tmp_path / BROKEN[case]["image"]) in str(raised.value)
+    skipping = dataset(tmp_path, on_error="skip")
+    with caplog.at_level(logging.WARNING):
+        replaced = [skipping[2] for _ in range(3)]
+    assert [sample.record_id for sample in replaced] == ["id-2"] * 3
+    assert skipping[3].record_id == "id-2"
+    assert skipping.skipped_count == 1
+    assert [record.message for record in caplog.records] == [f"skipped: {raised.value}"]
+
+
+def test_skipping_goes_on_past_several_bad_records_and_past_the_end(tmp_path: Path) -> None:
+    records = write_dataset(tmp_path, 3)
+    bad = image_record(99, "<image>", "b")
+    write_records(tmp_path / "data.json", [bad, *records, bad, bad])
+    skipping = dataset(tmp_path, on_error="skip")
+    assert skipping[4].record_id == "id-0"
+    assert skipping.skipped_count == 3
+
+
+def test_when_every_record_is_bad_skipping_ends_with_an_error(tmp_path: Path) -> None:
+    write_records(tmp_path / "data.json", [image_record(99, "<image>", "b")] * 3)
+    with pytest.raises(SampleError, match="none of the 3 records gives a sample"):
+        dataset(tmp_path, on_error="skip")[1]
+
+
+def test_skipping_does_not_hide_a_template_that_the_tokenizer_cannot_write(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"writes '<\|im_start\|>'"):
+        dataset(tmp_path, conv_template="chatml", on_error="skip")
+
+
+def test_settings_that_cannot_work_are_refused_before_the_first_record(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"conv_template is 'v9', expected one of plain, v1, chatml"):
+        dataset(tmp_path, conv_template="v9")
+    with pytest.raises(ValueError, match=r"model\.data\.image_folder: no folder at .*absent"):
+        dataset(tmp_path, image_folder=str(tmp_path / "absent"))
+    small = OmegaConf.merge(model_cfg(tmp_path), {"vocab_size": 50})
+    tokenizer = tokenizers.llama_like(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=rf"the tokenizer has {len(tokenizer)} ids, model\.vocab_size is 50"):
+        build_dataset(small, VISION, tokenizer)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizers.joins_words(tmp_path)
+    with pytest.raises(ValueError, match="the tokenizer reads the end of a prompt otherwise"):
+        build_encoder(model_cfg(tmp_path), VISION, tokenizer)
+
+
+def test_a_dataset_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2)
+    samples = dataset(tmp_path)
+    records = pickle.loads(pickle.dumps(samples.records))
+    assert records[1] == samples.records[1]
+    assert pickle.loads(pickle.dumps(samples.encoder)).prompt("a", 0) == samples.encoder.prompt("a", 0)

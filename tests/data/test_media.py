@@ -1,0 +1,210 @@
+"""Pixels, bit for bit those of transformers' image processors and of LLaVA's square."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from transformers import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from neva.data.errors import SampleError
+from neva.data.media import build_image_processor, expand_to_square, load_image, to_pixels
+from tests.conftest import random_image, shared_data
+
+SIZES = [(64, 64), (48, 48), (100, 64), (64, 100), (65, 64), (31, 200), (1, 1), (7, 5), (333, 501)]
+
+
+def vision_cfg(**changes: Any) -> DictConfig:
+    settings = {
+        "from_pretrained": None,
+        "model_type": "clip",
+        "image_size": 64,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    return OmegaConf.create(settings | changes)
+
+
+def reference(image: Image.Image, processor: Any, aspect_ratio: str) -> torch.Tensor:
+    """LLaVA's `train.py`, pixel by pixel, then transformers."""
+    if aspect_ratio == "pad":
+        width, height = image.size
+        side = max(width, height)
+        pixels = np.empty((side, side, 3), dtype=np.uint8)
+        pixels[:] = [int(mean * 255) for mean in processor.image_mean]
+        top, left = (side - height) // 2, (side - width) // 2
+        pixels[top : top + height, left : left + width] = np.asarray(image)
+        image = Image.fromarray(pixels)
+    return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+
+
+PROCESSORS = {
+    "clip": CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
+    "clip 336": CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
+    "siglip": SiglipImageProcessorPil(size={"height": 64, "width": 64}),
+    "crop beyond the image": CLIPImageProcessorPil(
+        size={"shortest_edge": 31}, crop_size={"height": 41, "width": 36}
+    ),
+    "odd crop": CLIPImageProcessorPil(size={"shortest_edge": 50}, crop_size={"height": 33, "width": 20}),
+    "no resize": CLIPImageProcessorPil(do_resize=False, crop_size={"height": 33, "width": 33}),
+    "no normalisation": CLIPImageProcessorPil(
+        do_normalize=False, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ),
+    "dinov2": BitImageProcessorPil(size={"shortest_edge": 70}, crop_size={"height": 56, "width": 56}),
+}
+
+
+@pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_are_those_of_transformers_bit_for_bit(name: str, aspect_ratio: Any) -> None:
+    processor = PROCESSORS[name]
+    for seed, (width, height) in enumerate(SIZES):
+        image = random_image(width, height, seed)
+        found = to_pixels(image, processor, aspect_ratio)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, reference(image, processor, aspect_ratio)), (width, height)
+
+
+def test_pixels_of_real_photos_are_those_of_transformers() -> None:
+    for path in sorted(shared_data("prompts", "images").iterdir()):
+        image = load_image(path)
+        for name in ("clip 336", "siglip"):
+            assert torch.equal(
+                to_pixels(image, PROCESSORS[name], "pad"), reference(image, PROCESSORS[name], "pad")
+            ), path
+
+
+def test_a_wide_image_keeps_its_middle_under_square_and_all_of_it_under_pad() -> None:
+    pixels = np.zeros((64, 192, 3), dtype=np.uint8)
+    pixels[:, :64], pixels[:, 64:128], pixels[:, 128:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    image, processor = Image.fromarray(pixels), PROCESSORS["clip"]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+
+    def colours(aspect_ratio: Any) -> torch.Tensor:
+        return (to_pixels(image, processor, aspect_ratio) * std + mean) * 255
+
+    green = torch.tensor([0.0, 255.0, 0.0]).view(3, 1, 1)
+    # float32 arithmetic on values up to 255.
+    assert torch.allclose(colours("square"), green.expand(3, 64, 64), atol=1e-3)
+    padded = colours("pad").round()
+    background = torch.tensor([122.0, 116.0, 104.0])  # int(mean * 255) of CLIP, as in LLaVA
+    assert torch.equal(padded[:, 5, 32], background)
+    assert torch.equal(padded[:, 58, 32], background)
+    for column, expected in ((10, (255, 0, 0)), (32, (0, 255, 0)), (54, (0, 0, 255))):
+        assert padded[:, 32, column].tolist() == list(expected)
+
+
+def test_expand_to_square_leaves_a_square_alone() -> None:
+    image = random_image(5, 5)
+    assert expand_to_square(image, (1, 2, 3)) is image
+
+
+@pytest.mark.parametrize("model_type", ["clip", "siglip"])
+def test_the_processor_comes_from_the_yamls_sizes_when_the_tower_has_no_folder(model_type: str) -> None:
+    cfg = vision_cfg(model_type=model_type, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    processor = build_image_processor(cfg)
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    assert list(processor.image_std) == [0.4, 0.5, 0.6]
+    # CLIP crops the middle, SigLIP squeezes.
+    white_edges = np.full((64, 128, 3), 255, dtype=np.uint8)
+    white_edges[:, 32:96] = 0
+    pixels = to_pixels(Image.fromarray(white_edges), processor, "square")
+    assert bool((pixels[0, :, 0] > 0).all()) is (model_type == "siglip")
+
+
+def test_the_towers_own_preprocessor_config_comes_first(tmp_path: Path) -> None:
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.1, 0.2, 0.3]
+    ).save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    processor = build_image_processor(vision_cfg(from_pretrained=str(tmp_path)))
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    with pytest.raises(ValueError, match=r"shape \(3, 64, 64\), the tower needs \(3, 32, 32\)"):
+        build_image_processor(vision_cfg(from_pretrained=str(tmp_path), image_size=32))
+
+
+def test_openais_own_preprocessor_config_is_read(tmp_path: Path) -> None:
+    """The file of openai/clip-vit-large-patch14-336 writes sizes as plain numbers."""
+    config = {
+        "crop_size": 336,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "size": 336,
+        "image_processor_type": "CLIPImageProcessor",
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    processor = build_image_processor(vision_cfg(from_pretrained=str(tmp_path), image_size=336))
+    image = random_image(400, 300)
+    assert torch.equal(
+        to_pixels(image, processor, "square"), reference(image, PROCESSORS["clip 336"], "square")
+    )
+
+
+def test_a_tower_of_another_type_needs_its_preprocessor_config() -> None:
+    with pytest.raises(
+        ValueError, match=r"no preprocessor_config\.json at None for a tower of type 'dinov2'"
+    ):
+        build_image_processor(vision_cfg(model_type="dinov2"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"])
+def test_every_colour_mode_becomes_rgb_as_pil_converts_it(mode: str, tmp_path: Path) -> None:
+    image = random_image(20, 10).convert(mode)
+    path = tmp_path / ("image.jpg" if mode in ("CMYK", "YCbCr") else "image.png")
+    image.save(path)
+    found = load_image(path)
+    assert (found.mode, found.size) == ("RGB", (20, 10))
+    with Image.open(path) as stored:
+        assert np.array_equal(np.asarray(found), np.asarray(stored.convert("RGB")))
+
+
+def test_a_palette_with_transparency_loses_only_the_transparency(tmp_path: Path) -> None:
+    image = random_image(20, 10).quantize(16)
+    image.save(tmp_path / "image.png", transparency=bytes(range(0, 256, 16)))
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(load_image(tmp_path / "image.png")), expected)
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "grey.png")
+    found = np.asarray(load_image(tmp_path / "grey.png"))
+    assert np.array_equal(found, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    image = random_image(20, 10)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").size == (20, 10)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match=r"image file .*absent\.jpg does not exist"):
+        load_image(tmp_path / "absent.jpg")
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(SampleError, match=r"image file .*text\.jpg cannot be decoded"):
+        load_image(tmp_path / "text.jpg")
+    for suffix in ("jpg", "png", "webp", "gif"):
+        path = tmp_path / f"cut.{suffix}"
+        random_image(64, 64).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(SampleError, match=rf"image file .*cut\.{suffix} cannot be decoded"):
+            load_image(path)
+
+
+def test_a_fault_of_the_file_system_is_not_the_records_fault(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        load_image(tmp_path)
