@@ -63,6 +63,7 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
     if not isinstance(values, dict):
         yield f"{prefix[:-1]}={show(values)}: expected a section with keys of its own, not a value"
         return
+    written = written if isinstance(written, dict) else values
     hints = typing.get_type_hints(section)
     names = {field.name: field for field in fields(section)}
     for name, value in values.items():

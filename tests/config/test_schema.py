@@ -222,6 +222,12 @@ def test_an_interpolation_to_nowhere_is_a_config_error() -> None:
     assert "Interpolation key 'nowhere' not found" in problems("model.optim.lr=${nowhere}")
 
 
+def test_a_section_may_be_another_one() -> None:
+    cfg = compose("llava_7b_finetune", ["model.optim.sched=${copy}", "copy={name: CosineAnnealing}"])
+    with pytest.raises(ConfigError, match=r"missing key model\.optim\.sched\.warmup_steps"):
+        check(cfg)
+
+
 def test_zero_does_not_pass_for_false() -> None:
     assert "trainer.logger=0 is refused" in problems("trainer.logger=0")
 
