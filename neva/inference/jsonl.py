@@ -93,7 +93,7 @@ def _answer_all(
 
 
 def _encode(assistant: Assistant, request: Request) -> list[int]:
-    return assistant.encoder.prompt(request.question, len(request.images))
+    return assistant.encoder.prompt(request.question, len(request.images), request.keys.get("system"))
 
 
 def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[torch.Tensor]:
