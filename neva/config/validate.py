@@ -63,6 +63,9 @@ def _layout(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"model.{key}={_text(model[key])} is refused: neva has no such layout yet, several devices "
                 f"are used data parallel; leave it at {_text(only)}"
             )
+    for key in model:
+        if str(key).startswith("fsdp_") and not model.get("fsdp"):
+            yield f"model.{key}={_text(model[key])} acts only with model.fsdp=true: leave it out"
     if model.optim.name in DISTRIBUTED_OPTIMIZERS:
         yield (
             f"model.optim.name={model.optim.name} is refused: neva does not shard optimizer states yet; "

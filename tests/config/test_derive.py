@@ -144,7 +144,7 @@ def test_a_tokenizer_with_more_ids_than_the_vocabulary_is_refused(tmp_path: Path
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokens))
     assert tokenizer_size(str(tmp_path)) == tokenizer_size(str(tmp_path / "tokenizer.json")) == 601
     with pytest.raises(ConfigError, match=r"model\.vocab_size=512 but the tokenizer .* has 601 ids"):
-        load("quickstart_pretrain", [f"model.tokenizer.type={tmp_path}"])
+        load("quickstart_pretrain", [f"model.tokenizer.type={tmp_path}", "model.vocab_size=512"])
     assert (
         load(
             "quickstart_pretrain", [f"model.tokenizer.type={tmp_path}", "model.vocab_size=null"]
@@ -154,18 +154,19 @@ def test_a_tokenizer_with_more_ids_than_the_vocabulary_is_refused(tmp_path: Path
 
 
 def test_a_nemo_of_a_language_model_gives_its_sizes(tmp_path: Path) -> None:
-    recorded = load("quickstart_pretrain", []).model
+    sizes = ["model.num_layers=3", "model.hidden_size=96", "model.num_attention_heads=6"]
+    recorded = load("quickstart_pretrain", sizes).model
     text = OmegaConf.to_yaml(recorded).encode()
     with tarfile.open(tmp_path / "llm.nemo", "w") as archive:
         member = tarfile.TarInfo("./model_config.yaml")
         member.size = len(text)
         archive.addfile(member, io.BytesIO(text))
-    sizes = language_sizes(str(tmp_path / "llm.nemo"))
-    assert (sizes["num_layers"], sizes["hidden_size"], sizes["kv_channels"]) == (4, 128, 32)
+    found = language_sizes(str(tmp_path / "llm.nemo"))
+    assert (found["num_layers"], found["hidden_size"], found["kv_channels"]) == (3, 96, 16)
     (tmp_path / "extracted").mkdir()
     (tmp_path / "extracted" / "model_config.yaml").write_bytes(text)
-    assert language_sizes(str(tmp_path / "extracted")) == sizes
-    with pytest.raises(ConfigError, match=r"model\.num_layers=32 but .*llm\.nemo gives 4"):
+    assert language_sizes(str(tmp_path / "extracted")) == found
+    with pytest.raises(ConfigError, match=r"model\.num_layers=32 but .*llm\.nemo gives 3"):
         load("llava_7b_pretrain", [f"model.mm_cfg.llm.from_pretrained={tmp_path}/llm.nemo"])
 
 

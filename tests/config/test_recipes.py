@@ -44,7 +44,7 @@ def test_recipe_is_complete_and_accepted(name: str) -> None:
 def test_every_file_of_a_group_composes(option: str) -> None:
     group = option.partition("=")[0]
     if group == "inference":
-        assert compose("quickstart_inference", [option]).inference.batch_size == 64
+        assert "temperature" in compose("quickstart_inference", [option]).inference
         return
     assert "model" in compose("llava_7b_pretrain", [option])
 

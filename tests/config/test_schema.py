@@ -1,6 +1,7 @@
 """Unknown keys, wrong values and keys that `neva` refuses, each with the sentence that a user reads."""
 
 import copy
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,17 @@ def test_a_section_may_be_another_one() -> None:
 
 def test_zero_does_not_pass_for_false() -> None:
     assert "trainer.logger=0 is refused" in problems("trainer.logger=0")
+
+
+def test_every_key_of_exp_manager_is_one_of_nemos() -> None:
+    from nemo.utils.exp_manager import CallbackParams, EMAParams, ExpManagerConfig
+
+    theirs = {field.name for field in dataclasses.fields(ExpManagerConfig)}
+    for section, config in (("checkpoint_callback_params", CallbackParams), ("ema", EMAParams)):
+        theirs |= {f"{section}.{field.name}" for field in dataclasses.fields(config)}
+    ours = {path.removeprefix("exp_manager.") for _, path, _ in RULES if path.startswith("exp_manager.")}
+    # lightning.pytorch.loggers.WandbLogger's arguments, which NeMo passes through
+    assert {path for path in ours - theirs if not path.startswith("wandb_logger_kwargs.")} == set()
 
 
 def test_the_reference_page_is_current() -> None:

@@ -52,6 +52,7 @@ def test_a_distributed_optimizer_is_refused_until_it_exists(name: str) -> None:
         (["model.mm_cfg.vision_encoder.vision_select_layer=25"], "a tower of 24 layers has hidden states -25 to 24"),
         (["model.mm_cfg.vision_encoder.num_attention_heads=7"], "hidden_size=1024 cannot be divided by its "
          "num_attention_heads=7"),
+        (["model.fsdp_sharding_strategy=grad"], "fsdp_sharding_strategy=grad acts only with model.fsdp=true"),
         (["trainer.max_steps=0"], "trains nothing"),
         (["trainer.max_epochs=-1"], "never end"),
         (["model.optim.sched.min_lr=0.1"], "model.optim.sched.min_lr=0.1 exceeds model.optim.lr=0.001"),
