@@ -33,9 +33,14 @@ class VisionTower(nn.Module):
         self.select_layer = shape.select_layer
 
     @property
+    def has_layers(self) -> bool:
+        """Whether the tower is built like CLIP's and SigLIP's, so that layers can be left out."""
+        return hasattr(getattr(self.model, "encoder", None), "layers")
+
+    @property
     def used(self) -> list[nn.Module]:
         """The modules that take part in the forward pass."""
-        if not hasattr(self.model, "encoder"):
+        if not self.has_layers:
             return [self.model]
         before = [getattr(self.model, name) for name in ("embeddings", "pre_layrnorm") if hasattr(self.model, name)]
         return before + list(self.model.encoder.layers[: self.num_layers_run])
@@ -43,7 +48,7 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encodes images [N, 3, height, width] to features [N, P, H]."""
         pixel_values = pixel_values.to(self.model.dtype)
-        if not hasattr(self.model, "encoder"):
+        if not self.has_layers:
             states = self.model(pixel_values, output_hidden_states=True).hidden_states
             return states[self.select_layer][:, self.class_token_length :]
         hidden = self.model.embeddings(pixel_values)
@@ -90,6 +95,8 @@ def build_tower(shape: VisionShape) -> PreTrainedModel:
         config = config_class(**sizes)
         config._attn_implementation = "sdpa"
         return model_class(config)
+    if shape.ffn_hidden_size % shape.hidden_size == 0:
+        sizes["mlp_ratio"] = shape.ffn_hidden_size // shape.hidden_size  # DINOv2's way to say it
     try:
         config = AutoConfig.for_model(shape.model_type, **sizes)
     except ValueError as error:

@@ -1,0 +1,112 @@
+"""Prompt files through a `.nemo`: result lines, continuing, refusing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neva.config.load import load
+from neva.inference.jsonl import run
+from tests.training.conftest import colours  # noqa: F401
+from tests.training.test_run import run as train
+
+
+@pytest.fixture(scope="module")
+def nemo(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> Path:  # noqa: F811
+    """A model that has learnt its eight samples."""
+    folder = tmp_path_factory.mktemp("nemo")
+    run_dir = train(folder, [*colours, "model.optim.lr=5e-3", "model.global_batch_size=10"], steps=150)
+    return next((run_dir / "checkpoints").glob("*.nemo"))
+
+
+@pytest.fixture
+def images(colours: list[str]) -> str:  # noqa: F811
+    return next(item.split("=")[1] for item in colours if item.startswith("model.data.image_folder="))
+
+
+ROWS = [
+    {"prompt": "<image>\nwhat colour is this?", "image": "0.png", "question_id": 7},
+    {"text": "<image>\nwhat colour is this?", "image": "1.png"},
+    {"prompt": "is it?"},
+    {"prompt": "<image>\nwhat colour is this?", "image": ["2.png"]},
+]
+ANSWERS = ["red", "green", "red", "blue"]
+
+
+def infer(nemo: Path, images: str, prompts: Path, output: Path, *overrides: str) -> list[dict[str, object]]:
+    fixed = [
+        f"neva_model_file={nemo}", f"prompt_file={prompts}", f"output_file={output}",
+        f"inference.images_base_path={images}", "inference.batch_size=3",
+    ]  # fmt: skip
+    run(load("quickstart_inference", [*fixed, *overrides]))
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_every_prompt_gets_its_line_in_order(nemo: Path, images: str, tmp_path: Path, suffix: str) -> None:
+    results = infer(nemo, images, write(tmp_path / f"prompts{suffix}", ROWS), tmp_path / "results.jsonl")
+    assert [row["text"] for row in results] == ANSWERS
+    first = results[0]
+    assert first["question_id"] == 7 and first["image"] == "0.png" and first["model_id"] == str(nemo)
+    assert first["prompt"] == ROWS[0]["prompt"] and first["answer_id"] == 0 and first["metadata"] == {}
+    assert str(first["full_text"]).count("<image>") == 1 and str(first["full_text"]).endswith("red")
+    assert results[1]["prompt"] == ROWS[1]["text"]
+
+
+def test_a_result_file_is_continued_behind_its_last_whole_line(nemo: Path, images: str, tmp_path: Path) -> None:
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS), tmp_path / "results.jsonl"
+    whole = infer(nemo, images, prompts, output)
+    lines = output.read_text().splitlines(keepends=True)
+    marked = json.dumps({**whole[0], "kept": True}) + "\n"
+    output.write_text(marked + lines[1] + lines[2][:20])
+    continued = infer(nemo, images, prompts, output)
+    assert continued[0].pop("kept") and continued == whole
+    assert infer(nemo, images, prompts, output)[1:] == whole[1:]  # nothing left to do
+
+
+def test_results_of_other_prompts_are_not_continued(nemo: Path, images: str, tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    infer(nemo, images, write(tmp_path / "prompts.jsonl", ROWS[:1]), output)
+    other = write(tmp_path / "other.jsonl", ROWS[1:])
+    before = output.read_bytes()
+    with pytest.raises(ValueError, match="line 1, answers .*choose another output_file"):
+        infer(nemo, images, other, output)
+    assert output.read_bytes() == before
+
+
+def test_insert_image_token_puts_the_placeholder(nemo: Path, images: str, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "what colour is this?", "image": "2.png"}])
+    results = infer(nemo, images, prompts, tmp_path / "results.jsonl", "inference.insert_image_token=left")
+    assert results[0]["prompt"] == "<image>\nwhat colour is this?" and results[0]["text"] == "blue"
+
+
+def test_end_strings_cut_the_answer(nemo: Path, images: str, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", ROWS[:2])
+    results = infer(nemo, images, prompts, tmp_path / "results.jsonl", "inference.end_strings=[red]")
+    assert [row["text"] for row in results] == ["", "green"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "0.png"}, "prompt 1: .* expected an object with a string"),
+        ({"prompt": "what?", "image": "0.png"}, "found 0 <image> for 1 images"),
+        ({"prompt": "<image>", "image": "none.png"}, "1 images of .* are missing, such as .*none.png"),
+    ],
+)
+def test_bad_prompts_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, images: str, row: dict[str, object], message: str
+) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [row])
+    with pytest.raises(ValueError, match=message):
+        infer(tmp_path / "no.nemo", images, prompts, tmp_path / "results.jsonl")
