@@ -30,6 +30,7 @@ YOURS = (
 OTHER_TOOLS = {
     ".",
     "cd",
+    "echo",
     "export",
     "git",
     "hf",
