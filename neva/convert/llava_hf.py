@@ -112,12 +112,14 @@ def preprocessor_config(model: Model) -> dict[str, Any]:
 
 
 def _processor_config(model: Model) -> dict[str, Any]:
+    # These two only count image tokens. One more and one less is none, for towers with and without a class token;
+    # transformers before 4.46 always adds the one and would be a token off with "full".
     return {
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE_PLACEHOLDER,
         "patch_size": model.vision.patch_size,
-        "num_additional_image_tokens": model.vision.class_token_length,
-        "vision_feature_select_strategy": _select_strategy(model),
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
     }
 
 
