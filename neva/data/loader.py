@@ -1,7 +1,6 @@
 """Worker processes that prepare whole optimizer steps."""
 
 import os
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -85,7 +84,6 @@ def build_loader(
         shares,
         sampler=sampler,
         batch_size=None,
-        collate_fn=_as_it_is,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_start_worker,
@@ -93,10 +91,6 @@ def build_loader(
         # Of its own, so that the loader draws nothing from the run's random numbers.
         generator=torch.Generator(),
     )
-
-
-def _as_it_is(share: Any) -> Any:
-    return share
 
 
 def _start_worker(worker_id: int) -> None:

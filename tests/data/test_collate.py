@@ -20,7 +20,7 @@ def sample(name: str, length: int, images: int = 0) -> Sample:
 
 
 def test_a_share_is_written_out() -> None:
-    share = [sample("a", 4), sample("b", 7, images=2), sample("c", 5, images=1), sample("d", 3)]
+    share = [sample("a", 4), sample("c", 5, images=1), sample("b", 7, images=2), sample("d", 3)]
     first, second = collate(share, micro_batch_size=2, pad_id=PAD, pad_to_multiple_of=4, same_length=False)
     i, x = IMAGE_TOKEN_ID, IGNORE_INDEX
     assert first["record_ids"] == ["b", "c"]
