@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts as the parsed flags say."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("neva").setLevel(logging.INFO)
+    # Megatron warns that it runs without Transformer Engine and Apex, as neva intends.
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
     import torch
 
     from neva.convert.convert import Options, convert

@@ -39,6 +39,7 @@ from neva.convert.parity import (
 from neva.model.build import build_model
 from neva.model.language import LanguageModel, transformer_config
 from neva.model.llava import NevaModel
+from neva.parallel import groups
 
 NEW_TOKENS = 16
 TEXT = "Once upon a time"
@@ -217,8 +218,6 @@ def _native_logits(model: NevaModel, answered: Sequence[Answered]) -> list[Tenso
 @contextmanager
 def _single_process() -> Iterator[None]:
     """Megatron's groups for one process, where there are none yet."""
-    from neva.parallel import groups
-
     if torch.distributed.is_initialized():
         yield
         return

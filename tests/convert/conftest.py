@@ -1,6 +1,6 @@
 import pytest
 
-from tests.megatron import single_process  # noqa: F401
+from tests.megatron import free_port, single_process  # noqa: F401
 
 
 @pytest.fixture

@@ -76,10 +76,10 @@ def scramble(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-def language_model(family: str, seed: int = 0) -> torch.nn.Module:
+def language_model(family: str, seed: int = 0, changes: dict[str, Any] | None = None) -> torch.nn.Module:
     """A random transformers causal language model of a family in `FAMILIES`."""
-    config_class, model_class, changes = FAMILIES[family]
-    return scramble(model_class(config_class(**{**SIZES, **changes})), seed)
+    config_class, model_class, family_changes = FAMILIES[family]
+    return scramble(model_class(config_class(**{**SIZES, **family_changes, **(changes or {})})), seed)
 
 
 def tower(kind: str, seed: int = 1) -> torch.nn.Module:
