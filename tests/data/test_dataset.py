@@ -1,5 +1,6 @@
 """Samples from files, the errors that name them, and what skipping does."""
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -14,7 +15,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
 from neva.data.errors import SampleError
 from neva.data.media import build_image_processor, load_image, to_pixels
-from tests.conftest import conversation, image_record, random_image, write_records
+from tests.conftest import conversation, image_record, random_image, shared_data, write_records
 from tests.data import tokenizers
 from tests.data.test_media import vision_cfg
 
@@ -192,3 +193,23 @@ def test_a_dataset_can_be_sent_to_another_process(tmp_path: Path) -> None:
     records = pickle.loads(pickle.dumps(samples.records))
     assert records[1] == samples.records[1]
     assert pickle.loads(pickle.dumps(samples.encoder)).prompt("a", 0) == samples.encoder.prompt("a", 0)
+
+
+def test_the_real_demo_with_an_image_twice_and_behind_the_question_becomes_samples(tmp_path: Path) -> None:
+    """Photos, Chinese text, `<image>` in the second turn, one image twice in a conversation."""
+    (tmp_path / "mllm_demo_data").symlink_to(shared_data("demo", "images"))
+    path = shared_data("demo", "mllm_demo.json")
+    raw = json.loads(path.read_text())
+    samples = build_dataset(
+        OmegaConf.merge(model_cfg(tmp_path, data_path=str(path)), {"vocab_size": 32000}),  # type: ignore[arg-type]
+        VISION,
+        tokenizers.vicuna(),
+    )
+    for index, record in enumerate(raw):
+        sample = samples[index]
+        assert len(sample.pixel_values) == len(record["images"])
+        assert int((sample.input_ids == IMAGE_TOKEN_ID).sum()) == VISION.num_tokens * len(record["images"])
+        learnt = sample.labels[sample.labels != IGNORE_INDEX]
+        answers = [turn["content"] for turn in record["messages"] if turn["role"] == "assistant"]
+        found = samples.encoder.tokenizer.decode(learnt).split("</s>")
+        assert [answer.strip() for answer in found] == [*answers, ""]
