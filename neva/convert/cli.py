@@ -59,6 +59,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input_tokenizer", type=Path, help="folder of the tokenizer; default: the source's own"
     )
+    parser.add_argument(
+        "--add_tokens",
+        nargs="+",
+        default=[],
+        metavar="TOKEN",
+        help="special tokens to add to a language model",
+    )
     parser.add_argument("--adapter_type", default="mlp2x_gelu", help="kind of a fresh projector")
     parser.add_argument("--select_layer", type=int, default=-2, help="tower layer for a fresh projector")
     parser.add_argument("--conv_template", default="v1", help="conversation template of a new model")
@@ -97,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         select_layer=arguments.select_layer,
         conv_template=arguments.conv_template,
         seed=arguments.seed,
+        add_tokens=tuple(arguments.add_tokens),
     )
     try:
         done = convert(arguments.source, arguments.target, options)

@@ -47,6 +47,7 @@ class Options:
     select_layer: int
     conv_template: str
     seed: int
+    add_tokens: tuple[str, ...]
 
 
 def convert(source: Path, target: Path, options: Options) -> str:
@@ -61,13 +62,15 @@ def convert(source: Path, target: Path, options: Options) -> str:
         raise ValueError(f"{target} exists; choose another target, or pass --force to replace it")
     found = identify(source)
     logger.info("%s is a %s", source, found)
+    if options.add_tokens and not (found == TEXT and to_nemo and options.tower_path is None):
+        raise ValueError("--add_tokens extends a language model on its way into a .nemo file, nothing else")
     if found == TEXT and options.tower_path is None:
         if is_nemo(source) == to_nemo:
             raise ValueError(
                 f"{source} and {target} are both {'.nemo files' if to_nemo else 'Hugging Face folders'}"
             )
         if to_nemo:
-            text_to_nemo(source, target, options.dtype, options.overwrite)
+            text_to_nemo(source, target, options.dtype, options.overwrite, options.add_tokens)
         else:
             text_to_hf(source, target, options.dtype, options.overwrite, options.verify)
         return f"{found} {source} -> {'.nemo file' if to_nemo else 'Hugging Face folder'} {target}"

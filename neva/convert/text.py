@@ -1,7 +1,8 @@
 """Language models alone: Hugging Face folder -> `.nemo` -> Hugging Face folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,40 +15,67 @@ from neva.convert.configs import language_section, stored_shape, text_config
 from neva.convert.families import LANGUAGE, language_table
 from neva.convert.hf import FolderWeights, read_config, write_json, write_weights
 from neva.convert.loading import language_layout, language_part
-from neva.convert.nemo import open_nemo, write_nemo
+from neva.convert.nemo import VOCABULARY, open_nemo, write_nemo
 from neva.convert.parity import unverified
 from neva.convert.proof import prove_text
 from neva.convert.stream import Part, Rounded, report
 from neva.convert.target import finished_target
-from neva.convert.tokenizer import check_vocabulary, copy_portable, read_roles, token_ids, tokenizer_files
+from neva.convert.tokenizer import (
+    add_tokens_to_folder,
+    check_vocabulary,
+    copy_portable,
+    read_roles,
+    token_ids,
+    tokenizer_files,
+)
 
 PRECISIONS = {"16": torch.float16, "16-mixed": torch.float16, "32": torch.float32, "32-true": torch.float32}
 PRECISIONS |= {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
 
 
 def text_to_nemo(
-    source: str | Path, target: str | Path, dtype: torch.dtype | None = None, overwrite: bool = False
+    source: str | Path,
+    target: str | Path,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    add_tokens: Sequence[str] = (),
 ) -> None:
     """Converts the language model of a Hugging Face folder (text, or inside a LLaVA) into a `.nemo` file.
 
-    `dtype` None keeps each tensor's own. The tokenizer's files are stored as they are. ValueError names what
-    does not fit: another architecture, a tensor without a place, a tokenizer with more ids than rows.
+    `dtype` None keeps each tensor's own. The tokenizer's files are stored as they are, with `add_tokens` as
+    special tokens after them, whose rows are the mean of the others. ValueError names what does not fit:
+    another architecture, a tensor without a place, a tokenizer with more ids than rows.
     """
     shape = language_shape_from_hf(read_config(source))
     check_vocabulary(source, shape.vocab_size)
     weights = FolderWeights(source)
     layout = language_layout(weights)
-    table = language_table(shape, layout)
-    stored = language_part(weights, layout)
-    pairs = table.to_native(stored if dtype is None else Rounded(stored, dtype))
-    section = {**language_section(shape), "tokenizer": {"library": "huggingface", "type": None}}
     with TemporaryDirectory() as folder:
         for file in tokenizer_files(source):
             (Path(folder) / file.name).write_bytes(file.read_bytes())
-        names = table.native_names
-        progress = report(pairs, len(names), str(target))
-        parts = {"language_model": "converted"}
-        write_nemo(target, section, progress, folder, None, str(source), parts, overwrite)
+        rows = (
+            max(shape.vocab_size, *add_tokens_to_folder(Path(folder), add_tokens))
+            if add_tokens
+            else shape.vocab_size
+        )
+        table = language_table(replace(shape, padded_vocab_size=rows), layout)
+        stored = language_part(weights, layout)
+        pairs = _with_mean_rows(
+            table.to_native(stored if dtype is None else Rounded(stored, dtype)), shape.vocab_size
+        )
+        section = language_section(replace(shape, vocab_size=rows))
+        section["tokenizer"] = {"library": "huggingface", "type": None}
+        progress = report(pairs, len(table.native_names), str(target))
+        write_nemo(
+            target, section, progress, folder, None, str(source), {"language_model": "converted"}, overwrite
+        )
+
+
+def _with_mean_rows(pairs: Iterable[tuple[str, Tensor]], vocab_size: int) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in pairs:
+        if name in VOCABULARY and len(tensor) > vocab_size:
+            tensor[vocab_size:] = tensor[:vocab_size].float().mean(0)
+        yield name, tensor
 
 
 def text_to_hf(

@@ -85,6 +85,19 @@ def add_special_tokens(tokenizer: dict[str, Any], tokens: Sequence[str]) -> list
     return [ids[token] for token in tokens]
 
 
+def add_tokens_to_folder(folder: Path, tokens: Sequence[str]) -> list[int]:
+    """Adds special tokens to the tokenizer.json in `folder`; returns one more than each one's id: the rows it
+    needs.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; tokens can be added only to one")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    ids = add_special_tokens(content, tokens)
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    return [number + 1 for number in ids]
+
+
 def set_bos(tokenizer: dict[str, Any], bos: str | None, wanted: bool) -> None:
     """Makes the content of a `tokenizer.json` put `bos` first, or not, when it is asked for special
     tokens.

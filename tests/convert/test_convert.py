@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from neva.convert import proof
 from neva.convert.cli import main
@@ -190,6 +191,22 @@ def test_token_id_in_the_padding_is_refused(tmp_path, capsys):
     write_tokenizer(tmp_path / "text", vocab_size=140)
     assert convert(tmp_path / "text", tmp_path / "m.nemo") == 1
     assert "highest id is 139, but the model has 133 vocabulary rows" in capsys.readouterr().err
+
+
+def test_special_tokens_are_added_with_rows_of_their_own(tmp_path):
+    language_model("llama").save_pretrained(tmp_path / "text")
+    write_tokenizer(tmp_path / "text")
+    tokens = [f"<extra_id_{number}>" for number in range(8)]
+    assert convert(tmp_path / "text", tmp_path / "m.nemo", "--add_tokens", "<s>", *tokens) == 0
+    nemo = open_nemo(tmp_path / "m.nemo")
+    assert nemo.config.vocab_size == 141
+    before = FolderWeights(tmp_path / "text")["model.embed_tokens.weight"]
+    after = nemo.weights["language_model.embedding.word_embeddings.weight"]
+    assert torch.equal(after[:133], before)
+    assert torch.allclose(after[133:], before.mean(0).expand(8, -1))
+    assert convert(tmp_path / "m.nemo", tmp_path / "back") == 0
+    exported = AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert exported.convert_tokens_to_ids(["<s>", *tokens]) == [1, *range(133, 141)]
 
 
 def test_what_cannot_be_exported_is_said_at_once(tmp_path, capsys):
