@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -72,7 +73,9 @@ def neva_steps(folder: Path) -> Iterator[float]:
         + projector_table(2, VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
     )
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    save_file({name: tensor.contiguous() for name, tensor in table.to_hf(weights)}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in table.to_hf(weights)}, folder / "model.safetensors"
+    )
     chunks = [data_parallel(model)]
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})
     optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=torch.float32)
@@ -103,7 +106,8 @@ def transformers_steps(folder: Path) -> Iterator[float]:
         image_token_index=IMAGE_ID,
         architectures=["LlavaForConditionalGeneration"],
     ).save_pretrained(folder)  # fmt: skip
-    model, info = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
     lost = [name for name in info["missing_keys"] if "post_layernorm" not in name]
     if lost or info["unexpected_keys"]:
         raise RuntimeError(f"the two models differ: missing {lost}, unexpected {info['unexpected_keys']}")
@@ -115,7 +119,10 @@ def transformers_steps(folder: Path) -> Iterator[float]:
     while True:
         optimizer.zero_grad()
         loss = model(
-            input_ids=ids, pixel_values=data["pixel_values"], attention_mask=torch.ones_like(ids), labels=labels
+            input_ids=ids,
+            pixel_values=data["pixel_values"],
+            attention_mask=torch.ones_like(ids),
+            labels=labels,
         ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -141,7 +148,9 @@ def measure(steps: int, threads: int) -> tuple[list[tuple[float, float]], list[t
         pipes, processes = [], []
         for function in (neva_steps, transformers_steps):
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker, args=(function, Path(name), threads, theirs), daemon=True)
+            process = context.Process(
+                target=worker, args=(function, Path(name), threads, theirs), daemon=True
+            )
             process.start()
             pipes.append(ours)
             processes.append(process)
@@ -156,7 +165,9 @@ def measure(steps: int, threads: int) -> tuple[list[tuple[float, float]], list[t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps of each, after one that warms up")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
     arguments = parser.parse_args()

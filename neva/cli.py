@@ -118,6 +118,8 @@ def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConf
 
 
 def _start_training(cfg: DictConfig) -> None:
+    # Before torch loads OpenMP: its threads otherwise spin while they wait and take the cores of the data workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from neva.training.run import train as start
 
     start(cfg)

@@ -1,7 +1,7 @@
 """Batched generation with a key-value cache, exact for prompts of different lengths.
 
-Prompts are padded on the right. Behind the longest prompt, each row's answer continues in common cache slots, but at the
-row's own positions, and no query sees another row's padding: the numbers are those of a batch of one.
+Prompts are padded on the right. Behind the longest prompt, each row's answer continues in common cache slots,
+but at the row's own positions, and no query sees padding: the numbers are those of a batch of one.
 
 Dimensions: B batch, S padded prompt, K cache slots, V vocabulary, N images.
 """
@@ -40,10 +40,12 @@ class Slots:
         self.positions_KB = torch.cat([prompt, answer])
         self.is_padding_BK = (self.positions_KB >= lengths_B).t().clone()
         self.is_padding_BK[:, self.prompt_slots :] = False
-        self.needs_mask = bool(self.is_padding_BK.any()) or (window is not None and len(self.positions_KB) > window)
+        self.needs_mask = bool(self.is_padding_BK.any()) or (
+            window is not None and len(self.positions_KB) > window
+        )
 
     def mask(self, first_slot: int, num_slots: int) -> Tensor | None:
-        """Returns the bool mask [B, 1, num_slots, K so far] of the queries in these slots, or None where causal will do."""
+        """Returns the bool mask [B, 1, num_slots, K so far] of the queries in these slots; None: causal will do."""
         if not self.needs_mask:
             return None
         end = first_slot + num_slots
@@ -53,8 +55,8 @@ class Slots:
         if self.window is not None:
             visible &= distance_BQK < self.window
         # a padding query sees at least itself: a row without keys would be NaN, though nobody reads it
-        itself_QK = torch.arange(end, device=visible.device) == torch.arange(first_slot, end, device=visible.device)[:, None]
-        return (visible | itself_QK)[:, None]
+        slots = torch.arange(end, device=visible.device)
+        return (visible | (slots == slots[first_slot:, None]))[:, None]
 
 
 @torch.inference_mode()

@@ -35,7 +35,9 @@ def run(cfg: DictConfig) -> Path:
         The result file.
     """
     settings = cfg.inference
-    requests = read_requests(Path(cfg.prompt_file), Path(settings.images_base_path), settings.insert_image_token)
+    requests = read_requests(
+        Path(cfg.prompt_file), Path(settings.images_base_path), settings.insert_image_token
+    )
     output_file = Path(cfg.output_file)
     output_file.parent.mkdir(parents=True, exist_ok=True)
     done = answered(output_file, requests)
@@ -77,8 +79,12 @@ def _answer_all(
             chunk = list(range(first, min(first + window, len(requests))))
             ids = {number: _encode(assistant, requests[number]) for number in chunk}
             order = sorted(chunk, key=lambda number: len(ids[number]))
-            batches = [order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)]
-            pixels = [pool.submit(_pixels, assistant, [requests[number] for number in batch]) for batch in batches]
+            batches = [
+                order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)
+            ]
+            pixels = [
+                pool.submit(_pixels, assistant, [requests[number] for number in batch]) for batch in batches
+            ]
             rows: dict[int, dict[str, object]] = {}
             for batch, loaded in zip(batches, pixels, strict=True):
                 prompts = [
@@ -86,7 +92,7 @@ def _answer_all(
                     for number, images in zip(batch, loaded.result(), strict=True)
                 ]
                 for number, answer in zip(batch, _generate(assistant, settings, prompts, batch), strict=True):
-                    text = _cut(assistant.tokenizer.decode(answer, skip_special_tokens=True), settings.end_strings)
+                    text = _cut(_decode(assistant, answer), settings.end_strings)
                     full_text = _readable(assistant, ids[number]) + text
                     rows[number] = result_row(requests[number], full_text, text.strip(), model_id)
             yield [rows[number] for number in chunk]
@@ -105,7 +111,9 @@ def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[torch.Ten
         for image in {image for request in requests for image in request.images}
     }
     return [
-        torch.stack([loaded[image] for image in request.images]) if request.images else torch.empty(0, 3, size, size)
+        torch.stack([loaded[image] for image in request.images])
+        if request.images
+        else torch.empty(0, 3, size, size)
         for request in requests
     ]
 
@@ -137,11 +145,15 @@ def _cut(text: str, end_strings: Sequence[str]) -> str:
     return text[: min((text.find(end) for end in end_strings if end in text), default=len(text))]
 
 
-def _readable(assistant: Assistant, ids: Sequence[int]) -> str:
+def _decode(assistant: Assistant, ids: list[int]) -> str:
+    return str(assistant.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _readable(assistant: Assistant, ids: list[int]) -> str:
     """Returns the prompt as text, the positions of each image as one placeholder."""
     text, start = "", 0
     while IMAGE_TOKEN_ID in ids[start:]:
         image_at = ids.index(IMAGE_TOKEN_ID, start)
-        text += assistant.tokenizer.decode(ids[start:image_at], skip_special_tokens=True) + IMAGE_PLACEHOLDER
+        text += _decode(assistant, ids[start:image_at]) + IMAGE_PLACEHOLDER
         start = image_at + assistant.encoder.image_tokens
-    return text + assistant.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    return text + _decode(assistant, ids[start:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from neva.convert.nemo import NemoFile, open_nemo
 from neva.data.dataset import build_encoder
 from neva.data.media import build_image_processor, load_image_processor
 from neva.data.sample import ConversationEncoder
-from neva.data.tokenizer import from_folder, load_tokenizer
+from neva.data.tokenizer import from_folder
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import PARTS, NevaModel
@@ -56,14 +57,16 @@ def load_assistant(
         ValueError: when a part is neither in the `.nemo` nor where it should be.
     """
     nemo = open_nemo(neva_model_file)
-    model_cfg = OmegaConf.create(OmegaConf.to_container(nemo.config))
+    model_cfg = copy.deepcopy(nemo.config)
     OmegaConf.set_struct(model_cfg, False)
     for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):
         if path is not None:
             model_cfg.mm_cfg[key].from_pretrained = path
-    tokenizer = _tokenizer(nemo, model_cfg, tokenizer_type)
+    tokenizer = _tokenizer(nemo, tokenizer_type)
     vision, language = vision_shape(model_cfg), language_shape(model_cfg)
-    config = transformer_config(language, params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16)
+    config = transformer_config(
+        language, params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16
+    )
     model = build_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type, config)
     _fill(model, nemo, model_cfg)
     return Assistant(
@@ -91,9 +94,9 @@ def _fill(model: NevaModel, nemo: NemoFile, model_cfg: DictConfig) -> None:
             load_vision_tower(model, source)
 
 
-def _tokenizer(nemo: NemoFile, model_cfg: DictConfig, tokenizer_type: str | None) -> PreTrainedTokenizerFast:
+def _tokenizer(nemo: NemoFile, tokenizer_type: str | None) -> PreTrainedTokenizerFast:
     if tokenizer_type is not None:
-        return load_tokenizer(OmegaConf.merge(model_cfg.tokenizer, {"library": "huggingface", "type": tokenizer_type}))
+        return from_folder(Path(tokenizer_type))
     with tempfile.TemporaryDirectory() as folder:
         return from_folder(nemo.extract_tokenizer(folder))
 

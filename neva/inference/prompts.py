@@ -56,7 +56,9 @@ def _rows(path: Path) -> list[Any]:
 def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:
     question = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
     if not isinstance(question, str):
-        raise ValueError(f"prompt {number}: found {row!r}, expected an object with a string 'prompt' or 'text'")
+        raise ValueError(
+            f"prompt {number}: found {row!r}, expected an object with a string 'prompt' or 'text'"
+        )
     names = row.get("image") or []
     names = [names] if isinstance(names, str) else names
     if insert is not None and names and IMAGE_PLACEHOLDER not in question:
@@ -102,5 +104,7 @@ def answered(output_file: Path, requests: list[Request]) -> int:
                 "To answer other prompts, choose another output_file"
             )
     if len(lines) > len(requests):
-        raise ValueError(f"{output_file} has {len(lines)} results for {len(requests)} prompts; choose another output_file")
+        raise ValueError(
+            f"{output_file} has {len(lines)} results for {len(requests)} prompts; choose another output_file"
+        )
     return len(lines)

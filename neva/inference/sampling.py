@@ -47,7 +47,10 @@ def next_tokens(
         return logits_BV.argmax(-1)
     assert generators is not None
     probabilities_BV = restrict(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p).softmax(-1)
-    draws = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(probabilities_BV, generators, strict=True)]
+    draws = [
+        torch.multinomial(row, 1, generator=draw)
+        for row, draw in zip(probabilities_BV, generators, strict=True)
+    ]
     return torch.cat(draws)
 
 

@@ -37,7 +37,9 @@ def build_model(
     """
     config = config or transformer_config(language)
     tower = VisionTower(vision) if pre_process else None
-    projector = build_projector(adapter_type, vision.hidden_size, language.hidden_size) if pre_process else None
+    projector = (
+        build_projector(adapter_type, vision.hidden_size, language.hidden_size) if pre_process else None
+    )
     for part in (tower, projector):
         if part is not None:
             part.to(config.params_dtype)

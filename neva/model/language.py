@@ -6,6 +6,8 @@ logits are parallel). `_SBD` is Megatron's order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -35,7 +37,9 @@ from neva.model.attention import RMSNorm, SDPAttention
 class LanguageModel(GPTModel):
     """A decoder that computes logits only where they are wanted."""
 
-    def __init__(self, config: TransformerConfig, shape: LanguageShape, pre_process: bool, post_process: bool) -> None:
+    def __init__(
+        self, config: TransformerConfig, shape: LanguageShape, pre_process: bool, post_process: bool
+    ) -> None:
         super().__init__(
             config=config,
             transformer_layer_spec=block_spec(config, shape),
@@ -46,7 +50,7 @@ class LanguageModel(GPTModel):
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="rope",
-            rotary_base=shape.rope_theta,  # type: ignore[arg-type]  # a float serves; large bases are not integers in HF
+            rotary_base=shape.rope_theta,  # a float serves: Hugging Face's bases are floats
             # The merge needs whole sequences; under sequence parallel it scatters afterwards.
             scatter_embedding_sequence_parallel=False,
         )
@@ -60,7 +64,7 @@ class LanguageModel(GPTModel):
         """Returns token embeddings [B, S, D]."""
         return self.embedding.word_embeddings(ids_BS)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         decoder_input_SBD: Tensor | None,
         labels_BS: Tensor | None = None,
@@ -113,7 +117,9 @@ class LanguageModel(GPTModel):
         return self._gathered(hidden_SBD.transpose(0, 1))
 
     def _logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        weight = (
+            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        )
         return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
 
     def _without_padding(self, logits_LV: Tensor) -> Tensor:
@@ -157,10 +163,12 @@ def block_spec(config: TransformerConfig, shape: LanguageShape) -> TransformerBl
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
+    )
 
 
-def scale_rope(rotary: torch.nn.Module, shape: LanguageShape) -> None:
+def scale_rope(rotary: Any, shape: LanguageShape) -> None:
     """Applies a `rope_scaling` of Hugging Face's kinds `linear` and `llama3` to Megatron's frequencies.
 
     Raises:
@@ -216,4 +224,4 @@ def transformer_config(shape: LanguageShape, **overrides: object) -> Transformer
         # Checkpoints name every layer, so that a layer can be found by its name in any layout.
         "hetereogenous_dist_checkpoint": True,
     }
-    return TransformerConfig(**{**fields, **overrides})  # type: ignore[arg-type]
+    return TransformerConfig(**{**fields, **overrides})

@@ -34,5 +34,7 @@ def num_layers(kind: str) -> int:
         return 1
     match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     if match is None or int(match[1]) < 1:
-        raise ValueError(f"mm_mlp_adapter_type: found {kind!r}, expected 'linear' or 'mlp<N>x_gelu' such as 'mlp2x_gelu'")
+        raise ValueError(
+            f"mm_mlp_adapter_type: found {kind!r}, expected 'linear' or 'mlp<N>x_gelu' such as 'mlp2x_gelu'"
+        )
     return int(match[1])

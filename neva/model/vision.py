@@ -5,6 +5,8 @@ Dimensions: N images, P tokens per image, H tower width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -27,7 +29,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
-        self.model = build_tower(shape)
+        self.model: Any = build_tower(shape)
         self.class_token_length = shape.class_token_length
         self.num_layers_run = num_layers_run(shape)
         self.select_layer = shape.select_layer
@@ -42,7 +44,9 @@ class VisionTower(nn.Module):
         """The modules that take part in the forward pass."""
         if not self.has_layers:
             return [self.model]
-        before = [getattr(self.model, name) for name in ("embeddings", "pre_layrnorm") if hasattr(self.model, name)]
+        before = [
+            getattr(self.model, name) for name in ("embeddings", "pre_layrnorm") if hasattr(self.model, name)
+        ]
         return before + list(self.model.encoder.layers[: self.num_layers_run])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -80,7 +84,7 @@ def build_tower(shape: VisionShape) -> PreTrainedModel:
     Raises:
         ValueError: for a model type that `transformers` has no vision tower for.
     """
-    sizes = {
+    sizes: dict[str, Any] = {
         "image_size": shape.image_size,
         "patch_size": shape.patch_size,
         "hidden_size": shape.hidden_size,

@@ -70,12 +70,14 @@ def _patch_cuda_functions() -> None:
     def nothing(*_: Any, **__: Any) -> None:
         return None
 
-    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment, return-value]
-    torch.cuda.synchronize = nothing
-    torch.cuda.get_rng_state = get_rng_state
-    torch.cuda.set_rng_state = set_rng_state
-    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment, return-value]
-    torch.cuda.nvtx.range_push = nothing  # type: ignore[assignment]
-    torch.cuda.nvtx.range_pop = nothing  # type: ignore[assignment]
-    megatron_random._get_cuda_rng_state = get_rng_state
-    megatron_random._set_cuda_rng_state = set_rng_state
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = nothing
+    cuda.get_rng_state = get_rng_state
+    cuda.set_rng_state = set_rng_state
+    cuda.manual_seed = torch.manual_seed
+    cuda.nvtx.range_push = nothing
+    cuda.nvtx.range_pop = nothing
+    megatron: Any = megatron_random
+    megatron._get_cuda_rng_state = get_rng_state
+    megatron._set_cuda_rng_state = set_rng_state

@@ -1,1 +1,1 @@
-"""The main job on real data, small enough for a laptop: easy-VQA from the installed package, from nothing to answers."""
+"""The main job on real data, small enough for a laptop: easy-VQA, from nothing to scored answers."""

@@ -64,7 +64,9 @@ def write_data(folder: Path, copies: int, questions_per_conversation: int, seed:
     captions, conversations = [], []
     for number, path in sorted(image_paths("train").items()):
         caption = describe(asked[number])
-        for copy, pixels in enumerate(variants(np.asarray(Image.open(path).convert("RGB")), caption, copies, draw)):
+        for copy, pixels in enumerate(
+            variants(np.asarray(Image.open(path).convert("RGB")), caption, copies, draw)
+        ):
             name = f"train_{number}_{copy}.png"
             Image.fromarray(pixels).save(folder / "images" / name, compress_level=1)
             chosen = draw.sample(asked[number], min(questions_per_conversation, len(asked[number])))
@@ -77,7 +79,9 @@ def write_data(folder: Path, copies: int, questions_per_conversation: int, seed:
     write_json(folder / "finetune.json", conversations)
     write_test(folder)
     write_tokenizer(folder / "tokenizer", [question for row in asked.values() for question in row])
-    (folder / DONE).write_text(f"easy-VQA in LLaVA format: {len(captions)} captions, {len(conversations)} conversations\n")
+    (folder / DONE).write_text(
+        f"easy-VQA in LLaVA format: {len(captions)} captions, {len(conversations)} conversations\n"
+    )
 
 
 def describe(asked: Sequence[Question]) -> str | None:
@@ -99,10 +103,12 @@ def is_negated(question: str) -> bool:
     return bool({"no", "not"} & set(question.split()))
 
 
-def variants(pixels: np.ndarray, caption: str | None, copies: int, draw: random.Random) -> Iterator[np.ndarray]:
+def variants(
+    pixels: np.ndarray, caption: str | None, copies: int, draw: random.Random
+) -> Iterator[np.ndarray]:
     """Yields an image [64, 64, 3] and changed copies of it whose questions keep their answers.
 
-    Copies are mirrored, transposed (not triangles, which always stand upright) and moved so that the shape stays inside.
+    Copies are mirrored, transposed (not triangles, which always stand upright) and moved with the shape inside.
     The background is one colour, so moving wraps around unseen.
     """
     yield pixels
@@ -132,7 +138,12 @@ def write_test(folder: Path) -> None:
     for number, path in image_paths("test").items():
         Image.open(path).convert("RGB").save(folder / "images" / f"test_{number}.png", compress_level=1)
     rows = [
-        {"prompt": f"<image>\n{row.text}", "image": f"test_{row.image}.png", "system": "", "truth": row.answer}
+        {
+            "prompt": f"<image>\n{row.text}",
+            "image": f"test_{row.image}.png",
+            "system": "",
+            "truth": row.answer,
+        }
         for row in questions("test")
     ]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -43,13 +43,14 @@ def baselines() -> dict[str, float]:
     test = questions("test")
     by_question = [answers[row.text].most_common(1)[0][0] if row.text in answers else "yes" for row in test]
     return {
-        "question only": sum(guess == row.answer for guess, row in zip(by_question, test, strict=True)) / len(test),
+        "question only": sum(guess == row.answer for guess, row in zip(by_question, test, strict=True))
+        / len(test),
         'always "yes"': sum(row.answer == "yes" for row in test) / len(test),
     }
 
 
 def draw_contact_sheet(rows: list[dict[str, str]], image_folder: Path, path: Path) -> None:
-    """Draws 16 test images with question, answer and truth; mistakes, where there are any, take the last four places."""
+    """Draws 16 test images with question, answer and truth; the last four are mistakes, where there are any."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -18,13 +18,13 @@ RUNS = Path("nemo_experiments")
 RUN = RUNS / "quickstart_finetune"
 COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 4, 1234
 
-NEXT = """\
-next:
+NEXT = r"""next:
   ask your own question about an image (64x64 works best):
     echo '{"prompt": "<image>\\nwhat color is the shape?", "image": "test_7.png", "system": ""}' > prompt.jsonl
     NEMO_CONFIG=quickstart_inference python scripts/neva_inference.py prompt_file=prompt.jsonl output_file=answer.jsonl
   train stage 2 again with another learning rate:
-    NEMO_CONFIG=quickstart_finetune python scripts/neva_finetune.py model.optim.lr=1e-4 trainer.max_steps=20 exp_manager.name=x
+    NEMO_CONFIG=quickstart_finetune python scripts/neva_finetune.py \
+      model.optim.lr=1e-4 trainer.max_steps=20 exp_manager.name=x
   watch the curves:
     tensorboard --logdir nemo_experiments
   check a real LLaVA-1.5 run before you have its weights:
@@ -61,7 +61,9 @@ def run(recipe: str, script: str, overrides: list[str]) -> float:
     start = time.monotonic()
     result = subprocess.run(command, env={**os.environ, "NEMO_CONFIG": recipe})
     if result.returncode:
-        raise SystemExit(f"quickstart: {script} ended with exit code {result.returncode}; its last lines say why")
+        raise SystemExit(
+            f"quickstart: {script} ended with exit code {result.returncode}; its last lines say why"
+        )
     return time.monotonic() - start
 
 
@@ -82,7 +84,9 @@ def summarize(seconds: dict[str, float]) -> None:
     for name, share in [("neva", scores["all"]), *base.items()]:
         print(f"  {name:<16} {share:6.1%}")
     print("  by kind: " + ", ".join(f"{name} {share:.1%}" for name, share in scores.items() if name != "all"))
-    print(f"  {RUN}/: loss.png  answers.png  predictions.jsonl  summary.json  checkpoints/quickstart_finetune.nemo")
+    print(
+        f"  {RUN}/: loss.png  answers.png  predictions.jsonl  summary.json  checkpoints/quickstart_finetune.nemo"
+    )
     print(NEXT)
 
 

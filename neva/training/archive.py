@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -53,11 +53,8 @@ def save(
 
 def portable_config(model_cfg: DictConfig) -> DictConfig:
     """Returns the configuration without the class name and version that NeMo adds: restoring names no class."""
-    config = OmegaConf.create(OmegaConf.to_container(model_cfg, resolve=True))
-    with open_dict(config):
-        for key in ("target", "nemo_version"):
-            config.pop(key, None)
-    return config
+    added = ("target", "nemo_version")
+    return OmegaConf.masked_copy(model_cfg, [str(key) for key in model_cfg if key not in added])
 
 
 def _tensors(model: NevaModel, parts: Collection[str]) -> Iterator[tuple[str, Tensor]]:

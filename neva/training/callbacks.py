@@ -24,7 +24,7 @@ def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
 
 
 class Progress(Callback):
-    """A progress bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; plain lines without a terminal."""
+    """A bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; lines where there is no terminal."""
 
     def __init__(self, global_batch_size: int) -> None:
         self.global_batch_size = global_batch_size
@@ -57,7 +57,9 @@ class Progress(Callback):
         if self.bar.disable and self._line_is_due(trainer):
             remaining_s = (trainer.max_steps - trainer.global_step) * self._seconds_per_step()
             shown = "  ".join(f"{name} {value}" for name, value in values.items())
-            tqdm.write(f"step {trainer.global_step}/{trainer.max_steps}  {shown}  ETA {remaining_s:.0f}s", sys.stderr)
+            tqdm.write(
+                f"step {trainer.global_step}/{trainer.max_steps}  {shown}  ETA {remaining_s:.0f}s", sys.stderr
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar."""
@@ -101,7 +103,11 @@ class MetricsFile(Callback):
         if not trainer.is_global_zero:
             return
         earlier = sorted(self.run_dir.glob(f"run_*/{METRICS}"), key=lambda path: path.stat().st_mtime)
-        rows = [row for row in read_metrics(earlier[-1].parent) if row["step"] <= trainer.global_step] if earlier else []
+        rows = (
+            [row for row in read_metrics(earlier[-1].parent) if row["step"] <= trainer.global_step]
+            if earlier
+            else []
+        )
         self.file = (self.run_dir / METRICS).open("w", buffering=1)
         self.file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -111,7 +117,11 @@ class MetricsFile(Callback):
         """Appends one row."""
         if self.file is not None:
             names = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
-            row = {"step": trainer.global_step, **plain(trainer.callback_metrics, *names), "time_s": time.time()}
+            row = {
+                "step": trainer.global_step,
+                **plain(trainer.callback_metrics, *names),
+                "time_s": time.time(),
+            }
             self.file.write(json.dumps(row) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

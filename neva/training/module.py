@@ -79,7 +79,9 @@ class MegatronNevaModel(ModelPT):
         self.model.to(self.trainer.strategy.root_device)
         self.chunks = [data_parallel(self.model)]
         for name, (total, trained) in count_parameters(self.model).items():
-            logger.info("%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path)
+            logger.info(
+                "%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path
+            )
 
     def _frozen(self) -> dict[str, bool]:
         mm_cfg = self.cfg.mm_cfg
@@ -201,7 +203,9 @@ class MegatronNevaModel(ModelPT):
         """Fills the saved parts from a checkpoint; what is not saved keeps its initial weights."""
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         lost = [
-            name for name in missing if name.split(".", 1)[0] in self.saved_parts and not name.endswith("_extra_state")
+            name
+            for name in missing
+            if name.split(".", 1)[0] in self.saved_parts and not name.endswith("_extra_state")
         ]
         if lost or unexpected:
             raise ValueError(f"checkpoint does not fit the model: missing {lost}, unexpected {unexpected}")

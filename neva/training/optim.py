@@ -65,7 +65,7 @@ def _overrides(lr_ratios: Mapping[str, float]) -> dict[ParamKey, ParamGroupOverr
     for part, ratio in lr_ratios.items():
         if ratio != 1.0:
             key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=part, fn=_inside(part)))
-            overrides[key] = ParamGroupOverride(lr_mult=ratio)  # type: ignore[typeddict-unknown-key]
+            overrides[key] = ParamGroupOverride(lr_mult=ratio)
     return overrides
 
 
@@ -75,7 +75,7 @@ def _inside(part: str) -> Callable[[torch.nn.Parameter, str], bool]:
 
 
 class LightningFace(torch.optim.Optimizer):
-    """Megatron's optimizer as Lightning's step counter sees it. Its state is saved by the strategy, not by Lightning."""
+    """Megatron's optimizer as Lightning's step counter sees it. The strategy saves its state, not Lightning."""
 
     def __init__(self, megatron: MegatronOptimizer, schedule: CosineAnnealing) -> None:
         # torch's constructor would refuse the empty list of a rank that trains nothing and copy all parameters

@@ -38,7 +38,8 @@ def train(cfg: DictConfig) -> Path:
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
     trainer = build_trainer(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))
-    trainer.callbacks += [MetricsFile(run_dir), Progress(cfg.model.global_batch_size)]
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks += [MetricsFile(run_dir), Progress(cfg.model.global_batch_size)]
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
@@ -63,7 +64,7 @@ def quiet_libraries() -> None:
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:
-    """Builds the Lightning trainer; batches, gradients and precision are Megatron's, loops and hooks are Lightning's."""
+    """Builds the Lightning trainer: its loops and hooks; batches, gradients and precision are Megatron's."""
     model, trainer = cfg.model, cfg.trainer
     layout = Layout(
         tensor=model.tensor_model_parallel_size,

@@ -63,18 +63,24 @@ class MegatronStrategy(DDPStrategy):
         """Empty: the optimizer state goes by shards."""
         return {}
 
-    def save_checkpoint(self, checkpoint_dict: Mapping[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint_dict: Mapping[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         """Writes weights, optimizer and Lightning's own state into one folder."""
         module: Any = self.lightning_module
         state = checkpoint.sharded_state(module.model, module.saved_parts, module.megatron_optimizer)
         # the configuration stands in the run folder; as an object it would need pickle to be read
-        common = {key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))}
+        common = {
+            key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
+        }
         checkpoint.save(ckpt_to_dir(filepath), state, common)
 
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
-        state = checkpoint.sharded_state(module.model, module.saved_parts, module.megatron_optimizer, is_loading=True)
+        state = checkpoint.sharded_state(
+            module.model, module.saved_parts, module.megatron_optimizer, is_loading=True
+        )
         loaded = checkpoint.load(ckpt_to_dir(checkpoint_path), state)
         module.load_parts(loaded["model"])
         module.megatron_optimizer.load_state_dict(loaded["optimizer"])

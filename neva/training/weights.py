@@ -53,6 +53,8 @@ def _from_nemo(model: NevaModel, path: str, vocab_size: int, parts: tuple[str, .
     weights = open_nemo(path).weights
     held = [part for part in parts if any(name.startswith(f"{part}.") for name in weights)]
     if not held:
-        raise ValueError(f"{path} holds none of {', '.join(parts)}; expected a .nemo of neva with at least one of them")
+        raise ValueError(
+            f"{path} holds none of {', '.join(parts)}; expected a .nemo of neva with at least one of them"
+        )
     load_native(model, weights, vocab_size, tuple(f"{part}." for part in held))
     return {part: Source(str(path), embedded=True) for part in held}

@@ -30,7 +30,9 @@ def prompts(num_image_tokens: int) -> list[Prompt]:
     return made
 
 
-def answers(model: NevaModel, batch: list[Prompt], sampling: Sampling = GREEDY, **changes: object) -> list[list[int]]:
+def answers(
+    model: NevaModel, batch: list[Prompt], sampling: Sampling = GREEDY, **changes: object
+) -> list[list[int]]:
     arguments: dict[str, object] = {
         "max_new_tokens": NEW_TOKENS,
         "min_new_tokens": 0,

@@ -63,7 +63,9 @@ def test_every_prompt_gets_its_line_in_order(nemo: Path, images: str, tmp_path: 
     assert results[1]["prompt"] == ROWS[1]["text"]
 
 
-def test_a_result_file_is_continued_behind_its_last_whole_line(nemo: Path, images: str, tmp_path: Path) -> None:
+def test_a_result_file_is_continued_behind_its_last_whole_line(
+    nemo: Path, images: str, tmp_path: Path
+) -> None:
     prompts, output = write(tmp_path / "prompts.jsonl", ROWS), tmp_path / "results.jsonl"
     whole = infer(nemo, images, prompts, output)
     lines = output.read_text().splitlines(keepends=True)

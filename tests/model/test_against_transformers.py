@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from neva.config.shapes import LanguageShape, VisionShape
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
@@ -112,14 +118,18 @@ def copy_weights(model: NevaModel, source: LlavaForConditionalGeneration) -> Non
         target[f"{ours}.input_layernorm.weight"] = state[f"{hf}.input_layernorm.weight"]
         target[f"{ours}.pre_mlp_layernorm.weight"] = state[f"{hf}.post_attention_layernorm.weight"]
     target["language_model.decoder.final_layernorm.weight"] = state["model.language_model.norm.weight"]
-    target["language_model.embedding.word_embeddings.weight"] = state["model.language_model.embed_tokens.weight"]
+    target["language_model.embedding.word_embeddings.weight"] = state[
+        "model.language_model.embed_tokens.weight"
+    ]
     if not config.tie_word_embeddings:
         target["language_model.output_layer.weight"] = state["lm_head.weight"]
     for number, name in ((0, "linear_1"), (2, "linear_2")):
         for kind in ("weight", "bias"):
             target[f"projector.{number}.{kind}"] = state[f"model.multi_modal_projector.{name}.{kind}"]
     prefix = "model.vision_tower."
-    target |= {f"vision_tower.model.{k.removeprefix(prefix)}": v for k, v in state.items() if k.startswith(prefix)}
+    target |= {
+        f"vision_tower.model.{k.removeprefix(prefix)}": v for k, v in state.items() if k.startswith(prefix)
+    }
     missing, unexpected = model.load_state_dict(target, strict=False)
     assert not unexpected and all(name.endswith("_extra_state") for name in missing), (missing, unexpected)
 
@@ -160,7 +170,9 @@ def test_logits_loss_and_gradients_equal_transformers(
     torch.testing.assert_close(logits, expected[..., :VOCAB], atol=TOLERANCE, rtol=TOLERANCE)
 
     loss = ours(data["input_ids"], data["pixel_values"], data["labels"]).mean()
-    expected_loss = torch.nn.functional.cross_entropy(expected[..., :VOCAB].flatten(0, 1), data["labels"].flatten())
+    expected_loss = torch.nn.functional.cross_entropy(
+        expected[..., :VOCAB].flatten(0, 1), data["labels"].flatten()
+    )
     torch.testing.assert_close(loss, expected_loss, atol=TOLERANCE, rtol=TOLERANCE)
 
     loss.backward()
@@ -171,7 +183,10 @@ def test_logits_loss_and_gradients_equal_transformers(
             ours.vision_tower.model.embeddings.patch_embedding.weight,
             theirs.model.vision_tower.embeddings.patch_embedding.weight,
         ),
-        (ours.language_model.embedding.word_embeddings.weight, theirs.model.language_model.embed_tokens.weight),
+        (
+            ours.language_model.embedding.word_embeddings.weight,
+            theirs.model.language_model.embed_tokens.weight,
+        ),
     ]
     for parameter, expected_parameter in pairs:
         torch.testing.assert_close(parameter.grad, expected_parameter.grad, atol=TOLERANCE, rtol=1e-4)

@@ -33,7 +33,11 @@ def test_a_tower_gives_the_selected_hidden_state_of_transformers(tower: str, sel
 
 def test_any_tower_of_transformers_with_hidden_states_serves() -> None:
     shape = replace(
-        shapes("clip", 2, False)[0], model_type="dinov2", hidden_act="gelu", ffn_hidden_size=48, hidden_size=24
+        shapes("clip", 2, False)[0],
+        model_type="dinov2",
+        hidden_act="gelu",
+        ffn_hidden_size=48,
+        hidden_size=24,
     )
     ours = VisionTower(shape).eval()
     assert isinstance(ours.model, type(AutoModel.from_config(ours.model.config)))
@@ -81,7 +85,9 @@ def test_merge_equals_a_slow_loop_for_images_at_any_place() -> None:
 @pytest.mark.parametrize("images", [1, 3])
 def test_merge_refuses_features_that_are_too_few_or_too_many(images: int) -> None:
     ids = torch.full((1, 6), IMAGE_TOKEN_ID)
-    with pytest.raises(ValueError, match=rf"6 positions in input_ids, {3 * images} features \({images} images of 3\)"):
+    with pytest.raises(
+        ValueError, match=rf"6 positions in input_ids, {3 * images} features \({images} images of 3\)"
+    ):
         merge(torch.zeros(1, 6, 4), ids, torch.zeros(images, 3, 4))
 
 
@@ -105,24 +111,32 @@ def test_recomputation_changes_no_number(single_process: None, switches: dict[st
     vision, language = shapes("clip", 2, False)
     data = batch(vision.num_tokens)
     plain = build_model(vision, language, "mlp2x_gelu").train()
-    recomputing = build_model(vision, language, "mlp2x_gelu", transformer_config(language, **switches)).train()
+    recomputing = build_model(
+        vision, language, "mlp2x_gelu", transformer_config(language, **switches)
+    ).train()
     recomputing.load_state_dict(plain.state_dict())
     for model in (plain, recomputing):
         model(data["input_ids"], data["pixel_values"], data["labels"]).sum().backward()
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(recomputing.get_parameter(name).grad, parameter.grad, atol=0, rtol=0, msg=name)
+            torch.testing.assert_close(
+                recomputing.get_parameter(name).grad, parameter.grad, atol=0, rtol=0, msg=name
+            )
 
 
 def test_bfloat16_stays_near_float32(single_process: None) -> None:
     vision, language = shapes("clip", 2, False)
     data = batch(vision.num_tokens)
     exact = build_model(vision, language, "mlp2x_gelu").eval()
-    config = transformer_config(language, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, bf16=True)
+    config = transformer_config(
+        language, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, bf16=True
+    )
     rough = build_model(vision, language, "mlp2x_gelu", config).eval()
     assert {parameter.dtype for parameter in rough.parameters()} == {torch.bfloat16}
     rough.load_state_dict(exact.state_dict())
-    losses = [model(data["input_ids"], data["pixel_values"], data["labels"]).mean() for model in (exact, rough)]
+    losses = [
+        model(data["input_ids"], data["pixel_values"], data["labels"]).mean() for model in (exact, rough)
+    ]
     assert losses[1].dtype == torch.float32
     # bfloat16 has 8 significant bits; a dozen layers lose two of them
     torch.testing.assert_close(losses[1], losses[0], atol=0, rtol=2**-6)

@@ -9,7 +9,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tests.megatron import free_port, single_process  # noqa: F401
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
-WORDS = ["<unk>", "<s>", "</s>", "<pad>", "USER", "ASSISTANT", ":", "what", "colour", "is", "this", "it", "?", *COLOURS]
+WORDS = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "USER",
+    "ASSISTANT",
+    ":",
+    "what",
+    "colour",
+    "is",
+    "this",
+    "it",
+    "?",
+    *COLOURS,
+]
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +32,9 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a recipe that trains a tiny model on eight images of one colour and two texts without an image."""
     folder = tmp_path_factory.mktemp("colours")
     (folder / "tokenizer").mkdir()
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(WORDS[:4])
     tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))

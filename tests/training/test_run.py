@@ -15,7 +15,12 @@ from neva.training.run import train
 
 
 def run(folder: Path, overrides: list[str], steps: int, name: str = "run") -> Path:
-    overrides = [*overrides, f"exp_manager.exp_dir={folder}", f"exp_manager.name={name}", f"trainer.max_steps={steps}"]
+    overrides = [
+        *overrides,
+        f"exp_manager.exp_dir={folder}",
+        f"exp_manager.name={name}",
+        f"trainer.max_steps={steps}",
+    ]
     return train(load("quickstart_finetune", overrides))
 
 
@@ -71,12 +76,16 @@ def kill_after(step: int, folder: Path, overrides: list[str]) -> None:
     original = run_module.Progress
     run_module.Progress = Killed  # type: ignore[misc]
     try:
-        train(load("quickstart_finetune", [*overrides, f"exp_manager.exp_dir={folder}", "exp_manager.name=run"]))
+        train(
+            load("quickstart_finetune", [*overrides, f"exp_manager.exp_dir={folder}", "exp_manager.name=run"])
+        )
     finally:
         run_module.Progress = original  # type: ignore[misc]
 
 
-def test_frozen_parts_stay_and_get_neither_gradient_nor_optimizer_state(tmp_path: Path, colours: list[str]) -> None:
+def test_frozen_parts_stay_and_get_neither_gradient_nor_optimizer_state(
+    tmp_path: Path, colours: list[str]
+) -> None:
     first = run(tmp_path, colours, steps=2, name="first")
     nemo = next((first / "checkpoints").glob("*.nemo"))
     frozen = [
@@ -92,7 +101,9 @@ def test_frozen_parts_stay_and_get_neither_gradient_nor_optimizer_state(tmp_path
     checkpoint = next(path for path in (second / "checkpoints").iterdir() if path.is_dir())
     from megatron.core.dist_checkpointing.serialization import load_tensors_metadata
 
-    states = [name for name in load_tensors_metadata(str(checkpoint)) if name.startswith("optimizer.state.exp_avg.")]
+    states = [
+        name for name in load_tensors_metadata(str(checkpoint)) if name.startswith("optimizer.state.exp_avg.")
+    ]
     assert states and all("projector" in name for name in states)
 
 

@@ -109,7 +109,9 @@ def test_two_data_parallel_processes_give_the_gradients_of_one(single_process: N
     loss, gradients = one_step(model, [together(samples(image_tokens))])
     context = mp.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=data_parallel_rank, args=(rank, 2, free_port, results)) for rank in range(2)]
+    processes = [
+        context.Process(target=data_parallel_rank, args=(rank, 2, free_port, results)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     found = [results.get(timeout=120) for _ in processes]
@@ -138,4 +140,6 @@ def test_frozen_parts_have_no_gradient_buffer(single_process: None) -> None:
     set_trainable(model, {"vision_tower": False, "projector": True, "language_model": False})
     chunk = data_parallel(model)
     trained = sum(parameter.numel() for parameter in model.projector.parameters())
-    assert sum(buffer.grad_data.numel() for buffer in chunk.buffers) < trained + 512  # Megatron pads its buckets
+    assert (
+        sum(buffer.grad_data.numel() for buffer in chunk.buffers) < trained + 512
+    )  # Megatron pads its buckets
