@@ -15,6 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -23,7 +24,6 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from neva.convert.hf import SHARD_BYTES
 from neva.convert.target import finished_target
 from neva.convert.tensorfile import TensorFile, TensorFileWriter
 
@@ -31,6 +31,7 @@ CONFIG, MANIFEST = "model_config.yaml", "manifest.json"
 TOKENIZER, IMAGE_PROCESSOR = "tokenizer", "image_processor/preprocessor_config.json"
 WEIGHTS, INDEX = "model_weights", "model_weights/model.safetensors.index.json"
 FORMAT = "neva-1"
+SHARD_BYTES = 10**9  # small enough that hashing one overlaps with writing the next
 VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 
 
@@ -99,8 +100,7 @@ class NemoFile:
             if name not in self.members:
                 raise ValueError(f"{self.path}: {name} is in the manifest, but missing")
             file, start, size = self.members[name]
-            with file.open("rb") as stream:
-                found = _sha256(stream, start, size)
+            found = _sha256(file, start, size)
             if found != entry["sha256"]:
                 raise ValueError(
                     f"{self.path}: {name} has sha256 {found}, the manifest says {entry['sha256']}"
@@ -164,8 +164,12 @@ def write_nemo(
     """
     text = OmegaConf.to_yaml(OmegaConf.create(dict(config)), resolve=True)
     stored = _safe_config(text.encode(), "the configuration")
-    with finished_target(path, overwrite) as temporary, temporary.open("w+b") as stream:
-        archive = _TarWriter(stream)
+    with (
+        finished_target(path, overwrite) as temporary,
+        temporary.open("wb") as stream,
+        ThreadPoolExecutor(max_workers=1) as hasher,
+    ):
+        archive = _TarWriter(stream, temporary, hasher)
         archive.add(CONFIG, text.encode())
         for file in sorted(Path(tokenizer_dir).iterdir()) if tokenizer_dir else []:
             if file.is_file():
@@ -174,7 +178,7 @@ def write_nemo(
             archive.add(IMAGE_PROCESSOR, _json_bytes(image_processor))
         _add_weights(archive, _without_padding(weights, stored.vocab_size), shard_bytes)
         manifest = {"format": FORMAT, "source": source, "parts": dict(parts), "versions": _versions()}
-        archive.add(MANIFEST, _json_bytes({**manifest, "members": archive.digests}))
+        archive.add(MANIFEST, _json_bytes({**manifest, "members": archive.digests()}))
         archive.finish()
 
 
@@ -212,10 +216,18 @@ class _TarWriter:
     known.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, path: Path, hasher: Executor) -> None:
+        self._stream, self._path, self._hasher = stream, path, hasher
         self._header_at = 0
-        self.digests: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, tuple[Future[str], int]] = {}
+
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """sha256 and size of the members so far; a member is read again in the background while the next is
+        written.
+        """
+        return {
+            name: {"sha256": future.result(), "bytes": size} for name, (future, size) in self._digests.items()
+        }
 
     def begin(self) -> BinaryIO:
         """The stream, standing where the next member's content goes."""
@@ -231,7 +243,8 @@ class _TarWriter:
         header = info.tobuf(tarfile.GNU_FORMAT)
         if len(header) != tarfile.BLOCKSIZE:
             raise ValueError(f"{name}: a member's name may have 100 characters at most")
-        self.digests[name] = {"sha256": _sha256(self._stream, content_at, size), "bytes": size}
+        self._stream.flush()
+        self._digests[name] = self._hasher.submit(_sha256, self._path, content_at, size), size
         self._stream.seek(self._header_at)
         self._stream.write(header)
         self._stream.seek(content_at + size)
@@ -309,12 +322,13 @@ def _safe_config(content: bytes, path: str) -> DictConfig:
     return config
 
 
-def _sha256(stream: BinaryIO, start: int, size: int) -> str:
-    stream.seek(start)
+def _sha256(path: Path, start: int, size: int) -> str:
     digest = hashlib.sha256()
-    while size > 0 and (block := stream.read(min(size, 1 << 20))):
-        digest.update(block)
-        size -= len(block)
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while size > 0 and (block := stream.read(min(size, 1 << 20))):
+            digest.update(block)
+            size -= len(block)
     return digest.hexdigest()
 
 

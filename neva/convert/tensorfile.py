@@ -9,6 +9,7 @@ without holes).
 """
 
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,18 +62,26 @@ class TensorFile(Mapping[str, Tensor]):
             )
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.empty(name, "cpu")
+        wanted = self.empty(name)
         begin, end = self._entries[name]["data_offsets"]
-        if end - begin != tensor.nbytes:
+        if end - begin != wanted.nbytes:
             raise ValueError(
-                f"{self.path}: {name} takes {end - begin} bytes, its shape needs {tensor.nbytes}"
+                f"{self.path}: {name} takes {end - begin} bytes, its shape needs {wanted.nbytes}"
             )
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self._data_start + begin)
-            view = memoryview(_bytes_of(tensor))
-            while view and (count := file.readinto(view)):
-                view = view[count:]
-        return tensor
+        if wanted.numel() == 0:
+            return torch.empty(wanted.shape, dtype=wanted.dtype)
+        # A mapping of this tensor alone: no copy, and its pages go when the tensor goes. Private, so that writing into
+        # the tensor leaves the file as it is.
+        start = self._data_start + begin
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(
+                file.fileno(), wanted.nbytes + skipped, access=mmap.ACCESS_COPY, offset=start - skipped
+            )
+        data = torch.frombuffer(mapped, dtype=torch.uint8, offset=skipped)
+        if start % wanted.element_size():
+            data = data.clone()  # a dtype's view needs its alignment
+        return data.view(wanted.dtype).view(wanted.shape)
 
     def empty(self, name: str, device: str = "meta") -> Tensor:
         """A tensor of `name`'s shape and dtype without its values; on the meta device it takes no memory."""
