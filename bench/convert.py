@@ -70,7 +70,8 @@ def run_step(step: str, folder: Path) -> None:
         for file in sorted((folder / "source").glob("*.safetensors")):
             with safe_open(file, "pt") as source:
                 save_file(
-                    {name: source.get_tensor(name) for name in source.keys()}, folder / "copy" / file.name
+                    {name: source.get_tensor(name) for name in list(source.keys())},
+                    folder / "copy" / file.name,
                 )
     elif step == "to_nemo":
         text_to_nemo(folder / "source", folder / "model.nemo")
