@@ -39,6 +39,7 @@ VERBS = {
     "train": Verb("pretrain or finetune a recipe, or check it with --dry-run", "neva.cli:train"),
     "infer": Verb("answer a file of prompts with a trained model", "neva.cli:infer"),
     "convert": Verb("between Hugging Face folders and .nemo files, with proof", "neva.convert.cli:main"),
+    "plan": Verb("memory of every layout of a number of GPUs, best first", "neva.parallel.plan_cli:main"),
 }
 
 TRAIN_EXAMPLES = """\

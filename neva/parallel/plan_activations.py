@@ -99,7 +99,7 @@ def saved(model: Model, split: Split, work: Work) -> Saved:
     return Saved(
         layers=layers,
         vision_tower=tower_bytes(model, split, work) if split.is_first else 0,
-        projector=_projector_bytes(model, work) if split.is_first else 0,
+        projector=_projector_bytes(model, split, work) if split.is_first else 0,
         logits=_logits_bytes(model, split, work) if split.is_last else 0,
     )
 
@@ -147,11 +147,12 @@ def layer_bytes(model: Model, split: Split, work: Work) -> int:
     return total
 
 
-def _projector_bytes(model: Model, work: Work) -> int:
+def _projector_bytes(model: Model, split: Split, work: Work) -> int:
     is_trained = PROJECTOR in model.trained_parts
     if not is_trained and TOWER not in model.trained_parts:
         return 0
-    patches, depth = work.images * model.vision.num_tokens, projector_depth(model.adapter_type)
+    patches = _images(split, work) * model.vision.num_tokens
+    depth = projector_depth(model.adapter_type)
     widths = (depth - 1) * model.language.hidden_size  # inputs of GELU
     if is_trained:  # inputs of the linear layers
         widths += model.vision.hidden_size + (depth - 1) * model.language.hidden_size
@@ -159,18 +160,23 @@ def _projector_bytes(model: Model, work: Work) -> int:
 
 
 def tower_bytes(model: Model, split: Split, work: Work) -> int:
-    """Counts what a trained tower saves; its images are shared out over tensor-parallel ranks."""
+    """Counts what a trained tower saves."""
     if TOWER not in model.trained_parts:
         return 0
     vision = model.vision
-    tokens = -(-work.images // split.tensor) * _tower_tokens(vision)
+    tokens = _images(split, work) * _tower_tokens(vision)
     # Norms: 2 inputs, 2 outputs; queries, keys, values; attention's output.
     widths = 8 * vision.hidden_size
     # Input and output of the activation, and QuickGELU's sigmoid.
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
     sums = vision.num_heads * FLOAT32
-    pixels = 3 * vision.image_size**2 * -(-work.images // split.tensor) * work.width
+    pixels = 3 * vision.image_size**2 * _images(split, work) * work.width
     return tokens * tower_layers_run(vision) * (widths * work.width + sums) + pixels
+
+
+def _images(split: Split, work: Work) -> int:
+    """Images that a rank encodes: tensor-parallel ranks share them out."""
+    return -(-work.images // split.tensor)
 
 
 def _tower_tokens(vision: VisionShape) -> int:
@@ -193,7 +199,7 @@ def transient(model: Model, split: Split, work: Work) -> Transient:
     shape, vision, tokens = model.language, model.vision, work.tokens
     tower = 0
     if split.is_first and TOWER not in model.trained_parts:
-        images = -(-work.images // split.tensor)
+        images = _images(split, work)
         tower = (
             images
             * _tower_tokens(vision)

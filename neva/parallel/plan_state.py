@@ -76,8 +76,9 @@ def sharded_buffer(trained: Sequence[Weight], ranks: int) -> tuple[int, list[tup
     Returns:
         The buffer's elements, and for each rank the parameter elements and the parameters that its shard touches.
     """
-    buckets, spans, start = [], [], 0
-    bucket_start, end = 0, 0
+    buckets: list[tuple[int, int, list[tuple[int, int]]]] = []
+    spans: list[tuple[int, int]] = []
+    bucket_start = end = 0
 
     def close(stop: int) -> int:
         multiple = math.lcm(ranks, BUCKET_ALIGNMENT)

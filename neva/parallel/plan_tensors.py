@@ -67,7 +67,7 @@ class Split:
 @cache
 def stage_weights(model: Model, split: Split) -> list[Weight]:
     """Returns the parameters of one rank, in the order of `NevaModel.named_parameters()`."""
-    weights = []
+    weights: list[Weight] = []
     if split.is_first:
         weights += _tower(model)
         weights += [

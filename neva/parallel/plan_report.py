@@ -1,0 +1,134 @@
+"""The planner's tables: ranked layouts, the stages of the best, and what was compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from neva.parallel.plan import Job, Plan, Stage
+from neva.parallel.plan_job import RUNS, keys
+
+GIB = 1024**3
+SHARDING_NAMES = {
+    "none": "-",
+    "optimizer": "optimizer",
+    "fsdp_grad": "FSDP grad",
+    "fsdp_hybrid": "FSDP hybrid",
+    "fsdp_full": "FSDP full",
+}
+ROWS: list[tuple[str, Callable[[Stage], int]]] = [
+    ("parameters", lambda stage: stage.state.parameters),
+    ("  vision tower", lambda stage: stage.state.parameters_by_part["vision_tower"]),
+    ("  projector", lambda stage: stage.state.parameters_by_part["projector"]),
+    ("gradients", lambda stage: stage.state.gradients),
+    ("optimizer", lambda stage: stage.state.optimizer),
+    ("activations", lambda stage: stage.activations),
+    ("  layers", lambda stage: stage.in_flight * stage.saved.layers),
+    ("  vision tower", lambda stage: stage.in_flight * stage.saved.vision_tower),
+    ("  projector", lambda stage: stage.in_flight * stage.saved.projector),
+    ("  logits", lambda stage: stage.in_flight * stage.saved.logits),
+    ("workspace", lambda stage: stage.workspace),
+    ("peak", lambda stage: stage.peak),
+]
+BASIS = """\
+parameters, gradients, optimizer: exact, against what training allocates on a CPU
+  (FSDP: shares of the same bytes, against nothing)
+activations: counted, against saved tensors on a CPU, within 3 %
+workspace: estimated, against nothing; the largest of the tower's forward pass,
+  logits, a layer's backward pass, Adam's step"""
+
+
+def show(
+    job: Job, ranked: list[tuple[Plan, str]], limit: int, memory_gib: float, reserve_gib: float, top: int
+) -> None:
+    """Prints the report."""
+    console = Console(highlight=False, markup=False)
+
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, soft_wrap=True)
+
+    fitting = [found for found, _ in ranked if found.peak <= limit]
+    line(
+        f"{job.gpus} GPUs of {memory_gib:g} GiB, {reserve_gib:g} of them reserved; {job.precision}, global batch "
+        f"{job.global_batch_size}, micro batch {job.micro_batch_size}\nassumed: {job.sequence_length:,} positions in a "
+        f"sequence, {job.label_share:.0%} of them with a loss, {job.images_per_sample} image(s)\n{len(fitting)} of {len(ranked)} layouts fit; of each, the one with least "
+        "recomputation\nbatches: micro batches in a step; GiB: peak of the fullest rank; today: training runs it\n"
+    )
+    if not ranked:
+        line("no layout: sizes or the batch cannot be divided among these GPUs", style="bold red")
+        return
+    rows = best_of_each(ranked)
+    console.print(layout_table(rows[:top], limit))
+    best = ranked[0][0]
+    line("\nstages of the first, GiB on each rank")
+    console.print(stage_table(best))
+    line(f"\n{BASIS}\n")
+    if not fitting:
+        line("nothing fits: more GPUs, or a smaller model.micro_batch_size", style="bold red")
+        return
+    usable = next((found for found, runs in ranked if runs == RUNS and found.peak <= limit), None)
+    if usable is None:
+        line("training runs none of those that fit today", style="bold red")
+        return
+    chosen = "\n".join(f"  {path}={_text(value)}" for path, value in keys(job, usable.layout).items())
+    line(f"keys of the first that training runs today:\n{chosen}")
+
+
+def best_of_each(ranked: list[tuple[Plan, str]]) -> list[tuple[Plan, str]]:
+    """Returns the first plan of each TP x PP x CP and sharding: the others differ in recomputation."""
+    first: dict[tuple[object, ...], tuple[Plan, str]] = {}
+    for found, runs in ranked:
+        layout = found.layout
+        first.setdefault((layout.tensor, layout.pipeline, layout.context, layout.sharding), (found, runs))
+    return list(first.values())
+
+
+def layout_table(rows: list[tuple[Plan, str]], limit: int) -> Table:
+    """Returns the ranked layouts."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("", "DP", "TP", "PP", "CP"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("SP", "sharded", "recompute"):
+        table.add_column(column, no_wrap=True)
+    for column in ("batches", "bubble", "GiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    table.add_column("today", no_wrap=True)
+    for number, (found, runs) in enumerate(rows, 1):
+        layout = found.layout
+        table.add_row(
+            *(str(size) for size in (number, layout.data, layout.tensor, layout.pipeline, layout.context)),
+            "yes" if layout.sequence_parallel else "-",
+            SHARDING_NAMES[layout.sharding],
+            layout.recompute or "-",
+            str(found.micro_batches),
+            f"{found.bubble:.0%}",
+            _gib(found.peak),
+            "yes" if found.peak <= limit else "no",
+            runs,
+            style=None if found.peak <= limit and runs == RUNS else "dim",
+        )
+    return table
+
+
+def stage_table(found: Plan) -> Table:
+    """Returns what each stage's ranks hold, a column a stage."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for stage in found.stages:
+        table.add_column(f"stage {stage.stage}", justify="right")
+    table.add_row("layers", *(str(stage.layers) for stage in found.stages))
+    table.add_row("micro batches in flight", *(str(stage.in_flight) for stage in found.stages))
+    for name, size in ROWS:
+        table.add_row(name, *(_gib(size(stage)) for stage in found.stages))
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
