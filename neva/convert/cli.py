@@ -88,8 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
     # Megatron warns that it runs without Transformer Engine and Apex, as neva intends.
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from neva.convert.convert import Options, convert
+
+    disable_progress_bar()
 
     options = Options(
         dtype=getattr(torch, PRECISIONS[arguments.precision]) if arguments.precision else None,

@@ -24,8 +24,9 @@ from neva.convert.tokenizer import tokenizer_files
 
 logger = logging.getLogger(__name__)
 
-TEXT, LLAVA, LLAVA_ORIGINAL = (
+TEXT, LLAVA_NEMO, LLAVA, LLAVA_ORIGINAL = (
     "language model",
+    "LLaVA model",
     "LLaVA model in llava-hf layout",
     "LLaVA model in the original layout",
 )
@@ -89,7 +90,7 @@ def identify(source: Path) -> str:
     if not source.exists():
         raise ValueError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
     if is_nemo(source):
-        return LLAVA if "mm_cfg" in open_nemo(source).config else TEXT
+        return LLAVA_NEMO if "mm_cfg" in open_nemo(source).config else TEXT
     config = read_config(source)
     if "mm_vision_tower" in config:
         return LLAVA_ORIGINAL

@@ -56,7 +56,7 @@ def write_llava_hf(model: Model, folder: Path, dtype: torch.dtype | None) -> Non
     )
     table = llava_table(model, image)
     pairs = table.to_hf(model.rounded(dtype).weights)
-    write_weights(folder, report(pairs, len(table.hf_names), str(folder)))
+    write_weights(folder, report(pairs, len(table.hf_names), model.name))
 
 
 def llava_table(model: Model, image: ImageToken) -> Table:

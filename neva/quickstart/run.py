@@ -1,4 +1,4 @@
-"""`make quickstart`: data, two training stages, all test questions, scores."""
+"""`make quickstart`: data, two training stages, all test questions, scores, export to transformers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from neva.quickstart import data, report
 DATA = Path("datasets/quickstart")
 RUNS = Path("nemo_experiments")
 RUN = RUNS / "quickstart_finetune"
+TRAINED, EXPORT = RUN / "checkpoints" / "quickstart_finetune.nemo", RUN / "hf"
+QUESTIONS_TO_TRANSFORMERS, ANSWERS = 200, "hf_answers.json"
 COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 4, 1234
 
 NEXT = r"""next:
@@ -51,23 +53,52 @@ def main(arguments: list[str] | None = None) -> None:
         ("inference", "quickstart_inference", "scripts/neva_inference.py", []),
     ):
         seconds[name] = run(recipe, script, overrides)
-    summarize(seconds)
+    start = time.monotonic()
+    exported = ask_transformers()
+    seconds["export"] = time.monotonic() - start
+    summarize(seconds, exported)
+    if others := exported["questions"] - exported["equal_answers"]:
+        raise SystemExit(f"quickstart: transformers gives {others} other answers, see {RUN / ANSWERS}")
 
 
 def run(recipe: str, script: str, overrides: list[str]) -> float:
     """Runs one of the project's own commands as a user would and returns the seconds it took."""
-    command = [sys.executable, script, *overrides]
-    say(f"NEMO_CONFIG={recipe} python {' '.join(command[1:])}")
+    say(f"NEMO_CONFIG={recipe} python {' '.join([script, *overrides])}")
     start = time.monotonic()
-    result = subprocess.run(command, env={**os.environ, "NEMO_CONFIG": recipe})
-    if result.returncode:
-        raise SystemExit(
-            f"quickstart: {script} ended with exit code {result.returncode}; its last lines say why"
-        )
+    call([script, *overrides], {"NEMO_CONFIG": recipe})
     return time.monotonic() - start
 
 
-def summarize(seconds: dict[str, float]) -> None:
+def call(arguments: list[str], environment: dict[str, str]) -> None:
+    """Runs this Python with `arguments`; SystemExit with a sentence when that fails."""
+    result = subprocess.run([sys.executable, *arguments], env={**os.environ, **environment})
+    if result.returncode:
+        name = " ".join(arguments[:3]) if arguments[0] == "-m" else arguments[0]
+        raise SystemExit(
+            f"quickstart: {name} ended with exit code {result.returncode}; its last lines say why"
+        )
+
+
+def ask_transformers() -> dict[str, float]:
+    """Exports the model and has transformers answer the first questions from the export alone.
+
+    Returns how many questions, how many answers are those of neva, and transformers' accuracy.
+    """
+    say(f"neva convert {TRAINED} {EXPORT}")
+    call(["-m", "neva", "convert", str(TRAINED), str(EXPORT), "--force"], {})
+    count, output = QUESTIONS_TO_TRANSFORMERS, RUN / ANSWERS
+    say(f"transformers answers the first {count} test questions from {EXPORT}")
+    files = [EXPORT, DATA / "test.jsonl", DATA / "images", count, output]
+    call(["-m", "neva.quickstart.hf_answers", *map(str, files)], {})
+    rows = report.read_predictions(RUN / "predictions.jsonl")[:count]
+    answers = [{**row, "text": text} for row, text in zip(rows, json.loads(output.read_text()), strict=True)]
+    equal = sum(row["text"].strip() == answer["text"] for row, answer in zip(rows, answers, strict=True))
+    accuracy = report.accuracy(answers)["all"]
+    print(f"  {equal} of {len(rows)} answers equal neva's; transformers' accuracy on them is {accuracy:.1%}")
+    return {"questions": len(rows), "equal_answers": equal, "accuracy": accuracy}
+
+
+def summarize(seconds: dict[str, float], exported: dict[str, float]) -> None:
     """Prints accuracy beside the baselines and leaves contact sheet and summary in the run folder."""
     rows = report.read_predictions(RUN / "predictions.jsonl")
     scores, base = report.accuracy(rows), report.baselines()
@@ -76,6 +107,7 @@ def summarize(seconds: dict[str, float]) -> None:
         "accuracy": scores,
         "baselines": base,
         "questions": len(rows),
+        "transformers": exported,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
     (RUN / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -84,9 +116,8 @@ def summarize(seconds: dict[str, float]) -> None:
     for name, share in [("neva", scores["all"]), *base.items()]:
         print(f"  {name:<16} {share:6.1%}")
     print("  by kind: " + ", ".join(f"{name} {share:.1%}" for name, share in scores.items() if name != "all"))
-    print(
-        f"  {RUN}/: loss.png  answers.png  predictions.jsonl  summary.json  checkpoints/quickstart_finetune.nemo"
-    )
+    print(f"  {RUN}/: loss.png  answers.png  predictions.jsonl  summary.json")
+    print(f"  {TRAINED}, and for transformers {EXPORT}/")
     print(NEXT)
 
 
