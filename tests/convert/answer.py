@@ -1,6 +1,6 @@
-"""Run by another environment's Python: what its transformers makes of an exported folder, as one JSON line.
+"""Run by another environment's Python: what its transformers makes of exported folders, as one JSON line each.
 
-Imports nothing of neva. `python answer.py FOLDER SIZE` with the side of the tower's images in pixels.
+Imports nothing of neva. `python answer.py SIZE FOLDER …` with the side of the tower's images in pixels.
 """
 
 import json
@@ -37,4 +37,5 @@ def answer(folder: str, size: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(answer(sys.argv[1], int(sys.argv[2]))) + "\n")
+    for path in sys.argv[2:]:
+        sys.stdout.write(json.dumps(answer(path, int(sys.argv[1]))) + "\n")
