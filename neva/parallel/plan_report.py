@@ -32,6 +32,7 @@ ROWS: list[tuple[str, Callable[[Stage], int]]] = [
     ("workspace", lambda stage: stage.workspace),
     ("peak", lambda stage: stage.peak),
 ]
+LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank; today: training runs it"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
   (FSDP: shares of the same bytes, against nothing)
@@ -52,9 +53,10 @@ def show(
     fitting = [found for found, _ in ranked if found.peak <= limit]
     line(
         f"{job.gpus} GPUs of {memory_gib:g} GiB, {reserve_gib:g} of them reserved; {job.precision}, global batch "
-        f"{job.global_batch_size}, micro batch {job.micro_batch_size}\nassumed: {job.sequence_length:,} positions in a "
-        f"sequence, {job.label_share:.0%} of them with a loss, {job.images_per_sample} image(s)\n{len(fitting)} of {len(ranked)} layouts fit; of each, the one with least "
-        "recomputation\nbatches: micro batches in a step; GiB: peak of the fullest rank; today: training runs it\n"
+        f"{job.global_batch_size}, micro batch {job.micro_batch_size}\n"
+        f"assumed: {job.sequence_length:,} positions in a sequence, {job.label_share:.0%} of them with a loss, "
+        f"{job.images_per_sample} image(s)\n"
+        f"{len(fitting)} of {len(ranked)} layouts fit; those that differ in recomputation only share a line\n{LEGEND}\n"
     )
     if not ranked:
         line("no layout: sizes or the batch cannot be divided among these GPUs", style="bold red")

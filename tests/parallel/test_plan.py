@@ -1,0 +1,336 @@
+"""`neva plan`: splits add up to the whole and equal what real ranks allocate; ranking, verdicts, output, time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+from neva import cli
+from neva.config import validate
+from neva.config.load import load
+from neva.model.build import build_model, set_trainable
+from neva.model.language import transformer_config
+from neva.model.llava import PARTS
+from neva.parallel import groups
+from neva.parallel.plan import Job, Layout, layouts, plan, preference
+from neva.parallel.plan_job import job_of
+from neva.parallel.plan_state import state
+from neva.parallel.plan_tensors import Model, Split, stage_weights
+from tests.model.test_against_transformers import shapes
+from tests.parallel.test_plan_memory import DTYPES, allocated, tensors_in
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPE = ["plan", "--config-name", "llava_7b_finetune"]
+EIGHT = [*RECIPE, "--gpus", "8", "--gpu-memory", "80"]
+
+
+def tiny(tied: bool) -> Model:
+    vision, language = shapes("clip", groups=2, tied=tied)
+    language = dataclasses.replace(language, num_layers=4)
+    return Model(vision, language, "mlp2x_gelu", 128, frozenset({"projector", "language_model"}))
+
+
+def llava() -> Job:
+    return job_of(load("llava_7b_finetune", []), gpus=8, gpus_per_node=8, images=1, label_share=0.5)
+
+
+# Real ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A layout of two processes."""
+
+    tensor: int
+    pipeline: int
+    tied: bool
+    precision: str
+    is_distributed: bool
+
+
+CASES = [
+    Case(tensor, pipeline, tied, precision, is_distributed)
+    for tensor, pipeline, tied in ((1, 1, True), (2, 1, False), (1, 2, True), (1, 2, False))
+    for precision in ("32", "bf16")
+    for is_distributed in (False, True)
+]
+
+
+def allocate(case: Case) -> tuple[int, int, int]:
+    """Bytes of parameters, gradients and optimizer state of this rank's real objects after a step."""
+    model, dtype = tiny(case.tied), DTYPES[case.precision]
+    groups.init_model_parallel(groups.Layout(tensor=case.tensor, pipeline=case.pipeline), seed=1)
+    config = transformer_config(
+        model.language,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=case.tensor,
+        pipeline_model_parallel_size=case.pipeline,
+    )
+    language = dataclasses.replace(model.language, padded_vocab_size=128 * case.tensor)
+    real = build_model(
+        model.vision,
+        language,
+        model.adapter_type,
+        config,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+    )
+    set_trainable(real, {part: part in model.trained_parts for part in PARTS})
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=dtype != torch.float32, use_distributed_optimizer=case.is_distributed
+    )
+    chunk = DistributedDataParallel(config=config, ddp_config=ddp, module=real)
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=1e-3,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=case.is_distributed,
+        ),
+        [chunk],
+    )
+    for parameter in real.parameters():
+        if parameter.requires_grad:
+            parameter.main_grad.fill_(1e-3)
+    assert optimizer.step()[0]
+    inner: Any = getattr(optimizer, "chained_optimizers", [optimizer])[0]
+    main = [p for group in inner.optimizer.param_groups for p in group["params"]]
+    found = (
+        allocated(real.parameters()),
+        allocated(buffer.grad_data for buffer in chunk.buffers),
+        allocated([*(main if case.precision == "bf16" else ()), *tensors_in(dict(inner.optimizer.state))]),
+    )
+    parallel_state.destroy_model_parallel()
+    return found
+
+
+def rank_main(rank: int, port: int, results: mp.Queue) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    groups.init_process_group(rank, 2)
+    results.put((rank, [allocate(case) for case in CASES]))
+    groups.destroy()
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> dict[int, list[tuple[int, int, int]]]:
+    """What each of two processes allocated in each case."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=rank_main, args=(rank, port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join()
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(dataclasses.astuple(case)) for case in CASES])
+def test_state_equals_what_two_real_ranks_allocate(
+    two_ranks: dict[int, list[tuple[int, int, int]]], number: int
+) -> None:
+    case = CASES[number]
+    data = 2 // (case.tensor * case.pipeline)
+    for stage in range(case.pipeline):
+        split = Split(case.tensor, case.pipeline, stage)
+        sharding = "optimizer" if case.is_distributed else "none"
+        planned = state(stage_weights(tiny(case.tied), split), case.precision, sharding, data, data)
+        ranks = [stage] if case.pipeline == 2 else [0, 1]
+        found = [two_ranks[rank][number] for rank in ranks]
+        # of ranks with different shards, the fullest counts
+        assert (planned.parameters, planned.gradients) == found[0][:2] == found[-1][:2]
+        assert planned.optimizer == max(optimizer for _, _, optimizer in found)
+
+
+# Splits
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 4), (4, 2), (8, 4)])
+def test_stages_and_tensor_ranks_add_up_to_the_whole_model(tensor: int, pipeline: int) -> None:
+    model = llava().model
+    whole = sum(weight.numel for weight in stage_weights(model, Split(1, 1, 0)))
+    stages = [stage_weights(model, Split(tensor, pipeline, stage)) for stage in range(pipeline)]
+    held = [weight for weights in stages for weight in weights]
+    width = model.language.hidden_size
+    # every tensor-parallel rank holds tower, projector and norms; all else is cut
+    copied = sum(w.numel for w in held if w.part != "language_model" or w.shape == (width,))
+    cut = sum(weight.numel for weight in held) - copied
+    # the vocabulary of 32,000 is padded to a multiple of 128 times the tensor-parallel size
+    padding = 2 * {1: 0, 2: 0, 4: 256, 8: 768}[tensor] * width
+    assert copied + tensor * cut == whole + padding
+
+
+def test_a_tied_embedding_has_a_copy_on_the_last_stage() -> None:
+    model = tiny(tied=True)
+    whole = sum(weight.numel for weight in stage_weights(model, Split(1, 1, 0)))
+    stages = [stage_weights(model, Split(1, 2, stage)) for stage in range(2)]
+    held = sum(weight.numel for weights in stages for weight in weights)
+    assert held == whole + 128 * model.language.hidden_size
+
+
+def test_state_shards_add_up_to_the_unsharded_state() -> None:
+    job = llava()
+    weights = stage_weights(job.model, Split(1, 1, 0))
+    alone = state(weights, "bf16", "none", 1, 1)
+    for sharding in ("optimizer", "fsdp_full"):
+        shard = state(weights, "bf16", sharding, 8, 8)
+        # a shard's rounding up and its step counters
+        assert 0 <= 8 * shard.optimizer - alone.optimizer < 1e-4 * alone.optimizer
+    assert 0 <= 8 * shard.parameters - alone.parameters < 1e-4 * alone.parameters
+
+
+def test_activations_of_stages_and_ranks_add_up() -> None:
+    job = llava()
+    one = plan(job, Layout(1, 1, 1, 8, False, "none", None)).stages[0].saved
+    sent = 8 * 2048 * 4096 * 2  # what a stage sends on, in bf16
+    stages = plan(job, Layout(1, 4, 1, 2, False, "none", None)).stages
+    assert sum(stage.saved.layers for stage in stages) == one.layers + 3 * sent
+    assert [stage.in_flight for stage in stages] == [4, 3, 2, 1]
+    assert [stage.saved.logits for stage in stages] == [0, 0, 0, one.logits]
+    split = plan(job, Layout(2, 1, 1, 4, True, "none", None)).stages[0].saved
+    # Cosine and sine, and the statistics of the norms, are not cut.
+    uncut = 32 * (4 * 2048 * 128 * 2 + 2 * 8 * 2048 * 4) + 8 * 2048 * 4
+    assert 2 * split.layers - one.layers == uncut
+
+
+def test_one_forward_one_backward_waits_for_the_stages_behind() -> None:
+    found = plan(llava(), Layout(1, 4, 1, 2, False, "none", None))
+    assert found.micro_batches == 8
+    assert found.bubble == 3 / 11
+
+
+# Ranking
+
+
+def test_data_parallel_comes_first_where_it_fits_and_tensor_parallel_where_it_does_not() -> None:
+    job = llava()
+    limit = 76 * 1024**3
+    ranked = sorted((plan(job, layout) for layout in layouts(job)), key=lambda p: preference(p, limit))
+    assert (ranked[0].layout.data, ranked[0].layout.sharding) == (8, "optimizer")
+    assert ranked[0].peak <= limit
+    fitting = [found.layout.replica for found in ranked if found.peak <= limit]
+    assert fitting == sorted(fitting)
+    # the lowest peaks head the list of what does not fit
+    over = [found.peak for found in ranked if found.peak > limit]
+    assert over == sorted(over)
+    assert len(over) + len(fitting) == len(ranked)
+
+
+def test_tensor_parallel_stays_inside_a_node_and_fsdp_goes_without_it() -> None:
+    job = dataclasses.replace(llava(), gpus=16)
+    found = list(layouts(job))
+    assert max(layout.tensor * layout.context for layout in found) == 8
+    assert {layout.replica for layout in found if layout.sharding == "fsdp_hybrid"} == {1, 2, 4, 8}
+    assert all(layout.tensor * layout.pipeline == 1 for layout in found if layout.sharding.startswith("fsdp"))
+
+
+# The command
+
+
+def found_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = cli.main([*words, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_json_holds_every_layout_and_stage_and_its_sums_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = found_json(capsys, *EIGHT)
+    assert code == 0
+    assert found["limit"] == 76 * 1024**3
+    for layout in found["layouts"]:
+        assert len(layout["stages"]) == layout["pipeline"]
+        assert layout["tensor"] * layout["pipeline"] * layout["context"] * layout["data"] == 8
+        assert layout["peak"] == max(stage["peak"] for stage in layout["stages"])
+        assert layout["fits"] == (layout["peak"] <= found["limit"])
+        for stage in layout["stages"]:
+            held = sum(stage["state"][name] for name in ("parameters", "gradients", "optimizer"))
+            assert stage["peak"] == held + stage["activations"] + stage["workspace"]
+
+
+def test_what_training_runs_today_follows_the_table_of_layouts_that_are_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        validate, "LAYOUT_NOT_YET", {**validate.LAYOUT_NOT_YET, "pipeline_model_parallel_size": 1}
+    )
+    before = {json.dumps(layout["keys"]): layout for layout in found_json(capsys, *EIGHT)[1]["layouts"]}
+    monkeypatch.setattr(validate, "LAYOUT_NOT_YET", {})
+    after = found_json(capsys, *EIGHT)[1]["layouts"]
+    assert {layout["runs_today"] for layout in after} == {"yes"}
+    assert before.keys() == {json.dumps(layout["keys"]) for layout in after}
+    assert all(layout["runs_today"] == "not yet" for layout in before.values() if layout["pipeline"] > 1)
+
+
+def test_tables_name_the_layouts_the_stages_and_what_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(EIGHT) == 0
+    text = capsys.readouterr().out
+    assert "\n 1  8  1  1  1 -   optimizer full" in text
+    assert "stages of the first" in text
+    assert "activations: counted, against saved tensors on a CPU" in text
+    assert "model.optim.name=distributed_fused_adam" in text
+
+
+def test_the_printed_keys_are_a_configuration_that_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(EIGHT) == 0
+    chosen = capsys.readouterr().out.partition("training runs today:\n")[2].split()
+    model = load("llava_7b_finetune", chosen).model
+    assert (model.optim.name, model.activations_checkpoint_granularity) == ("distributed_fused_adam", "full")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([*RECIPE, "--gpus", "1", "--gpu-memory", "24"], 1, "nothing fits"),
+        ([*RECIPE, "--gpus", "12", "--gpu-memory", "80"], 2, "--gpus 12 cannot be divided into nodes of 8"),
+        ([*EIGHT, "model.hidden_sise=1"], 2, "unknown key model.hidden_sise"),
+        ([*EIGHT, "model.encoder_seq_length=100"], 2, "an image takes 576 positions"),
+        (["plan", "-cn", "llava_7b_inference", "--gpus", "8", "--gpu-memory", "80"], 2, "for training"),
+        ([*EIGHT, "model.tensor_model_parallel_size=4"], 0, "8 GPUs of 80 GiB"),
+    ],
+)
+def test_exit_codes(capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str) -> None:
+    assert cli.main(words) == code
+    captured = capsys.readouterr()
+    assert message in captured.out + captured.err
+
+
+def test_the_answer_comes_within_ten_seconds_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from neva.cli import main; "
+        f"code = main({EIGHT!r}); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    # processor time, which other work on a busy machine does not lengthen; 1 s was measured
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
