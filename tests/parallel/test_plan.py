@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -297,6 +298,17 @@ def test_the_printed_keys_are_a_configuration_that_loads(capsys: pytest.CaptureF
     chosen = capsys.readouterr().out.partition("training runs today:\n")[2].split()
     model = load("llava_7b_finetune", chosen).model
     assert (model.optim.name, model.activations_checkpoint_granularity) == ("distributed_fused_adam", "full")
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/plan.md").read_text()
+    for words in re.findall(r"^neva (plan .*)$", page, re.MULTILINE):
+        cli.main(words.split())
+        printed = capsys.readouterr().out
+        if words.split() == EIGHT:
+            # which layouts training runs grows without this page
+            lines = [re.sub(r" +(yes|not yet)? *$", "", line) for line in printed.splitlines()]
+            assert "\n".join(lines) in re.sub(r" +(yes|not yet)$", "", page, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
