@@ -1,7 +1,7 @@
 """Bytes that a forward pass keeps for its backward pass, and those that are needed for a moment.
 
-Every tensor below is named after the operation of `neva.model` that saves it. A test counts the real saved tensors on
-a CPU. On a GPU the same operations save the same tensors; the moments' estimates (`Transient`) are not measured.
+Every tensor below is named after the operation of `neva.model` that saves it. Tests count the real saved tensors and
+the peak of a forward and a backward pass on a CPU; on a GPU the same operations save the same tensors.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _columns(model: Model, split: Split) -> int:
 
 def transient(model: Model, split: Split, work: Work) -> Transient:
     """Estimates the moments: a tower that only runs forward, logits on their way, one layer going backward."""
-    shape, vision, tokens = model.language, model.vision, work.tokens
+    shape, vision = model.language, model.vision
     tower = 0
     if split.is_first and TOWER not in model.trained_parts:
         images = _images(split, work)
@@ -215,16 +215,23 @@ def transient(model: Model, split: Split, work: Work) -> Transient:
         if columns * split.tensor != shape.vocab_size:
             logits += work.label_tokens * columns * FLOAT32  # with the padding masked
         logits += columns * shape.hidden_size * work.width * (LANGUAGE in model.trained_parts)
-    units = 0
+    return Transient(tower, logits, _layer_moment(model, split, work))
+
+
+def _layer_moment(model: Model, split: Split, work: Work) -> int:
+    """Estimates the backward pass of the last layer's gated activation, or of its largest matrix if that takes more.
+
+    The recomputed unit is there, and gradients of the activation's inputs and outputs; logits, final norm and the
+    input of linear_fc2 are gone.
+    """
+    is_trained = LANGUAGE in model.trained_parts
+    hidden = _hidden(model, split, work)
+    inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
+    matrix = max(math.prod(shape) for shape in layer_shapes(model.language, split.tensor)) * work.width
+    total = hidden + max((5 - is_trained) * inner, is_trained * matrix)
     if work.recompute == "full":
         units = work.recompute_layers if work.recompute_method == "uniform" else 1
-    inner = tokens * shape.ffn_hidden_size * work.width // split.tensor
-    whole = tokens * shape.hidden_size * work.width
-    layer = units * layer_bytes(model, split, replace(work, recompute=None)) + 4 * inner + 2 * whole
-    if LANGUAGE in model.trained_parts:
-        layer += _largest_matrix(model, split) * work.width
-    return Transient(tower, logits, layer)
-
-
-def _largest_matrix(model: Model, split: Split) -> int:
-    return max(math.prod(shape) for shape in layer_shapes(model.language, split.tensor))
+        total += units * layer_bytes(model, split, replace(work, recompute=None)) - hidden
+    if split.is_last:
+        total -= _logits_bytes(model, split, work) + _norm_bytes(model, split, work)
+    return total
