@@ -10,8 +10,8 @@ from neva.parallel.plan_activations import Saved, Transient, Work, saved, transi
 from neva.parallel.plan_state import FLOAT32, PRECISION_BYTES, SHARDINGS, State, state
 from neva.parallel.plan_tensors import Model, Split, Weight, layer_shapes, stage_weights
 
-RECOMPUTE = (None, "selective", "full")
-"""Least recomputation first."""
+RECOMPUTE = {None: 1.0, "selective": 0.95, "full": 0.75}
+"""Share of the computation that is not done twice: a backward pass is two forward passes, attention a small part."""
 
 
 @dataclass(frozen=True)
@@ -186,19 +186,21 @@ def _gathered(job: Job, layout: Layout, weights: list[Weight]) -> int:
 
 
 def preference(found: Plan, limit: int) -> tuple[object, ...]:
-    """Sort key: layouts within `limit` bytes first, then most data parallel, least recomputation, least sharding,
-    smallest tensor parallel, smallest bubble, smallest context parallel, lowest peak. Beyond the limit: lowest peak.
+    """Sort key: layouts within `limit` bytes first, then most data parallel, least time lost to the bubble and to
+    recomputation (in tenths), least sharding, smallest tensor and context parallel, lowest peak. Beyond the limit:
+    lowest peak.
     """
     layout = found.layout
     if found.peak > limit:
         return (1, found.peak)
+    useful = (1 - found.bubble) * RECOMPUTE[layout.recompute]
     return (
         0,
         layout.replica,
-        RECOMPUTE.index(layout.recompute),
+        -round(10 * useful),
         SHARDINGS.index(layout.sharding),
         layout.tensor,
-        found.bubble,
         layout.context,
+        -useful,
         found.peak,
     )

@@ -240,6 +240,19 @@ def test_data_parallel_comes_first_where_it_fits_and_tensor_parallel_where_it_do
     assert len(over) + len(fitting) == len(ranked)
 
 
+def test_a_pipeline_that_mostly_waits_is_not_preferred_to_tensor_parallel() -> None:
+    job = dataclasses.replace(llava(), gpus=64)
+    four = {
+        (layout.tensor, layout.pipeline): plan(job, layout)
+        for layout in layouts(job)
+        if layout.replica == 4 and (layout.sharding, layout.recompute) == ("optimizer", "full")
+        if layout.sequence_parallel == (layout.tensor > 1)
+    }
+    assert four[1, 4].micro_batches == 1
+    limit = 76 * 1024**3
+    assert preference(four[4, 1], limit) < preference(four[2, 2], limit) < preference(four[1, 4], limit)
+
+
 def test_tensor_parallel_stays_inside_a_node_and_fsdp_goes_without_it() -> None:
     job = dataclasses.replace(llava(), gpus=16)
     found = list(layouts(job))
