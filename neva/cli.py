@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,15 @@ def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConf
     if problems:
         return NOT_READY
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _quiet_megatron()
     start(cfg)
     return 0
+
+
+def _quiet_megatron() -> None:
+    """Drop what Megatron says on import: that Transformer Engine and Apex, which neva does without, are absent."""
+    logging.getLogger("megatron").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
 
 
 def _start_training(cfg: DictConfig) -> None:

@@ -6,14 +6,10 @@ from collections.abc import Iterator, Mapping
 from omegaconf import DictConfig
 
 from neva.config.errors import ConfigError
-from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 
 LAYOUT_NOT_YET = {
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
     "virtual_pipeline_model_parallel_size": None,
     "context_parallel_size": 1,
-    "sequence_parallel": False,
     "fsdp": False,
 }
 """Keys of `model` that choose a layout, with the only value that is accepted until that layout exists."""
@@ -60,17 +56,12 @@ def _layout(cfg: DictConfig, world_size: int) -> Iterator[str]:
     for key, only in LAYOUT_NOT_YET.items():
         if key in model and model[key] != only:
             yield (
-                f"model.{key}={_text(model[key])} is refused: neva has no such layout yet, several devices "
-                f"are used data parallel; leave it at {_text(only)}"
+                f"model.{key}={_text(model[key])} is refused: neva has no such layout yet; "
+                f"leave it at {_text(only)}"
             )
     for key in model:
         if str(key).startswith("fsdp_") and not model.get("fsdp"):
             yield f"model.{key}={_text(model[key])} acts only with model.fsdp=true: leave it out"
-    if model.optim.name in DISTRIBUTED_OPTIMIZERS:
-        yield (
-            f"model.optim.name={model.optim.name} is refused: neva does not shard optimizer states yet; "
-            "use fused_adam"
-        )
     tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     ranks = tensor * pipeline * model.context_parallel_size
     if world_size % ranks:
@@ -86,6 +77,13 @@ def _layout(cfg: DictConfig, world_size: int) -> Iterator[str]:
     ):
         if size % divisor:
             yield f"model.{key}={size} cannot be divided by model.{by}={divisor}"
+    if model.sequence_parallel and tensor == 1:
+        yield "model.sequence_parallel=true splits sequences over tensor-parallel ranks: set it with tensor > 1"
+    if model.sequence_parallel and model.data.pad_to_multiple_of % tensor:
+        yield (
+            f"model.data.pad_to_multiple_of={model.data.pad_to_multiple_of} cannot be divided by "
+            f"model.tensor_model_parallel_size={tensor}, as model.sequence_parallel=true needs"
+        )
 
 
 def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:

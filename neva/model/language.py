@@ -109,7 +109,10 @@ class LanguageModel(GPTModel):
             hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=False)
         if labels_BS is not None:
             is_label_SB = (labels_BS != IGNORE_INDEX).t()
-            logits_LV = self._without_padding(self._logits(hidden_SBD[is_label_SB]).float())
+            logits_LV = self._logits(hidden_SBD[is_label_SB])
+            logits_LV = self._without_padding(
+                logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
+            )
             return vocab_parallel_cross_entropy(logits_LV, labels_BS.t()[is_label_SB])
         if last_positions is not None:
             rows = torch.arange(hidden_SBD.size(1), device=hidden_SBD.device)

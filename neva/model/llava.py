@@ -10,7 +10,10 @@ from contextlib import nullcontext
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
-from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
@@ -88,12 +91,25 @@ class NevaModel(MegatronModule):
         return embeddings_BSD + 0.0 * self.encode_images(self._zero_image(pixel_values)).sum()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Returns projected features [N, P, D] of images [N, 3, height, width]."""
+        """Returns projected features [N, P, D] of images [N, 3, height, width].
+
+        Each tensor-parallel rank encodes its share of the images and all gather the features: an image is encoded
+        once. The gradients of tower and projector are therefore partial sums, see `image_parameters`.
+        """
         assert self.vision_tower is not None and self.projector is not None
+        group = self.language_model.pg_collection.tp
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with nullcontext() if trained else torch.no_grad():
-            features = self.vision_tower(pixel_values)
-        return self.projector(features)
+            features = self.vision_tower(share_of(pixel_values, group.rank(), group.size()))
+        gathered = gather_from_sequence_parallel_region(
+            self.projector(features), tensor_parallel_output_grad=False, group=group
+        )
+        return gathered[: len(pixel_values)]
+
+    def image_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters whose gradients must be summed over the tensor-parallel ranks."""
+        parts = [part for name, part in self.parts() if name != "language_model"]
+        return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
     @staticmethod
     def _zero_image(pixel_values: Tensor) -> Tensor:
@@ -106,3 +122,10 @@ class NevaModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         """Returns the tied weight; Megatron sums its gradient over the first and last stage."""
         return self.language_model.shared_embedding_or_output_weight()
+
+
+def share_of(pixel_values: Tensor, rank: int, size: int) -> Tensor:
+    """Returns this rank's images [ceil(N / size), 3, height, width]; zero images fill up the last shares."""
+    missing = -len(pixel_values) % size
+    filler = pixel_values.new_zeros((missing, *pixel_values.shape[1:]))
+    return torch.cat([pixel_values, filler]).chunk(size)[rank]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
+import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerBase
 
 from neva.convert.nemo import write_nemo
 from neva.data.media import build_image_processor
 from neva.model.llava import NevaModel
+from neva.training import checkpoint
 
 
 def save(
@@ -35,19 +43,23 @@ def save(
         trained: names of the parts that this run trained.
         is_writer: whether this rank writes.
     """
+    # every rank writes its shards of a checkpoint; one rank reads them back whole
+    shards = Path(path).with_suffix(".shards")
+    checkpoint.save(shards, checkpoint.sharded_state(model, parts, optimizer=None), common={})
     if is_writer:
         with tempfile.TemporaryDirectory() as tokenizer_dir:
             tokenizer.save_pretrained(tokenizer_dir)
             write_nemo(
                 path,
                 portable_config(model_cfg),
-                _tensors(model, parts),
+                _whole_tensors(shards),
                 tokenizer_dir,
                 build_image_processor(model_cfg.mm_cfg.vision_encoder).to_dict(),
                 source=", ".join(f"{name} from {origin}" for name, origin in sources.items()),
                 parts={name: "trained" if name in trained else "frozen" for name in sources},
                 overwrite=True,
             )
+        shutil.rmtree(shards)
     dist.barrier()
 
 
@@ -57,7 +69,15 @@ def portable_config(model_cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(model_cfg, [str(key) for key in model_cfg if key not in added])
 
 
-def _tensors(model: NevaModel, parts: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        if name.split(".", 1)[0] in parts:
-            yield name, parameter.detach().cpu()
+def _whole_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the whole tensors of a distributed checkpoint, one in memory at a time, read by this process alone."""
+    reader = FileSystemReader(folder)
+    for name, stored in sorted(reader.read_metadata().state_dict_metadata.items()):
+        if isinstance(stored, TensorStorageMetadata):
+            tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # torch remarks that one process loads alone, as asked
+                dcp.load({name: tensor}, storage_reader=FileSystemReader(folder), no_dist=True)
+            yield name, tensor

@@ -26,8 +26,9 @@ def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
 class Progress(Callback):
     """A bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; lines where there is no terminal."""
 
-    def __init__(self, global_batch_size: int) -> None:
+    def __init__(self, global_batch_size: int, data_parallel_size: int) -> None:
         self.global_batch_size = global_batch_size
+        self.data_parallel_size = data_parallel_size
         self.history: deque[tuple[float, int]] = deque(maxlen=_WINDOW_STEPS)
         self.last_line_s = 0.0
 
@@ -49,7 +50,7 @@ class Progress(Callback):
         """Moves the bar, or prints a line every few seconds."""
         if not trainer.is_global_zero:
             return
-        tokens = sum(int(micro["num_tokens"]) for micro in batch) * trainer.world_size
+        tokens = sum(int(micro["num_tokens"]) for micro in batch) * self.data_parallel_size
         self.history.append((time.monotonic(), tokens))
         values = self._values(trainer)
         self.bar.set_postfix(values, refresh=False)
@@ -167,7 +168,7 @@ def draw_loss_curve(run_dir: Path) -> None:
     plt.close(figure)
 
 
-def smooth(values: list[float], weight: float = 0.95) -> list[float]:
+def smooth(values: list[float], weight: float = 0.9) -> list[float]:
     """Returns the bias-corrected exponential moving average."""
     smoothed, average = [], 0.0
     for count, value in enumerate(values, 1):

@@ -7,15 +7,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 
 from neva.model.llava import NevaModel
 
 COMMON = "lightning"
+RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
+"""Megatron's format of a distributed optimizer's state that any tensor, pipeline and data parallel size reads."""
 
 
 def sharded_state(
@@ -27,7 +29,11 @@ def sharded_state(
     if optimizer is not None:
         # the optimizer finds the names of its parameters among those of the whole model
         everything = _without_empty_extras(model.sharded_state_dict(), [name for name, _ in model.parts()])
-        state["optimizer"] = optimizer.sharded_state_dict(everything, is_loading=is_loading)
+        if is_loading:
+            initialize_state(optimizer)
+        state["optimizer"] = optimizer.sharded_state_dict(
+            everything, is_loading=is_loading, metadata=RESHARDABLE
+        )
     return state
 
 
@@ -69,6 +75,32 @@ def read_common(folder: Path) -> dict[str, Any]:
     return dist_checkpointing.load_common_state_dict(str(folder))[COMMON]
 
 
-def is_sharded(value: object) -> bool:
-    """Whether a leaf of a sharded state tree is written by shards."""
-    return isinstance(value, ShardedTensor | ShardedObject)
+def initialize_state(optimizer: MegatronOptimizer) -> None:
+    """Gives a fresh Adam the state that a checkpoint is read into; Megatron's distributed optimizer expects it."""
+    for inner in _torch_optimizers(optimizer):
+        for parameter in (parameter for group in inner.param_groups for parameter in group["params"]):
+            if not inner.state[parameter]:
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                inner.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+
+
+def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """Fills the optimizer from a loaded tree.
+
+    Megatron's distributed optimizer is filled in two steps, for it neither expects the step counters of torch's Adam
+    among the tensors nor gives each parameter a counter of its own, which Adam would then advance many times a step.
+    """
+    shards = state.pop("param_state", None)
+    optimizer.load_state_dict(state)
+    members = [values for inner in _torch_optimizers(optimizer) for values in inner.state.values()]
+    steps = [values.pop("step") for values in members]
+    if shards is not None:
+        (distributed,) = optimizer.chained_optimizers
+        distributed.load_parameter_state_from_fully_reshardable(shards)
+    for values, step in zip(members, steps, strict=True):
+        values["step"] = step.clone()
+
+
+def _torch_optimizers(optimizer: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    members = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    return [member.optimizer for member in members if member.optimizer is not None]

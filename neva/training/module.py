@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
+from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.shapes import language_shape, vision_shape
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
@@ -70,18 +72,29 @@ class MegatronNevaModel(ModelPT):
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
         dtype = DTYPES[str(self.cfg.precision)]
         config = transformer_config(self.language, **self._megatron_switches(dtype))
-        self.model = build_model(self.vision, self.language, self.cfg.mm_cfg.mm_mlp_adapter_type, config)
+        self.model = build_model(
+            self.vision,
+            self.language,
+            self.cfg.mm_cfg.mm_mlp_adapter_type,
+            config,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+        )
         self.sources = load_initial_weights(self.model, self.cfg)
         trainable = {name: not frozen for name, frozen in self._frozen().items()}
         set_trainable(self.model, trainable)
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
         self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
         self.model.to(self.trainer.strategy.root_device)
-        self.chunks = [data_parallel(self.model)]
+        self.chunks = [data_parallel(self.model, self._shards_optimizer)]
         for name, (total, trained) in count_parameters(self.model).items():
             logger.info(
                 "%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path
             )
+
+    @property
+    def _shards_optimizer(self) -> bool:
+        return self.cfg.optim.name in DISTRIBUTED_OPTIMIZERS
 
     def _frozen(self) -> dict[str, bool]:
         mm_cfg = self.cfg.mm_cfg
@@ -115,7 +128,12 @@ class MegatronNevaModel(ModelPT):
             "projector": mm_cfg.mm_mlp_adapter_lr_ratio,
         }
         self.megatron_optimizer = build_optimizer(
-            self.chunks, optim, ratios, self.clip_grad, DTYPES[str(self.cfg.precision)]
+            self.chunks,
+            optim,
+            ratios,
+            self.clip_grad,
+            DTYPES[str(self.cfg.precision)],
+            self._shards_optimizer,
         )
         schedule = CosineAnnealing(
             optim.lr,

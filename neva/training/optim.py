@@ -28,6 +28,7 @@ def build_optimizer(
     lr_ratios: Mapping[str, float],
     clip_grad: float,
     dtype: torch.dtype,
+    distributed: bool = False,
 ) -> MegatronOptimizer:
     """Builds Megatron's AdamW over the trainable parameters; frozen ones get neither gradient memory nor state.
 
@@ -37,6 +38,7 @@ def build_optimizer(
         lr_ratios: factor on the learning rate by part (`vision_tower`, `projector`, …); absent means 1.
         clip_grad: largest global gradient norm; 0 switches clipping off.
         dtype: of the parameters; bfloat16 adds float32 main weights.
+        distributed: shards main weights and state over the data-parallel ranks.
     """
     config = OptimizerConfig(
         optimizer="adam",
@@ -48,7 +50,7 @@ def build_optimizer(
         clip_grad=clip_grad,
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=distributed,
     )
     optimizer = get_megatron_optimizer(config, chunks, _overrides(lr_ratios))
     for group in optimizer.param_groups:

@@ -13,6 +13,7 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
+from neva.config.validate import data_parallel_size
 from neva.data.records import read_records
 from neva.parallel import emulation
 from neva.parallel.groups import Layout
@@ -39,7 +40,10 @@ def train(cfg: DictConfig) -> Path:
     trainer = build_trainer(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks += [MetricsFile(run_dir), Progress(cfg.model.global_batch_size)]
+    callbacks += [
+        MetricsFile(run_dir),
+        Progress(cfg.model.global_batch_size, data_parallel_size(cfg, trainer.world_size)),
+    ]
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
@@ -57,9 +61,9 @@ def last_step(cfg: DictConfig) -> int:
 
 
 def quiet_libraries() -> None:
-    """Keeps warnings and errors of NeMo, Megatron and Lightning, drops their reports of every setting."""
+    """Keeps warnings and errors of NeMo and Lightning, drops their reports of every setting."""
     nemo_logging.setLevel(nemo_logging.WARNING)
-    for name in ("megatron.core", "lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -36,13 +36,32 @@ class StepLoss:
         return self.loss_sum / max(1, self.num_label_tokens)
 
 
-def data_parallel(model: NevaModel) -> DistributedDataParallel:
-    """Wraps a model chunk for Megatron: gradient buffers for what trains, summed in float32 over the ranks."""
-    config = DistributedDataParallelConfig(grad_reduce_in_fp32=model.config.params_dtype != torch.float32)
+def data_parallel(model: NevaModel, distributed_optimizer: bool = False) -> DistributedDataParallel:
+    """Wraps a model chunk for Megatron: gradient buffers for what trains, summed in float32 over the ranks.
+
+    With `distributed_optimizer`, each data-parallel rank receives the gradients of its share of the parameters.
+    """
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=model.config.params_dtype == torch.bfloat16,
+        use_distributed_optimizer=distributed_optimizer,
+    )
     chunk = DistributedDataParallel(config=model.config, ddp_config=config, module=model)
-    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.finalize_model_grads_func = finalize_gradients
     model.config.no_sync_func = chunk.no_sync
     return chunk
+
+
+def finalize_gradients(
+    chunks: list[DistributedDataParallel], num_tokens: Tensor | None, **arguments: Any
+) -> None:
+    """Sums tower and projector gradients over the tensor-parallel ranks, then does what Megatron does."""
+    gradients = [parameter.main_grad for chunk in chunks for parameter in chunk.module.image_parameters()]
+    if gradients and parallel_state.get_tensor_model_parallel_world_size() > 1:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat, group=parallel_state.get_tensor_model_parallel_group())
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+    finalize_model_grads(chunks, num_tokens, **arguments)
 
 
 def run_global_batch(

@@ -83,7 +83,7 @@ class MegatronStrategy(DDPStrategy):
         )
         loaded = checkpoint.load(ckpt_to_dir(checkpoint_path), state)
         module.load_parts(loaded["model"])
-        module.megatron_optimizer.load_state_dict(loaded["optimizer"])
+        checkpoint.load_optimizer(module.megatron_optimizer, loaded["optimizer"])
         return loaded[checkpoint.COMMON]
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -16,25 +16,26 @@ def problems(recipe: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "off"),
     [
-        ("model.tensor_model_parallel_size=4", "1"),
-        ("model.pipeline_model_parallel_size=2", "1"),
         ("model.virtual_pipeline_model_parallel_size=2", "null"),
         ("model.context_parallel_size=2", "1"),
-        ("model.sequence_parallel=true", "false"),
         ("model.fsdp=true", "false"),
     ],
 )
 def test_a_layout_is_refused_until_it_exists(override: str, off: str) -> None:
-    why = "neva has no such layout yet, several devices are used data parallel"
+    why = "neva has no such layout yet"
     expected = f"{override} is refused: {why}; leave it at {off}"
     assert expected in problems("llava_7b_pretrain", override).splitlines()
 
 
-@pytest.mark.parametrize("name", ["distributed_fused_adam", "mcore_distributed_optim"])
-def test_a_distributed_optimizer_is_refused_until_it_exists(name: str) -> None:
-    assert "neva does not shard optimizer states yet" in problems(
-        "llava_7b_pretrain", f"model.optim.name={name}"
+def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> None:
+    assert "set it with tensor > 1" in problems("llava_7b_pretrain", "model.sequence_parallel=true")
+    uneven = problems(
+        "llava_7b_pretrain",
+        "model.sequence_parallel=true",
+        "model.tensor_model_parallel_size=8",
+        "model.data.pad_to_multiple_of=12",
     )
+    assert "pad_to_multiple_of=12 cannot be divided by model.tensor_model_parallel_size=8" in uneven
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,305 @@
+"""Runs of one tiny LLaVA in many layouts, in processes that live for all layouts of their number."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from megatron.core import parallel_state
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from neva.config.shapes import LanguageShape, VisionShape, padded_vocab_size
+from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.convert.loading import load_native
+from neva.convert.nemo import VOCABULARY
+from neva.model.build import build_model
+from neva.model.language import transformer_config
+from neva.model.llava import NevaModel
+from neva.parallel import groups
+from neva.training.optim import build_optimizer
+from neva.training.step import MicroBatch, data_parallel, run_global_batch
+
+VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
+VISION = VisionShape(
+    model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
+    ffn_hidden_size=40, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout; data parallel is what the processes leave."""
+
+    processes: int
+    tensor: int = 1
+    pipeline: int = 1
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    recompute: str | None = None
+    micro_batch: int = 2
+    tied: bool = False
+
+    def __str__(self) -> str:
+        data = self.processes // (self.tensor * self.pipeline)
+        words = [f"tp{self.tensor}", f"pp{self.pipeline}", f"dp{data}", f"mbs{self.micro_batch}"]
+        switches = ("sequence_parallel", "distributed_optimizer", "tied")
+        words += [name for name in switches if getattr(self, name)]
+        return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
+
+
+CASES = [
+    Case(1, micro_batch=1),
+    Case(1, micro_batch=4),
+    Case(1, recompute="full"),
+    Case(1, recompute="selective"),
+    Case(1, distributed_optimizer=True),
+    Case(2),
+    Case(2, micro_batch=4),
+    Case(2, distributed_optimizer=True),
+    Case(2, tensor=2),
+    Case(2, tensor=2, tied=True),
+    Case(2, tensor=2, micro_batch=1),
+    Case(2, tensor=2, sequence_parallel=True),
+    Case(2, tensor=2, sequence_parallel=True, recompute="full"),
+    Case(2, pipeline=2),
+    Case(2, pipeline=2, tied=True),
+    Case(2, pipeline=2, micro_batch=1),
+    Case(2, pipeline=2, recompute="full"),
+    Case(4),
+    Case(4, tensor=4),
+    Case(4, tensor=4, sequence_parallel=True),
+    Case(4, pipeline=4, micro_batch=1),
+    Case(4, tensor=2, pipeline=2),
+    Case(4, tensor=2, pipeline=2, sequence_parallel=True, tied=True),
+    Case(4, tensor=2, distributed_optimizer=True),
+    Case(4, tensor=2, sequence_parallel=True, micro_batch=4),
+    Case(4, pipeline=2, distributed_optimizer=True),
+]
+
+
+def language(tensor: int, tied: bool) -> LanguageShape:
+    return LanguageShape(
+        num_layers=4, hidden_size=32, ffn_hidden_size=48, num_heads=8, num_query_groups=4, head_dim=4,
+        vocab_size=VOCAB, padded_vocab_size=padded_vocab_size(VOCAB, 8, tensor), max_positions=128,
+        rope_theta=5000.0, rope_scaling=None, rms_norm_eps=1e-5, tied=tied, qkv_bias=True, qk_norm=False,
+        sliding_window=None,
+    )  # fmt: skip
+
+
+def samples() -> list[MicroBatch]:
+    """Ragged samples: one turn or two, images at the front or in the middle, every third without an image."""
+    draw = torch.Generator().manual_seed(7)
+    made: list[MicroBatch] = []
+    for number in range(SAMPLES):
+        images = int(number % 3 != 0)
+        text = torch.randint(0, VOCAB, (6 + 3 * number,), generator=draw)
+        image = torch.full((images * VISION.num_tokens,), IMAGE_TOKEN_ID)
+        at = number % 2 * 3
+        input_ids = torch.cat([text[:at], image, text[at:]])
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
+        labels[-2 - number : -1] = input_ids[-1 - number :]
+        if number == 4:
+            labels[at : at + 2] = text[at : at + 2]
+        pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
+        made.append({"input_ids": input_ids, "labels": labels, "pixel_values": pixels})
+    return made
+
+
+def share(rank: int, size: int, micro_batch: int, dtype: torch.dtype) -> list[MicroBatch]:
+    """This data-parallel rank's micro batches, all of one length that every tensor-parallel size divides."""
+    rows = samples()
+    length = -(-max(len(row["input_ids"]) for row in rows) // 4) * 4
+    mine = rows[rank::size]
+    return [
+        {
+            "input_ids": torch.stack([padded(row["input_ids"], length, 0) for row in part]),
+            "labels": torch.stack([padded(row["labels"], length, IGNORE_INDEX) for row in part]),
+            "pixel_values": torch.cat([row["pixel_values"] for row in part]).to(dtype),
+        }
+        for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
+    ]
+
+
+def padded(row: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(row, (0, length - len(row)), value=value)
+
+
+def build(case: Case, dtype: torch.dtype) -> NevaModel:
+    shape = language(case.tensor, case.tied)
+    recompute: dict[str, Any] = {"recompute_granularity": case.recompute}
+    if case.recompute == "full":
+        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    config = transformer_config(
+        shape,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=case.tensor,
+        pipeline_model_parallel_size=case.pipeline,
+        sequence_parallel=case.sequence_parallel,
+        **recompute,
+    )
+    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+    return build_model(VISION, shape, "mlp2x_gelu", config, pre_process=first, post_process=last).train()
+
+
+def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Takes `STEPS` optimizer steps in float32, or one forward and backward pass in float64.
+
+    Returns losses, gradient norms, and this rank's gradients of the first step and parameters after the last.
+    """
+    groups.init_model_parallel(groups.Layout(case.tensor, case.pipeline), seed=1234)
+    model = build(case, dtype)
+    load_native(model, weights, VOCAB)
+    chunk = data_parallel(model, case.distributed_optimizer)
+    batch = share(groups.data_parallel_rank(), groups.data_parallel_size(), case.micro_batch, dtype)
+    optim = OmegaConf.create(
+        {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
+    )
+    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "model": model}
+    exact = dtype == torch.float64
+    optimizer = None if exact else build_optimizer([chunk], optim, {}, 1.0, dtype, case.distributed_optimizer)
+    for step in range(1 if exact else STEPS):
+        chunk.zero_grad_buffer()
+        if optimizer is not None:
+            optimizer.zero_grad()
+        loss = run_global_batch([chunk], batch, torch.device("cpu"))
+        found["losses"].append(loss.mean)
+        if step == 0 and not case.distributed_optimizer:
+            trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+            found["gradients"] = {name: value.main_grad.clone() for name, value in trained}
+        if optimizer is not None:
+            found["norms"].append(optimizer.step()[1])
+    return found
+
+
+def reference(folder: Path) -> None:
+    """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
+    groups.init_process_group(0, 1)
+    for tied in (False, True):
+        case = Case(1, micro_batch=SAMPLES, tied=tied)
+        groups.init_model_parallel(groups.Layout(), seed=1234)
+        model = build(case, torch.float32)
+        weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+        draw = torch.Generator().manual_seed(3)
+        for value in weights.values():  # norms and biases away from ones and zeros
+            value.add_(0.1 * torch.randn(value.shape, generator=draw))
+        write(folder, f"weights{tied}", weights)
+        weights = load_file(folder / f"weights{tied}.safetensors")
+        numbers = {}
+        for dtype in (torch.float64, torch.float32):
+            found = run(case, weights, dtype)
+            name = str(dtype).removeprefix("torch.")
+            untrained = {key: torch.zeros_like(value) for key, value in found["model"].named_parameters()}
+            write(folder, f"gradients{tied}{name}", untrained | found["gradients"])
+            write(folder, f"after{tied}{name}", {k: v.detach() for k, v in found["model"].named_parameters()})
+            norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
+            numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
+        save_file(numbers, folder / f"numbers{tied}.safetensors")
+    groups.destroy()
+
+
+def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Saves whole tensors; vocabulary padding, which depends on the layout, is cut off."""
+    kept = {key: value[:VOCAB] if key in VOCABULARY else value for key, value in tensors.items()}
+    save_file({key: value.contiguous() for key, value in kept.items()}, folder / f"{name}.safetensors")
+
+
+def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float]:
+    """Returns the largest difference of each kind between this rank and the reference, relative to the largest value."""
+    name = str(dtype).removeprefix("torch.")
+    found = run(case, load_file(folder / f"weights{case.tied}.safetensors"), dtype)
+    losses, norms = load_file(folder / f"numbers{case.tied}.safetensors")[name]
+    worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
+    if found["norms"]:
+        worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
+    expected = build(case, dtype)
+    if found["gradients"]:
+        load_native(expected, load_file(folder / f"gradients{case.tied}{name}.safetensors"), VOCAB)
+        for part in ("vision_tower", "projector", "language_model"):
+            pairs = [
+                (g, expected.get_parameter(n)) for n, g in found["gradients"].items() if n.startswith(part)
+            ]
+            largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
+            worst[f"gradient {part}"] = (
+                max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
+            )
+    if dtype == torch.float32:
+        load_native(expected, load_file(folder / f"after{case.tied}{name}.safetensors"), VOCAB)
+        # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
+        named = [
+            (n, v)
+            for n, v in found["model"].named_parameters()
+            if "k_proj.bias" not in n and n not in VOCABULARY
+        ]
+        worst["parameters"] = max(float((v - expected.get_parameter(n)).abs().max()) for n, v in named)
+    return worst
+
+
+def worker(
+    rank: int, size: int, port: int, folder: Path, cases: list[Case], mutation: str, results: Any
+) -> None:
+    """Runs all cases of `size` processes; rank 0 reports the worst over the ranks."""
+    torch.set_num_threads(1)
+    mutate(mutation)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    groups.init_process_group(rank, size)
+    for case, dtype in itertools.product(cases, (torch.float64, torch.float32)):
+        worst: list[Any] = [None] * size
+        dist.all_gather_object(worst, differences(case, folder, dtype))
+        parallel_state.destroy_model_parallel()
+        if rank == 0:
+            merged = {kind: max(row.get(kind, 0.0) for row in worst) for kind in worst[0]}
+            results.put((asdict(case), str(dtype).removeprefix("torch."), merged))
+    groups.destroy()
+
+
+def mutate(mutation: str) -> None:
+    """Breaks this process on purpose."""
+    from neva.model import llava
+    from neva.training import step
+
+    if mutation == "image_gradients":
+        NevaModel.image_parameters = lambda self: []  # type: ignore[method-assign]
+    elif mutation == "images_on_every_rank":
+        llava.share_of = lambda pixel_values, rank, size: pixel_values
+        llava.gather_from_sequence_parallel_region = lambda features, **_: features
+    elif mutation == "mean_per_rank":
+        summed = step._sum_loss
+
+        def averaged(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            loss, num_tokens, report = summed(losses)
+            return loss / num_tokens, torch.ones_like(num_tokens), report
+
+        step._sum_loss = averaged
+
+
+def run_cases(
+    folder: Path, cases: list[Case], ports: list[int], mutation: str = ""
+) -> list[tuple[Case, str, dict[str, float]]]:
+    """Starts the processes of each size once and returns (case, dtype, worst differences)."""
+    context = mp.get_context("spawn")
+    found = []
+    for size, port in zip(sorted({case.processes for case in cases}), ports, strict=False):
+        mine = [case for case in cases if case.processes == size]
+        results = context.Queue()
+        processes = [
+            context.Process(target=worker, args=(rank, size, port, folder, mine, mutation, results))
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        for _ in range(2 * len(mine)):
+            case, dtype, worst = results.get(timeout=300)
+            found.append((Case(**case), dtype, worst))
+        for process in processes:
+            process.join()
+    return found
