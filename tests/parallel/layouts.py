@@ -214,7 +214,7 @@ def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float]:
-    """Returns the largest difference of each kind between this rank and the reference, relative to the largest value."""
+    """Returns the largest difference of each kind between this rank and the reference."""
     name = str(dtype).removeprefix("torch.")
     found = run(case, load_file(folder / f"weights{case.tied}.safetensors"), dtype)
     losses, norms = load_file(folder / f"numbers{case.tied}.safetensors")[name]

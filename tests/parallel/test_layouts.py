@@ -77,11 +77,12 @@ def write_table(found: Found) -> None:
     lines = [
         "# Layouts, compared",
         "",
-        "One tiny LLaVA (CLIP tower, projector, 4 layers with grouped queries), one ragged global batch of 8 samples",
-        "(images in front, in the middle, none; one turn or two), the same weights. Each layout on real processes over gloo",
-        "against one process: largest difference over all ranks. Gradients are relative to the part's largest gradient; with",
-        "the distributed optimizer a rank holds only its share of them, so parameters speak. Parameters are compared after",
-        "three steps of Adam at lr 1e-2. The test `tests/parallel/test_layouts.py` asserts bounds on all of it in every run.",
+        "One tiny LLaVA (CLIP tower, projector, 4 layers with grouped queries), one ragged global batch of 8",
+        "samples (images in front, in the middle, none; one turn or two), the same weights. Each layout on real",
+        "processes over gloo against one process: largest difference over all ranks. Gradients are relative to the",
+        "part's largest gradient; with the distributed optimizer a rank holds only its share of them, so parameters",
+        "speak, compared after three steps of Adam at lr 1e-2. `tests/parallel/test_layouts.py` asserts bounds on all",
+        "of it in every run.",
         "",
         "| layout | " + " | ".join(f"{kind}, float64" for kind in kinds[2:5]) + " | "
         + " | ".join(f"{kind}, float32" for kind in kinds) + " |",
