@@ -29,6 +29,7 @@ from neva.convert.families import (
 from neva.convert.hf import FolderWeights, read_config
 from neva.convert.loading import is_nemo, language_layout, language_part
 from neva.convert.nemo import TOKENIZER, open_nemo
+from neva.convert.old_nemo import is_old_nemo, open_old_nemo
 from neva.convert.stream import Joined, Part, Rounded, Translated
 from neva.model.projector import num_layers
 
@@ -102,13 +103,13 @@ def assemble(
         raise ValueError(f"{source} holds no projector; expected a .nemo file that a LLaVA training wrote")
     if not _holds(nemo.weights, LANGUAGE):
         folder = language_source or nemo.config.mm_cfg.llm.from_pretrained
-        sources.append(language_weights(_existing(folder, "language model", "--llm_path"), language))
+        sources.append(language_weights(existing(folder, "language model", "--llm_path"), language))
     tower_folder = tower_source or nemo.config.mm_cfg.vision_encoder.from_pretrained
     reference = None
     if _holds(nemo.weights, TOWER):
-        reference = _equal_tower(Part(nemo.weights, TOWER), tower_folder, vision)
+        reference = equal_tower(Part(nemo.weights, TOWER), tower_folder, vision)
     else:
-        reference = _existing(tower_folder, "vision tower", "--vision_encoder_path")
+        reference = existing(tower_folder, "vision tower", "--vision_encoder_path")
         sources.append(tower_weights(reference, vision))
     layers = num_layers(nemo.config.mm_cfg.mm_mlp_adapter_type)
     tokenizer = {name: nemo.read(f"{TOKENIZER}/{name}") for name in nemo.tokenizer_files}
@@ -131,7 +132,8 @@ def language_weights(source: Path, shape: LanguageShape) -> Mapping[str, Tensor]
     `shape`'s sizes.
     """
     if is_nemo(source):
-        return Part(open_nemo(source).weights, LANGUAGE)
+        old = is_old_nemo(source)
+        return open_old_nemo(source).language(shape) if old else Part(open_nemo(source).weights, LANGUAGE)
     found = language_shape_from_hf(read_config(source))
     if found.vocab_size != shape.vocab_size:
         raise ValueError(f"{source} has {found.vocab_size} vocabulary rows, the model {shape.vocab_size}")
@@ -155,7 +157,8 @@ def _holds(weights: Mapping[str, Tensor], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in weights)
 
 
-def _existing(folder: str | Path | None, part: str, flag: str) -> Path:
+def existing(folder: str | Path | None, part: str, flag: str) -> Path:
+    """`folder`. ValueError naming `part` and `flag` when it does not exist."""
     if folder is None or not Path(folder).exists():
         raise ValueError(
             f"the .nemo file holds no {part} and {folder} does not exist; say where it is with {flag}"
@@ -163,7 +166,7 @@ def _existing(folder: str | Path | None, part: str, flag: str) -> Path:
     return Path(folder)
 
 
-def _equal_tower(held: Mapping[str, Tensor], folder: str | Path | None, shape: VisionShape) -> Path | None:
+def equal_tower(held: Mapping[str, Tensor], folder: str | Path | None, shape: VisionShape) -> Path | None:
     """`folder` when its tower is bit for bit the one held, else None."""
     if folder is None or not Path(folder).exists():
         return None

@@ -13,6 +13,8 @@ from neva.convert.llava_hf import write_llava_hf
 from neva.convert.llava_original import write_llava_original
 from neva.convert.loading import is_nemo
 from neva.convert.nemo import open_nemo, write_nemo
+from neva.convert.old_model import from_old_nemo
+from neva.convert.old_nemo import is_old_nemo
 from neva.convert.parity import unverified
 from neva.convert.proof import prove_llava
 from neva.convert.proof_original import prove_llava_original
@@ -24,9 +26,10 @@ from neva.convert.tokenizer import tokenizer_files
 
 logger = logging.getLogger(__name__)
 
-TEXT, LLAVA_NEMO, LLAVA, LLAVA_ORIGINAL = (
+TEXT, LLAVA_NEMO, OLD, LLAVA, LLAVA_ORIGINAL = (
     "language model",
     "LLaVA model",
+    "NeVA model of NeMo 1",
     "LLaVA model in llava-hf layout",
     "LLaVA model in the original layout",
 )
@@ -89,6 +92,8 @@ def identify(source: Path) -> str:
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
+    if is_old_nemo(source):
+        return OLD
     if is_nemo(source):
         return LLAVA_NEMO if "mm_cfg" in open_nemo(source).config else TEXT
     config = read_config(source)
@@ -99,6 +104,8 @@ def identify(source: Path) -> str:
 
 def load_model(source: Path, found: str, options: Options) -> Model:
     """The LLaVA model of `source`, with the tokenizer of `tokenizer_path` where one is given."""
+    if found == OLD:
+        return from_old_nemo(source, options.llm_path, options.tower_path, options.tokenizer_path)
     if is_nemo(source):
         model = assemble(source, options.llm_path, options.tower_path)
     elif found == LLAVA:

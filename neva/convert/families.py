@@ -192,7 +192,7 @@ def projector_table(num_layers: int, vision_hidden_size: int, hidden_size: int, 
     for index in range(num_layers):
         columns = vision_hidden_size if index == 0 else hidden_size
         name = f"{layout.projector}{layout.linear_names[index]}."
-        if layout is LLAVA_ORIGINAL and num_layers == 1:
+        if layout is not LLAVA_HF and num_layers == 1:
             name = layout.projector
         for kind, shape in _linear("", hidden_size, columns).items():
             rules.append(Rename(name + kind[1:], f"{PROJECTOR}{2 * index}.{kind[1:]}", shape))

@@ -17,13 +17,14 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from neva.convert.members import members_of, read_place
 from neva.convert.target import finished_target
 from neva.convert.tensorfile import TensorFile, TensorFileWriter
 
@@ -49,7 +50,7 @@ class NemoFile:
             raise ValueError(
                 f"{path} does not exist; expected a .nemo file or the folder of an extracted one"
             )
-        self.members = _folder_members(self.path) if self.path.is_dir() else _tar_members(self.path)
+        self.members = members_of(self.path)
         for required in (CONFIG, MANIFEST):
             if required not in self.members:
                 raise ValueError(f"{path} has no {required}; it is incomplete or was not written by neva")
@@ -63,10 +64,7 @@ class NemoFile:
 
     def read(self, member: str) -> bytes:
         """The bytes of one member."""
-        file, start, size = self.members[member]
-        with file.open("rb") as stream:
-            stream.seek(start)
-            return stream.read(size)
+        return read_place(self.members[member])
 
     @property
     def image_processor(self) -> dict[str, Any] | None:
@@ -258,46 +256,6 @@ class _TarWriter:
     def finish(self) -> None:
         """Writes the end of the archive."""
         self._stream.write(bytes(2 * tarfile.BLOCKSIZE))
-
-
-def _tar_members(path: Path) -> dict[str, tuple[Path, int, int]]:
-    """Member name -> (file, offset, size). Refuses what does not belong: links, devices, paths that lead
-    outside.
-    """
-    members = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                name = _safe_name(info.name, str(path))
-                if info.isdir():
-                    continue
-                if not info.isreg():
-                    raise ValueError(f"{path}: member {info.name!r} is not a regular file; it is refused")
-                if name in members:
-                    raise ValueError(f"{path}: member {name!r} is there twice; it is refused")
-                members[name] = (path, info.offset_data, info.size)
-    except tarfile.ReadError as error:
-        raise ValueError(
-            f"{path} is not an uncompressed tar, or is cut short ({error}); expected a .nemo file"
-        ) from error
-    return members
-
-
-def _folder_members(folder: Path) -> dict[str, tuple[Path, int, int]]:
-    members = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_symlink():
-            raise ValueError(f"{folder}: {file.name!r} is a link; it is refused")
-        if file.is_file():
-            members[file.relative_to(folder).as_posix()] = (file, 0, file.stat().st_size)
-    return members
-
-
-def _safe_name(name: str, path: str) -> str:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"{path}: member {name!r} leads outside the archive; it is refused")
-    return pure.as_posix()
 
 
 def _safe_config(content: bytes, path: str) -> DictConfig:
