@@ -168,6 +168,7 @@ def test_the_readme_of_the_neva_fork_is_understood_up_to_what_is_refused(
         "model.data.data_path=datasets/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
         "model.data.image_folder=datasets/LLaVA-Pretrain/images",
         "model.micro_batch_size=32",
+        "model.tensor_model_parallel_size=4",
         "model.encoder_seq_length=4096",
         "trainer.num_nodes=1",
         "trainer.max_epochs=-1",
@@ -182,8 +183,8 @@ def test_the_readme_of_the_neva_fork_is_understood_up_to_what_is_refused(
     ]
     cfg = load("llava_7b_pretrain", typed)
     assert (cfg.trainer.max_steps, cfg.model.encoder_seq_length) == (2176, 4096)
-    assert cli.main(["train", "-cn", "llava_7b_pretrain", *typed, "model.tensor_model_parallel_size=4"]) == 2
+    assert cfg.model.tensor_model_parallel_size == 4
+    assert cli.main(["train", "-cn", "llava_7b_pretrain", *typed, "model.context_parallel_size=2"]) == 2
     assert capsys.readouterr().err == (
-        "neva: model.tensor_model_parallel_size=4 is refused: neva has no such layout yet, several devices are used "
-        "data parallel; leave it at 1\n"
+        "neva: model.context_parallel_size=2 is refused: neva has no such layout yet; leave it at 1\n"
     )

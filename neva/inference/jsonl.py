@@ -18,12 +18,12 @@ from neva.inference.generate import Prompt, generate
 from neva.inference.load import Assistant, load_assistant
 from neva.inference.prompts import Request, answered, read_requests, result_row
 from neva.inference.sampling import Sampling
+from neva.model.language import DTYPES
 from neva.parallel import groups
 
 logger = logging.getLogger(__name__)
 
 _BATCHES_SORTED_TOGETHER = 16
-_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(cfg: DictConfig) -> Path:
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> Path:
         assistant = load_assistant(
             cfg.neva_model_file,
             device,
-            _DTYPES[str(cfg.trainer.precision)],
+            DTYPES[str(cfg.trainer.precision)],
             cfg.base_model_file,
             cfg.vision_encoder_path,
             cfg.tokenizer_type,

@@ -33,6 +33,9 @@ from neva.config.shapes import LanguageShape
 from neva.constants import IGNORE_INDEX
 from neva.model.attention import RMSNorm, SDPAttention
 
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+"""What `trainer.precision` calls them."""
+
 
 class LanguageModel(GPTModel):
     """A decoder that computes logits only where they are wanted."""

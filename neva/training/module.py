@@ -19,7 +19,7 @@ from neva.config.shapes import language_shape, vision_shape
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
 from neva.model.build import build_model, count_parameters, set_trainable
-from neva.model.language import transformer_config
+from neva.model.language import DTYPES, transformer_config
 from neva.model.llava import PARTS, NevaModel
 from neva.parallel import groups
 from neva.training import archive
@@ -29,8 +29,6 @@ from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_b
 from neva.training.weights import load_initial_weights
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Unsized:

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.derive import total_steps
 from neva.config.validate import data_parallel_size
 from neva.data.records import read_records
-from neva.parallel import emulation
 from neva.parallel.groups import Layout
 from neva.training.callbacks import MetricsFile, Progress
 from neva.training.module import MegatronNevaModel
@@ -33,7 +32,6 @@ def train(cfg: DictConfig) -> Path:
     Returns:
         The run folder: checkpoints, metrics, the loss curve and the final `.nemo`.
     """
-    emulation.install()
     quiet_libraries()
     cfg.trainer.max_steps = last_step(cfg)
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
