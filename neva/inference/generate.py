@@ -88,46 +88,58 @@ def generate(
     """
     lengths_B = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
     input_ids = pad_sequence([prompt.input_ids for prompt in prompts], batch_first=True).to(device)
-    pixel_values = torch.cat([prompt.pixel_values for prompt in prompts]).to(device)
     slots = Slots(lengths_B, max_new_tokens, model.language_model.window)
-    context = StaticInferenceContext(len(prompts), len(slots.positions_KB))
+    cache = StaticInferenceContext(len(prompts), len(slots.positions_KB))
+    answers = Answers(len(prompts), eos_id, min_new_tokens, is_finished)
     generators = None if sampling.greedy else [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    logits_BV = model(
-        input_ids,
-        pixel_values,
-        attention_mask=slots.mask(0, slots.prompt_slots),
-        inference_context=context,
-        slot_positions=slots.positions_KB,
-        last_positions=lengths_B - 1,
-    )
+    def logits_of(ids: Tensor, pixel_values: Tensor | None, last_positions: Tensor) -> Tensor:
+        return model(
+            ids,
+            pixel_values,
+            attention_mask=slots.mask(cache.sequence_len_offset, ids.size(1)),
+            inference_context=cache,
+            slot_positions=slots.positions_KB,
+            last_positions=last_positions,
+        )
+
+    pixel_values = torch.cat([prompt.pixel_values for prompt in prompts]).to(device)
+    logits_BV = logits_of(input_ids, pixel_values, lengths_B - 1)
     seen_BV = seen_tokens(input_ids, lengths_B, logits_BV.size(-1))
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = torch.ones(len(prompts), dtype=torch.bool)
     for count in range(max_new_tokens):
         if count < min_new_tokens:
             logits_BV[:, eos_id] = -torch.inf
         tokens_B = next_tokens(logits_BV, seen_BV, sampling, generators)
-        seen_BV.scatter_(1, tokens_B[:, None], True)
-        for row, token in enumerate(tokens_B.tolist()):
-            if running[row]:
-                running[row] = token != eos_id
-                if token != eos_id:
-                    answers[row].append(token)
-                    running[row] = not (count + 1 >= min_new_tokens and is_finished(answers[row]))
-        if count + 1 == max_new_tokens or not running.any():
+        if not answers.add(tokens_B.tolist()) or count + 1 == max_new_tokens:
             break
-        slot = slots.prompt_slots + count
-        context.sequence_len_offset = slot
-        logits_BV = model(
-            tokens_B[:, None],
-            None,
-            attention_mask=slots.mask(slot, 1),
-            inference_context=context,
-            slot_positions=slots.positions_KB,
-            last_positions=torch.zeros_like(lengths_B),
-        )
-    return answers
+        seen_BV.scatter_(1, tokens_B[:, None], True)
+        cache.sequence_len_offset = slots.prompt_slots + count
+        logits_BV = logits_of(tokens_B[:, None], None, torch.zeros_like(lengths_B))
+    return answers.ids
+
+
+class Answers:
+    """The answers of a batch while they grow."""
+
+    def __init__(
+        self, count: int, eos_id: int, min_new_tokens: int, is_finished: Callable[[list[int]], bool]
+    ) -> None:
+        self.ids: list[list[int]] = [[] for _ in range(count)]
+        self.running = [True] * count
+        self.eos_id = eos_id
+        self.min_new_tokens = min_new_tokens
+        self.is_finished = is_finished
+
+    def add(self, tokens: list[int]) -> bool:
+        """Adds one token to each answer that still runs; returns whether one of them goes on."""
+        for row, token in enumerate(tokens):
+            if not self.running[row]:
+                continue
+            if token != self.eos_id:
+                self.ids[row].append(token)
+            is_long = len(self.ids[row]) >= self.min_new_tokens
+            self.running[row] = token != self.eos_id and not (is_long and self.is_finished(self.ids[row]))
+        return any(self.running)
 
 
 def seen_tokens(input_ids_BS: Tensor, lengths_B: Tensor, vocab_size: int) -> Tensor:
