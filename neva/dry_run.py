@@ -4,18 +4,16 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from neva.config.derive import nemo_config, total_steps
 from neva.config.errors import ConfigError
 from neva.config.paths import path_problems, run_folder
 from neva.config.shapes import language_shape, vision_shape
 from neva.config.validate import data_parallel_size, launched_world_size
+from neva.dry_run_report import Report, show
 
 PROBED_SAMPLES = 16
 """Records, evenly spaced, that are really read, decoded and tokenised."""
@@ -25,23 +23,6 @@ RESOLVED_FILE = "resolved.yaml"
 BYTES = {"32": 4, "bf16": 2}
 OPTIMIZER_BYTES = {"32": 8, "bf16": 12}
 """Bytes of optimizer state for one trained parameter: Adam's two float32 moments and, under bf16, a float32 weight."""
-
-PART_NAMES = {"vision_tower": "vision tower", "projector": "projector", "language_model": "language model"}
-
-
-@dataclass
-class Report:
-    """What a dry run found. `facts` are pairs of a name and a line."""
-
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    parts: list[tuple[str, int, int, bool]] = field(default_factory=list)
-    """Part, parameters, those trained, whether checkpoints hold it."""
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, name: str, line: str) -> None:
-        """One more fact."""
-        self.facts.append((name, line))
 
 
 def dry_run(cfg: DictConfig, output: Path | None) -> int:
@@ -275,37 +256,6 @@ def _write(cfg: DictConfig, path: Path, report: Report) -> None:
         report.problems.append(f"the resolved configuration cannot be written to {path}: {error.strerror}")
     else:
         report.add("configuration", f"resolved tree written to {path}")
-
-
-def show(report: Report, name: str) -> None:
-    """Print a report: parameters by part, facts, notes, problems, verdict."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"dry run of {name}\n", style="bold")
-    if report.parts:
-        console.print(_table(report.parts))
-        console.print()
-    for fact, line in report.facts:
-        console.print(f"{fact:<14} {line}")
-    for note in report.notes:
-        console.print(f"note: {note}", style="yellow")
-    if report.problems:
-        console.print(f"\nnot ready, {len(report.problems)} to mend:", style="bold red")
-        for problem in report.problems:
-            console.print(f"- {problem}")
-    else:
-        console.print("\nready", style="bold green")
-
-
-def _table(parts: list[tuple[str, int, int, bool]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("part")
-    for column in ("parameters", "trained"):
-        table.add_column(column, justify="right")
-    table.add_column("in checkpoints")
-    for part, total, trained, saved in parts:
-        table.add_row(PART_NAMES[part], f"{total:,}", f"{trained:,}", "yes" if saved else "no, read again")
-    table.add_row("total", f"{sum(p[1] for p in parts):,}", f"{sum(p[2] for p in parts):,}", "")
-    return table
 
 
 def _size(folder: Path) -> int:
