@@ -69,6 +69,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter_type", default="mlp2x_gelu", help="kind of a fresh projector")
     parser.add_argument("--select_layer", type=int, default=-2, help="tower layer for a fresh projector")
     parser.add_argument("--conv_template", default="v1", help="conversation template of a new model")
+    parser.add_argument(
+        "--pad_vocab_to", type=int, default=1, metavar="N", help="rows of a llava-hf folder: a multiple of N"
+    )
     parser.add_argument("--seed", type=int, default=1234, help="of a fresh projector")
 
 
@@ -108,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         conv_template=arguments.conv_template,
         seed=arguments.seed,
         add_tokens=tuple(arguments.add_tokens),
+        vocab_multiple=arguments.pad_vocab_to,
     )
     try:
         done = convert(arguments.source, arguments.target, options)

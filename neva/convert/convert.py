@@ -52,6 +52,7 @@ class Options:
     conv_template: str
     seed: int
     add_tokens: tuple[str, ...]
+    vocab_multiple: int
 
 
 def convert(source: Path, target: Path, options: Options) -> str:
@@ -68,7 +69,10 @@ def convert(source: Path, target: Path, options: Options) -> str:
     logger.info("%s is a %s", source, found)
     if options.add_tokens and not (found == TEXT and to_nemo and options.tower_path is None):
         raise ValueError("--add_tokens extends a language model on its way into a .nemo file, nothing else")
-    if found == TEXT and options.tower_path is None:
+    is_text = found == TEXT and options.tower_path is None
+    if options.vocab_multiple > 1 and (to_nemo or is_text or options.layout != "llava-hf"):
+        raise ValueError("--pad_vocab_to pads the vocabulary of a llava-hf folder, nothing else")
+    if is_text:
         if is_nemo(source) == to_nemo:
             raise ValueError(
                 f"{source} and {target} are both {'.nemo files' if to_nemo else 'Hugging Face folders'}"
@@ -136,7 +140,7 @@ def export(model: Model, target: Path, options: Options) -> None:
             write_llava_original(model, folder, options.dtype, target, options.tower_name)
             prove: Any = prove_llava_original
         else:
-            write_llava_hf(model, folder, options.dtype)
+            write_llava_hf(model, folder, options.dtype, options.vocab_multiple)
             prove = prove_llava
         if options.verify:
             prove(model.rounded(options.dtype), folder)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from neva.config.shapes import padded_vocab_size
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.assemble import Model
 from neva.convert.configs import dtype_name, text_config, vision_config
@@ -40,14 +41,15 @@ class ImageToken:
     fill_row: int
 
 
-def write_llava_hf(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
+def write_llava_hf(model: Model, folder: Path, dtype: torch.dtype | None, vocab_multiple: int = 1) -> None:
     """Writes weights, configurations, processor, tokenizer and chat template into the empty `folder`.
 
-    `dtype` None keeps the weights' own. ValueError for what a llava-hf folder cannot hold: another projector
-    than mlp2x_gelu, another tower than CLIP or SigLIP.
+    `dtype` None keeps the weights' own. The vocabulary, with the image token, is padded to a multiple of
+    `vocab_multiple` rows. ValueError for what a llava-hf folder cannot hold: another projector than
+    mlp2x_gelu, another tower than CLIP or SigLIP.
     """
     with model.tokenizer_dir() as tokenizer_dir:
-        image, ids = _write_tokenizer(model, tokenizer_dir, folder)
+        image, ids = _write_tokenizer(model, tokenizer_dir, folder, vocab_multiple)
     write_json(folder / "config.json", llava_config(model, image, ids, dtype or model.dtype))
     write_json(folder / "preprocessor_config.json", preprocessor_config(model))
     write_json(folder / "processor_config.json", _processor_config(model))
@@ -132,7 +134,9 @@ def _select_strategy(model: Model) -> str:
     return "default" if length == 1 else "full"
 
 
-def _write_tokenizer(model: Model, source: Path, folder: Path) -> tuple[ImageToken, dict[str, int | None]]:
+def _write_tokenizer(
+    model: Model, source: Path, folder: Path, vocab_multiple: int
+) -> tuple[ImageToken, dict[str, int | None]]:
     check_vocabulary(source, model.language.vocab_size)
     file = source / "tokenizer.json"
     if not file.is_file():
@@ -149,7 +153,7 @@ def _write_tokenizer(model: Model, source: Path, folder: Path) -> tuple[ImageTok
     filler = next((roles[role] for role in ("unk_token", "bos_token") if role in roles), None)
     image = ImageToken(
         id=image_id,
-        rows=max(model.language.vocab_size, image_id + 1),
+        rows=padded_vocab_size(max(model.language.vocab_size, image_id + 1), vocab_multiple, 1),
         fill_row=(loaded.token_to_id(filler) if filler else None) or 0,
     )
     return image, token_ids(loaded, roles)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neva.convert import proof
 from neva.convert.cli import main
@@ -47,11 +47,12 @@ def assert_same_model(first: Path, second: Path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_text_round_trip_is_bit_equal(tmp_path, family, dtype):
+@pytest.mark.parametrize("vocab_size", [133, 32003])
+def test_text_round_trip_is_bit_equal(tmp_path, family, dtype, vocab_size):
     original = tmp_path / "original"
-    language_model(family).to(dtype).save_pretrained(original)
+    language_model(family, changes={"vocab_size": vocab_size}).to(dtype).save_pretrained(original)
     if not family.startswith("qwen2"):  # transformers rebuilds these tokenizers in its own class
-        write_tokenizer(original)
+        write_tokenizer(original, vocab_size)
     assert convert(original, tmp_path / "m.nemo") == 0
     assert convert(tmp_path / "m.nemo", tmp_path / "back") == 0
     assert_same_weights(FolderWeights(original), FolderWeights(tmp_path / "back"))
@@ -61,10 +62,42 @@ def test_text_round_trip_is_bit_equal(tmp_path, family, dtype):
     open_nemo(tmp_path / "m.nemo").verify()
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
-@pytest.mark.parametrize("family", ["llama", "llama3", "qwen2", "qwen3", "mistral"])
-def test_llava_round_trip_is_bit_equal(tmp_path, family, kind):
-    source = llava_nemo(tmp_path, family, kind, aspect_ratio="pad", template="chatml", dtype=torch.bfloat16)
+@pytest.mark.parametrize(("family", "model_type"), [("smollm2", "llama"), ("qwen3", "qwen3")])
+def test_minimind_round_trip_keeps_every_tensor(tmp_path, family, model_type):
+    """MiniMind's weights have LLaMA's names, since its version with head_dim Qwen3's q/k norms too."""
+    original = tmp_path / "minimind"
+    changes = {"vocab_size": 6400, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    model = language_model(family, changes=changes)
+    model.save_pretrained(original)
+    config = {key: value for key, value in model.config.to_dict().items() if key != "rope_parameters"}
+    config |= {"model_type": "minimind", "rope_theta": 1e6, "architectures": ["MiniMindForCausalLM"]}
+    if model_type == "llama":
+        config.pop("head_dim", None)
+    (original / "config.json").write_text(json.dumps(config))
+    write_tokenizer(original, vocab_size=6400)
+    assert convert(original, tmp_path / "m.nemo") == 0
+    assert convert(tmp_path / "m.nemo", tmp_path / "back") == 0
+    assert_same_weights(FolderWeights(original), FolderWeights(tmp_path / "back"))
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == model_type
+    ids = torch.arange(40)[None]
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    with torch.no_grad():
+        assert torch.equal(back(ids).logits, model(ids).logits)
+
+
+LLAVA_FAMILIES = ["llama", "llama3", "qwen2", "qwen3", "mistral"]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "vocab_size", "dtype"),
+    [(family, kind, 133, torch.bfloat16) for family in LLAVA_FAMILIES for kind in ("clip", "siglip")]
+    + [("llama", "siglip", 32003, torch.float32), ("smollm2", "clip", 32003, torch.float32)],
+)
+def test_llava_round_trip_is_bit_equal(tmp_path, family, kind, vocab_size, dtype):
+    changes = {"vocab_size": vocab_size}
+    source = llava_nemo(
+        tmp_path, family, kind, aspect_ratio="pad", template="chatml", dtype=dtype, changes=changes
+    )
     assert convert(source, tmp_path / "hf") == 0
     assert convert(tmp_path / "hf", tmp_path / "back.nemo") == 0
     assert_same_model(source, tmp_path / "back.nemo")
@@ -150,6 +183,28 @@ def test_new_model_from_a_text_model_and_a_tower(tmp_path):
         assert convert(text, tmp_path / target, "--vision_encoder_path", eye, "--select_layer", "-1") == 0
     assert convert(tmp_path / "a.nemo", tmp_path / "hf2") == 0
     assert_same_weights(FolderWeights(tmp_path / "hf"), FolderWeights(tmp_path / "hf2"))
+
+
+def test_vocabulary_is_padded_to_a_multiple_and_computes_the_same(tmp_path, capsys):
+    text, eye = tmp_path / "text", tmp_path / "eye"
+    language_model("llama", seed=4).save_pretrained(text)
+    write_tokenizer(text)
+    tower("clip", seed=9).save_pretrained(eye)
+    (eye / "preprocessor_config.json").write_text(json.dumps(image_processor("clip", 28)))
+    flags = ("--vision_encoder_path", eye, "--pad_vocab_to", 64)
+    assert convert(text, tmp_path / "hf", *flags) == 0
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["image_token_index"] == 133
+    assert config["text_config"]["vocab_size"] == 192
+    head = FolderWeights(tmp_path / "hf")["language_model.lm_head.weight"]
+    original = FolderWeights(text)["lm_head.weight"]
+    assert torch.equal(head[:133], original)
+    assert torch.equal(head[133:], original[0].expand(59, -1))  # as likely as <unk>: never the first
+    assert convert(tmp_path / "hf", tmp_path / "back.nemo") == 0
+    assert convert(tmp_path / "back.nemo", tmp_path / "hf2") == 0
+    assert_same_weights(FolderWeights(tmp_path / "hf"), FolderWeights(tmp_path / "hf2"))
+    assert convert(text, tmp_path / "x.nemo", *flags) == 1
+    assert "--pad_vocab_to pads the vocabulary of a llava-hf folder" in capsys.readouterr().err
 
 
 def test_precision_rounds_and_is_proven_as_rounded(tmp_path):
