@@ -53,7 +53,10 @@ class NemoFile:
         self.members = members_of(self.path)
         for required in (CONFIG, MANIFEST):
             if required not in self.members:
-                raise ValueError(f"{path} has no {required}; it is incomplete or was not written by neva")
+                raise ValueError(
+                    f"{path} has no {required}; it is incomplete or was not written by neva (a file of NeMo 1 is "
+                    "read by `neva convert OLD.nemo NEW.nemo`)"
+                )
         self.manifest: dict[str, Any] = json.loads(self.read(MANIFEST))
         if self.manifest.get("format") != FORMAT:
             raise ValueError(
