@@ -39,7 +39,7 @@ def make(folder: Path, gigabytes: float) -> None:
     from neva.config.hf import language_shape_from_hf
     from neva.convert.families import language_table
     from neva.convert.hf import write_weights
-    from neva.convert.mapping import FusedQKV, PaddedVocab
+    from neva.convert.mapping import FusedQKV, GatedMLP, PaddedVocab, Rename
 
     layers = max(1, round((gigabytes * 1e9 - 4 * 32000 * 2048) / LAYER_BYTES))
     config = {**SIZES, "num_hidden_layers": layers}
@@ -52,6 +52,7 @@ def make(folder: Path, gigabytes: float) -> None:
             elif isinstance(rule, PaddedVocab):
                 shape = (rule.hf_rows, rule.hidden)
             else:
+                assert isinstance(rule, Rename | GatedMLP)
                 shape = rule.shape
             for name in rule.hf:
                 yield name, torch.randn(shape, dtype=torch.bfloat16)
