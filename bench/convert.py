@@ -47,6 +47,7 @@ def make(folder: Path, gigabytes: float) -> None:
 
     def tensors():
         for rule in language_table(language_shape_from_hf(config)).rules:
+            shape: tuple[int, ...]
             if isinstance(rule, FusedQKV):
                 shape = (2048, 2048)
             elif isinstance(rule, PaddedVocab):
