@@ -63,6 +63,7 @@ def quiet_libraries() -> None:
     nemo_logging.setLevel(nemo_logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry, which nobody asked for
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:
