@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +25,13 @@ class Layout:
 def init_process_group(rank: int, world_size: int, timeout_s: float = 1800.0) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this process's device.
 
-    A single process needs no launcher: it rendezvouses with itself through a free local port.
+    A single process meets nobody: it needs no launcher and no port.
     """
     device = emulation.install()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)
-        if world_size == 1 and "MASTER_ADDR" not in os.environ:
+        if world_size == 1:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)

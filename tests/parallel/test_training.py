@@ -30,7 +30,9 @@ def train(folder: Path, overrides: list[str], steps: int) -> Path:
         "--config-name",
         "quickstart_finetune",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # a port of a run in this very process would be taken
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [*command, *overrides, *fixed, every, "model.data.pad_to_multiple_of=4"],
         env=environment, capture_output=True, text=True, timeout=300,
