@@ -70,11 +70,6 @@ def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     return dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
 
 
-def read_common(folder: Path) -> dict[str, Any]:
-    """Reads only what is not a tensor."""
-    return dist_checkpointing.load_common_state_dict(str(folder))[COMMON]
-
-
 def initialize_state(optimizer: MegatronOptimizer) -> None:
     """Gives a fresh Adam the state that a checkpoint is read into; Megatron's distributed optimizer expects it."""
     for inner in _torch_optimizers(optimizer):
