@@ -76,7 +76,7 @@ def neva_steps(folder: Path) -> Iterator[float]:
     save_file(
         {name: tensor.contiguous() for name, tensor in table.to_hf(weights)}, folder / "model.safetensors"
     )
-    chunks = [data_parallel(model)]
+    chunks = data_parallel([model])
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})
     optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=torch.float32)
     data = batch()

@@ -22,14 +22,16 @@ def build_model(
     config: TransformerConfig | None = None,
     pre_process: bool = True,
     post_process: bool = True,
+    virtual_stage: int | None = None,
 ) -> NevaModel:
-    """Builds one pipeline stage with freshly drawn weights.
+    """Builds one pipeline stage, or one piece of it, with freshly drawn weights.
 
     Args:
         vision, language: shapes from the resolved configuration.
         adapter_type: kind of projector, such as `mlp2x_gelu`.
         config: Megatron's configuration; None means float32 on one process.
         pre_process, post_process: whether this is the first and the last stage.
+        virtual_stage: number of the piece where a rank holds several (virtual pipeline).
 
     Returns:
         The model on the default device (enter `torch.device("meta")` to count without memory), everything trainable
@@ -43,7 +45,8 @@ def build_model(
     for part in (tower, projector):
         if part is not None:
             part.to(config.params_dtype)
-    model = NevaModel(LanguageModel(config, language, pre_process, post_process), tower, projector)
+    language_model = LanguageModel(config, language, pre_process, post_process, virtual_stage)
+    model = NevaModel(language_model, tower, projector)
     set_trainable(model, dict.fromkeys(PARTS, True))
     return model
 
@@ -60,15 +63,15 @@ def set_trainable(model: NevaModel, trainable: Mapping[str, bool]) -> None:
             module.requires_grad_(trainable[name])
 
 
-def count_parameters(model: NevaModel) -> dict[str, tuple[int, int]]:
-    """Returns (all, trainable) parameter counts by part."""
-    return {
-        name: (
-            sum(parameter.numel() for parameter in part.parameters()),
-            sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad),
-        )
-        for name, part in model.parts()
-    }
+def count_parameters(*models: NevaModel) -> dict[str, tuple[int, int]]:
+    """Returns (all, trainable) parameter counts by part, over all pieces of a rank."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, part in (pair for model in models for pair in model.parts()):
+        total, trained = counts.get(name, (0, 0))
+        for parameter in part.parameters():
+            total, trained = total + parameter.numel(), trained + parameter.numel() * parameter.requires_grad
+        counts[name] = (total, trained)
+    return counts
 
 
 def meta_model(vision: VisionShape, language: LanguageShape, adapter_type: str) -> NevaModel:

@@ -41,11 +41,16 @@ class LanguageModel(GPTModel):
     """A decoder that computes logits only where they are wanted."""
 
     def __init__(
-        self, config: TransformerConfig, shape: LanguageShape, pre_process: bool, post_process: bool
+        self,
+        config: TransformerConfig,
+        shape: LanguageShape,
+        pre_process: bool,
+        post_process: bool,
+        virtual_stage: int | None = None,
     ) -> None:
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(config, shape),
+            transformer_layer_spec=block_spec(config, shape, virtual_stage),
             vocab_size=shape.padded_vocab_size,
             max_sequence_length=shape.max_positions,
             pre_process=pre_process,
@@ -56,6 +61,7 @@ class LanguageModel(GPTModel):
             rotary_base=shape.rope_theta,  # a float serves: Hugging Face's bases are floats
             # The merge needs whole sequences; under sequence parallel it scatters afterwards.
             scatter_embedding_sequence_parallel=False,
+            vp_stage=virtual_stage,
         )
         self.vocab_size_without_padding = shape.vocab_size
         self.window = shape.sliding_window
@@ -142,7 +148,9 @@ class LanguageModel(GPTModel):
         return self._logits(hidden, gather=True)[..., : self.vocab_size_without_padding]
 
 
-def block_spec(config: TransformerConfig, shape: LanguageShape) -> TransformerBlockSubmodules:
+def block_spec(
+    config: TransformerConfig, shape: LanguageShape, virtual_stage: int | None = None
+) -> TransformerBlockSubmodules:
     """Returns the layers of this pipeline stage, made of Megatron's parallel layers and our attention and norm."""
     qk_norm = RMSNorm if shape.qk_norm else IdentityOp
     layer = ModuleSpec(
@@ -170,7 +178,7 @@ def block_spec(config: TransformerConfig, shape: LanguageShape) -> TransformerBl
         ),
     )
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
+        layer_specs=[layer] * get_num_layers_to_build(config, virtual_stage), layer_norm=RMSNorm
     )
 
 

@@ -51,6 +51,29 @@ def init_model_parallel(layout: Layout, seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class PipelineStage:
+    """A piece of the pipeline on this rank; `virtual` is its number where a rank holds several."""
+
+    virtual: int | None
+    is_first: bool
+    is_last: bool
+
+
+def pipeline_stages() -> list[PipelineStage]:
+    """Returns the pieces that this rank holds, in their order."""
+    size = parallel_state.get_virtual_pipeline_model_parallel_world_size()
+    numbers = [None] if size is None else list(range(size))
+    return [
+        PipelineStage(
+            number,
+            parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=number),
+            parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=number),
+        )
+        for number in numbers
+    ]
+
+
 def destroy() -> None:
     """Leaves all groups. Gloo aborts in its destructor when a process ends without this."""
     if parallel_state.model_parallel_is_initialized():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from neva.training import checkpoint
 def save(
     path: str,
     model_cfg: DictConfig,
-    model: NevaModel,
+    models: Sequence[NevaModel],
     parts: Collection[str],
     tokenizer: PreTrainedTokenizerBase,
     sources: Mapping[str, str],
@@ -38,6 +38,7 @@ def save(
     Args:
         path: the `.nemo` file; one that is there is replaced when the new one is complete.
         model_cfg: the resolved `model` section.
+        models: the pieces of the model that this rank holds.
         parts: names of the parts to save; the others are named by their `from_pretrained` in the configuration.
         sources: where each part's first weights came from, for the manifest.
         trained: names of the parts that this run trained.
@@ -45,7 +46,7 @@ def save(
     """
     # every rank writes its shards of a checkpoint; one rank reads them back whole
     shards = Path(path).with_suffix(".shards")
-    checkpoint.save(shards, checkpoint.sharded_state(model, parts, optimizer=None), common={})
+    checkpoint.save(shards, checkpoint.sharded_state(models, parts, optimizer=None), common={})
     if is_writer:
         with tempfile.TemporaryDirectory() as tokenizer_dir:
             tokenizer.save_pretrained(tokenizer_dir)

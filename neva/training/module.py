@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
@@ -59,7 +58,7 @@ class MegatronNevaModel(ModelPT):
         self.automatic_optimization = False
         self.clip_grad = clip_grad
         self.consumed_samples = 0
-        self.model: NevaModel
+        self.models: list[NevaModel] = []
         self.chunks: list[DistributedDataParallel] = []
 
     # Building
@@ -70,22 +69,24 @@ class MegatronNevaModel(ModelPT):
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
         dtype = DTYPES[str(self.cfg.precision)]
         config = transformer_config(self.language, **self._megatron_switches(dtype))
-        self.model = build_model(
-            self.vision,
-            self.language,
-            self.cfg.mm_cfg.mm_mlp_adapter_type,
-            config,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
-        )
-        self.sources = load_initial_weights(self.model, self.cfg)
         trainable = {name: not frozen for name, frozen in self._frozen().items()}
-        set_trainable(self.model, trainable)
+        for piece in groups.pipeline_stages():
+            model = build_model(
+                self.vision,
+                self.language,
+                self.cfg.mm_cfg.mm_mlp_adapter_type,
+                config,
+                pre_process=piece.is_first,
+                post_process=piece.is_last,
+                virtual_stage=piece.virtual,
+            )
+            self.sources = load_initial_weights(model, self.cfg)
+            set_trainable(model, trainable)
+            self.models.append(model.to(self.trainer.strategy.root_device))
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
         self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
-        self.model.to(self.trainer.strategy.root_device)
-        self.chunks = [data_parallel(self.model, self._shards_optimizer)]
-        for name, (total, trained) in count_parameters(self.model).items():
+        self.chunks = data_parallel(self.models, self._shards_optimizer)
+        for name, (total, trained) in count_parameters(*self.models).items():
             logger.info(
                 "%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path
             )
@@ -107,6 +108,7 @@ class MegatronNevaModel(ModelPT):
         return {
             "tensor_model_parallel_size": cfg.tensor_model_parallel_size,
             "pipeline_model_parallel_size": cfg.pipeline_model_parallel_size,
+            "virtual_pipeline_model_parallel_size": cfg.virtual_pipeline_model_parallel_size,
             "context_parallel_size": cfg.context_parallel_size,
             "sequence_parallel": cfg.sequence_parallel,
             "params_dtype": dtype,
@@ -215,23 +217,26 @@ class MegatronNevaModel(ModelPT):
         """Restores the position in the data."""
         self.consumed_samples = checkpoint["consumed_samples"]
 
-    def load_parts(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load_parts(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Fills the saved parts from a checkpoint; what is not saved keeps its initial weights."""
-        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
-        lost = [
-            name
-            for name in missing
-            if name.split(".", 1)[0] in self.saved_parts and not name.endswith("_extra_state")
-        ]
-        if lost or unexpected:
-            raise ValueError(f"checkpoint does not fit the model: missing {lost}, unexpected {unexpected}")
+        for number, model in enumerate(self.models):
+            missing, unexpected = model.load_state_dict(tensors[str(number)], strict=False)
+            lost = [
+                name
+                for name in missing
+                if name.split(".", 1)[0] in self.saved_parts and not name.endswith("_extra_state")
+            ]
+            if lost or unexpected:
+                raise ValueError(
+                    f"checkpoint does not fit the model: missing {lost}, unexpected {unexpected}"
+                )
 
     def save_to(self, save_path: str) -> None:
         """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""
         archive.save(
             save_path,
             self.cfg,
-            self.model,
+            self.models,
             self.saved_parts,
             self.tokenizer,
             {name: source.path for name, source in self.sources.items()},

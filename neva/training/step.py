@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,19 +36,25 @@ class StepLoss:
         return self.loss_sum / max(1, self.num_label_tokens)
 
 
-def data_parallel(model: NevaModel, distributed_optimizer: bool = False) -> DistributedDataParallel:
-    """Wraps a model chunk for Megatron: gradient buffers for what trains, summed in float32 over the ranks.
+def data_parallel(
+    models: Sequence[NevaModel], distributed_optimizer: bool = False
+) -> list[DistributedDataParallel]:
+    """Wraps a rank's model pieces for Megatron: gradient buffers for what trains, summed in float32 over the ranks.
 
     With `distributed_optimizer`, each data-parallel rank receives the gradients of its share of the parameters.
     """
+    model_config = models[0].config
     config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=model.config.params_dtype == torch.bfloat16,
+        grad_reduce_in_fp32=model_config.params_dtype in (torch.bfloat16, torch.float16),
         use_distributed_optimizer=distributed_optimizer,
     )
-    chunk = DistributedDataParallel(config=model.config, ddp_config=config, module=model)
-    model.config.finalize_model_grads_func = finalize_gradients
-    model.config.no_sync_func = chunk.no_sync
-    return chunk
+    chunks = [
+        DistributedDataParallel(config=model_config, ddp_config=config, module=model) for model in models
+    ]
+    model_config.finalize_model_grads_func = finalize_gradients
+    no_sync = [chunk.no_sync for chunk in chunks]
+    model_config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+    return chunks
 
 
 def finalize_gradients(
@@ -83,7 +89,7 @@ def run_global_batch(
     """
     losses = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, device=device),
-        data_iterator=[iter(batch)] * len(chunks) if len(chunks) > 1 else iter(batch),
+        data_iterator=[iter(batch) for _ in chunks] if len(chunks) > 1 else iter(batch),
         model=chunks,
         num_microbatches=len(batch),
         seq_length=batch[0]["input_ids"].shape[1],

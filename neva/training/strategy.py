@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from nemo.utils.model_utils import ckpt_to_dir
 
 from neva.parallel import groups
-from neva.training import checkpoint
+from neva.training import checkpoint, optimizer_state
 
 
 class MegatronStrategy(DDPStrategy):
@@ -68,23 +68,27 @@ class MegatronStrategy(DDPStrategy):
     ) -> None:
         """Writes weights, optimizer and Lightning's own state into one folder."""
         module: Any = self.lightning_module
-        state = checkpoint.sharded_state(module.model, module.saved_parts, module.megatron_optimizer)
+        state = checkpoint.sharded_state(module.models, module.saved_parts, module.megatron_optimizer)
         # the configuration stands in the run folder; as an object it would need pickle to be read
         common = {
             key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
         }
+        common[checkpoint.OPTIMIZER] = optimizer_state.common_state(module.megatron_optimizer)
         checkpoint.save(ckpt_to_dir(filepath), state, common)
 
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
         state = checkpoint.sharded_state(
-            module.model, module.saved_parts, module.megatron_optimizer, is_loading=True
+            module.models, module.saved_parts, module.megatron_optimizer, is_loading=True
         )
         loaded = checkpoint.load(ckpt_to_dir(checkpoint_path), state)
+        common = loaded[checkpoint.COMMON]
         module.load_parts(loaded["model"])
-        checkpoint.load_optimizer(module.megatron_optimizer, loaded["optimizer"])
-        return loaded[checkpoint.COMMON]
+        optimizer_state.load(
+            module.megatron_optimizer, loaded[checkpoint.OPTIMIZER], common[checkpoint.OPTIMIZER]
+        )
+        return common
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` filled the model."""

@@ -159,7 +159,7 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     groups.init_model_parallel(groups.Layout(case.tensor, case.pipeline), seed=1234)
     model = build(case, dtype)
     load_native(model, weights, VOCAB)
-    chunk = data_parallel(model, case.distributed_optimizer)
+    (chunk,) = data_parallel([model], case.distributed_optimizer)
     batch = share(groups.data_parallel_rank(), groups.data_parallel_size(), case.micro_batch, dtype)
     optim = OmegaConf.create(
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}

@@ -111,7 +111,7 @@ def test_parameters_gradients_and_optimizer_state_are_exact(
     vision, language = shapes("clip", groups=2, tied=False)
     model = described(vision, language, trained)
     real = built(model, precision)
-    chunk = data_parallel(real)
+    (chunk,) = data_parallel([real])
     optimizer = build_optimizer([chunk], OPTIM, {}, 1.0, DTYPES[precision])
     chunk.zero_grad_buffer()
     optimizer.zero_grad()
@@ -269,7 +269,7 @@ def test_the_peak_of_forward_and_backward_is_estimated(
     vision, language = wide()
     model = described(vision, dataclasses.replace(language, num_layers=6), trained)
     real = built(model, precision, **RECOMPUTE[recompute])
-    chunk = data_parallel(real)
+    (chunk,) = data_parallel([real])
     chunk.zero_grad_buffer()
     batch, work = work_of(vision, language, precision, recompute)
     held = [*real.parameters(), *real.buffers(), *batch.values(), *(b.grad_data for b in chunk.buffers)]

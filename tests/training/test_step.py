@@ -52,7 +52,7 @@ def build() -> tuple[NevaModel, int]:
 
 
 def one_step(model: NevaModel, batch: list[MicroBatch]) -> tuple[StepLoss, dict[str, Tensor]]:
-    chunk = data_parallel(model)
+    (chunk,) = data_parallel([model])
     chunk.zero_grad_buffer()
     loss = run_global_batch([chunk], batch, CPU)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -138,7 +138,7 @@ def test_a_batch_without_images_touches_tower_and_projector_with_zero_gradients(
 def test_frozen_parts_have_no_gradient_buffer(single_process: None) -> None:
     model, _ = build()
     set_trainable(model, {"vision_tower": False, "projector": True, "language_model": False})
-    chunk = data_parallel(model)
+    (chunk,) = data_parallel([model])
     trained = sum(parameter.numel() for parameter in model.projector.parameters())
     assert (
         sum(buffer.grad_data.numel() for buffer in chunk.buffers) < trained + 512

@@ -1,0 +1,118 @@
+"""Adam's state by parameter: one form for every optimizer, under the names of the model's tensors.
+
+A checkpoint holds `optimizer.state.<kind>.<tensor>` whether the state lay whole on each rank or in shards, so a run
+continues with another optimizer, layout or number of ranks. Kinds are `exp_avg`, `exp_avg_sq` and, where weights are
+in 16 bits, `fp32_param`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.optimizer import (
+    get_param_id_to_sharded_param_map,
+    make_sharded_optimizer_tensor,
+)
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MAIN = "fp32_param"
+
+State = dict[int, dict[str, Any]]
+"""Number of the parameter -> kind -> tensor, or its sharded form."""
+
+
+def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_loading: bool) -> State:
+    """Returns the sharded state of the parameters of this rank, named after the model's sharded tensors.
+
+    With `is_loading` an optimizer that has not stepped gets the state that is read into.
+    """
+    (member,) = _members(optimizer)
+    if is_loading:
+        _initialize(member)
+    if isinstance(member, DistributedOptimizer):
+        state = member.sharded_param_state_fully_reshardable(model_tensors, is_loading, metadata={})
+        return {number: _without_main(member, kinds) for number, kinds in state.items()}
+    parameters = [parameter for parameter, _ in _whole(member)]
+    named = get_param_id_to_sharded_param_map(model_tensors, parameters)
+    return {
+        number: {
+            kind: make_sharded_optimizer_tensor(named[number], tensor, f"optimizer.state.{kind}")
+            for kind, tensor in kinds.items()
+        }
+        for number, (_, kinds) in enumerate(_whole(member))
+    }
+
+
+def load(optimizer: MegatronOptimizer, state: State, common: dict[str, Any]) -> None:
+    """Fills the optimizer with what `sharded` described and `common_state` returned."""
+    (member,) = _members(optimizer)
+    if isinstance(member, DistributedOptimizer):
+        _load_shards(member, state)
+    else:
+        for number, (_, kinds) in enumerate(_whole(member)):
+            for kind, tensor in kinds.items():
+                tensor.copy_(state[number][kind])
+    for values in member.optimizer.state.values():
+        # a counter of its own for each parameter: Adam advances it in place
+        values["step"] = torch.tensor(float(common["step"]))
+    scaler = getattr(member, "grad_scaler", None)
+    if scaler is not None and common["loss_scale"] is not None:
+        scaler.load_state_dict(common["loss_scale"])
+
+
+def common_state(optimizer: MegatronOptimizer) -> dict[str, Any]:
+    """Returns the steps taken and the state of the loss scale (None without one)."""
+    (member,) = _members(optimizer)
+    steps = [float(values["step"]) for values in member.optimizer.state.values() if "step" in values]
+    scaler = getattr(member, "grad_scaler", None)
+    return {"step": max(steps, default=0.0), "loss_scale": scaler.state_dict() if scaler else None}
+
+
+def _members(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimizers with parameters; Megatron chains one a kind of parameter, of which neva has one."""
+    members = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    return [member for member in members if member.optimizer is not None]
+
+
+def _whole(member: Any) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
+    """Yields each parameter of an optimizer that holds whole ones, with its state."""
+    if hasattr(member, "float16_groups"):
+        halves = zip(chain(*member.float16_groups), chain(*member.fp32_from_float16_groups), strict=True)
+        for parameter, main in halves:
+            yield parameter, {MAIN: main.detach(), **_moments(member, main)}
+        singles = chain(*member.fp32_from_fp32_groups)
+    else:
+        singles = member.get_parameters()
+    for parameter in singles:
+        yield parameter, _moments(member, parameter)
+
+
+def _moments(member: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
+    state = member.optimizer.state[parameter]
+    return {kind: state[kind] for kind in MOMENTS if kind in state}
+
+
+def _initialize(member: Any) -> None:
+    for parameter in (parameter for group in member.optimizer.param_groups for parameter in group["params"]):
+        if not member.optimizer.state[parameter]:
+            member.optimizer.state[parameter] = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
+
+
+def _without_main(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, Any]:
+    """Drops the main weight where it is the weight itself."""
+    is_half = member.config.bf16 or member.config.fp16
+    return {kind: tensor for kind, tensor in kinds.items() if is_half or kind != MAIN}
+
+
+def _load_shards(member: DistributedOptimizer, state: State) -> None:
+    for values in member.optimizer.state.values():
+        values.pop("step", None)  # Megatron expects moments alone
+    parameters = [parameter for buffer in member.buffers for parameter in buffer.param_index_map]
+    whole = {number: {MAIN: parameter, **state[number]} for number, parameter in enumerate(parameters)}
+    member.load_parameter_state_from_fully_reshardable(whole)
