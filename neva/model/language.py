@@ -238,4 +238,7 @@ def transformer_config(shape: LanguageShape, **overrides: object) -> Transformer
         # Checkpoints name every layer, so that a layer can be found by its name in any layout.
         "hetereogenous_dist_checkpoint": True,
     }
+    # Interleaved stages send both ways between the same two ranks; batched messages would be mistaken for each other.
+    is_interleaved = overrides.get("virtual_pipeline_model_parallel_size") is not None
+    fields |= {"overlap_p2p_comm": is_interleaved, "batch_p2p_comm": not is_interleaved}
     return TransformerConfig(**{**fields, **overrides})

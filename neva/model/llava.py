@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from neva.model.context import positions
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
 from neva.model.vision import VisionTower
@@ -69,21 +70,25 @@ class NevaModel(MegatronModule):
             ValueError: when image positions and image features differ in number.
         """
         decoder_input_SBD = None
+        share = positions(input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device)
+        if labels is not None and share is not None:
+            labels = labels[:, share]
         if self.pre_process:
-            decoder_input_SBD = self.embed(input_ids, pixel_values).transpose(0, 1).contiguous()
+            decoder_input_SBD = self.embed(input_ids, pixel_values, share).transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
         return self.language_model(
             decoder_input_SBD, labels, attention_mask, inference_context, slot_positions, last_positions
         )
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Returns embeddings [B, S, D] with image features at the image positions."""
-        embeddings_BSD = self.language_model.embed(text_ids(input_ids))
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, share: Tensor | None = None) -> Tensor:
+        """Returns embeddings [B, S, D], or those of the positions `share`, with image features at the image positions."""
+        ids = text_ids(input_ids)
+        embeddings_BSD = self.language_model.embed(ids if share is None else ids[:, share])
         if pixel_values is None:
             return embeddings_BSD
         if len(pixel_values) > 0:
-            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values))
+            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values), share)
         if not (self.training and torch.is_grad_enabled()):
             return embeddings_BSD
         # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
@@ -93,21 +98,30 @@ class NevaModel(MegatronModule):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Returns projected features [N, P, D] of images [N, 3, height, width].
 
-        Each tensor-parallel rank encodes its share of the images and all gather the features: an image is encoded
-        once. The gradients of tower and projector are therefore partial sums, see `image_parameters`.
+        Each tensor- and context-parallel rank encodes its share of the images and all gather the features: an image
+        is encoded once. The gradients of tower and projector are therefore partial sums, see `image_parameters`.
         """
         assert self.vision_tower is not None and self.projector is not None
-        group = self.language_model.pg_collection.tp
+        tensor, context = self.language_model.pg_collection.tp, self.language_model.pg_collection.cp
+        number = context.rank() * tensor.size() + tensor.rank()
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with nullcontext() if trained else torch.no_grad():
-            features = self.vision_tower(share_of(pixel_values, group.rank(), group.size()))
+            features = self.vision_tower(share_of(pixel_values, number, tensor.size() * context.size()))
+        # tensor-parallel ranks use the same positions and have the same gradients, context-parallel ones their own
         gathered = gather_from_sequence_parallel_region(
-            self.projector(features), tensor_parallel_output_grad=False, group=group
+            self.projector(features), tensor_parallel_output_grad=False, group=tensor
         )
+        if context.size() > 1:
+            gathered = gather_from_sequence_parallel_region(
+                gathered, tensor_parallel_output_grad=True, group=context
+            )
         return gathered[: len(pixel_values)]
 
     def image_parameters(self) -> list[nn.Parameter]:
-        """The trained parameters whose gradients must be summed over the tensor-parallel ranks."""
+        """The trained parameters whose gradients must be summed over the tensor-parallel ranks.
+
+        Data parallel sums all gradients over the context-parallel ranks.
+        """
         parts = [part for name, part in self.parts() if name != "language_model"]
         return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 

@@ -1,6 +1,6 @@
 """Where image features enter the sequence.
 
-Dimensions: B micro batch, S sequence, N images, P tokens per image, D hidden.
+Dimensions: B micro batch, S sequence, s share of it, N images, P tokens per image, D hidden.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ def text_ids(input_ids_BS: Tensor) -> Tensor:
     return input_ids_BS.masked_fill(input_ids_BS == IMAGE_TOKEN_ID, 0)
 
 
-def merge(embeddings_BSD: Tensor, input_ids_BS: Tensor, features_NPD: Tensor) -> Tensor:
+def merge(
+    embeddings_BsD: Tensor, input_ids_BS: Tensor, features_NPD: Tensor, positions_s: Tensor | None = None
+) -> Tensor:
     """Puts image features at the image positions, in reading order.
 
     Args:
-        embeddings_BSD: token embeddings; what stands at image positions is replaced.
+        embeddings_BsD: token embeddings; what stands at image positions is replaced.
         input_ids_BS: ids, `IMAGE_TOKEN_ID` at each image position.
         features_NPD: projected features of all images of the batch, in the order in which they occur.
+        positions_s: positions of the embeddings where they are a share of the sequence; an image may straddle its cuts.
 
     Returns:
-        [B, S, D].
+        [B, s, D].
 
     Raises:
         ValueError: when positions and features differ in number, with both counts.
@@ -36,5 +39,9 @@ def merge(embeddings_BSD: Tensor, input_ids_BS: Tensor, features_NPD: Tensor) ->
             f"image tokens and image features differ: {num_positions} positions in input_ids, {num_features} features "
             f"({features_NPD.shape[0]} images of {features_NPD.shape[1]}); the data was made for another tower or cut"
         )
-    features = features_NPD.reshape(-1, features_NPD.shape[-1]).to(embeddings_BSD.dtype)
-    return embeddings_BSD.masked_scatter(is_image_BS[..., None], features)
+    features = features_NPD.reshape(-1, features_NPD.shape[-1]).to(embeddings_BsD.dtype)
+    if positions_s is not None:
+        rank_BS = is_image_BS.flatten().cumsum(0).view_as(is_image_BS) - 1  # of each image position
+        is_image_BS = is_image_BS[:, positions_s]
+        features = features[rank_BS[:, positions_s][is_image_BS]]
+    return embeddings_BsD.masked_scatter(is_image_BS[..., None], features)

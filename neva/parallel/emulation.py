@@ -30,6 +30,8 @@ class CudaOnCpu(TorchFunctionMode):
             args = tuple(_on_cpu(arg) for arg in args)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": _on_cpu(kwargs["device"])}
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         return func(*args, **kwargs)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from neva.config.shapes import LanguageShape, VisionShape, padded_vocab_size
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
-from neva.convert.loading import load_native
+from neva.convert.loading import global_name, load_native
 from neva.convert.nemo import VOCABULARY
 from neva.model.build import build_model
 from neva.model.language import transformer_config
@@ -42,6 +42,9 @@ class Case:
     processes: int
     tensor: int = 1
     pipeline: int = 1
+    context: int = 1
+    virtual: int | None = None
+    first_layers: int | None = None
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     recompute: str | None = None
@@ -49,8 +52,10 @@ class Case:
     tied: bool = False
 
     def __str__(self) -> str:
-        data = self.processes // (self.tensor * self.pipeline)
-        words = [f"tp{self.tensor}", f"pp{self.pipeline}", f"dp{data}", f"mbs{self.micro_batch}"]
+        data = self.processes // (self.tensor * self.pipeline * self.context)
+        words = [f"tp{self.tensor}", f"pp{self.pipeline}", f"cp{self.context}", f"dp{data}", f"mbs{self.micro_batch}"]
+        words += [f"vpp{self.virtual}"] * (self.virtual is not None)
+        words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = ("sequence_parallel", "distributed_optimizer", "tied")
         words += [name for name in switches if getattr(self, name)]
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
@@ -83,6 +88,20 @@ CASES = [
     Case(4, tensor=2, distributed_optimizer=True),
     Case(4, tensor=2, sequence_parallel=True, micro_batch=4),
     Case(4, pipeline=2, distributed_optimizer=True),
+    Case(2, context=2),
+    Case(2, context=2, tied=True, micro_batch=1),
+    Case(2, context=2, distributed_optimizer=True),
+    Case(2, context=2, recompute="full"),
+    Case(2, context=2, recompute="selective"),
+    Case(2, pipeline=2, virtual=2),
+    Case(2, pipeline=2, first_layers=1),
+    Case(4, context=2),
+    Case(4, context=4, micro_batch=1),
+    Case(4, context=2, tensor=2),
+    Case(4, context=2, tensor=2, sequence_parallel=True),
+    Case(4, context=2, pipeline=2),
+    Case(4, pipeline=2, virtual=2, tied=True, distributed_optimizer=True),
+    Case(4, pipeline=2, virtual=2, tensor=2, sequence_parallel=True),
 ]
 
 
@@ -115,9 +134,9 @@ def samples() -> list[MicroBatch]:
 
 
 def share(rank: int, size: int, micro_batch: int, dtype: torch.dtype) -> list[MicroBatch]:
-    """This data-parallel rank's micro batches, all of one length that every tensor-parallel size divides."""
+    """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rows = samples()
-    length = -(-max(len(row["input_ids"]) for row in rows) // 4) * 4
+    length = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
     mine = rows[rank::size]
     return [
         {
@@ -133,7 +152,8 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
     return torch.nn.functional.pad(row, (0, length - len(row)), value=value)
 
 
-def build(case: Case, dtype: torch.dtype) -> NevaModel:
+def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
+    """The pieces of the model that this rank holds."""
     shape = language(case.tensor, case.tied)
     recompute: dict[str, Any] = {"recompute_granularity": case.recompute}
     if case.recompute == "full":
@@ -144,11 +164,16 @@ def build(case: Case, dtype: torch.dtype) -> NevaModel:
         pipeline_dtype=dtype,
         tensor_model_parallel_size=case.tensor,
         pipeline_model_parallel_size=case.pipeline,
+        virtual_pipeline_model_parallel_size=case.virtual,
+        context_parallel_size=case.context,
+        num_layers_in_first_pipeline_stage=case.first_layers,
         sequence_parallel=case.sequence_parallel,
         **recompute,
     )
-    first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
-    return build_model(VISION, shape, "mlp2x_gelu", config, pre_process=first, post_process=last).train()
+    return [
+        build_model(VISION, shape, "mlp2x_gelu", config, piece.is_first, piece.is_last, piece.virtual).train()
+        for piece in groups.pipeline_stages()
+    ]
 
 
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
@@ -156,29 +181,37 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
 
     Returns losses, gradient norms, and this rank's gradients of the first step and parameters after the last.
     """
-    groups.init_model_parallel(groups.Layout(case.tensor, case.pipeline), seed=1234)
-    model = build(case, dtype)
-    load_native(model, weights, VOCAB)
-    (chunk,) = data_parallel([model], case.distributed_optimizer)
+    layout = groups.Layout(case.tensor, case.pipeline, case.context, case.virtual)
+    groups.init_model_parallel(layout, seed=1234)
+    models = build(case, dtype)
+    for model in models:
+        load_native(model, weights, VOCAB)
+    chunks = data_parallel(models, case.distributed_optimizer)
     batch = share(groups.data_parallel_rank(), groups.data_parallel_size(), case.micro_batch, dtype)
     optim = OmegaConf.create(
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
     )
-    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "model": model}
+    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models}
     exact = dtype == torch.float64
-    optimizer = None if exact else build_optimizer([chunk], optim, {}, 1.0, dtype, case.distributed_optimizer)
+    optimizer = None if exact else build_optimizer(chunks, optim, {}, 1.0, dtype, case.distributed_optimizer)
     for step in range(1 if exact else STEPS):
-        chunk.zero_grad_buffer()
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
         if optimizer is not None:
             optimizer.zero_grad()
-        loss = run_global_batch([chunk], batch, torch.device("cpu"))
+        loss = run_global_batch(chunks, batch, torch.device("cpu"))
         found["losses"].append(loss.mean)
         if step == 0 and not case.distributed_optimizer:
-            trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+            trained = [(name, value) for name, value in named(models) if value.requires_grad]
             found["gradients"] = {name: value.main_grad.clone() for name, value in trained}
         if optimizer is not None:
             found["norms"].append(optimizer.step()[1])
     return found
+
+
+def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters under the names that they have in a whole model."""
+    return [(global_name(model, name), value) for model in models for name, value in model.named_parameters()]
 
 
 def reference(folder: Path) -> None:
@@ -187,8 +220,7 @@ def reference(folder: Path) -> None:
     for tied in (False, True):
         case = Case(1, micro_batch=SAMPLES, tied=tied)
         groups.init_model_parallel(groups.Layout(), seed=1234)
-        model = build(case, torch.float32)
-        weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+        weights = {name: value.detach().clone() for name, value in named(build(case, torch.float32))}
         draw = torch.Generator().manual_seed(3)
         for value in weights.values():  # norms and biases away from ones and zeros
             value.add_(0.1 * torch.randn(value.shape, generator=draw))
@@ -198,9 +230,9 @@ def reference(folder: Path) -> None:
         for dtype in (torch.float64, torch.float32):
             found = run(case, weights, dtype)
             name = str(dtype).removeprefix("torch.")
-            untrained = {key: torch.zeros_like(value) for key, value in found["model"].named_parameters()}
+            untrained = {key: torch.zeros_like(value) for key, value in named(found["models"])}
             write(folder, f"gradients{tied}{name}", untrained | found["gradients"])
-            write(folder, f"after{tied}{name}", {k: v.detach() for k, v in found["model"].named_parameters()})
+            write(folder, f"after{tied}{name}", {k: v.detach() for k, v in named(found["models"])})
             norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
             numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
         save_file(numbers, folder / f"numbers{tied}.safetensors")
@@ -221,27 +253,30 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
     if found["norms"]:
         worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
-    expected = build(case, dtype)
     if found["gradients"]:
-        load_native(expected, load_file(folder / f"gradients{case.tied}{name}.safetensors"), VOCAB)
+        expected = whole(case, dtype, folder / f"gradients{case.tied}{name}.safetensors")
         for part in ("vision_tower", "projector", "language_model"):
-            pairs = [
-                (g, expected.get_parameter(n)) for n, g in found["gradients"].items() if n.startswith(part)
-            ]
+            pairs = [(g, expected[n]) for n, g in found["gradients"].items() if n.startswith(part)]
             largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
             worst[f"gradient {part}"] = (
                 max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
             )
     if dtype == torch.float32:
-        load_native(expected, load_file(folder / f"after{case.tied}{name}.safetensors"), VOCAB)
+        expected = whole(case, dtype, folder / f"after{case.tied}{name}.safetensors")
         # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
-        named = [
-            (n, v)
-            for n, v in found["model"].named_parameters()
-            if "k_proj.bias" not in n and n not in VOCABULARY
+        compared = [
+            (n, v) for n, v in named(found["models"]) if "k_proj.bias" not in n and n not in VOCABULARY
         ]
-        worst["parameters"] = max(float((v - expected.get_parameter(n)).abs().max()) for n, v in named)
+        worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
     return worst
+
+
+def whole(case: Case, dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
+    """This rank's share of what a file holds for one process."""
+    models = build(case, dtype)
+    for model in models:
+        load_native(model, load_file(path), VOCAB)
+    return dict(named(models))
 
 
 def worker(
