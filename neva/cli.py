@@ -121,9 +121,10 @@ def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConf
 
 
 def _quiet_megatron() -> None:
-    """Drop what Megatron says on import: that Transformer Engine and Apex, which neva does without, are absent."""
+    """Drop Megatron's remarks: Transformer Engine and Apex are absent (neva does without), torch renames a function."""
     logging.getLogger("megatron").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 
 def _start_training(cfg: DictConfig) -> None:

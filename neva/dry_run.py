@@ -20,9 +20,9 @@ PROBED_SAMPLES = 16
 
 RESOLVED_FILE = "resolved.yaml"
 
-BYTES = {"32": 4, "bf16": 2}
-OPTIMIZER_BYTES = {"32": 8, "bf16": 12}
-"""Bytes of optimizer state for one trained parameter: Adam's two float32 moments and, under bf16, a float32 weight."""
+BYTES = {"32": 4, "bf16": 2, "16": 2}
+OPTIMIZER_BYTES = {"32": 8, "bf16": 12, "16": 12}
+"""Bytes of optimizer state for one trained parameter: Adam's two float32 moments and, in 16 bits, a float32 weight."""
 
 
 def dry_run(cfg: DictConfig, output: Path | None) -> int:

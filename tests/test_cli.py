@@ -184,7 +184,10 @@ def test_the_readme_of_the_neva_fork_is_understood_up_to_what_is_refused(
     cfg = load("llava_7b_pretrain", typed)
     assert (cfg.trainer.max_steps, cfg.model.encoder_seq_length) == (2176, 4096)
     assert cfg.model.tensor_model_parallel_size == 4
-    assert cli.main(["train", "-cn", "llava_7b_pretrain", *typed, "model.context_parallel_size=2"]) == 2
+    assert cli.main(["train", "-cn", "llava_7b_pretrain", *typed, "model.context_parallel_size=3"]) == 2
     assert capsys.readouterr().err == (
-        "neva: model.context_parallel_size=2 is refused: neva has no such layout yet; leave it at 1\n"
+        "neva: 8 processes cannot be divided into tensor 4 x pipeline 1 x context 3 = 12: change trainer.devices or a "
+        "parallel size\n"
+        "neva: model.data.pad_to_multiple_of=64 cannot be divided by 6, the pieces that context parallel 3 and "
+        "sequence parallel 1 cut a sequence into: raise it\n"
     )

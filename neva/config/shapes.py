@@ -94,6 +94,18 @@ def language_shape(model_cfg: DictConfig) -> LanguageShape:
     )
 
 
+def stage_layers(
+    num_layers: int, pipeline: int, first: int | None = None, last: int | None = None
+) -> list[int] | None:
+    """Layers of each pipeline stage, `first` and `last` as given; None when the rest cannot be dealt evenly."""
+    ends = {0: first, pipeline - 1: last} if pipeline > 1 else {}
+    given = {stage: layers for stage, layers in ends.items() if layers is not None}
+    left, stages = num_layers - sum(given.values()), pipeline - len(given)
+    if (left % stages or left < stages) if stages else left:
+        return None
+    return [given.get(stage, left // stages if stages else 0) for stage in range(pipeline)]
+
+
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
     """The next multiple of `divisible_by * tensor_parallel_size` from `vocab_size` on (Megatron's rule)."""
     multiple = divisible_by * tensor_parallel_size

@@ -6,13 +6,7 @@ from collections.abc import Iterator, Mapping
 from omegaconf import DictConfig
 
 from neva.config.errors import ConfigError
-
-LAYOUT_NOT_YET = {
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "fsdp": False,
-}
-"""Keys of `model` that choose a layout, with the only value that is accepted until that layout exists."""
+from neva.config.layout import layout_problems
 
 
 def launched_world_size(trainer_cfg: DictConfig, environment: Mapping[str, str] = os.environ) -> int:
@@ -45,45 +39,12 @@ def validate(cfg: DictConfig, world_size: int) -> None:
     Raises:
         ConfigError: all problems, a line each.
     """
-    rules = (_layout, _sizes, _batch, _steps, _recompute, _sources) if "model" in cfg else (_inference,)
+    rules = (
+        (layout_problems, _sizes, _batch, _steps, _recompute, _sources) if "model" in cfg else (_inference,)
+    )
     problems = [problem for rule in rules for problem in rule(cfg, world_size)]
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _layout(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model = cfg.model
-    for key, only in LAYOUT_NOT_YET.items():
-        if key in model and model[key] != only:
-            yield (
-                f"model.{key}={_text(model[key])} is refused: neva has no such layout yet; "
-                f"leave it at {_text(only)}"
-            )
-    for key in model:
-        if str(key).startswith("fsdp_") and not model.get("fsdp"):
-            yield f"model.{key}={_text(model[key])} acts only with model.fsdp=true: leave it out"
-    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
-    ranks = tensor * pipeline * model.context_parallel_size
-    if world_size % ranks:
-        yield (
-            f"{world_size} processes cannot be divided into tensor {tensor} x pipeline {pipeline} x context "
-            f"{model.context_parallel_size} = {ranks}: change trainer.devices or a parallel size"
-        )
-    for key, size, divisor, by in (
-        ("num_attention_heads", model.num_attention_heads, tensor, "tensor_model_parallel_size"),
-        ("num_query_groups", model.num_query_groups, tensor, "tensor_model_parallel_size"),
-        ("ffn_hidden_size", model.ffn_hidden_size, tensor, "tensor_model_parallel_size"),
-        ("num_layers", model.num_layers, pipeline, "pipeline_model_parallel_size"),
-    ):
-        if size % divisor:
-            yield f"model.{key}={size} cannot be divided by model.{by}={divisor}"
-    if model.sequence_parallel and tensor == 1:
-        yield "model.sequence_parallel=true splits sequences over tensor-parallel ranks: set it with tensor > 1"
-    if model.sequence_parallel and model.data.pad_to_multiple_of % tensor:
-        yield (
-            f"model.data.pad_to_multiple_of={model.data.pad_to_multiple_of} cannot be divided by "
-            f"model.tensor_model_parallel_size={tensor}, as model.sequence_parallel=true needs"
-        )
 
 
 def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
@@ -157,7 +118,7 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 "model.activations_checkpoint_granularity=full also needs model.activations_checkpoint_method"
                 "=uniform|block and model.activations_checkpoint_num_layers"
             )
-        elif layers > model.num_layers // model.pipeline_model_parallel_size:
+        elif layers > model.num_layers:
             yield f"model.activations_checkpoint_num_layers={layers} exceeds the {model.num_layers} layers"
     elif method is not None or layers is not None:
         yield (

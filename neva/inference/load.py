@@ -65,7 +65,11 @@ def load_assistant(
     tokenizer = _tokenizer(nemo, tokenizer_type)
     vision, language = vision_shape(model_cfg), language_shape(model_cfg)
     config = transformer_config(
-        language, params_dtype=dtype, pipeline_dtype=dtype, bf16=dtype == torch.bfloat16
+        language,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
     )
     model = build_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type, config)
     _fill(model, nemo, model_cfg)

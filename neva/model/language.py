@@ -33,7 +33,7 @@ from neva.config.shapes import LanguageShape
 from neva.constants import IGNORE_INDEX
 from neva.model.attention import RMSNorm, SDPAttention
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 """What `trainer.precision` calls them."""
 
 

@@ -82,7 +82,7 @@ class NevaModel(MegatronModule):
         )
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None, share: Tensor | None = None) -> Tensor:
-        """Returns embeddings [B, S, D], or those of the positions `share`, with image features at the image positions."""
+        """Returns embeddings [B, S, D] (of the positions `share`, if given) with image features at their positions."""
         ids = text_ids(input_ids)
         embeddings_BSD = self.language_model.embed(ids if share is None else ids[:, share])
         if pixel_values is None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from neva.parallel.plan_tensors import LANGUAGE, PROJECTOR, TOWER, Weight
 
-PRECISION_BYTES = {"32": 4, "bf16": 2}
+PRECISION_BYTES = {"32": 4, "bf16": 2, "16": 2}
 FLOAT32 = 4
 MOMENTS = 2 * FLOAT32
 STEP = FLOAT32
@@ -46,7 +46,7 @@ def state(weights: Sequence[Weight], precision: str, sharding: str, ranks: int, 
 
     Args:
         weights: what the rank's stage holds.
-        precision: `32` or `bf16`.
+        precision: `32`, `bf16` or `16`.
         sharding: one of `SHARDINGS`.
         ranks: data (times context) parallel ranks that may share it out.
         node_ranks: those of them on one node.

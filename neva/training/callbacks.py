@@ -117,7 +117,7 @@ class MetricsFile(Callback):
     ) -> None:
         """Appends one row."""
         if self.file is not None:
-            names = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
+            names = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples", "loss_scale")
             row = {
                 "step": trainer.global_step,
                 **plain(trainer.callback_metrics, *names),

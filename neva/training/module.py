@@ -22,7 +22,7 @@ from neva.model.language import DTYPES, transformer_config
 from neva.model.llava import PARTS, NevaModel
 from neva.parallel import groups
 from neva.training import archive
-from neva.training.optim import LightningFace, build_optimizer
+from neva.training.optim import LightningFace, LossScale, build_optimizer
 from neva.training.schedule import CosineAnnealing
 from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
 from neva.training.weights import load_initial_weights
@@ -109,11 +109,14 @@ class MegatronNevaModel(ModelPT):
             "tensor_model_parallel_size": cfg.tensor_model_parallel_size,
             "pipeline_model_parallel_size": cfg.pipeline_model_parallel_size,
             "virtual_pipeline_model_parallel_size": cfg.virtual_pipeline_model_parallel_size,
+            "num_layers_in_first_pipeline_stage": cfg.num_layers_in_first_pipeline_stage,
+            "num_layers_in_last_pipeline_stage": cfg.num_layers_in_last_pipeline_stage,
             "context_parallel_size": cfg.context_parallel_size,
             "sequence_parallel": cfg.sequence_parallel,
             "params_dtype": dtype,
             "pipeline_dtype": dtype,
             "bf16": dtype == torch.bfloat16,
+            "fp16": dtype == torch.float16,
             "init_method_std": cfg.init_method_std,
             "recompute_granularity": cfg.activations_checkpoint_granularity,
             "recompute_method": cfg.activations_checkpoint_method,
@@ -134,6 +137,9 @@ class MegatronNevaModel(ModelPT):
             self.clip_grad,
             DTYPES[str(self.cfg.precision)],
             self._shards_optimizer,
+            LossScale(
+                self.cfg.native_amp_init_scale, self.cfg.native_amp_growth_interval, self.cfg.hysteresis
+            ),
         )
         schedule = CosineAnnealing(
             optim.lr,
@@ -194,6 +200,7 @@ class MegatronNevaModel(ModelPT):
                 "grad_norm": optimizer.grad_norm,
                 "label_tokens": float(loss.num_label_tokens),
                 "consumed_samples": float(self.consumed_samples),
+                **optimizer.loss_scale(),
             },
             batch_size=1,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,18 @@ from omegaconf import DictConfig
 from neva.training.schedule import CosineAnnealing
 
 
+@dataclass(frozen=True)
+class LossScale:
+    """Dynamic scale of the loss, which keeps float16 gradients in range.
+
+    It doubles after `loss_scale_window` steps without overflow and halves after `hysteresis` overflows.
+    """
+
+    initial_loss_scale: float
+    loss_scale_window: int
+    hysteresis: int
+
+
 def build_optimizer(
     chunks: list[DistributedDataParallel],
     optim_cfg: DictConfig,
@@ -29,6 +42,7 @@ def build_optimizer(
     clip_grad: float,
     dtype: torch.dtype,
     distributed: bool = False,
+    loss_scale: LossScale | None = None,
 ) -> MegatronOptimizer:
     """Builds Megatron's AdamW over the trainable parameters; frozen ones get neither gradient memory nor state.
 
@@ -37,9 +51,11 @@ def build_optimizer(
         optim_cfg: `model.optim`.
         lr_ratios: factor on the learning rate by part (`vision_tower`, `projector`, …); absent means 1.
         clip_grad: largest global gradient norm; 0 switches clipping off.
-        dtype: of the parameters; bfloat16 adds float32 main weights.
+        dtype: of the parameters; bfloat16 and float16 add float32 main weights.
         distributed: shards main weights and state over the data-parallel ranks.
+        loss_scale: needed with float16; a step whose gradients overflow is skipped and lowers it.
     """
+    is_fp16 = dtype == torch.float16
     config = OptimizerConfig(
         optimizer="adam",
         lr=optim_cfg.lr,
@@ -49,10 +65,14 @@ def build_optimizer(
         adam_beta2=optim_cfg.betas[1],
         clip_grad=clip_grad,
         bf16=dtype == torch.bfloat16,
+        fp16=is_fp16,
+        **(asdict(loss_scale) if is_fp16 and loss_scale else {}),
         params_dtype=dtype,
         use_distributed_optimizer=distributed,
     )
     optimizer = get_megatron_optimizer(config, chunks, _overrides(lr_ratios))
+    if is_fp16:
+        chunks[0].config.grad_scale_func = optimizer.scale_loss
     for group in optimizer.param_groups:
         group["weight_decay"] = optim_cfg.weight_decay * group["wd_mult"]
         if not torch.cuda.is_available():
@@ -102,7 +122,11 @@ class LightningFace(torch.optim.Optimizer):
         if closure is not None:
             closure()
         _, grad_norm, _ = self.megatron.step()
-        self.grad_norm = float(grad_norm or 0.0)
+        self.grad_norm = float(grad_norm or 0.0)  # none of a step that overflowed and was skipped
+
+    def loss_scale(self) -> dict[str, float]:
+        """Returns the loss scale, as a metric; nothing where there is none."""
+        return {"loss_scale": float(self.megatron.get_loss_scale())} if self.megatron.config.fp16 else {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.megatron.zero_grad(set_to_none)

@@ -53,7 +53,13 @@ class Case:
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
-        words = [f"tp{self.tensor}", f"pp{self.pipeline}", f"cp{self.context}", f"dp{data}", f"mbs{self.micro_batch}"]
+        words = [
+            f"tp{self.tensor}",
+            f"pp{self.pipeline}",
+            f"cp{self.context}",
+            f"dp{data}",
+            f"mbs{self.micro_batch}",
+        ]
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = ("sequence_parallel", "distributed_optimizer", "tied")

@@ -22,7 +22,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from neva import cli
-from neva.config import validate
+from neva.config import layout as rules
 from neva.config.load import load
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -286,11 +286,9 @@ def test_json_holds_every_layout_and_stage_and_its_sums_are_right(capsys: pytest
 def test_what_training_runs_today_follows_the_table_of_layouts_that_are_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        validate, "LAYOUT_NOT_YET", {**validate.LAYOUT_NOT_YET, "pipeline_model_parallel_size": 1}
-    )
+    monkeypatch.setattr(rules, "LAYOUT_NOT_YET", {**rules.LAYOUT_NOT_YET, "pipeline_model_parallel_size": 1})
     before = {json.dumps(layout["keys"]): layout for layout in found_json(capsys, *EIGHT)[1]["layouts"]}
-    monkeypatch.setattr(validate, "LAYOUT_NOT_YET", {})
+    monkeypatch.setattr(rules, "LAYOUT_NOT_YET", {})
     after = found_json(capsys, *EIGHT)[1]["layouts"]
     assert {layout["runs_today"] for layout in after} == {"yes"}
     assert before.keys() == {json.dumps(layout["keys"]) for layout in after}

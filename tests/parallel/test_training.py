@@ -17,7 +17,13 @@ from tests.training.conftest import colours  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSOR = ["trainer.devices=2", "model.tensor_model_parallel_size=2", "model.sequence_parallel=true"]
-PIPELINE = ["trainer.devices=2", "model.pipeline_model_parallel_size=2"]
+PIPELINE = [
+    "trainer.devices=2",
+    "model.pipeline_model_parallel_size=2",
+    "model.virtual_pipeline_model_parallel_size=2",
+]
+CONTEXT = ["trainer.devices=2", "model.context_parallel_size=2"]
+SHARDED = ["model.optim.name=distributed_fused_adam"]
 
 
 def train(folder: Path, overrides: list[str], steps: int) -> Path:
@@ -71,9 +77,15 @@ def assert_same_end(found: Path, expected: Path, first_step: int = 0) -> None:
 @pytest.fixture(scope="module")
 def begin(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> list[str]:  # noqa: F811
     """Overrides under which every run starts from the same weights."""
-    start = train(tmp_path_factory.mktemp("start"), colours, steps=1)
+    four_layers = [*colours, "model.num_layers=4"]
+    start = train(tmp_path_factory.mktemp("start"), four_layers, steps=1)
     restore = f"model.restore_from_path={start}/checkpoints/run.nemo"
-    return [*colours, restore, "model.optim.lr=1e-3", "exp_manager.checkpoint_callback_params.save_top_k=3"]
+    return [
+        *four_layers,
+        restore,
+        "model.optim.lr=1e-3",
+        "exp_manager.checkpoint_callback_params.save_top_k=3",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +94,28 @@ def alone(tmp_path_factory: pytest.TempPathFactory, begin: list[str]) -> Path:
     return train(tmp_path_factory.mktemp("alone"), begin, steps=6)
 
 
-def test_a_run_ends_the_same_in_every_layout_and_continues_in_another(
+def test_a_run_ends_the_same_under_tensor_parallel_and_continues_in_an_interleaved_pipeline(
     tmp_path: Path, begin: list[str], alone: Path
 ) -> None:
     tensor = train(tmp_path / "tensor", [*begin, *TENSOR], steps=6)
     assert_same_end(tensor, alone)
     pipeline = train(handed_over(tensor, tmp_path / "pipeline"), [*begin, *PIPELINE], steps=6)
     assert_same_end(pipeline, alone, first_step=4)
-    single = train(handed_over(tensor, tmp_path / "single"), begin, steps=6)
+
+
+def test_a_distributed_optimizer_under_context_parallel_continues_as_a_plain_one(
+    tmp_path: Path, begin: list[str], alone: Path
+) -> None:
+    context = train(tmp_path / "context", [*begin, *CONTEXT, *SHARDED], steps=6)
+    assert_same_end(context, alone)
+    single = train(handed_over(context, tmp_path / "single"), begin, steps=6)
     assert_same_end(single, alone, first_step=4)
 
 
-def test_a_distributed_optimizer_is_saved_whole_and_read_in_another_layout(
+def test_a_plain_optimizer_continues_as_a_distributed_one(
     tmp_path: Path, begin: list[str], alone: Path
 ) -> None:
-    sharded = [*begin, "model.optim.name=distributed_fused_adam"]
-    data = train(tmp_path / "data", [*sharded, "trainer.devices=2"], steps=6)
-    assert_same_end(data, alone)
-    tensor = train(handed_over(data, tmp_path / "tensor"), [*sharded, *TENSOR], steps=6)
-    assert_same_end(tensor, alone, first_step=4)
+    sharded = train(
+        handed_over(alone, tmp_path / "sharded"), [*begin, *SHARDED, "trainer.devices=2"], steps=6
+    )
+    assert_same_end(sharded, alone, first_step=4)

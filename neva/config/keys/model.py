@@ -100,13 +100,24 @@ class Tokenizer:
 class Model(RefusedModelKeys):
     """Model, data and optimizer."""
 
-    precision: int | str = key("Follows trainer.precision.", choices=(32, "bf16"))
+    precision: int | str = key("Follows trainer.precision.", choices=(32, "bf16", 16))
+    native_amp_init_scale: float = key("With precision 16: first loss scale.", low=1)
+    native_amp_growth_interval: int = key(
+        "With precision 16: steps without overflow after which the loss scale doubles.", low=1
+    )
+    hysteresis: int = key("With precision 16: overflows after which the loss scale halves.", low=1)
     seed: int = key("Seed of initial weights and of the data order.", low=0, common=True)
     micro_batch_size: int = key("Samples in one forward pass of a rank.", low=1, common=True)
     global_batch_size: int = key("Samples in one optimizer step.", low=1, common=True)
     tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
     pipeline_model_parallel_size: int = key("Ranks that the layers are dealt to.", low=1)
     virtual_pipeline_model_parallel_size: int | None = key("Pieces of layers on each pipeline rank.", low=1)
+    num_layers_in_first_pipeline_stage: int | None = key(
+        "Layers beside the tower on the first stage; null: as many as elsewhere.", low=1
+    )
+    num_layers_in_last_pipeline_stage: int | None = key(
+        "Layers beside the head on the last stage; null: as many as elsewhere.", low=1
+    )
     context_parallel_size: int = key("Ranks that share each sequence.", low=1)
     sequence_parallel: bool = key("Norms and dropout share the sequence over tensor parallel ranks.")
     fsdp: bool = key("Shard parameters over data parallel ranks (torch FSDP).", optional=True)

@@ -11,7 +11,6 @@ _INIT = "initial weights follow Megatron's scaled init"
 _FUSION = "neva runs the same unfused kernels on every machine"
 _TE = "neva does not use Transformer Engine"
 _FP8 = "neva does not train in fp8"
-_FP16 = "neva does not train in fp16 yet: use bf16, which needs no loss scale"
 _PIPELINE = "pipeline communication follows megatron-core's schedule"
 _DDP = "gradients are reduced by megatron-core's distributed data parallel, which has no such switch"
 _RECOMPUTE = "recompute is the same on every micro batch and stage: use activations_checkpoint_num_layers"
@@ -86,12 +85,9 @@ class RefusedModelKeys:
     fp8_interval: Any = refused(1, why=_FP8)
     fp8_amax_history_len: Any = refused(1, why=_FP8)
     fp8_amax_compute_algo: Any = refused("most_recent", why=_FP8)
-    native_amp_init_scale: Any = refused(2**32, why=_FP16)
-    native_amp_growth_interval: Any = refused(1000, why=_FP16)
-    hysteresis: Any = refused(2, why=_FP16)
-    fp16_lm_cross_entropy: Any = refused(False, why=_FP16)
+    fp16_lm_cross_entropy: Any = refused(False, why="the loss is computed in float32")
     fp32_residual_connection: Any = refused(False, why="the residual stream has the precision of the model")
-    megatron_amp_O2: Any = refused(True, why="bf16 training always keeps float32 main weights")
+    megatron_amp_O2: Any = refused(True, why="training in 16 bits always keeps float32 main weights")
 
     overlap_p2p_comm: Any = refused(False, why=_PIPELINE)
     batch_p2p_comm: Any = refused(True, why=_PIPELINE)

@@ -9,8 +9,7 @@ _BY_EXP_MANAGER = "exp_manager makes loggers and checkpoints"
 _NO_VALIDATION = (
     "neva runs no validation or test loop while it trains; evaluate the .nemo or a checkpoint afterwards"
 )
-_PRECISION = (32, "bf16")
-_NO_FP16 = {16: "neva does not run in fp16 yet: use bf16, which needs no loss scale"}
+_PRECISION = (32, "bf16", 16)
 
 
 @dataclass
@@ -23,7 +22,9 @@ class Trainer:
         "Where to run; auto takes a GPU when there is one.", choices=("gpu", "cpu", "auto")
     )
     precision: int | str = key(
-        "32, or bf16 with float32 main weights.", choices=_PRECISION, not_yet=_NO_FP16, common=True
+        "32; bf16, or 16 with a dynamic loss scale, both with float32 main weights.",
+        choices=_PRECISION,
+        common=True,
     )
     max_epochs: int | None = key("Epochs; -1: only max_steps counts.", low=-1, common=True)
     max_steps: int = key("Optimizer steps; -1: only max_epochs counts.", low=-1, common=True)
@@ -56,7 +57,7 @@ class InferenceTrainer:
 
     devices: int = key("Processes (GPUs) on each node.", low=1)
     num_nodes: int = key("Nodes.", low=1)
-    precision: int | str = key("Precision of the forward pass.", choices=_PRECISION, not_yet=_NO_FP16)
+    precision: int | str = key("Precision of the forward pass.", choices=_PRECISION)
 
     accelerator: Any = refused("auto", why="a GPU is used where there is one")
     logger: Any = refused(False, why="answers go to output_file, nothing is logged elsewhere")

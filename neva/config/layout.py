@@ -1,0 +1,113 @@
+"""Which parallel layouts a model and a number of processes allow."""
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+from neva.config.shapes import stage_layers
+
+LAYOUT_NOT_YET = {"fsdp": False}
+"""Keys of `model` that choose a layout, with the only value that is accepted until that layout exists."""
+
+
+def layout_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    """Yields what is wrong with the layout of a resolved training tree on `world_size` processes."""
+    for rule in (_not_yet, _ranks, _tensor, _pipeline, _virtual_pipeline, _sequence):
+        yield from rule(cfg.model, world_size)
+
+
+def _not_yet(model: DictConfig, world_size: int) -> Iterator[str]:
+    for key, only in LAYOUT_NOT_YET.items():
+        if key in model and model[key] != only:
+            yield (
+                f"model.{key}={str(model[key]).lower()} is refused: neva has no such layout yet; "
+                f"leave it at {str(only).lower()}"
+            )
+    for name in map(str, model):
+        if name.startswith("fsdp_") and not model.get("fsdp"):
+            yield f"model.{name}={_text(model[name])} acts only with model.fsdp=true: leave it out"
+
+
+def _ranks(model: DictConfig, world_size: int) -> Iterator[str]:
+    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    context = model.context_parallel_size
+    if world_size % (tensor * pipeline * context):
+        yield (
+            f"{world_size} processes cannot be divided into tensor {tensor} x pipeline {pipeline} x context "
+            f"{context} = {tensor * pipeline * context}: change trainer.devices or a parallel size"
+        )
+
+
+def _tensor(model: DictConfig, world_size: int) -> Iterator[str]:
+    tensor = model.tensor_model_parallel_size
+    for key in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+        if model[key] % tensor:
+            yield f"model.{key}={model[key]} cannot be divided by model.tensor_model_parallel_size={tensor}"
+    if model.sequence_parallel and tensor == 1:
+        yield "model.sequence_parallel=true splits sequences over tensor-parallel ranks: set it with tensor > 1"
+
+
+def _pipeline(model: DictConfig, world_size: int) -> Iterator[str]:
+    pipeline, layers = model.pipeline_model_parallel_size, model.num_layers
+    first, last = model.num_layers_in_first_pipeline_stage, model.num_layers_in_last_pipeline_stage
+    if pipeline == 1 and (first, last) != (None, None):
+        yield (
+            f"model.num_layers_in_first_pipeline_stage={_text(first)} and model.num_layers_in_last_pipeline_stage="
+            f"{_text(last)} act only with model.pipeline_model_parallel_size > 1: leave them out"
+        )
+    elif first is None and last is None:
+        if layers % pipeline:
+            yield f"model.num_layers={layers} cannot be divided by model.pipeline_model_parallel_size={pipeline}"
+    elif stage_layers(layers, pipeline, first, last) is None:
+        yield (
+            f"model.num_layers={layers} less {first or 0} on the first and {last or 0} on the last of {pipeline} "
+            "stages cannot be dealt evenly, one or more each, to the stages that are left: change "
+            "model.num_layers_in_first_pipeline_stage or model.num_layers_in_last_pipeline_stage"
+        )
+
+
+def _virtual_pipeline(model: DictConfig, world_size: int) -> Iterator[str]:
+    pieces, pipeline = model.virtual_pipeline_model_parallel_size, model.pipeline_model_parallel_size
+    if pieces is None:
+        return
+    if pieces == 1 or pipeline == 1:
+        yield (
+            f"model.virtual_pipeline_model_parallel_size={pieces} with model.pipeline_model_parallel_size={pipeline}: "
+            "interleaving takes 2 or more of both, or null for the former"
+        )
+        return
+    stages = stage_layers(
+        model.num_layers,
+        pipeline,
+        model.num_layers_in_first_pipeline_stage,
+        model.num_layers_in_last_pipeline_stage,
+    )
+    if stages and any(layers % pieces for layers in stages):
+        yield (
+            f"stages of {sorted(set(stages))} layers cannot be cut into "
+            f"model.virtual_pipeline_model_parallel_size={pieces} pieces"
+        )
+    replicas = max(
+        1, world_size // (model.tensor_model_parallel_size * pipeline * model.context_parallel_size)
+    )
+    micro_batches = model.global_batch_size // (model.micro_batch_size * replicas)
+    if micro_batches % pipeline:
+        yield (
+            f"a step has {micro_batches} micro batches on each rank, which interleaving deals out in rounds of "
+            f"model.pipeline_model_parallel_size={pipeline}: change model.micro_batch_size or model.global_batch_size"
+        )
+
+
+def _sequence(model: DictConfig, world_size: int) -> Iterator[str]:
+    tensor = model.tensor_model_parallel_size if model.sequence_parallel else 1
+    context = model.context_parallel_size
+    chunks = tensor * (2 * context if context > 1 else 1)
+    if model.data.pad_to_multiple_of % chunks:
+        yield (
+            f"model.data.pad_to_multiple_of={model.data.pad_to_multiple_of} cannot be divided by {chunks}, the "
+            f"pieces that context parallel {context} and sequence parallel {tensor} cut a sequence into: raise it"
+        )
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

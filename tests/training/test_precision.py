@@ -1,0 +1,57 @@
+"""Training in 16 bits: near float32, resumable bit for bit, and float16's loss scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from neva.training.callbacks import read_metrics
+from tests.training.test_run import Kill, kill_after, run, weights
+
+FP16 = ["trainer.precision=16", "model.native_amp_init_scale=1024"]
+HALVES = {"bf16": ["trainer.precision=bf16"], "fp16": FP16}
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES.keys())
+@pytest.mark.parametrize("optimizer", ["fused_adam", "distributed_fused_adam"])
+def test_a_run_in_16_bits_follows_float32_and_resumes_bit_for_bit(
+    tmp_path: Path, colours: list[str], half: list[str], optimizer: str
+) -> None:
+    start = next((run(tmp_path, colours, steps=1, name="start") / "checkpoints").glob("*.nemo"))
+    common = [
+        *colours,
+        f"model.restore_from_path={start}",
+        "exp_manager.checkpoint_callback_params.every_n_train_steps=3",
+    ]
+    exact = run(tmp_path / "exact", common, steps=6)
+    halved = [*common, *half, f"model.optim.name={optimizer}"]
+    unbroken = run(tmp_path / "unbroken", halved, steps=6)
+    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (exact, unbroken)]
+    # bfloat16 has 8 significant bits, which a few layers and steps carry on
+    torch.testing.assert_close(losses[1], losses[0], atol=0.02, rtol=0.02)
+    with pytest.raises(Kill):
+        kill_after(4, tmp_path / "resumed", [*halved, "trainer.max_steps=6"])
+    resumed = run(tmp_path / "resumed", halved, steps=6)
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in read_metrics(resumed)] == [row[name] for row in read_metrics(unbroken)]
+    first, second = weights(unbroken), weights(resumed)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_overflow_skips_the_step_and_lowers_the_loss_scale(tmp_path: Path, colours: list[str]) -> None:
+    scaled = ["trainer.precision=16", f"model.native_amp_init_scale={2**30}", "model.hysteresis=2"]
+    rows = read_metrics(run(tmp_path, [*colours, *scaled], steps=40))
+    scales = [row["loss_scale"] for row in rows]
+    assert scales[0] == 2**30 and scales[-1] < 2**20
+    assert all(later in (scale, scale / 2) for scale, later in zip(scales, scales[1:], strict=False))
+    skipped = [row["grad_norm"] == 0.0 for row in rows]
+    assert skipped[0] and not skipped[-1]
+    assert [row["consumed_samples"] for row in rows] == [4.0 * (step + 1) for step in range(40)]
+
+
+def test_the_loss_scale_grows_again(tmp_path: Path, colours: list[str]) -> None:
+    growing = [*FP16, "model.native_amp_growth_interval=3"]
+    scales = [row["loss_scale"] for row in read_metrics(run(tmp_path, [*colours, *growing], steps=7))]
+    assert scales == [1024] * 2 + [2048] * 3 + [4096] * 2
