@@ -26,12 +26,13 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
 from neva.config.shapes import LanguageShape
 from neva.constants import IGNORE_INDEX
 from neva.model.attention import RMSNorm, SDPAttention
+from neva.model.seeding import SeededLayer, seed_for
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 """What `trainer.precision` calls them."""
@@ -48,9 +49,11 @@ class LanguageModel(GPTModel):
         post_process: bool,
         virtual_stage: int | None = None,
     ) -> None:
+        seed = torch.initial_seed()
+        seed_for(seed, "language_model.embedding")
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(config, shape, virtual_stage),
+            transformer_layer_spec=block_spec(config, shape, seed, virtual_stage),
             vocab_size=shape.padded_vocab_size,
             max_sequence_length=shape.max_positions,
             pre_process=pre_process,
@@ -63,6 +66,7 @@ class LanguageModel(GPTModel):
             scatter_embedding_sequence_parallel=False,
             vp_stage=virtual_stage,
         )
+        torch.manual_seed(seed)
         self.vocab_size_without_padding = shape.vocab_size
         self.window = shape.sliding_window
         scale_rope(self.rotary_pos_emb, shape)
@@ -149,12 +153,16 @@ class LanguageModel(GPTModel):
 
 
 def block_spec(
-    config: TransformerConfig, shape: LanguageShape, virtual_stage: int | None = None
+    config: TransformerConfig, shape: LanguageShape, seed: int, virtual_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """Returns the layers of this pipeline stage, made of Megatron's parallel layers and our attention and norm."""
+    """Returns the layers of this pipeline stage, made of Megatron's parallel layers and our attention and norm.
+
+    `seed` is that of the initial weights.
+    """
     qk_norm = RMSNorm if shape.qk_norm else IdentityOp
     layer = ModuleSpec(
-        module=TransformerLayer,
+        module=SeededLayer,
+        params={"seed": seed},
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,6 +50,7 @@ class Case:
     distributed_optimizer: bool = False
     recompute: str | None = None
     micro_batch: int = 2
+    text_on_one_rank: bool = False
     tied: bool = False
 
     def __str__(self) -> str:
@@ -62,7 +64,7 @@ class Case:
         ]
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
-        switches = ("sequence_parallel", "distributed_optimizer", "tied")
+        switches = ("sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied")
         words += [name for name in switches if getattr(self, name)]
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
 
@@ -86,6 +88,7 @@ CASES = [
     Case(2, pipeline=2, micro_batch=1),
     Case(2, pipeline=2, recompute="full"),
     Case(4),
+    Case(4, text_on_one_rank=True),
     Case(4, tensor=4),
     Case(4, tensor=4, sequence_parallel=True),
     Case(4, pipeline=4, micro_batch=1),
@@ -139,11 +142,16 @@ def samples() -> list[MicroBatch]:
     return made
 
 
-def share(rank: int, size: int, micro_batch: int, dtype: torch.dtype) -> list[MicroBatch]:
+def share(case: Case, dtype: torch.dtype) -> list[MicroBatch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
+    rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
     rows = samples()
     length = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
     mine = rows[rank::size]
+    if case.text_on_one_rank:
+        rows.sort(key=lambda row: len(row["pixel_values"]))
+        mine = rows[rank * len(mine) : (rank + 1) * len(mine)]
+    micro_batch = case.micro_batch
     return [
         {
             "input_ids": torch.stack([padded(row["input_ids"], length, 0) for row in part]),
@@ -190,14 +198,15 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     layout = groups.Layout(case.tensor, case.pipeline, case.context, case.virtual)
     groups.init_model_parallel(layout, seed=1234)
     models = build(case, dtype)
+    initial = {name: value.detach().clone() for name, value in named(models)}
     for model in models:
         load_native(model, weights, VOCAB)
     chunks = data_parallel(models, case.distributed_optimizer)
-    batch = share(groups.data_parallel_rank(), groups.data_parallel_size(), case.micro_batch, dtype)
+    batch = share(case, dtype)
     optim = OmegaConf.create(
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
     )
-    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models}
+    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models, "initial": initial}
     exact = dtype == torch.float64
     optimizer = None if exact else build_optimizer(chunks, optim, {}, 1.0, dtype, case.distributed_optimizer)
     for step in range(1 if exact else STEPS):
@@ -227,6 +236,7 @@ def reference(folder: Path) -> None:
         case = Case(1, micro_batch=SAMPLES, tied=tied)
         groups.init_model_parallel(groups.Layout(), seed=1234)
         weights = {name: value.detach().clone() for name, value in named(build(case, torch.float32))}
+        write(folder, f"initial{tied}", weights)
         draw = torch.Generator().manual_seed(3)
         for value in weights.values():  # norms and biases away from ones and zeros
             value.add_(0.1 * torch.randn(value.shape, generator=draw))
@@ -274,6 +284,11 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
             (n, v) for n, v in named(found["models"]) if "k_proj.bias" not in n and n not in VOCABULARY
         ]
         worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
+        expected = whole(case, dtype, folder / f"initial{case.tied}.safetensors")
+        filled = {n: v.any(dim=-1, keepdim=True) if n in VOCABULARY else 1 for n, v in expected.items()}
+        worst["initial"] = max(
+            float(((v - expected[n]) * filled[n]).abs().max()) for n, v in found["initial"].items()
+        )
     return worst
 
 
@@ -305,7 +320,7 @@ def worker(
 
 def mutate(mutation: str) -> None:
     """Breaks this process on purpose."""
-    from neva.model import llava
+    from neva.model import attention, llava
     from neva.training import step
 
     if mutation == "image_gradients":
@@ -313,6 +328,13 @@ def mutate(mutation: str) -> None:
     elif mutation == "images_on_every_rank":
         llava.share_of = lambda pixel_values, rank, size: pixel_values
         llava.gather_from_sequence_parallel_region = lambda features, **_: features
+    elif mutation == "context_order":
+        attention.gather_sequence = gather_from_sequence_parallel_region
+    elif mutation == "context_features":
+        gather = llava.gather_from_sequence_parallel_region
+        llava.gather_from_sequence_parallel_region = lambda features, group, **_: gather(
+            features, tensor_parallel_output_grad=False, group=group
+        )
     elif mutation == "mean_per_rank":
         summed = step._sum_loss
 
