@@ -120,30 +120,40 @@ def _norm_bytes(model: Model, split: Split, work: Work) -> int:
 
 def layer_bytes(model: Model, split: Split, work: Work) -> int:
     """Counts what one decoder layer saves when it is not recomputed as a whole."""
-    shape, tokens = model.language, work.tokens
     hidden = _hidden(model, split, work)
+    inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
+    total = 2 * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
+    total += (
+        4 * inner
+    )  # output of linear_fc1 (gate and up), SiLU of the gate, up plus Megatron's offset of zero
+    if LANGUAGE in model.trained_parts:
+        total += 2 * hidden + inner  # inputs of linear_qkv, linear_fc1 and linear_fc2
+    return total
+
+
+def _attention_bytes(model: Model, split: Split, work: Work) -> int:
+    """Counts what lies between the outputs of linear_qkv and the input of linear_proj."""
+    shape, tokens = model.language, work.tokens
     queries = tokens * shape.num_heads * shape.head_dim * work.width // split.tensor
     keys = tokens * shape.num_query_groups * shape.head_dim * work.width // split.tensor
-    inner = tokens * shape.ffn_hidden_size * work.width // split.tensor
-    is_trained = LANGUAGE in model.trained_parts
-    total = 2 * _norm_bytes(model, split, work)
-    total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
-    total += queries + keys  # queries and keys after RoPE
+    is_trained, is_kept = LANGUAGE in model.trained_parts, work.recompute != "selective"
+    is_gathered = work.context > 1 and is_kept
+    total = queries  # queries after RoPE
+    total += (
+        2 * keys * work.context if is_gathered else keys
+    )  # and keys; under context parallel those of all ranks
+    if not is_gathered or shape.qk_norm:
+        total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
     if shape.qk_norm and shape.num_heads != shape.num_query_groups:
         total += queries  # grouped queries are copied before their norm
     # Cosine and sine, for queries and for keys.
     total += 4 * work.sequence_length // work.context * shape.head_dim * work.width
-    if work.recompute != "selective" or is_trained:
-        total += queries  # attention's output, which is also the input of linear_proj
-    if work.recompute != "selective":
+    # Attention's output and the input of linear_proj, which are one tensor where the sequence is whole.
+    total += queries * (is_kept + is_trained if work.context > 1 else is_kept or is_trained)
+    if is_kept:
         total += tokens * shape.num_heads // split.tensor * FLOAT32  # attention's log sums
-    total += (
-        4 * inner
-    )  # output of linear_fc1 (gate and up), SiLU of the gate, up plus Megatron's offset of zero
-    if is_trained:
-        total += 2 * hidden + inner  # inputs of linear_qkv, linear_fc1 and linear_fc2
     if shape.sliding_window and work.sequence_length > shape.sliding_window:
-        total += work.sequence_length**2 * work.width  # the mask
+        total += work.sequence_length**2 // work.context * work.width  # the mask
     return total
 
 
@@ -175,8 +185,8 @@ def tower_bytes(model: Model, split: Split, work: Work) -> int:
 
 
 def _images(split: Split, work: Work) -> int:
-    """Images that a rank encodes: tensor-parallel ranks share them out."""
-    return -(-work.images // split.tensor)
+    """Images that a rank encodes: tensor- and context-parallel ranks share them out."""
+    return -(-work.images // (split.tensor * work.context))
 
 
 def _tower_tokens(vision: VisionShape) -> int:

@@ -8,6 +8,7 @@ in 16 bits, `fp32_param`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -37,7 +38,7 @@ def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_load
         _initialize(member)
     if isinstance(member, DistributedOptimizer):
         state = member.sharded_param_state_fully_reshardable(model_tensors, is_loading, metadata={})
-        return {number: _without_main(member, kinds) for number, kinds in state.items()}
+        return {number: _renamed(member, kinds) for number, kinds in state.items()}
     parameters = [parameter for parameter, _ in _whole(member)]
     named = get_param_id_to_sharded_param_map(model_tensors, parameters)
     return {
@@ -104,10 +105,13 @@ def _initialize(member: Any) -> None:
             member.optimizer.state[parameter] = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
 
 
-def _without_main(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, Any]:
-    """Drops the main weight where it is the weight itself."""
-    is_half = member.config.bf16 or member.config.fp16
-    return {kind: tensor for kind, tensor in kinds.items() if is_half or kind != MAIN}
+def _renamed(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, Any]:
+    """Gives the main weight its name; where it is the weight itself it is left out."""
+    main = kinds.pop("param")
+    if member.config.bf16 or member.config.fp16:
+        key = main.key.replace("optimizer.state.param.", f"optimizer.state.{MAIN}.", 1)
+        kinds[MAIN] = replace(main, key=key)
+    return kinds
 
 
 def _load_shards(member: DistributedOptimizer, state: State) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from omegaconf import OmegaConf
@@ -21,6 +25,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import PARTS, NevaModel
+from neva.parallel import groups
 from neva.parallel.plan_activations import Work, saved, transient
 from neva.parallel.plan_state import state
 from neva.parallel.plan_tensors import Model, Split, stage_weights
@@ -231,6 +236,44 @@ def test_activations_match_saved_tensors(
     planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
     measured = count_saved(real, batch)
     assert planned == pytest.approx(measured, rel=SMALL_CHANGE)
+
+
+def count_share(rank: int, port: int, results: Any) -> None:
+    """Counts what a context-parallel rank keeps, with each way to recompute; the masks of a CPU left out."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    groups.init_process_group(rank, 2)
+    groups.init_model_parallel(groups.Layout(context=2), seed=1)
+    vision, language = wide()
+    for (recompute, switches), trained in itertools.product(RECOMPUTE.items(), TRAINED):
+        model = described(vision, language, trained)
+        real = built(model, "bf16", context_parallel_size=2, **switches)
+        batch, work = work_of(vision, language, "bf16", recompute)
+        kept = saved(model, WHOLE, dataclasses.replace(work, context=2))
+        planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
+        chunk, is_kept = work.sequence_length // 4, recompute is None
+        # the two chunks of queries look at five chunks of keys in all
+        masks = is_kept * language.num_layers * 5 * chunk * chunk * work.width
+        results.put((rank, recompute, sorted(trained), planned, count_saved(real, batch) - masks))
+    groups.destroy()
+
+
+def test_activations_of_context_parallel_ranks_match_saved_tensors(free_port: int) -> None:
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=count_share, args=(rank, free_port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    planned, measured = defaultdict(int), defaultdict(int)
+    for _ in range(2 * len(RECOMPUTE) * len(TRAINED)):
+        _, recompute, trained, expected, found = results.get(timeout=120)
+        # labels lie on one rank more than on the other
+        planned[recompute, str(trained)] += expected
+        measured[recompute, str(trained)] += found
+    for process in processes:
+        process.join()
+    for case, expected in planned.items():
+        assert expected == pytest.approx(measured[case], rel=SMALL_CHANGE), case
 
 
 class Peak(TorchDispatchMode):
