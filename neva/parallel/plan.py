@@ -16,7 +16,9 @@ RECOMPUTE = {None: 1.0, "selective": 0.95, "full": 0.75}
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks along each axis, what data-parallel ranks share out (`SHARDINGS`) and what is recomputed."""
+    """Ranks along each axis, what data-parallel ranks share out (`SHARDINGS`), what is recomputed, and the interleaved
+    pieces of each pipeline stage (None: one, not interleaved).
+    """
 
     tensor: int
     pipeline: int
@@ -25,6 +27,7 @@ class Layout:
     sequence_parallel: bool
     sharding: str
     recompute: str | None
+    virtual: int | None = None
 
     @property
     def replica(self) -> int:
@@ -53,13 +56,15 @@ class Job:
 class Stage:
     """Bytes of one rank of a pipeline stage.
 
-    `saved` is one micro batch's; `in_flight` micro batches are kept at once. `gathered` is what FSDP joins for a
-    moment, `step` what Adam needs beside its state when the activations are gone.
+    `saved` is one micro batch's; layers keep `in_flight` micro batches at once, tower and projector
+    `images_in_flight`, logits one. `gathered` is what FSDP joins for a moment, `step` what Adam needs beside its state
+    when the activations are gone.
     """
 
     stage: int
     layers: int
-    in_flight: int
+    in_flight: float
+    images_in_flight: int
     state: State
     saved: Saved
     gathered: int
@@ -70,7 +75,8 @@ class Stage:
     def activations(self) -> int:
         """Bytes that all micro batches in flight keep."""
         kept = self.saved
-        return self.in_flight * (kept.layers + kept.vision_tower + kept.projector + kept.logits)
+        images = self.images_in_flight * (kept.vision_tower + kept.projector)
+        return int(self.in_flight * kept.layers) + images + kept.logits
 
     @property
     def workspace(self) -> int:
@@ -115,7 +121,9 @@ def layouts(job: Job) -> Iterator[Layout]:
         for sharding in shardings:
             for recompute in RECOMPUTE:
                 for sequence_parallel in (True, False) if tensor > 1 else (False,):
-                    yield Layout(tensor, pipeline, context, data, sequence_parallel, sharding, recompute)
+                    for virtual in (None, 2) if pipeline > 1 else (None,):
+                        axes = (tensor, pipeline, context, data)
+                        yield Layout(*axes, sequence_parallel, sharding, recompute, virtual)
 
 
 def _axes(job: Job) -> Iterator[tuple[int, int, int]]:
@@ -135,8 +143,23 @@ def plan(job: Job, layout: Layout) -> Plan:
     """Counts and estimates every stage of a layout; sizes must be divisible (`neva.config.validate`)."""
     micro_batches = job.global_batch_size // (job.micro_batch_size * layout.data)
     stages = [_stage(job, layout, number, micro_batches) for number in range(layout.pipeline)]
-    waiting = layout.pipeline - 1
+    waiting = (layout.pipeline - 1) / (layout.virtual or 1)
     return Plan(layout, micro_batches, waiting / (micro_batches + waiting), stages)
+
+
+def in_flight(layout: Layout, stage: int, micro_batches: int) -> tuple[float, int]:
+    """Micro batches that a stage has gone forward with and not yet backward, at most: of its layers, and of the first
+    piece of the first stage, which has the images.
+
+    One forward, one backward: an early stage runs ahead by the number of stages behind it. Interleaved pieces run
+    ahead twice as far, and by a round of all stages for every further piece (Megatron's schedule).
+    """
+    behind = layout.pipeline - stage - 1
+    if layout.virtual is None:
+        return min(behind + 1, micro_batches), min(behind + 1, micro_batches)
+    ahead = 2 * behind + (layout.virtual - 1) * layout.pipeline + 1
+    of_pieces = min(ahead, micro_batches * layout.virtual)
+    return of_pieces / layout.virtual, min(2 * behind + 1, micro_batches)
 
 
 def _stage(job: Job, layout: Layout, number: int, micro_batches: int) -> Stage:
@@ -146,11 +169,12 @@ def _stage(job: Job, layout: Layout, number: int, micro_batches: int) -> Stage:
     kept = state(weights, job.precision, layout.sharding, ways, min(ways, job.gpus_per_node))
     work = _work(job, layout)
     floats_a_parameter = 2 if job.precision == "32" else 3
+    of_layers, of_images = in_flight(layout, number, micro_batches)
     return Stage(
         stage=number,
         layers=job.model.language.num_layers // layout.pipeline,
-        # One forward, one backward: an early stage runs ahead by the number of stages behind it.
-        in_flight=min(layout.pipeline - number, micro_batches),
+        in_flight=of_layers,
+        images_in_flight=of_images,
         state=kept,
         saved=saved(job.model, split, work),
         gathered=_gathered(job, layout, weights),

@@ -56,6 +56,7 @@ def keys(job: Job, layout: Layout) -> dict[str, Any]:
         "trainer.num_nodes": -(-job.gpus // job.gpus_per_node),
         "model.tensor_model_parallel_size": layout.tensor,
         "model.pipeline_model_parallel_size": layout.pipeline,
+        "model.virtual_pipeline_model_parallel_size": layout.virtual,
         "model.context_parallel_size": layout.context,
         "model.sequence_parallel": layout.sequence_parallel,
         "model.optim.name": DISTRIBUTED_OPTIMIZERS[0] if layout.sharding == "optimizer" else "fused_adam",
@@ -85,7 +86,8 @@ def status(cfg: DictConfig, job: Job, layout: Layout) -> str | None:
 def choose(cfg: DictConfig, chosen: dict[str, Any]) -> None:
     """Sets the keys of a layout and takes out those of any other."""
     with open_dict(cfg):
-        cfg.model.virtual_pipeline_model_parallel_size = None
+        cfg.model.num_layers_in_first_pipeline_stage = None
+        cfg.model.num_layers_in_last_pipeline_stage = None
         for key in [key for key in cfg.model if str(key).startswith("fsdp")]:
             del cfg.model[key]
         for path, value in chosen.items():

@@ -25,10 +25,10 @@ ROWS: list[tuple[str, Callable[[Stage], int]]] = [
     ("gradients", lambda stage: stage.state.gradients),
     ("optimizer", lambda stage: stage.state.optimizer),
     ("activations", lambda stage: stage.activations),
-    ("  layers", lambda stage: stage.in_flight * stage.saved.layers),
-    ("  vision tower", lambda stage: stage.in_flight * stage.saved.vision_tower),
-    ("  projector", lambda stage: stage.in_flight * stage.saved.projector),
-    ("  logits", lambda stage: stage.in_flight * stage.saved.logits),
+    ("  layers", lambda stage: int(stage.in_flight * stage.saved.layers)),
+    ("  vision tower", lambda stage: stage.images_in_flight * stage.saved.vision_tower),
+    ("  projector", lambda stage: stage.images_in_flight * stage.saved.projector),
+    ("  logits", lambda stage: stage.saved.logits),
     ("workspace", lambda stage: stage.workspace),
     ("peak", lambda stage: stage.peak),
 ]
@@ -56,7 +56,8 @@ def show(
         f"{job.global_batch_size}, micro batch {job.micro_batch_size}\n"
         f"assumed: {job.sequence_length:,} positions in a sequence, {job.label_share:.0%} of them with a loss, "
         f"{job.images_per_sample} image(s)\n"
-        f"{len(fitting)} of {len(ranked)} layouts fit; those that differ in recomputation only share a line\n{LEGEND}\n"
+        f"{len(fitting)} of {len(ranked)} layouts fit; those that differ in recomputation or VP only share a line\n"
+        f"{LEGEND}\n"
     )
     if not ranked:
         line("no layout: sizes or the batch cannot be divided among these GPUs", style="bold red")
@@ -79,7 +80,7 @@ def show(
 
 
 def best_of_each(ranked: list[tuple[Plan, str]]) -> list[tuple[Plan, str]]:
-    """Returns the first plan of each TP x PP x CP and sharding: the others differ in recomputation."""
+    """Returns the first plan of each TP x PP x CP and sharding: the others differ in recomputation or interleaving."""
     first: dict[tuple[object, ...], tuple[Plan, str]] = {}
     for found, runs in ranked:
         layout = found.layout
@@ -90,7 +91,7 @@ def best_of_each(ranked: list[tuple[Plan, str]]) -> list[tuple[Plan, str]]:
 def layout_table(rows: list[tuple[Plan, str]], limit: int) -> Table:
     """Returns the ranked layouts."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "DP", "TP", "PP", "CP"):
+    for column in ("", "DP", "TP", "PP", "VP", "CP"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("SP", "sharded", "recompute"):
         table.add_column(column, no_wrap=True)
@@ -101,7 +102,9 @@ def layout_table(rows: list[tuple[Plan, str]], limit: int) -> Table:
     for number, (found, runs) in enumerate(rows, 1):
         layout = found.layout
         table.add_row(
-            *(str(size) for size in (number, layout.data, layout.tensor, layout.pipeline, layout.context)),
+            *(str(size) for size in (number, layout.data, layout.tensor, layout.pipeline)),
+            str(layout.virtual or "-"),
+            str(layout.context),
             "yes" if layout.sequence_parallel else "-",
             SHARDING_NAMES[layout.sharding],
             layout.recompute or "-",
@@ -122,7 +125,7 @@ def stage_table(found: Plan) -> Table:
     for stage in found.stages:
         table.add_column(f"stage {stage.stage}", justify="right")
     table.add_row("layers", *(str(stage.layers) for stage in found.stages))
-    table.add_row("micro batches in flight", *(str(stage.in_flight) for stage in found.stages))
+    table.add_row("micro batches in flight", *(f"{stage.in_flight:g}" for stage in found.stages))
     for name, size in ROWS:
         table.add_row(name, *(_gib(size(stage)) for stage in found.stages))
     return table

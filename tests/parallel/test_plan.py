@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import PARTS
 from neva.parallel import groups
-from neva.parallel.plan import Job, Layout, layouts, plan, preference
+from neva.parallel.plan import Job, Layout, in_flight, layouts, plan, preference
 from neva.parallel.plan_job import job_of
 from neva.parallel.plan_state import state
 from neva.parallel.plan_tensors import Model, Split, stage_weights
+from neva.training.step import data_parallel, run_global_batch
 from tests.model.test_against_transformers import shapes
-from tests.parallel.test_plan_memory import DTYPES, allocated, tensors_in
+from tests.parallel.test_plan_memory import DTYPES, allocated, micro_batch, tensors_in
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = ["plan", "--config-name", "llava_7b_finetune"]
@@ -217,10 +219,77 @@ def test_activations_of_stages_and_ranks_add_up() -> None:
     assert 2 * split.layers - one.layers == uncut
 
 
+SCHEDULES = [(None, 1), (None, 4), (2, 2), (2, 4), (2, 8)]
+"""Interleaved pieces and micro batches of two pipeline stages."""
+
+
+def count_in_flight(rank: int, port: int, results: mp.Queue) -> None:
+    """Counts how many forward passes of this rank, and of its first piece, wait for their backward pass at most."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    groups.init_process_group(rank, 2)
+    for virtual, micro_batches in SCHEDULES:
+        groups.init_model_parallel(groups.Layout(pipeline=2, virtual_pipeline=virtual), seed=1)
+        model = tiny(tied=False)
+        config = transformer_config(
+            model.language,
+            pipeline_dtype=torch.float32,
+            pipeline_model_parallel_size=2,
+            virtual_pipeline_model_parallel_size=virtual,
+        )
+        pieces = [
+            build_model(
+                model.vision,
+                model.language,
+                model.adapter_type,
+                config,
+                *dataclasses.astuple(piece)[1:],
+                piece.virtual,
+            )
+            for piece in groups.pipeline_stages()
+        ]
+        waiting, highest = [0] * len(pieces), [0, 0]
+        for number, piece in enumerate(pieces):
+            piece.train().register_forward_hook(partial(watch, waiting, highest, number))
+        batch = [micro_batch(model.vision, 2, 24, 5, model.language.vocab_size)] * micro_batches
+        run_global_batch(data_parallel(pieces), batch, torch.device("cpu"))
+        results.put((rank, virtual, micro_batches, highest[0] / len(pieces), highest[1]))
+        parallel_state.destroy_model_parallel()
+    groups.destroy()
+
+
+def watch(waiting: list[int], highest: list[int], number: int, _: Any, __: Any, output: torch.Tensor) -> None:
+    def gone_backward(_: torch.Tensor) -> None:
+        waiting[number] -= 1
+
+    waiting[number] += 1
+    highest[:] = max(highest[0], sum(waiting)), max(highest[1], waiting[0])
+    output.register_hook(gone_backward)
+
+
+def test_as_many_micro_batches_are_in_flight_as_in_the_real_schedule(free_port: int) -> None:
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=count_in_flight, args=(rank, free_port, results)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for _ in range(2 * len(SCHEDULES)):
+        rank, virtual, micro_batches, *counted = results.get(timeout=120)
+        layout = Layout(1, 2, 1, 1, False, "none", None, virtual)
+        assert list(in_flight(layout, rank, micro_batches)) == counted, (rank, virtual, micro_batches)
+    for process in processes:
+        process.join()
+
+
 def test_one_forward_one_backward_waits_for_the_stages_behind() -> None:
     found = plan(llava(), Layout(1, 4, 1, 2, False, "none", None))
     assert found.micro_batches == 8
     assert found.bubble == 3 / 11
+    interleaved = plan(llava(), Layout(1, 4, 1, 2, False, "none", None, 2))
+    assert interleaved.bubble == 1.5 / 9.5
 
 
 # Ranking
