@@ -159,7 +159,10 @@ def in_flight(layout: Layout, stage: int, micro_batches: int) -> tuple[float, in
         return min(behind + 1, micro_batches), min(behind + 1, micro_batches)
     ahead = 2 * behind + (layout.virtual - 1) * layout.pipeline + 1
     of_pieces = min(ahead, micro_batches * layout.virtual)
-    return of_pieces / layout.virtual, min(2 * behind + 1, micro_batches)
+    # forward passes, dealt in rounds, before the first piece goes backward for the first time
+    rounds, rest = divmod(ahead + (layout.virtual - 1) * layout.pipeline, layout.virtual * layout.pipeline)
+    of_first = rounds * layout.pipeline + min(rest, layout.pipeline)
+    return of_pieces / layout.virtual, min(of_first, micro_batches)
 
 
 def _stage(job: Job, layout: Layout, number: int, micro_batches: int) -> Stage:

@@ -244,10 +244,11 @@ def count_in_flight(rank: int, port: int, results: mp.Queue) -> None:
                 model.language,
                 model.adapter_type,
                 config,
-                *dataclasses.astuple(piece)[1:],
-                piece.virtual,
+                stage.is_first,
+                stage.is_last,
+                stage.virtual,
             )
-            for piece in groups.pipeline_stages()
+            for stage in groups.pipeline_stages()
         ]
         waiting, highest = [0] * len(pieces), [0, 0]
         for number, piece in enumerate(pieces):
@@ -279,7 +280,9 @@ def test_as_many_micro_batches_are_in_flight_as_in_the_real_schedule(free_port: 
     for _ in range(2 * len(SCHEDULES)):
         rank, virtual, micro_batches, *counted = results.get(timeout=120)
         layout = Layout(1, 2, 1, 1, False, "none", None, virtual)
-        assert list(in_flight(layout, rank, micro_batches)) == counted, (rank, virtual, micro_batches)
+        of_layers, of_images = in_flight(layout, rank, micro_batches)
+        assert of_layers == counted[0], (rank, virtual, micro_batches)
+        assert rank == 1 or of_images == counted[1], (virtual, micro_batches)
     for process in processes:
         process.join()
 
@@ -367,7 +370,7 @@ def test_what_training_runs_today_follows_the_table_of_layouts_that_are_missing(
 def test_tables_name_the_layouts_the_stages_and_what_was_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(EIGHT) == 0
     text = capsys.readouterr().out
-    assert "\n 1  8  1  1  1 -   optimizer full" in text
+    assert "\n 1  8  1  1  -  1 -   optimizer full" in text
     assert "stages of the first" in text
     assert "activations: counted, against saved tensors on a CPU" in text
     assert "model.optim.name=distributed_fused_adam" in text
