@@ -26,7 +26,10 @@ PARTS = ("vision_tower", "projector", "language_model")
 
 
 class NevaModel(MegatronModule):
-    """One pipeline stage of a LLaVA model: tower, projector and embeddings live on the first, the head on the last."""
+    """One pipeline stage of a LLaVA model: tower, projector and embeddings live on the first, the head on the last.
+
+    `always_encodes`: tower and projector run for every batch, because their weights are joined over the ranks.
+    """
 
     def __init__(
         self, language_model: LanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
@@ -38,6 +41,7 @@ class NevaModel(MegatronModule):
         self.vision_tower = vision_tower
         self.projector = projector
         self.language_model = language_model
+        self.always_encodes = False
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields the parts that this stage holds, by name."""
@@ -89,7 +93,7 @@ class NevaModel(MegatronModule):
             return embeddings_BSD
         if len(pixel_values) > 0:
             return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values), share)
-        if not (self.training and torch.is_grad_enabled()):
+        if not (self.always_encodes or (self.training and torch.is_grad_enabled())):
             return embeddings_BSD
         # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
         # one's gradient, and gradients are zeros, not missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,18 +83,28 @@ def build_optimizer(
 
 def _overrides(lr_ratios: Mapping[str, float]) -> dict[ParamKey, ParamGroupOverride]:
     """Maps parameters to what is special about them: no decay for vectors, a learning-rate ratio by part."""
-    vectors = ParamPredicate(name="vectors", fn=lambda parameter: parameter.dim() == 1)
+    vectors = ParamPredicate(name="vectors", fn=is_vector)
     overrides = {ParamKey(predicate=vectors): ParamGroupOverride(wd_mult=0.0)}
     for part, ratio in lr_ratios.items():
         if ratio != 1.0:
-            key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=part, fn=_inside(part)))
+            inside = partial(_is_parameter_inside, part)
+            key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=part, fn=inside))
             overrides[key] = ParamGroupOverride(lr_mult=ratio)
     return overrides
 
 
-def _inside(part: str) -> Callable[[torch.nn.Parameter, str], bool]:
-    pattern = re.compile(rf"(^|\.){part}\.")
-    return lambda _, name: pattern.search(name) is not None
+def is_vector(parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter is one that does not decay."""
+    return parameter.dim() == 1
+
+
+def is_inside(part: str, name: str) -> bool:
+    """Whether the parameter called `name` belongs to a part."""
+    return re.search(rf"(^|\.){part}\.", name) is not None
+
+
+def _is_parameter_inside(part: str, _: torch.nn.Parameter, name: str) -> bool:
+    return is_inside(part, name)
 
 
 class LightningFace(torch.optim.Optimizer):

@@ -17,6 +17,8 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from neva.config.shapes import LanguageShape, VisionShape, padded_vocab_size
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
@@ -26,6 +28,8 @@ from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.parallel import groups
+from neva.parallel.fsdp import Sharding, fully_sharded
+from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.optim import build_optimizer
 from neva.training.step import MicroBatch, data_parallel, run_global_batch
 
@@ -52,6 +56,7 @@ class Case:
     micro_batch: int = 2
     text_on_one_rank: bool = False
     tied: bool = False
+    fsdp: str | None = None
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
@@ -66,6 +71,7 @@ class Case:
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = ("sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied")
         words += [name for name in switches if getattr(self, name)]
+        words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
 
 
@@ -111,6 +117,17 @@ CASES = [
     Case(4, context=2, pipeline=2),
     Case(4, pipeline=2, virtual=2, tied=True, distributed_optimizer=True),
     Case(4, pipeline=2, virtual=2, tensor=2, sequence_parallel=True),
+    Case(1, fsdp="full"),
+    Case(2, fsdp="full"),
+    Case(2, fsdp="full", recompute="full"),
+    Case(2, fsdp="full", text_on_one_rank=True),
+    Case(2, fsdp="full", tied=True),
+    Case(2, fsdp="grad"),
+    Case(2, fsdp="grad", tied=True, recompute="selective"),
+    Case(4, fsdp="full"),
+    Case(4, fsdp="full", micro_batch=1),
+    Case(4, fsdp="full", context=2),
+    Case(4, fsdp="hybrid", micro_batch=1),
 ]
 
 
@@ -201,14 +218,18 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     initial = {name: value.detach().clone() for name, value in named(models)}
     for model in models:
         load_native(model, weights, VOCAB)
-    chunks = data_parallel(models, case.distributed_optimizer)
+    chunks = wrapped(models, case)
     batch = share(case, dtype)
     optim = OmegaConf.create(
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
     )
     found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models, "initial": initial}
     exact = dtype == torch.float64
-    optimizer = None if exact else build_optimizer(chunks, optim, {}, 1.0, dtype, case.distributed_optimizer)
+    optimizer: Any = None
+    if not exact and case.fsdp:
+        optimizer = ShardedAdamW(chunks[0], optim, {}, 1.0)
+    elif not exact:
+        optimizer = build_optimizer(chunks, optim, {}, 1.0, dtype, case.distributed_optimizer)
     for step in range(1 if exact else STEPS):
         for chunk in chunks:
             chunk.zero_grad_buffer()
@@ -218,10 +239,24 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
         found["losses"].append(loss.mean)
         if step == 0 and not case.distributed_optimizer:
             trained = [(name, value) for name, value in named(models) if value.requires_grad]
-            found["gradients"] = {name: value.main_grad.clone() for name, value in trained}
+            gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}
+            found["gradients"] = {name: joined(value).clone() for name, value in gradients.items()}
         if optimizer is not None:
             found["norms"].append(optimizer.step()[1])
+    found["after"] = {name: joined(value.detach()) for name, value in named(models)}
     return found
+
+
+def wrapped(models: list[NevaModel], case: Case) -> list[Any]:
+    """The model under Megatron's data parallel, or in shares, with "nodes" of two ranks."""
+    if case.fsdp is None:
+        return [*data_parallel(models, case.distributed_optimizer)]
+    sharding = Sharding(case.fsdp, node_ranks=2, reduce_dtype=torch.float32, cpu_offload=False)
+    return [fully_sharded(models[0], sharding, torch.device("cpu"))]
+
+
+def joined(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
@@ -248,7 +283,7 @@ def reference(folder: Path) -> None:
             name = str(dtype).removeprefix("torch.")
             untrained = {key: torch.zeros_like(value) for key, value in named(found["models"])}
             write(folder, f"gradients{tied}{name}", untrained | found["gradients"])
-            write(folder, f"after{tied}{name}", {k: v.detach() for k, v in named(found["models"])})
+            write(folder, f"after{tied}{name}", found["after"])
             norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
             numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
         save_file(numbers, folder / f"numbers{tied}.safetensors")
@@ -281,7 +316,7 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
         expected = whole(case, dtype, folder / f"after{case.tied}{name}.safetensors")
         # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
         compared = [
-            (n, v) for n, v in named(found["models"]) if "k_proj.bias" not in n and n not in VOCABULARY
+            (n, v) for n, v in found["after"].items() if "k_proj.bias" not in n and n not in VOCABULARY
         ]
         worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
         expected = whole(case, dtype, folder / f"initial{case.tied}.safetensors")
@@ -343,6 +378,8 @@ def mutate(mutation: str) -> None:
             return loss / num_tokens, torch.ones_like(num_tokens), report
 
         step._sum_loss = averaged
+    elif mutation == "mean_over_shares":
+        FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
 
 
 def run_cases(

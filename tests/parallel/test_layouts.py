@@ -56,16 +56,20 @@ MUTATIONS = {
     "loss averaged on each rank": "mean_per_rank",
     "context parallel: keys left in the order of the ranks": "context_order",
     "context parallel: image gradients of other ranks dropped": "context_features",
+    "gradients under FSDP divided by the number of ranks": "mean_over_shares",
 }
+MUTATED = {
+    "mean_per_rank": Case(2),
+    "context_order": Case(2, context=2),
+    "context_features": Case(2, context=2),
+    "mean_over_shares": Case(2, fsdp="full"),
+}
+"""What a mutation breaks, where it is not tensor parallel."""
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_the_suite_sees_a_wrong_gradient(tmp_path: Path, mutation: str) -> None:
-    case = Case(2, tensor=2, sequence_parallel=True)
-    if mutation == "mean_per_rank":
-        case = Case(2)
-    elif mutation.startswith("context"):
-        case = Case(2, context=2)
+    case = MUTATED.get(mutation, Case(2, tensor=2, sequence_parallel=True))
     layouts.reference(tmp_path)
     (_, _, worst), _ = layouts.run_cases(tmp_path, [case], free_ports(1), mutation)
     limits = bounds(case, "float64")
