@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.errors import ConfigError
+from neva.config.fsdp import fill_fsdp
 from neva.config.hf import CLASS_TOKENS, language_shape_from_hf, vision_shape_from_hf
 
 TOWER_KEYS = {
@@ -64,6 +65,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
             _vision(resolved.model)
             _language(resolved.model)
             _data(resolved.model)
+            fill_fsdp(resolved.model)
     OmegaConf.set_struct(resolved, True)
     return resolved
 

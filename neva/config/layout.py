@@ -6,26 +6,11 @@ from omegaconf import DictConfig
 
 from neva.config.shapes import stage_layers
 
-LAYOUT_NOT_YET = {"fsdp": False}
-"""Keys of `model` that choose a layout, with the only value that is accepted until that layout exists."""
-
 
 def layout_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     """Yields what is wrong with the layout of a resolved training tree on `world_size` processes."""
-    for rule in (_not_yet, _ranks, _tensor, _pipeline, _virtual_pipeline, _sequence):
+    for rule in (_ranks, _tensor, _pipeline, _virtual_pipeline, _sequence):
         yield from rule(cfg.model, world_size)
-
-
-def _not_yet(model: DictConfig, world_size: int) -> Iterator[str]:
-    for key, only in LAYOUT_NOT_YET.items():
-        if key in model and model[key] != only:
-            yield (
-                f"model.{key}={str(model[key]).lower()} is refused: neva has no such layout yet; "
-                f"leave it at {str(only).lower()}"
-            )
-    for name in map(str, model):
-        if name.startswith("fsdp_") and not model.get("fsdp"):
-            yield f"model.{name}={_text(model[name])} acts only with model.fsdp=true: leave it out"
 
 
 def _ranks(model: DictConfig, world_size: int) -> Iterator[str]:

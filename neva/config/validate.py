@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from omegaconf import DictConfig
 
 from neva.config.errors import ConfigError
+from neva.config.fsdp import fsdp_problems
 from neva.config.layout import layout_problems
 
 
@@ -40,7 +41,9 @@ def validate(cfg: DictConfig, world_size: int) -> None:
         ConfigError: all problems, a line each.
     """
     rules = (
-        (layout_problems, _sizes, _batch, _steps, _recompute, _sources) if "model" in cfg else (_inference,)
+        (layout_problems, fsdp_problems, _sizes, _batch, _steps, _recompute, _sources)
+        if "model" in cfg
+        else (_inference,)
     )
     problems = [problem for rule in rules for problem in rule(cfg, world_size)]
     if problems:

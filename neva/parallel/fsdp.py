@@ -17,6 +17,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.distributed.data_parallel_base import _BaseDataParallel
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -31,6 +32,8 @@ from torch.distributed.tensor import DTensor
 from neva.model.llava import NevaModel
 
 REPLICATE, SHARD = "replicate", "shard"
+REDUCE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+"""What `fsdp_grad_reduce_dtype` calls them."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,27 @@ class Sharding:
     cpu_offload: bool
 
 
+def sharding(model_cfg: DictConfig, node_ranks: int) -> Sharding | None:
+    """Returns what the resolved `model` section chooses for nodes of `node_ranks` processes; None without FSDP."""
+    if not model_cfg.fsdp:
+        return None
+    return Sharding(
+        model_cfg.fsdp_sharding_strategy,
+        node_ranks,
+        REDUCE_DTYPES[str(model_cfg.fsdp_grad_reduce_dtype)],
+        model_cfg.fsdp_cpu_offload,
+    )
+
+
 class FullyShardedModel(_BaseDataParallel):
     """A model in shares, with the face that Megatron's schedule knows from its own data parallel."""
 
-    def __init__(self, model: NevaModel, sharding: Sharding, device: torch.device) -> None:
+    def __init__(self, model: NevaModel, choice: Sharding, device: torch.device) -> None:
         super().__init__(config=model.config, module=model)
-        self.keeps_joined = sharding.strategy == "grad"
+        self.keeps_joined = choice.strategy == "grad"
         # sums that wait for the last micro batch are kept in the reduction's precision
-        self.sums_nodes_last = sharding.strategy == "hybrid" and sharding.reduce_dtype != torch.bfloat16
-        shard(model, sharding, device)
+        self.sums_nodes_last = choice.strategy == "hybrid" and choice.reduce_dtype != torch.bfloat16
+        shard(model, choice, device)
 
     def parameters_with_gradients(self) -> Iterator[nn.Parameter]:
         """Yields the trained parameters; each has a gradient once a backward pass is done."""
@@ -95,15 +110,15 @@ class FullyShardedModel(_BaseDataParallel):
             parameter.grad = None
 
 
-def fully_sharded(model: NevaModel, sharding: Sharding, device: torch.device) -> FullyShardedModel:
+def fully_sharded(model: NevaModel, choice: Sharding, device: torch.device) -> FullyShardedModel:
     """Cuts `model`, moves this rank's share to `device` unit by unit, and hooks it into Megatron's schedule."""
-    chunk = FullyShardedModel(model, sharding, device)
+    chunk = FullyShardedModel(model, choice, device)
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.no_sync_func = chunk.no_sync
     return chunk
 
 
-def shard(model: NevaModel, sharding: Sharding, device: torch.device) -> None:
+def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
     """Cuts the parameters of `model` in place; trained ones become float32 where the model runs in 16 bits."""
     dtype = model.config.params_dtype
     is_half = dtype == torch.bfloat16
@@ -111,14 +126,14 @@ def shard(model: NevaModel, sharding: Sharding, device: torch.device) -> None:
         if is_half and parameter.requires_grad:
             parameter.data = parameter.data.float()
     offload: OffloadPolicy = (
-        CPUOffloadPolicy(pin_memory=device.type == "cuda") if sharding.cpu_offload else OffloadPolicy()
+        CPUOffloadPolicy(pin_memory=device.type == "cuda") if choice.cpu_offload else OffloadPolicy()
     )
     options: dict[str, Any] = {
-        "mesh": mesh(sharding, device),
-        "reshard_after_forward": sharding.strategy != "grad",
+        "mesh": mesh(choice, device),
+        "reshard_after_forward": choice.strategy != "grad",
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=dtype if is_half else None,
-            reduce_dtype=None if dtype == torch.float64 else sharding.reduce_dtype,
+            reduce_dtype=None if dtype == torch.float64 else choice.reduce_dtype,
             cast_forward_inputs=False,  # rotary angles stay in float32
         ),
         "offload_policy": offload,
@@ -148,12 +163,12 @@ def units(model: NevaModel) -> list[nn.Module]:
     return found
 
 
-def mesh(sharding: Sharding, device: torch.device) -> DeviceMesh:
+def mesh(choice: Sharding, device: torch.device) -> DeviceMesh:
     """Returns the data (and context) parallel ranks as a line, or for `hybrid` as nodes times ranks of a node."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if sharding.strategy != "hybrid":
+    if choice.strategy != "hybrid":
         return DeviceMesh.from_group(group, device.type, mesh_dim_names=(SHARD,))
-    shape = (group.size() // sharding.node_ranks, sharding.node_ranks)
+    shape = (group.size() // choice.node_ranks, choice.node_ranks)
     return init_device_mesh(device.type, shape, mesh_dim_names=(REPLICATE, SHARD))
 
 

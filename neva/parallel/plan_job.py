@@ -88,7 +88,8 @@ def choose(cfg: DictConfig, chosen: dict[str, Any]) -> None:
     with open_dict(cfg):
         cfg.model.num_layers_in_first_pipeline_stage = None
         cfg.model.num_layers_in_last_pipeline_stage = None
-        for key in [key for key in cfg.model if str(key).startswith("fsdp")]:
+        cfg.model.fsdp = False
+        for key in [key for key in cfg.model if str(key).startswith("fsdp_")]:
             del cfg.model[key]
         for path, value in chosen.items():
             section, _, name = path.rpartition(".")

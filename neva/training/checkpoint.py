@@ -11,9 +11,11 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.fsdp import FSDPModule
 
 from neva.model.llava import PARTS, NevaModel
-from neva.training import optimizer_state
+from neva.training import fsdp_state, optimizer_state
+from neva.training.fsdp_optimizer import ShardedAdamW
 
 COMMON = "lightning"
 OPTIMIZER = "optimizer"
@@ -22,20 +24,37 @@ OPTIMIZER = "optimizer"
 def sharded_state(
     models: Sequence[NevaModel],
     parts: Collection[str],
-    optimizer: MegatronOptimizer | None,
+    optimizer: MegatronOptimizer | ShardedAdamW | None,
     is_loading: bool = False,
+    is_whole: bool = False,
 ) -> dict[str, Any]:
-    """Returns the sharded tensors of the saved parts of a rank's model pieces and, if given, of the optimizer."""
-    state: dict[str, Any] = {"model": _tensors(models, parts)}
-    if optimizer is not None:
+    """Returns the sharded tensors of the saved parts of a rank's model pieces and, if given, of the optimizer.
+
+    With `is_whole`, rank 0 has all that FSDP cut into shares.
+    """
+    state: dict[str, Any] = {"model": _tensors(models, parts, is_whole)}
+    if isinstance(optimizer, ShardedAdamW):
+        state[OPTIMIZER] = fsdp_state.optimizer_state(optimizer, is_loading, is_whole)
+    elif optimizer is not None:
         # the optimizer finds the names of its parameters among those of the whole model
         state[OPTIMIZER] = optimizer_state.sharded(optimizer, _tensors(models, PARTS), is_loading)
     return state
 
 
-def _tensors(models: Sequence[NevaModel], parts: Collection[str]) -> dict[str, Any]:
+def load_optimizer(optimizer: MegatronOptimizer | ShardedAdamW, loaded: Mapping[str, Any]) -> None:
+    """Fills the optimizer with what `load` returned."""
+    state, common = loaded[OPTIMIZER], loaded[COMMON][OPTIMIZER]
+    if isinstance(optimizer, ShardedAdamW):
+        fsdp_state.load_optimizer(optimizer, state, common["step"])
+    else:
+        optimizer_state.load(optimizer, state, common)
+
+
+def _tensors(models: Sequence[NevaModel], parts: Collection[str], is_whole: bool = False) -> dict[str, Any]:
     return {
-        str(number): _without_empty_extras(model.sharded_state_dict(), parts)
+        str(number): fsdp_state.model_state(model, parts, is_whole)
+        if isinstance(model, FSDPModule)
+        else _without_empty_extras(model.sharded_state_dict(), parts)
         for number, model in enumerate(models)
     }
 

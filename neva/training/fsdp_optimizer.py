@@ -38,12 +38,12 @@ class ShardedAdamW:
     ) -> None:
         named = chunk.module.named_parameters()
         self.named = {name: parameter for name, parameter in named if parameter.requires_grad}
-        self.clip_grad = clip_grad
+        self.config = OptimizerConfig(params_dtype=chunk.config.params_dtype, clip_grad=clip_grad)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.named, lr_ratios, optim_cfg.weight_decay),
             lr=optim_cfg.lr,
             betas=tuple(optim_cfg.betas),
-            eps=OptimizerConfig.adam_eps,
+            eps=self.config.adam_eps,
             fused=True,
         )
 
@@ -58,14 +58,18 @@ class ShardedAdamW:
 
     def step(self) -> tuple[bool, float, None]:
         """Clips and updates. Returns whether it did, the gradient norm before clipping (0 without), and None."""
-        norm = self._clip() if self.clip_grad > 0 else 0.0
+        norm = self._clip() if self.config.clip_grad > 0 else 0.0
         self.optimizer.step()
         return True, norm, None
+
+    def get_loss_scale(self) -> Tensor:
+        """One: there is no float16 here."""
+        return torch.ones(1)
 
     def _clip(self) -> float:
         gradients = [local(parameter.grad) for parameter in self.named.values()]
         norm = total_norm(gradients, next(iter(self.named.values())))
-        factor = self.clip_grad / (norm + CLIP_EPSILON)
+        factor = self.config.clip_grad / (norm + CLIP_EPSILON)
         if factor < 1:
             torch._foreach_mul_(gradients, factor)
         return norm

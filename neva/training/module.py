@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
@@ -20,8 +20,9 @@ from neva.data.tokenizer import load_tokenizer
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import DTYPES, transformer_config
 from neva.model.llava import PARTS, NevaModel
-from neva.parallel import groups
-from neva.training import archive
+from neva.parallel import fsdp, groups
+from neva.training import archive, fsdp_state
+from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.optim import LightningFace, LossScale, build_optimizer
 from neva.training.schedule import CosineAnnealing
 from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
@@ -59,7 +60,7 @@ class MegatronNevaModel(ModelPT):
         self.clip_grad = clip_grad
         self.consumed_samples = 0
         self.models: list[NevaModel] = []
-        self.chunks: list[DistributedDataParallel] = []
+        self.chunks: list[Any] = []
 
     # Building
 
@@ -82,14 +83,27 @@ class MegatronNevaModel(ModelPT):
             )
             self.sources = load_initial_weights(model, self.cfg)
             set_trainable(model, trainable)
-            self.models.append(model.to(self.trainer.strategy.root_device))
+            self.models.append(model)
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
         self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
-        self.chunks = data_parallel(self.models, self._shards_optimizer)
+        self.chunks = self._spread(self.trainer.strategy.root_device)
         for name, (total, trained) in count_parameters(*self.models).items():
             logger.info(
                 "%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path
             )
+
+    def _spread(self, device: torch.device) -> list[Any]:
+        """Moves the model to the device, wrapped for data parallel."""
+        self.sharding = fsdp.sharding(self.cfg, node_ranks=self.trainer.num_devices)
+        if self.sharding is not None:
+            (model,) = self.models
+            return [fsdp.fully_sharded(model, self.sharding, device)]
+        return [*data_parallel([model.to(device) for model in self.models], self._shards_optimizer)]
+
+    @property
+    def saves_shares(self) -> bool:
+        """Whether each rank writes its part of a checkpoint; else rank 0 writes what FSDP cut."""
+        return not self.cfg.fsdp or self.cfg.fsdp_sharded_checkpoint
 
     @property
     def _shards_optimizer(self) -> bool:
@@ -130,17 +144,21 @@ class MegatronNevaModel(ModelPT):
             "vision_tower": mm_cfg.vision_encoder.vision_encoder_lr_ratio,
             "projector": mm_cfg.mm_mlp_adapter_lr_ratio,
         }
-        self.megatron_optimizer = build_optimizer(
-            self.chunks,
-            optim,
-            ratios,
-            self.clip_grad,
-            DTYPES[str(self.cfg.precision)],
-            self._shards_optimizer,
-            LossScale(
-                self.cfg.native_amp_init_scale, self.cfg.native_amp_growth_interval, self.cfg.hysteresis
-            ),
-        )
+        self.megatron_optimizer: MegatronOptimizer | ShardedAdamW
+        if self.sharding is not None:
+            self.megatron_optimizer = ShardedAdamW(self.chunks[0], optim, ratios, self.clip_grad)
+        else:
+            self.megatron_optimizer = build_optimizer(
+                self.chunks,
+                optim,
+                ratios,
+                self.clip_grad,
+                DTYPES[str(self.cfg.precision)],
+                self._shards_optimizer,
+                LossScale(
+                    self.cfg.native_amp_init_scale, self.cfg.native_amp_growth_interval, self.cfg.hysteresis
+                ),
+            )
         schedule = CosineAnnealing(
             optim.lr,
             optim.sched.min_lr,
@@ -227,6 +245,9 @@ class MegatronNevaModel(ModelPT):
     def load_parts(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Fills the saved parts from a checkpoint; what is not saved keeps its initial weights."""
         for number, model in enumerate(self.models):
+            if self.sharding is not None:
+                fsdp_state.load_model(model, tensors[str(number)])
+                continue
             missing, unexpected = model.load_state_dict(tensors[str(number)], strict=False)
             lost = [
                 name

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -107,10 +107,25 @@ def _is_parameter_inside(part: str, _: torch.nn.Parameter, name: str) -> bool:
     return is_inside(part, name)
 
 
+class Steps(Protocol):
+    """What a step asks of an optimizer, Megatron's or FSDP's."""
+
+    config: OptimizerConfig
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def step(self) -> tuple[bool, float | None, Any]: ...
+
+    def get_loss_scale(self) -> torch.Tensor: ...
+
+
 class LightningFace(torch.optim.Optimizer):
     """Megatron's optimizer as Lightning's step counter sees it. The strategy saves its state, not Lightning."""
 
-    def __init__(self, megatron: MegatronOptimizer, schedule: CosineAnnealing) -> None:
+    def __init__(self, megatron: Steps, schedule: CosineAnnealing) -> None:
         # torch's constructor would refuse the empty list of a rank that trains nothing and copy all parameters
         self.megatron = megatron
         self.schedule = schedule

@@ -68,7 +68,12 @@ class MegatronStrategy(DDPStrategy):
     ) -> None:
         """Writes weights, optimizer and Lightning's own state into one folder."""
         module: Any = self.lightning_module
-        state = checkpoint.sharded_state(module.models, module.saved_parts, module.megatron_optimizer)
+        state = checkpoint.sharded_state(
+            module.models,
+            module.saved_parts,
+            module.megatron_optimizer,
+            is_whole=not module.saves_shares,
+        )
         # the configuration stands in the run folder; as an object it would need pickle to be read
         common = {
             key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
@@ -83,12 +88,9 @@ class MegatronStrategy(DDPStrategy):
             module.models, module.saved_parts, module.megatron_optimizer, is_loading=True
         )
         loaded = checkpoint.load(ckpt_to_dir(checkpoint_path), state)
-        common = loaded[checkpoint.COMMON]
         module.load_parts(loaded["model"])
-        optimizer_state.load(
-            module.megatron_optimizer, loaded[checkpoint.OPTIMIZER], common[checkpoint.OPTIMIZER]
-        )
-        return common
+        checkpoint.load_optimizer(module.megatron_optimizer, loaded)
+        return loaded[checkpoint.COMMON]
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` filled the model."""

@@ -32,8 +32,8 @@ def test_layers_are_dealt_to_stages(arguments: tuple[int, ...], expected: list[i
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF_DIR / "parallel").glob("*.yaml")))
 @pytest.mark.parametrize("recipe", ["llava_7b_pretrain", "llava_llama3_8b_finetune"])
-def test_every_preset_goes_with_a_recipe_on_one_node(recipe: str, preset: str) -> None:
-    load(recipe, [f"parallel={preset}", "model.micro_batch_size=8"])
+def test_every_preset_goes_with_a_recipe_on_two_nodes(recipe: str, preset: str) -> None:
+    load(recipe, [f"parallel={preset}", "model.micro_batch_size=4", "trainer.num_nodes=2"])
 
 
 def test_a_preset_says_what_it_is_named_for() -> None:

@@ -13,18 +13,6 @@ def problems(recipe: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "off"),
-    [
-        ("model.fsdp=true", "false"),
-    ],
-)
-def test_a_layout_is_refused_until_it_exists(override: str, off: str) -> None:
-    why = "neva has no such layout yet"
-    expected = f"{override} is refused: {why}; leave it at {off}"
-    assert expected in problems("llava_7b_pretrain", override).splitlines()
-
-
 def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> None:
     assert "set it with tensor > 1" in problems("llava_7b_pretrain", "model.sequence_parallel=true")
     uneven = problems(
@@ -88,7 +76,10 @@ def test_inference_is_checked_too(override: str, message: str) -> None:
 
 def test_all_contradictions_are_reported_together() -> None:
     found = problems(
-        "llava_7b_pretrain", "model.global_batch_size=100", "model.fsdp=true", "trainer.max_steps=0"
+        "llava_7b_pretrain",
+        "model.global_batch_size=100",
+        "model.sequence_parallel=true",
+        "trainer.max_steps=0",
     )
     assert len(found.splitlines()) == 3
 

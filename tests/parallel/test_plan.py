@@ -21,14 +21,15 @@ import torch.multiprocessing as mp
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from omegaconf import DictConfig
 
 from neva import cli
-from neva.config import layout as rules
+from neva.config.errors import ConfigError
 from neva.config.load import load
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import PARTS
-from neva.parallel import groups
+from neva.parallel import groups, plan_job
 from neva.parallel.plan import Job, Layout, in_flight, layouts, plan, preference
 from neva.parallel.plan_job import job_of
 from neva.parallel.plan_state import state
@@ -355,13 +356,17 @@ def test_json_holds_every_layout_and_stage_and_its_sums_are_right(capsys: pytest
             assert stage["peak"] == held + stage["activations"] + stage["workspace"]
 
 
-def test_what_training_runs_today_follows_the_table_of_layouts_that_are_missing(
+def test_what_training_runs_today_is_what_the_checks_of_a_run_do_not_refuse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "LAYOUT_NOT_YET", {**rules.LAYOUT_NOT_YET, "pipeline_model_parallel_size": 1})
-    before = {json.dumps(layout["keys"]): layout for layout in found_json(capsys, *EIGHT)[1]["layouts"]}
-    monkeypatch.setattr(rules, "LAYOUT_NOT_YET", {})
     after = found_json(capsys, *EIGHT)[1]["layouts"]
+
+    def refuse_pipelines(cfg: DictConfig, world_size: int) -> None:
+        if cfg.model.pipeline_model_parallel_size > 1:
+            raise ConfigError("a pipeline is refused: for this test")
+
+    monkeypatch.setattr(plan_job, "validate", refuse_pipelines)
+    before = {json.dumps(layout["keys"]): layout for layout in found_json(capsys, *EIGHT)[1]["layouts"]}
     assert {layout["runs_today"] for layout in after} == {"yes"}
     assert before.keys() == {json.dumps(layout["keys"]) for layout in after}
     assert all(layout["runs_today"] == "not yet" for layout in before.values() if layout["pipeline"] > 1)

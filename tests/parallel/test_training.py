@@ -24,6 +24,7 @@ PIPELINE = [
 ]
 CONTEXT = ["trainer.devices=2", "model.context_parallel_size=2"]
 SHARDED = ["model.optim.name=distributed_fused_adam"]
+FSDP = ["trainer.devices=2", "model.fsdp=true"]
 
 
 def train(folder: Path, overrides: list[str], steps: int) -> Path:
@@ -94,10 +95,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory, begin: list[str]) -> Path:
     return train(tmp_path_factory.mktemp("alone"), begin, steps=6)
 
 
+@pytest.fixture(scope="module")
+def tensor(tmp_path_factory: pytest.TempPathFactory, begin: list[str]) -> Path:
+    """Six steps of two tensor-parallel ranks."""
+    return train(tmp_path_factory.mktemp("tensor"), [*begin, *TENSOR], steps=6)
+
+
 def test_a_run_ends_the_same_under_tensor_parallel_and_continues_in_an_interleaved_pipeline(
-    tmp_path: Path, begin: list[str], alone: Path
+    tmp_path: Path, begin: list[str], alone: Path, tensor: Path
 ) -> None:
-    tensor = train(tmp_path / "tensor", [*begin, *TENSOR], steps=6)
     assert_same_end(tensor, alone)
     pipeline = train(handed_over(tensor, tmp_path / "pipeline"), [*begin, *PIPELINE], steps=6)
     assert_same_end(pipeline, alone, first_step=4)
@@ -119,3 +125,15 @@ def test_a_plain_optimizer_continues_as_a_distributed_one(
         handed_over(alone, tmp_path / "sharded"), [*begin, *SHARDED, "trainer.devices=2"], steps=6
     )
     assert_same_end(sharded, alone, first_step=4)
+
+
+def test_fsdp_ends_the_same_and_continues_every_other_layout_and_they_it(
+    tmp_path: Path, begin: list[str], alone: Path, tensor: Path
+) -> None:
+    shares = train(tmp_path / "shares", [*begin, *FSDP], steps=6)
+    assert_same_end(shares, alone)
+    assert_same_end(train(handed_over(shares, tmp_path / "to_tensor"), [*begin, *TENSOR], steps=6), alone, 4)
+    assert_same_end(train(handed_over(shares, tmp_path / "to_single"), begin, steps=6), alone, 4)
+    options = ["model.fsdp_sharding_strategy=grad", "model.fsdp_sharded_checkpoint=false"]
+    joined = train(handed_over(tensor, tmp_path / "from_tensor"), [*begin, *FSDP, *options], steps=6)
+    assert_same_end(joined, alone, first_step=4)

@@ -120,15 +120,23 @@ class Model(RefusedModelKeys):
     )
     context_parallel_size: int = key("Ranks that share each sequence.", low=1)
     sequence_parallel: bool = key("Norms and dropout share the sequence over tensor parallel ranks.")
-    fsdp: bool = key("Shard parameters over data parallel ranks (torch FSDP).", optional=True)
-    fsdp_sharding_strategy: str = key("What FSDP shards.", choices=("full", "grad", "hybrid"), optional=True)
-    fsdp_grad_reduce_dtype: int | str = key(
-        "Precision of FSDP's reduction.", choices=(32, "32", "bf16"), optional=True
+    fsdp: bool = key("Data parallel ranks share out gradients, optimizer state and parameters (torch FSDP).")
+    fsdp_sharding_strategy: str = key(
+        "full (if not given): all three over all ranks; grad: parameters joined during a step; hybrid: within a node.",
+        choices=("full", "grad", "hybrid"),
+        optional=True,
     )
-    fsdp_sharded_checkpoint: bool = key("FSDP checkpoints stay sharded.", optional=True)
-    fsdp_use_orig_params: bool = key("Frozen and trained parameters may share a unit.", optional=True)
-    fsdp_limit_all_gathers: bool = key("FSDP waits before it gathers more.", optional=True)
-    fsdp_cpu_offload: bool = key("FSDP keeps its shards in CPU memory.", optional=True)
+    fsdp_grad_reduce_dtype: int | str = key(
+        "Precision in which FSDP sums gradients over ranks; 32 if not given.",
+        choices=(32, "32", "bf16"),
+        optional=True,
+    )
+    fsdp_sharded_checkpoint: bool = key(
+        "Each rank writes its share (if not given); false: rank 0 writes all.", optional=True
+    )
+    fsdp_cpu_offload: bool = key(
+        "The shares wait, and Adam runs, in CPU memory; false if not given.", optional=True
+    )
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
     mm_cfg: MmCfg = section()

@@ -36,6 +36,12 @@ class RefusedModelKeys:
     nsys_profile: NsysProfile = section()
 
     peft: Any = refused(None, why=_LORA)
+    fsdp_use_orig_params: Any = refused(
+        True, why="FSDP2 keeps the original parameters, so frozen and trained ones share a unit anyway"
+    )
+    fsdp_limit_all_gathers: Any = refused(
+        True, why="FSDP2 never joins more than the unit in use and the next"
+    )
     mcore_gpt: Any = refused(True, why="the language model is megatron-core's GPTModel")
     mega_batch_mult: Any = refused(
         None, why="only the modality sampler reads it, which neva does not have yet"
