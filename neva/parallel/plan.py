@@ -171,7 +171,8 @@ def _stage(job: Job, layout: Layout, number: int, micro_batches: int) -> Stage:
     ways = layout.data * layout.context
     kept = state(weights, job.precision, layout.sharding, ways, min(ways, job.gpus_per_node))
     work = _work(job, layout)
-    floats_a_parameter = 2 if job.precision == "32" else 3
+    is_its_own_main_weight = job.precision == "32" or layout.sharding.startswith("fsdp")
+    floats_a_parameter = 2 if is_its_own_main_weight else 3
     of_layers, of_images = in_flight(layout, number, micro_batches)
     return Stage(
         stage=number,

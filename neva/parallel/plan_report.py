@@ -35,7 +35,7 @@ ROWS: list[tuple[str, Callable[[Stage], int]]] = [
 LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank; today: training runs it"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
-  (FSDP: shares of the same bytes, against nothing)
+  (FSDP full and grad as well; hybrid against nothing)
 activations: counted, against saved tensors on a CPU, within 3 %
 workspace: estimated; with the activations, against the peak of a forward and a
   backward pass on a CPU: 1 % below to 13 % above; Adam's step: against nothing"""

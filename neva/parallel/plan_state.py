@@ -3,7 +3,7 @@
 The rules are those of the objects that training builds: Megatron's `DistributedDataParallel` holds a float32 gradient
 for every trained parameter, its mixed-precision optimizer a float32 copy of it, Adam two float32 moments and a
 float32 step counter a tensor. The distributed optimizer lays parameters into one padded buffer and cuts that into
-equal shards.
+equal shards. FSDP keeps float32 pieces of what trains and gradients of the same size.
 """
 
 from __future__ import annotations
@@ -109,18 +109,21 @@ def sharded_buffer(trained: Sequence[Weight], ranks: int) -> tuple[int, list[tup
 
 
 def _fsdp(weights: Sequence[Weight], precision: str, sharding: str, ranks: int, node_ranks: int) -> State:
-    """Each parameter is cut along its first dimension, the first rank's piece rounded up (torch's `fully_shard`)."""
+    """Each parameter is cut along its first dimension, every rank's piece as large as the first's (`fully_shard`).
+
+    A trained piece is float32, its own main weight. Under `grad` the pieces of all ranks, joined in the precision of
+    the model, lie beside it from the first forward to the last backward pass of a step.
+    """
     ways = node_ranks if sharding == "fsdp_hybrid" else ranks
     width = PRECISION_BYTES[precision]
-    held = 1 if sharding == "fsdp_grad" else ways
+    joined = ways * width if sharding == "fsdp_grad" else 0
     parts = dict.fromkeys((TOWER, PROJECTOR, LANGUAGE), 0)
     for weight in weights:
-        parts[weight.part] += width * _piece(weight, held)
+        kept = FLOAT32 if weight.is_trained else width
+        parts[weight.part] += (kept + joined) * _piece(weight, ways)
     trained = [weight for weight in weights if weight.is_trained]
     numel = sum(_piece(weight, ways) for weight in trained)
-    main = 0 if precision == "32" else FLOAT32
-    optimizer = numel * (main + MOMENTS) + STEP * len(trained)
-    return State(sum(parts.values()), numel * FLOAT32, optimizer, parts)
+    return State(sum(parts.values()), numel * FLOAT32, numel * MOMENTS + STEP * len(trained), parts)
 
 
 def _piece(weight: Weight, ways: int) -> int:

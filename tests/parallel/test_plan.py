@@ -21,7 +21,9 @@ import torch.multiprocessing as mp
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from neva import cli
 from neva.config.errors import ConfigError
@@ -30,10 +32,12 @@ from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import PARTS
 from neva.parallel import groups, plan_job
+from neva.parallel.fsdp import Sharding, fully_sharded, local
 from neva.parallel.plan import Job, Layout, in_flight, layouts, plan, preference
 from neva.parallel.plan_job import job_of
 from neva.parallel.plan_state import state
 from neva.parallel.plan_tensors import Model, Split, stage_weights
+from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.step import data_parallel, run_global_batch
 from tests.model.test_against_transformers import shapes
 from tests.parallel.test_plan_memory import DTYPES, allocated, micro_batch, tensors_in
@@ -73,6 +77,9 @@ CASES = [
     for precision in ("32", "bf16")
     for is_distributed in (False, True)
 ]
+
+
+FSDP_CASES = [(strategy, precision) for strategy in ("full", "grad") for precision in ("32", "bf16")]
 
 
 def allocate(case: Case) -> tuple[int, int, int]:
@@ -126,12 +133,40 @@ def allocate(case: Case) -> tuple[int, int, int]:
     return found
 
 
+def allocate_fsdp(strategy: str, precision: str) -> tuple[int, int, int]:
+    """The same of a model in shares; under `grad` with all units joined, as between forward and backward pass."""
+    model, dtype = tiny(tied=False), DTYPES[precision]
+    groups.init_model_parallel(groups.Layout(), seed=1)
+    config = transformer_config(model.language, params_dtype=dtype, bf16=dtype == torch.bfloat16)
+    language = dataclasses.replace(model.language, padded_vocab_size=128)
+    real = build_model(model.vision, language, model.adapter_type, config)
+    set_trainable(real, {part: part in model.trained_parts for part in PARTS})
+    chunk = fully_sharded(real, Sharding(strategy, 2, torch.float32, False), torch.device("cpu"))
+    optim = OmegaConf.create({"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]})
+    optimizer = ShardedAdamW(chunk, optim, {}, 1.0)
+    ids = torch.arange(16)[None]
+    side = model.vision.image_size
+    chunk(ids, torch.zeros(0, 3, side, side), labels=ids).sum().backward()
+    optimizer.step()
+    parameters = allocated(local(value) for value in real.parameters())
+    gradients = allocated(local(value.grad) for value in real.parameters() if value.requires_grad)
+    state = [value for values in optimizer.optimizer.state.values() for value in values.values()]
+    optimizer_state = allocated(value.to_local() if isinstance(value, DTensor) else value for value in state)
+    if strategy == "grad":
+        for unit in real.modules():
+            if isinstance(unit, FSDPModule):
+                unit.unshard()
+        parameters += allocated(real.parameters())
+    parallel_state.destroy_model_parallel()
+    return parameters, gradients, optimizer_state
+
+
 def rank_main(rank: int, port: int, results: mp.Queue) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     groups.init_process_group(rank, 2)
-    results.put((rank, [allocate(case) for case in CASES]))
+    results.put((rank, [*(allocate(case) for case in CASES), *(allocate_fsdp(*case) for case in FSDP_CASES)]))
     groups.destroy()
 
 
@@ -169,6 +204,18 @@ def test_state_equals_what_two_real_ranks_allocate(
         assert planned.optimizer == max(optimizer for _, _, optimizer in found)
 
 
+@pytest.mark.parametrize("number", range(len(FSDP_CASES)), ids=["-".join(case) for case in FSDP_CASES])
+def test_state_equals_what_two_real_ranks_of_fsdp_allocate(
+    two_ranks: dict[int, list[tuple[int, int, int]]], number: int
+) -> None:
+    strategy, precision = FSDP_CASES[number]
+    weights = stage_weights(tiny(tied=False), Split(1, 1, 0))
+    planned = state(weights, precision, f"fsdp_{strategy}", 2, 2)
+    found = [two_ranks[rank][len(CASES) + number] for rank in (0, 1)]
+    assert (planned.parameters, planned.gradients) == found[0][:2] == found[1][:2]
+    assert planned.optimizer == max(optimizer for _, _, optimizer in found)
+
+
 # Splits
 
 
@@ -198,9 +245,8 @@ def test_a_tied_embedding_has_a_copy_on_the_last_stage() -> None:
 def test_state_shards_add_up_to_the_unsharded_state() -> None:
     job = llava()
     weights = stage_weights(job.model, Split(1, 1, 0))
-    alone = state(weights, "bf16", "none", 1, 1)
-    for sharding in ("optimizer", "fsdp_full"):
-        shard = state(weights, "bf16", sharding, 8, 8)
+    for sharding, precision in (("optimizer", "bf16"), ("fsdp_full", "32")):
+        alone, shard = state(weights, precision, "none", 1, 1), state(weights, precision, sharding, 8, 8)
         # a shard's rounding up and its step counters
         assert 0 <= 8 * shard.optimizer - alone.optimizer < 1e-4 * alone.optimizer
     assert 0 <= 8 * shard.parameters - alone.parameters < 1e-4 * alone.parameters
