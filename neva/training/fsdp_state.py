@@ -41,10 +41,11 @@ def optimizer_state(optimizer: ShardedAdamW, is_loading: bool, is_whole: bool) -
     """
     if is_loading:
         _initialize(optimizer)
-    return {
-        kind: _stored(values, f"optimizer.state.{kind}.", is_whole)
-        for kind, values in _kinds(optimizer).items()
-    }
+    kinds = _kinds(optimizer)
+    if is_loading and MAIN in kinds:
+        # tensors are read in place, and the rounded weights are copied over these before they are used
+        kinds[MAIN] = {name: value.clone() for name, value in kinds[MAIN].items()}
+    return {kind: _stored(values, f"optimizer.state.{kind}.", is_whole) for kind, values in kinds.items()}
 
 
 def load_model(model: NevaModel, stored: Mapping[str, Tensor]) -> None:
