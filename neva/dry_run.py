@@ -8,8 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.derive import nemo_config, total_steps
+from neva.config.derive import total_steps
 from neva.config.errors import ConfigError
+from neva.config.nemo_file import nemo_config
 from neva.config.paths import path_problems, run_folder
 from neva.config.shapes import language_shape, vision_shape
 from neva.config.validate import data_parallel_size, launched_world_size

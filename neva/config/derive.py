@@ -1,7 +1,6 @@
 """Values that follow from others: filled in where the YAML says null, compared where it gives one."""
 
 import json
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from neva.config.errors import ConfigError
 from neva.config.fsdp import fill_fsdp
 from neva.config.hf import CLASS_TOKENS, language_shape_from_hf, vision_shape_from_hf
+from neva.config.nemo_file import nemo_config, nemo_tokenizer
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -42,8 +42,6 @@ LANGUAGE_KEYS = {
     "window_size": "sliding_window",
 }
 """Key of `model` -> field of LanguageShape."""
-
-NEMO_CONFIG_FILE = "model_config.yaml"
 
 REALLY_NULL = ("rope_scaling", "window_size")
 """Language keys whose null says that the model has no such thing."""
@@ -131,31 +129,23 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
 
 
-def nemo_config(source: str | None) -> dict[str, Any] | None:
-    """`model_config.yaml` of a .nemo or of the folder it was extracted to; None for anything else."""
-    path = Path(source or "")
-    if path.suffix == ".nemo" and path.is_file():
-        with tarfile.open(path) as archive:
-            names = [name for name in archive.getnames() if name.removeprefix("./") == NEMO_CONFIG_FILE]
-            member = archive.extractfile(names[0]) if names else None
-            if member is None:
-                raise ConfigError(f"{path} holds no {NEMO_CONFIG_FILE}: it is not a .nemo of a model")
-            return _plain(OmegaConf.create(member.read().decode()))
-    if source and (path / NEMO_CONFIG_FILE).is_file():
-        return _plain(OmegaConf.load(path / NEMO_CONFIG_FILE))
-    return None
-
-
-def tokenizer_size(folder: str | None) -> int | None:
-    """One more than the highest token id in `tokenizer.json` of `folder`, or None without that file."""
-    path = Path(folder or "")
-    path = path if path.suffix == ".json" else path / "tokenizer.json"
-    if not path.is_file():
+def tokenizer_size(source: str | None) -> int | None:
+    """One more than the highest token id in `tokenizer.json` of a folder or `.nemo`, or None without that file."""
+    text = _tokenizer_json(source)
+    if text is None:
         return None
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer = json.loads(text)
     vocabulary = tokenizer["model"]["vocab"]
     highest = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
     return 1 + max([highest, *(token["id"] for token in tokenizer.get("added_tokens", []))])
+
+
+def _tokenizer_json(source: str | None) -> bytes | None:
+    path = Path(source or "")
+    path = path if path.suffix == ".json" else path / "tokenizer.json"
+    if path.is_file():
+        return path.read_bytes()
+    return (nemo_tokenizer(source) or {}).get("tokenizer.json")
 
 
 def _vision(model_cfg: DictConfig) -> None:
@@ -233,12 +223,6 @@ def _require(section: DictConfig, keys: tuple[str, ...], path: str, folder: str 
         names = ", ".join(f"{path}.{key}" for key in unknown)
         found = f"{folder}/config.json does not exist or lacks them" if folder else "no checkpoint gives them"
         raise ConfigError(f"not known: {names}; {found}: give the values or the checkpoint folder")
-
-
-def _plain(cfg: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def _show(value: Any) -> str:

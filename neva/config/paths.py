@@ -7,6 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neva.config.nemo_file import nemo_tokenizer
+
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights of a Hugging Face folder, in one file or, with `.index.json` behind the name, in several."""
 
@@ -73,9 +75,16 @@ def _no_folder(key: str, path: str) -> Iterator[str]:
 
 
 def _no_tokenizer(key: str, path: str) -> Iterator[str]:
+    files = nemo_tokenizer(path)
     if not Path(path).exists():
-        yield f"{key}: no folder or tokenizer.json at {path}"
-    elif Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        yield f"{key}: no folder, tokenizer.json or .nemo at {path}"
+    elif files is not None and "tokenizer.json" not in files:
+        yield f"{key}: {path} holds no tokenizer.json: give the folder of the tokenizer"
+    elif (
+        files is None
+        and Path(path).is_dir()
+        and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
+    ):
         yield f"{key}: {path} holds none of {', '.join(TOKENIZER_FILES)}"
 
 

@@ -1,7 +1,9 @@
 """Loads fast tokenizers from local files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,6 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
+
+from neva.config.nemo_file import nemo_tokenizer
 
 SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """What LLaMA-type vocabularies call their special tokens; used where no tokenizer_config.json says it."""
@@ -42,12 +46,14 @@ def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
 
 def from_folder(path: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder with tokenizer.json, tokenizer.model or other files that transformers can
-    convert.
+    convert, or the one inside a `.nemo` (or the folder it was extracted to).
 
     A tokenizer.json is taken word for word: transformers' own LLaMA class would rebuild it with other spaces
     after special tokens.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
+    if not (path.is_dir() and file.is_file()) and (files := nemo_tokenizer(str(path))) is not None:
+        return _from_nemo(path, files)
     if file.is_file():
         return _from_json(file)
     if not path.is_dir():
@@ -127,6 +133,17 @@ def _convert(source: SentencePieceExtractor) -> Tokenizer:
             if piece.type in (control, user_defined)
         ]
     )
+    return tokenizer
+
+
+def _from_nemo(path: Path, files: Mapping[str, bytes]) -> PreTrainedTokenizerFast:
+    if "tokenizer.json" not in files:
+        raise ValueError(f"model.tokenizer.type: {path} holds no tokenizer.json; give the tokenizer's folder")
+    with TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        tokenizer = _from_json(Path(folder) / "tokenizer.json")
+    tokenizer.name_or_path = str(path)
     return tokenizer
 
 

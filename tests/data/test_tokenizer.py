@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
+from neva.config.derive import tokenizer_size
 from neva.data.tokenizer import load_tokenizer
 from tests.conftest import shared_data
 from tests.data import tokenizers
@@ -117,6 +119,23 @@ def test_files_that_transformers_can_convert_are_read(tmp_path: Path) -> None:
 def test_a_folder_with_only_a_tokenizer_model_is_read(tmp_path: Path) -> None:
     shutil.copy(shared_data("tokenizer", "vicuna", "tokenizer.model"), tmp_path)
     assert huggingface(tmp_path).encode("Hello", add_special_tokens=False) == [15043]
+
+
+def test_a_nemo_gives_the_tokenizer_that_it_holds(tmp_path: Path) -> None:
+    expected = tokenizers.chatml(tmp_path / "extracted" / "tokenizer")
+    (tmp_path / "extracted" / "model_config.yaml").write_text("vocab_size: 300")
+    for name in ("file.nemo", "bare.nemo"):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(tmp_path / "extracted" / "model_config.yaml", "./model_config.yaml")
+            if name == "file.nemo":
+                archive.add(tmp_path / "extracted" / "tokenizer", "./tokenizer")
+    for source in (tmp_path / "file.nemo", tmp_path / "extracted"):
+        found = huggingface(source)
+        assert found.get_vocab() == expected.get_vocab()
+        assert (found.eos_token, found.pad_token) == (expected.eos_token, expected.pad_token)
+        assert tokenizer_size(str(source)) == len(expected)
+    with pytest.raises(ValueError, match=r"bare\.nemo holds no tokenizer\.json"):
+        huggingface(tmp_path / "bare.nemo")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""What is read from a `.nemo`, or the folder it was extracted to, before any weight: configuration and tokenizer."""
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from neva.config.errors import ConfigError
+
+CONFIG_FILE = "model_config.yaml"
+TOKENIZER_FOLDER = "tokenizer/"
+
+
+def nemo_config(source: str | None) -> dict[str, Any] | None:
+    """`model_config.yaml` of a `.nemo` or of the folder it was extracted to; None for anything else."""
+    if not _is_nemo(source):
+        return None
+    found = _members(Path(str(source)), CONFIG_FILE)
+    if CONFIG_FILE not in found:
+        raise ConfigError(f"{source} holds no {CONFIG_FILE}: it is not a .nemo of a model")
+    plain = OmegaConf.to_container(OmegaConf.create(found[CONFIG_FILE].decode()), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def nemo_tokenizer(source: str | None) -> dict[str, bytes] | None:
+    """The tokenizer's files of a `.nemo` or of the folder it was extracted to, by name; None for anything else."""
+    if not _is_nemo(source):
+        return None
+    found = _members(Path(str(source)), TOKENIZER_FOLDER)
+    return {name.removeprefix(TOKENIZER_FOLDER): content for name, content in found.items()}
+
+
+def _is_nemo(source: str | None) -> bool:
+    path = Path(source or "")
+    if path.suffix == ".nemo" and path.is_file():
+        return True
+    return bool(source) and (path / CONFIG_FILE).is_file()
+
+
+def _members(path: Path, prefix: str) -> dict[str, bytes]:
+    """Content of the regular files whose names start with `prefix`."""
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        return {name: file.read_bytes() for name, file in files.items() if name.startswith(prefix)}
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for info in archive:
+                name = info.name.removeprefix("./")
+                content = archive.extractfile(info) if info.isreg() and name.startswith(prefix) else None
+                if content is not None:
+                    found[name] = content.read()
+    except tarfile.ReadError as error:
+        raise ConfigError(f"{path} is no tar, or is cut short ({error}): expected a .nemo file") from error
+    return found
