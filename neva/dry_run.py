@@ -1,6 +1,5 @@
 """`neva train --dry-run`: what a run would need, build, read and write, without running it."""
 
-import json
 import os
 import shutil
 import warnings
@@ -235,18 +234,30 @@ def _inference(cfg: DictConfig, report: Report) -> None:
     recorded = None if not Path(cfg.neva_model_file).exists() else nemo_config(cfg.neva_model_file)
     if recorded is not None:
         report.add("model", f"{recorded['num_layers']} layers, hidden size {recorded['hidden_size']}")
-        report.add("template", recorded["data"]["conv_template"])
+        if "mm_cfg" in recorded:
+            report.add("template", recorded["data"]["conv_template"])
+        else:
+            report.problems.append(
+                f"neva_model_file: {cfg.neva_model_file} holds a language model alone; expected what a LLaVA training "
+                "wrote"
+            )
     prompts = Path(cfg.prompt_file)
-    if prompts.is_file():
-        text = prompts.read_text(encoding="utf-8")
-        count = (
-            len(json.loads(text))
-            if prompts.suffix == ".json"
-            else len([x for x in text.splitlines() if x.strip()])
-        )
-        report.add("prompts", f"{count:,} in batches of {cfg.inference.batch_size}")
+    if prompts.is_file() and Path(cfg.inference.images_base_path).is_dir():
+        _prompts(cfg, prompts, report)
     if Path(cfg.output_file).is_file():
         report.notes.append(f"{cfg.output_file} exists: answers that it holds are kept, the rest is added")
+
+
+def _prompts(cfg: DictConfig, prompts: Path, report: Report) -> None:
+    from neva.inference.prompts import read_requests
+
+    settings = cfg.inference
+    try:
+        requests = read_requests(prompts, Path(settings.images_base_path), settings.insert_image_token)
+    except ConfigError as error:
+        report.problems.append(str(error))
+    else:
+        report.add("prompts", f"{len(requests):,} in batches of {settings.batch_size}")
 
 
 def _write(cfg: DictConfig, path: Path, report: Report) -> None:

@@ -19,7 +19,7 @@ from neva.convert.families import LLAVA_HF, language_table, projector_table, tow
 from neva.convert.hf import write_json, write_weights
 from neva.convert.mapping import Table
 from neva.convert.stream import report
-from neva.convert.templates import ADDS_BOS, chat_template
+from neva.convert.templates import ADDS_BOS, ENDS, chat_template
 from neva.convert.tokenizer import (
     add_special_tokens,
     check_vocabulary,
@@ -53,9 +53,7 @@ def write_llava_hf(model: Model, folder: Path, dtype: torch.dtype | None, vocab_
     write_json(folder / "config.json", llava_config(model, image, ids, dtype or model.dtype))
     write_json(folder / "preprocessor_config.json", preprocessor_config(model))
     write_json(folder / "processor_config.json", _processor_config(model))
-    write_json(
-        folder / "generation_config.json", {name: value for name, value in ids.items() if value is not None}
-    )
+    write_json(folder / "generation_config.json", _generation_config(model, folder, ids))
     table = llava_table(model, image)
     pairs = table.to_hf(model.rounded(dtype).weights)
     write_weights(folder, report(pairs, len(table.hf_names), model.name))
@@ -123,6 +121,16 @@ def _processor_config(model: Model) -> dict[str, Any]:
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "default",
     }
+
+
+def _generation_config(model: Model, folder: Path, ids: Mapping[str, int | None]) -> dict[str, Any]:
+    """Token ids, with every token that ends an answer in the model's template."""
+    config: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
+    loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = loaded.token_to_id(ENDS.get(model.config.data.conv_template, ""))
+    if end is not None and end != ids["eos_token_id"]:
+        config["eos_token_id"] = [ids["eos_token_id"], end]
+    return config
 
 
 def _select_strategy(model: Model) -> str:

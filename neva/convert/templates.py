@@ -59,6 +59,8 @@ SYSTEM_PROMPTS = {
     "detailed, and polite answers to the user's questions.",
     "chatml": "You are a helpful assistant.",
 }
+ENDS = {"chatml": "<|im_end|>"}
+"""Special tokens that end an answer beside the tokenizer's end of sequence."""
 ADDS_BOS = {"plain": True, "v1": True, "chatml": False}
 
 

@@ -97,6 +97,19 @@ class ConversationEncoder:
             )
         return whole
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's end of sequence and the template's own special end."""
+        end = self.template.end
+        own = [end] if end in self.template.special_tokens else []
+        return tuple({self.tokenizer.eos_token_id, *self.tokenizer.convert_tokens_to_ids(own)})
+
+    @property
+    def end_strings(self) -> tuple[str, ...]:
+        """Text that ends an answer: the template's end where that is no special token (`plain`'s new line)."""
+        end = self.template.end
+        return () if end is None or end in self.template.special_tokens else (end,)
+
     def _render(self, turns: Sequence[Turn], image_count: int, system: str | None) -> list[Segment]:
         placeholders = sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
         if placeholders != image_count:

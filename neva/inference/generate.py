@@ -8,7 +8,7 @@ Dimensions: B batch, S padded prompt, K cache slots, V vocabulary, N images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +66,7 @@ def generate(
     sampling: Sampling,
     max_new_tokens: int,
     min_new_tokens: int,
-    eos_id: int,
+    end_ids: Collection[int],
     is_finished: Callable[[list[int]], bool],
     seeds: Sequence[int],
     device: torch.device,
@@ -77,8 +77,9 @@ def generate(
         model: a complete model (one pipeline stage) in eval mode.
         prompts: any lengths and numbers of images.
         sampling: how tokens are chosen.
-        max_new_tokens, min_new_tokens: bounds of an answer's length in tokens; below the minimum no `eos_id` is taken.
-        eos_id: token that ends an answer; it is not part of it.
+        max_new_tokens, min_new_tokens: bounds of an answer's length in tokens; below the minimum none of `end_ids` is
+            taken.
+        end_ids: tokens that end an answer; they are not part of it.
         is_finished: whether an answer, given as its ids, ends here (end strings).
         seeds: one a prompt; the same seed draws the same answer in any batch.
         device: of the model.
@@ -90,7 +91,7 @@ def generate(
     input_ids = pad_sequence([prompt.input_ids for prompt in prompts], batch_first=True).to(device)
     slots = Slots(lengths_B, max_new_tokens, model.language_model.window)
     cache = StaticInferenceContext(len(prompts), len(slots.positions_KB))
-    answers = Answers(len(prompts), eos_id, min_new_tokens, is_finished)
+    answers = Answers(len(prompts), end_ids, min_new_tokens, is_finished)
     generators = None if sampling.greedy else [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def logits_of(ids: Tensor, pixel_values: Tensor | None, last_positions: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def generate(
     seen_BV = seen_tokens(input_ids, lengths_B, logits_BV.size(-1))
     for count in range(max_new_tokens):
         if count < min_new_tokens:
-            logits_BV[:, eos_id] = -torch.inf
+            logits_BV[:, list(end_ids)] = -torch.inf
         tokens_B = next_tokens(logits_BV, seen_BV, sampling, generators)
         if not answers.add(tokens_B.tolist()) or count + 1 == max_new_tokens:
             break
@@ -122,11 +123,15 @@ class Answers:
     """The answers of a batch while they grow."""
 
     def __init__(
-        self, count: int, eos_id: int, min_new_tokens: int, is_finished: Callable[[list[int]], bool]
+        self,
+        count: int,
+        end_ids: Collection[int],
+        min_new_tokens: int,
+        is_finished: Callable[[list[int]], bool],
     ) -> None:
         self.ids: list[list[int]] = [[] for _ in range(count)]
         self.running = [True] * count
-        self.eos_id = eos_id
+        self.end_ids = end_ids
         self.min_new_tokens = min_new_tokens
         self.is_finished = is_finished
 
@@ -135,10 +140,11 @@ class Answers:
         for row, token in enumerate(tokens):
             if not self.running[row]:
                 continue
-            if token != self.eos_id:
+            is_end = token in self.end_ids
+            if not is_end:
                 self.ids[row].append(token)
             is_long = len(self.ids[row]) >= self.min_new_tokens
-            self.running[row] = token != self.eos_id and not (is_long and self.is_finished(self.ids[row]))
+            self.running[row] = not is_end and not (is_long and self.is_finished(self.ids[row]))
         return any(self.running)
 
 

@@ -12,7 +12,9 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from neva.config.errors import ConfigError
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
+from neva.data.errors import SampleError
 from neva.data.media import load_image, to_pixels
 from neva.inference.generate import Prompt, generate
 from neva.inference.load import Assistant, load_assistant
@@ -33,6 +35,9 @@ def run(cfg: DictConfig) -> Path:
 
     Returns:
         The result file.
+
+    Raises:
+        ConfigError: a prompt, an image or a result line that cannot be used, or a part of the model that is missing.
     """
     settings = cfg.inference
     requests = read_requests(
@@ -47,14 +52,7 @@ def run(cfg: DictConfig) -> Path:
     device = groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.Layout(), seed=settings.seed)
     try:
-        assistant = load_assistant(
-            cfg.neva_model_file,
-            device,
-            DTYPES[str(cfg.trainer.precision)],
-            cfg.base_model_file,
-            cfg.vision_encoder_path,
-            cfg.tokenizer_type,
-        )
+        assistant = _assistant(cfg, device)
         with output_file.open("a", encoding="utf-8", buffering=1) as output:
             bar = tqdm(total=len(requests), initial=done, unit="prompt", desc="infer", disable=None)
             for rows in _answer_all(assistant, settings, cfg.neva_model_file, requests, done):
@@ -66,6 +64,20 @@ def run(cfg: DictConfig) -> Path:
     return output_file
 
 
+def _assistant(cfg: DictConfig, device: torch.device) -> Assistant:
+    try:
+        return load_assistant(
+            cfg.neva_model_file,
+            device,
+            DTYPES[str(cfg.trainer.precision)],
+            cfg.base_model_file,
+            cfg.vision_encoder_path,
+            cfg.tokenizer_type,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _answer_all(
     assistant: Assistant, settings: DictConfig, model_id: str, requests: Sequence[Request], done: int
 ) -> Iterator[list[dict[str, object]]]:
@@ -74,10 +86,11 @@ def _answer_all(
     Within a window, prompts of similar length go together; the next batch is read from disk while this one runs.
     """
     window = settings.batch_size * _BATCHES_SORTED_TOGETHER
+    ends = (*settings.end_strings, *assistant.encoder.end_strings)
     with ThreadPoolExecutor(max_workers=2) as pool:
         for first in range(done, len(requests), window):
             chunk = list(range(first, min(first + window, len(requests))))
-            ids = {number: _encode(assistant, requests[number]) for number in chunk}
+            ids = {number: _encode(assistant, number, requests[number]) for number in chunk}
             order = sorted(chunk, key=lambda number: len(ids[number]))
             batches = [
                 order[at : at + settings.batch_size] for at in range(0, len(order), settings.batch_size)
@@ -91,15 +104,20 @@ def _answer_all(
                     Prompt(torch.tensor(ids[number]), images)
                     for number, images in zip(batch, loaded.result(), strict=True)
                 ]
-                for number, answer in zip(batch, _generate(assistant, settings, prompts, batch), strict=True):
-                    text = _cut(_decode(assistant, answer), settings.end_strings)
+                for number, answer in zip(
+                    batch, _generate(assistant, settings, ends, prompts, batch), strict=True
+                ):
+                    text = _cut(_decode(assistant, answer), ends)
                     full_text = _readable(assistant, ids[number]) + text
                     rows[number] = result_row(requests[number], full_text, text.strip(), model_id)
             yield [rows[number] for number in chunk]
 
 
-def _encode(assistant: Assistant, request: Request) -> list[int]:
-    return assistant.encoder.prompt(request.question, len(request.images), request.keys.get("system"))
+def _encode(assistant: Assistant, number: int, request: Request) -> list[int]:
+    try:
+        return assistant.encoder.prompt(request.question, len(request.images), request.keys.get("system"))
+    except SampleError as error:
+        raise ConfigError(f"prompt {number + 1}: {error}") from error
 
 
 def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[torch.Tensor]:
@@ -119,11 +137,15 @@ def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[torch.Ten
 
 
 def _generate(
-    assistant: Assistant, settings: DictConfig, prompts: Sequence[Prompt], numbers: Sequence[int]
+    assistant: Assistant,
+    settings: DictConfig,
+    ends: Sequence[str],
+    prompts: Sequence[Prompt],
+    numbers: Sequence[int],
 ) -> list[list[int]]:
     def is_finished(ids: list[int]) -> bool:
         text = assistant.tokenizer.decode(ids, skip_special_tokens=False)
-        return any(end in text for end in settings.end_strings)
+        return any(end in text for end in ends)
 
     return generate(
         assistant.model,
@@ -133,8 +155,8 @@ def _generate(
         ),
         max_new_tokens=settings.tokens_to_generate,
         min_new_tokens=settings.min_tokens_to_generate,
-        eos_id=assistant.tokenizer.eos_token_id,
-        is_finished=is_finished if settings.end_strings else lambda _: False,
+        end_ids=assistant.encoder.end_ids,
+        is_finished=is_finished if ends else lambda _: False,
         seeds=[settings.seed + number for number in numbers],
         device=assistant.device,
     )

@@ -57,6 +57,10 @@ def load_assistant(
         ValueError: when a part is neither in the `.nemo` nor where it should be.
     """
     nemo = open_nemo(neva_model_file)
+    if "mm_cfg" not in nemo.config:
+        raise ValueError(
+            f"{neva_model_file} holds a language model alone; expected what a LLaVA training wrote"
+        )
     model_cfg = copy.deepcopy(nemo.config)
     OmegaConf.set_struct(model_cfg, False)
     for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):

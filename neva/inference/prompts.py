@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from neva.config.errors import ConfigError
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.conversation import insert_image
 
@@ -29,42 +30,52 @@ def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right
         insert: puts an image placeholder before or after each prompt that has an image and no placeholder.
 
     Raises:
-        ValueError: naming the line that is no prompt, and the first image files that are missing.
+        ConfigError: naming the line that is no prompt, and the first image files that are missing.
     """
     if not path.is_file():
-        raise ValueError(f"prompt_file: no file at {path}; expected a .json list or .jsonl lines")
+        raise ConfigError(f"prompt_file: no file at {path}; expected a .json list or .jsonl lines")
     requests = [_request(number, row, image_folder, insert) for number, row in enumerate(_rows(path), 1)]
+    if not requests:
+        raise ConfigError(f"prompt_file: {path} holds no prompt; expected a .json list or .jsonl lines")
     missing = sorted({str(image) for request in requests for image in request.images if not image.is_file()})
     if missing:
-        raise ValueError(f"{len(missing)} images of {path} are missing, such as {', '.join(missing[:3])}")
+        raise ConfigError(f"{len(missing)} images of {path} are missing, such as {', '.join(missing[:3])}")
     return requests
 
 
 def _rows(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".jsonl":
+        # cut at new lines alone: JSON text may contain other line separators, such as U+2028
+        lines = enumerate(text.split("\n"), 1)
+        return [_parsed(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    rows = _parsed(text, str(path))
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: found a {type(rows).__name__}, expected a list of prompts")
+        raise ConfigError(f"{path}: found a {type(rows).__name__}, expected a list of prompts")
     return rows
+
+
+def _parsed(text: str | bytes, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{place} is not valid JSON: {error}") from error
 
 
 def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:
     question = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
     if not isinstance(question, str):
-        raise ValueError(
+        raise ConfigError(
             f"prompt {number}: found {row!r}, expected an object with a string 'prompt' or 'text'"
         )
     names = row.get("image") or []
     names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"prompt {number}: found image {names!r}, expected a file name or a list of them")
     if insert is not None and names and IMAGE_PLACEHOLDER not in question:
         question = insert_image(question, insert)
     if question.count(IMAGE_PLACEHOLDER) != len(names):
-        raise ValueError(
+        raise ConfigError(
             f"prompt {number}: found {question.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} for {len(names)} images; "
             "write one for each, or set inference.insert_image_token=left"
         )
@@ -88,7 +99,7 @@ def answered(output_file: Path, requests: list[Request]) -> int:
     """Returns how many prompts an existing result file answers; a half-written last line is cut off.
 
     Raises:
-        ValueError: when the file answers other prompts.
+        ConfigError: when the file answers other prompts.
     """
     if not output_file.exists():
         return 0
@@ -97,14 +108,16 @@ def answered(output_file: Path, requests: list[Request]) -> int:
         output_file.write_bytes(b"".join(lines[:-1]))
         lines.pop()
     for number, (line, request) in enumerate(zip(lines, requests, strict=False), 1):
-        row = json.loads(line)
+        row = _parsed(line, f"{output_file}, line {number},")
+        if not isinstance(row, dict) or "prompt" not in row:
+            raise ConfigError(f"{output_file}, line {number}, is no result line; choose another output_file")
         if (row["prompt"], row.get("image")) != (request.question, request.keys.get("image")):
-            raise ValueError(
+            raise ConfigError(
                 f"{output_file}, line {number}, answers {row['prompt']!r}; prompt {number} is {request.question!r}. "
                 "To answer other prompts, choose another output_file"
             )
     if len(lines) > len(requests):
-        raise ValueError(
+        raise ConfigError(
             f"{output_file} has {len(lines)} results for {len(requests)} prompts; choose another output_file"
         )
     return len(lines)

@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from neva.convert.assemble import assemble
 from neva.convert.hf import FolderWeights
 from neva.convert.llava_hf import write_llava_hf
 from neva.convert.proof import prove_llava
+from neva.convert.templates import ENDS
 from tests.convert.llava import llava_nemo
 from tests.convert.tiny import FAMILIES
 
@@ -43,6 +45,14 @@ def test_every_family_and_tower_is_proven(tmp_path, family, kind):
 def test_templates_and_aspect_ratios_are_proven(tmp_path, template, aspect_ratio):
     model, folder = export(tmp_path, template=template, aspect_ratio=aspect_ratio)
     prove_llava(model, folder)
+
+
+def test_every_token_that_ends_an_answer_is_in_the_generation_config(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENDS, "chatml", "filler31")
+    _, folder = export(tmp_path, template="chatml")
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    tokens = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ends == [tokens.token_to_id("</s>"), tokens.token_to_id("filler31")]
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])

@@ -326,3 +326,17 @@ def test_a_conversation_without_an_answer_is_refused(tmp_path: Path) -> None:
     encoder = ConversationEncoder(tokenizers.llama_like(tmp_path), TEMPLATES["v1"], 4, 4096, False)
     with pytest.raises(SampleError, match="no token carries loss"):
         encoder.sample([Turn("human", "Anyone?")], 0)
+
+
+def test_answers_end_where_the_template_ends_them(tmp_path: Path) -> None:
+    llama = tokenizers.llama_like(tmp_path / "llama")
+    chatml = tokenizers.chatml(tmp_path / "chatml")
+    chatml.eos_token = "<|endoftext|>"  # as Qwen's base models have it
+
+    def ends(tokenizer: PreTrainedTokenizerFast, template: str) -> tuple[set[str], tuple[str, ...]]:
+        encoder = ConversationEncoder(tokenizer, TEMPLATES[template], 4, 64, False)
+        return set(tokenizer.convert_ids_to_tokens(encoder.end_ids)), encoder.end_strings
+
+    assert ends(llama, "v1") == ({"</s>"}, ())
+    assert ends(llama, "plain") == ({"</s>"}, ("\n",))
+    assert ends(chatml, "chatml") == ({"<|endoftext|>", "<|im_end|>"}, ())

@@ -6,6 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from neva.constants import IMAGE_TOKEN_ID
 from neva.inference.generate import Prompt, generate
@@ -36,7 +43,7 @@ def answers(
     arguments: dict[str, object] = {
         "max_new_tokens": NEW_TOKENS,
         "min_new_tokens": 0,
-        "eos_id": EOS,
+        "end_ids": [EOS],
         "is_finished": lambda _: False,
         "seeds": list(range(len(batch))),
         "device": torch.device("cpu"),
@@ -86,10 +93,39 @@ def test_an_answer_ends_at_its_end_and_not_before_its_minimum(single_process: No
     free = answers(model, batch)
     short = answers(model, batch, is_finished=lambda ids: len(ids) == 3)
     assert short == [answer[:3] for answer in free]
-    stopped = answers(model, batch, eos_id=free[0][4])[0]
+    stopped = answers(model, batch, end_ids=[free[0][4]])[0]
     assert stopped == free[0][: free[0].index(free[0][4])]
-    longer = answers(model, batch, eos_id=free[0][4], min_new_tokens=8)
+    longer = answers(model, batch, end_ids=[free[0][4]], min_new_tokens=8)
     assert all(len(answer) >= 8 for answer in longer)
+
+
+def test_each_of_several_end_tokens_ends_an_answer(single_process: None) -> None:
+    model, _, image_tokens = build("clip")
+    batch = prompts(image_tokens)[:1]
+    (free,) = answers(model, batch)
+    (stopped,) = answers(model, batch, end_ids=[EOS, free[4]])
+    assert stopped == free[: free.index(free[4])]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "penalty"),
+    [(0.2, 0, 0.9, 1.2), (1.0, 5, 1.0, 1.0), (1.5, 40, 0.5, 0.8), (0.7, 1, 0.99, 1.3), (1.0, 500, 0.01, 1.0)],
+)
+def test_probabilities_are_those_of_transformers_processors(
+    temperature: float, top_k: int, top_p: float, penalty: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 300, generator=generator) * 4
+    ids = torch.randint(0, 300, (4, 12), generator=generator)
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
+    processors.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(TopKLogitsWarper(top_k))
+    processors.append(TopPLogitsWarper(top_p))
+    seen = torch.zeros(4, 300, dtype=torch.bool).scatter_(1, ids, True)
+    found = restrict(penalize_repetition(logits, seen, penalty) / temperature, top_k, top_p).softmax(-1)
+    assert torch.equal(found > 0, (expected := processors(ids, logits).softmax(-1)) > 0)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_nucleus_and_top_k_keep_what_a_hand_computation_keeps() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from neva.config.errors import ConfigError
 from neva.config.load import load
 from neva.inference.jsonl import run
+from neva.inference.prompts import Request, answered, read_requests
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_run import run as train
 
@@ -104,6 +106,7 @@ def test_end_strings_cut_the_answer(nemo: Path, images: str, tmp_path: Path) -> 
         ({"image": "0.png"}, "prompt 1: .* expected an object with a string"),
         ({"prompt": "what?", "image": "0.png"}, "found 0 <image> for 1 images"),
         ({"prompt": "<image>", "image": "none.png"}, "1 images of .* are missing, such as .*none.png"),
+        ({"prompt": "<image>", "image": 5}, "prompt 1: found image 5, expected a file name"),
     ],
 )
 def test_bad_prompts_are_refused_before_the_model_is_loaded(
@@ -112,3 +115,42 @@ def test_bad_prompts_are_refused_before_the_model_is_loaded(
     prompts = write(tmp_path / "prompts.jsonl", [row])
     with pytest.raises(ValueError, match=message):
         infer(tmp_path / "no.nemo", images, prompts, tmp_path / "results.jsonl")
+
+
+def test_a_line_separator_within_a_prompt_does_not_end_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "one\u2028line\x85"}, {"prompt": "two"}]
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    assert [request.question for request in read_requests(path, tmp_path, None)] == [
+        "one\u2028line\x85",
+        "two",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "holds no prompt"), ('{"prompt": "a"}\n{', r"line 2 is not valid JSON")],
+)
+def test_a_prompt_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_requests(tmp_path / "prompts.jsonl", tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("{}", "line 1, is no result line"), ("garbage", "line 1, is not valid JSON")]
+)
+def test_a_file_that_holds_no_results_is_not_continued(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "results.jsonl").write_text(line + "\n")
+    requests = [Request({"prompt": "a"}, "a", ())]
+    with pytest.raises(ConfigError, match=message):
+        answered(tmp_path / "results.jsonl", requests)
+    assert (tmp_path / "results.jsonl").read_text() == line + "\n"
+
+
+def test_a_prompt_that_the_template_cannot_take_is_named_by_its_number(
+    nemo: Path, images: str, tmp_path: Path
+) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [ROWS[0], {"prompt": "is it </s> ?"}])
+    with pytest.raises(ConfigError, match="prompt 2: the text contains '</s>'"):
+        infer(nemo, images, prompts, tmp_path / "results.jsonl")
