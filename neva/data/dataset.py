@@ -59,8 +59,8 @@ class ConversationDataset(Dataset[Sample]):
         self.image_size = image_size
         self.aspect_ratio = aspect_ratio
         self.on_error = on_error
-        # Shared memory, so that the main process sees what its workers skipped.
-        self._skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+        # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
+        self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -75,15 +75,15 @@ class ConversationDataset(Dataset[Sample]):
             except SampleError as error:
                 if self.on_error == "fail":
                     raise
-                if not self._skipped[position]:
-                    self._skipped[position] = True
+                if not self.skipped[position]:
+                    self.skipped[position] = True
                     logger.warning("skipped: %s", error)
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
 
     @property
     def skipped_count(self) -> int:
         """How many different records this process and its workers have skipped so far."""
-        return int(self._skipped.sum())
+        return int(self.skipped.sum())
 
     def _read(self, index: int) -> Sample:
         name = f"record {index}"

@@ -100,9 +100,10 @@ class ConversationEncoder:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the tokenizer's end of sequence and the template's own special end."""
-        end = self.template.end
-        own = [end] if end in self.template.special_tokens else []
-        return tuple({self.tokenizer.eos_token_id, *self.tokenizer.convert_tokens_to_ids(own)})
+        ids = {self.tokenizer.eos_token_id}
+        if self.template.end in self.template.special_tokens:
+            ids.add(self.tokenizer.convert_tokens_to_ids(str(self.template.end)))
+        return tuple(ids)
 
     @property
     def end_strings(self) -> tuple[str, ...]:

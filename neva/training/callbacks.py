@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 CURVE = "loss.png"
@@ -134,6 +139,25 @@ class MetricsFile(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draws the curve of a run that failed: it may show why."""
         self.on_train_end(trainer, pl_module)
+
+
+class SkippedRecords(Callback):
+    """Says at the end how many records `model.data.on_error=skip` left out, on any rank, each counted once."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Unites what the ranks skipped; every rank takes part."""
+        loader: Any = trainer.train_dataloader
+        dataset = loader.batches.dataset.samples
+        skipped = dataset.skipped.to(trainer.strategy.root_device, torch.uint8)
+        dist.all_reduce(skipped, op=dist.ReduceOp.MAX)
+        count = int(skipped.sum())
+        if count and trainer.is_global_zero:
+            logger.warning(
+                "%s of %s records were skipped, the next good one taken instead of each: %s",
+                f"{count:,}",
+                f"{len(dataset):,}",
+                dataset.records.path,
+            )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from neva.config.derive import total_steps
 from neva.config.validate import data_parallel_size
 from neva.data.records import read_records
 from neva.parallel.groups import Layout
-from neva.training.callbacks import MetricsFile, Progress
+from neva.training.callbacks import MetricsFile, Progress, SkippedRecords
 from neva.training.module import MegatronNevaModel
 from neva.training.strategy import MegatronStrategy
 
@@ -41,6 +41,7 @@ def train(cfg: DictConfig) -> Path:
     callbacks += [
         MetricsFile(run_dir),
         Progress(cfg.model.global_batch_size, data_parallel_size(cfg, trainer.world_size)),
+        SkippedRecords(),
     ]
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,22 @@ def test_stage_two_starts_from_stage_one_projector(tmp_path: Path, colours: list
 def test_nan_stops_the_run_and_names_step_and_samples(tmp_path: Path, colours: list[str]) -> None:
     with pytest.raises(FloatingPointError, match=r"at step \d+ \(rank 0\); samples of this rank: \['"):
         run(tmp_path, [*colours, "model.optim.lr=1e30", "trainer.gradient_clip_val=0"], steps=20)
+
+
+def test_skipped_records_are_counted_at_the_end_each_once(
+    tmp_path: Path, colours: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = Path(next(word for word in colours if "image_folder" in word).partition("=")[2])
+    records = json.loads((images / "data.json").read_text())
+    records[1]["image"] = records[4]["image"] = "absent.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    skip = [
+        f"model.data.data_path={tmp_path}/data.json",
+        "model.data.on_error=skip",
+        "model.data.num_workers=2",
+    ]
+    with caplog.at_level(logging.WARNING, logger="neva"):
+        run(tmp_path, [*colours, *skip, "model.global_batch_size=10"], steps=3)
+    assert caplog.messages[-1] == (
+        f"2 of 10 records were skipped, the next good one taken instead of each: {tmp_path}/data.json"
+    )
