@@ -4,6 +4,7 @@ float32.
 Dimensions: B prompts, S sequence, V vocabulary.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -43,8 +44,8 @@ def parity_report(
     positions = 0
     for native_SV, reference_SV, length in zip(native_logits, reference_logits, answer_lengths, strict=True):
         reference_SV = reference_SV[:, : native_SV.shape[1]]
-        largest = max(largest, (native_SV - reference_SV).abs().max().item())
-        kl = max(kl, divergence(native_SV, reference_SV).max().item())
+        largest = _larger(largest, (native_SV - reference_SV).abs().max().item())
+        kl = _larger(kl, divergence(native_SV, reference_SV).max().item())
         chosen = reference_SV.gather(1, native_SV.argmax(-1, keepdim=True))
         flipped = (reference_SV.amax(-1) - chosen[:, 0]) > TIE * reference_SV.abs().max().clamp(min=1.0)
         flips += int(flipped.sum())
@@ -58,6 +59,11 @@ def parity_report(
         "greedy_answers_equal": answers,
         "samples": len(native_logits),
     }
+
+
+def _larger(first: float, second: float) -> float:
+    """The larger of two numbers, NaN when one is NaN: Python's own `max` may drop it."""
+    return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)
 
 
 def divergence(native_SV: Tensor, reference_SV: Tensor) -> Tensor:

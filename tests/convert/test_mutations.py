@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from neva.convert.assemble import assemble
 from neva.convert.llava_hf import write_llava_hf
-from neva.convert.parity import check
+from neva.convert.parity import check, parity_report
 from neva.convert.proof import prove_llava
 from tests.convert.llava import llava_nemo
 
@@ -157,6 +157,20 @@ def test_untouched_copy_passes(exported, tmp_path):
     model, folder = exported
     shutil.copytree(folder, tmp_path / "copy")
     prove_llava(model, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("sample", [0, 1])
+def test_a_model_that_gives_no_numbers_fails(side, sample):
+    logits = [[torch.randn(5, 7) for _ in range(2)]] * 2
+    logits[side] = list(logits[side])
+    logits[side][sample] = torch.full((5, 7), torch.nan)
+    report = parity_report(*logits, [2, 2])
+    lists = {
+        f"{part}_differences": [] for part in ("configuration", "weights", "tokenizer", "image_processor")
+    }
+    with pytest.raises(ValueError, match="KL per position reaches nan"):
+        check({**report, **lists})
 
 
 def test_not_a_number_fails():
