@@ -15,9 +15,12 @@ from omegaconf import DictConfig
 from neva import __version__
 from neva.config.compose import CONF_DIR, RECIPE_ENVIRONMENT_VARIABLE, recipe_name
 from neva.config.errors import ConfigError
+from neva.config.keys.inference import Inference
+from neva.config.keys.model import Training
 from neva.config.load import load
 from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
+from neva.config.schema import check_purpose
 
 NOT_READY = 1
 BAD_CONFIGURATION = 2
@@ -94,6 +97,7 @@ def train(arguments: list[str]) -> int:
         overrides = [*options.overrides, *(["dry_run=true"] if options.dry_run else [])]
         return sweep(recipe_name(options.config_name, options.config_dir), overrides, options.config_dir)
     cfg = load(options.config_name, options.overrides, options.config_dir)
+    check_purpose(cfg, Training)
     return _run(cfg, options, _start_training)
 
 
@@ -101,6 +105,7 @@ def infer(arguments: list[str]) -> int:
     """`neva infer`: prompts in, answers out."""
     options = _options("infer", arguments)
     cfg = load(options.config_name, options.overrides, options.config_dir)
+    check_purpose(cfg, Inference)
     return _run(cfg, options, _start_inference)
 
 
@@ -115,14 +120,15 @@ def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConf
     if problems:
         return NOT_READY
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    _quiet_megatron()
+    _quiet_imports()
     start(cfg)
     return 0
 
 
-def _quiet_megatron() -> None:
-    """Drop Megatron's remarks: Transformer Engine and Apex are absent (neva does without), torch renames a function."""
+def _quiet_imports() -> None:
+    """Drop remarks: Megatron's on packages that neva does without, NeMo's on telemetry, torch's on renamed functions."""
     logging.getLogger("megatron").setLevel(logging.WARNING)
+    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 

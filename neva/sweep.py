@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from neva.config.compose import open_override, register_resolvers
 from neva.config.derive import resolve
 from neva.config.errors import ConfigError
-from neva.config.schema import check
+from neva.config.keys.model import Training
+from neva.config.schema import check, check_purpose
 from neva.config.validate import launched_world_size, validate
 
 RUN_NAME = "exp_manager.name"
@@ -46,6 +47,7 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
 
     def check_job(cfg: DictConfig) -> None:
         try:
+            check_purpose(cfg, Training)
             check(cfg)
             resolved = resolve(cfg)
             validate(resolved, launched_world_size(resolved.trainer))

@@ -56,6 +56,10 @@ def processor_s() -> float:
         (["train", "--config-name", "llava_7b_pretrain", "model.fp8=true", "--dry-run"], 2),
         (["infer", "--config-name", "llava_7b_inference", "inference.top_p=2"], 2),
         (["train", "--config-name", "llava_7b_pretrain"], 1),
+        (["train", "--config-name", "llava_7b_inference"], 2),
+        (["infer", "--config-name", "llava_7b_pretrain", "--dry-run"], 2),
+        (["convert", "--help"], 0),
+        (["convert", "absent", "x.nemo"], 1),
     ],
 )
 def test_help_and_errors_answer_at_once_and_load_nothing_heavy(
@@ -75,6 +79,21 @@ def test_a_config_error_is_one_line(tmp_path: Path) -> None:
     result = run("-m", "neva", "train", "--config-name", "llava_7b_pretrain", "model.lr=1", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "neva: unknown key model.lr; nearest: model.optim.lr\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_for"),
+    [
+        (["train", "-cn", "quickstart_inference"], "inference: use `neva infer`"),
+        (["train", "-m", "-cn", "quickstart_inference", "inference.seed=1,2"], "inference: use `neva infer`"),
+        (["infer", "-cn", "quickstart_pretrain"], "training: use `neva train`"),
+    ],
+)
+def test_a_recipe_for_the_other_verb_is_refused(
+    arguments: list[str], is_for: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"neva: the recipe is one for {is_for}")
 
 
 def test_a_run_without_its_files_lists_them_and_does_not_start(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 RECIPE_ENVIRONMENT_VARIABLE = "NEMO_CONFIG"
 
 
+QUOTING = """write key=value, and quote a value with spaces or one of , = [ ] { } ( ) twice: 'key="a, b"'"""
+
+
 def register_resolvers() -> None:
     """Make `${multiply:a,b}` known to OmegaConf, as NeMo's YAML files use it."""
     OmegaConf.register_new_resolver("multiply", lambda x, y: x * y, replace=True)
@@ -64,7 +67,7 @@ def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = 
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     register_resolvers()
     name = recipe_name(config_name, conf_dir)
@@ -72,6 +75,9 @@ def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = 
     try:
         with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
             return hydra_compose(name, overrides=opened)
+    except OverrideParseException as error:
+        found = f"cannot read {error.override.lstrip('+')!r} ({_first_sentence(error.message)})"
+        raise ConfigError(f"{found}: {QUOTING}") from error
     except HydraException as error:
         raise ConfigError(_first_sentence(str(error))) from error
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from neva.config.errors import ConfigError
 
@@ -19,7 +20,13 @@ def nemo_config(source: str | None) -> dict[str, Any] | None:
     found = _members(Path(str(source)), CONFIG_FILE)
     if CONFIG_FILE not in found:
         raise ConfigError(f"{source} holds no {CONFIG_FILE}: it is not a .nemo of a model")
-    plain = OmegaConf.to_container(OmegaConf.create(found[CONFIG_FILE].decode()), resolve=True)
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(found[CONFIG_FILE].decode()), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{CONFIG_FILE} of {source} is not complete in itself ({' '.join(str(error).split())}): a file of NeMo 1 "
+            "becomes one of neva by `neva convert OLD.nemo NEW.nemo`"
+        ) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

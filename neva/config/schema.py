@@ -25,6 +25,15 @@ def root_of(cfg: DictConfig) -> type:
     return Inference if "neva_model_file" in cfg else Training
 
 
+def check_purpose(cfg: DictConfig, wanted: type) -> None:
+    """Raise ConfigError when a tree for inference was chosen to train, or one for training to infer."""
+    if root_of(cfg) is not wanted:
+        is_for, verb = ("training", "train") if wanted is Inference else ("inference", "infer")
+        raise ConfigError(
+            f"the recipe is one for {is_for}: use `neva {verb}`, or choose another with --config-name or NEMO_CONFIG"
+        )
+
+
 def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refused]]:
     """Dotted path, type and rule of every key below `section`."""
     hints = typing.get_type_hints(section)

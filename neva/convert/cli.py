@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.convert.target import check_source, check_target
+
 PRECISIONS = {
     "16": "float16",
     "16-mixed": "float16",
@@ -88,6 +90,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Converts as the parsed flags say."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neva").setLevel(logging.INFO)
+    try:
+        check_source(arguments.source)
+        check_target(arguments.target, arguments.force)
+        done = _convert(arguments)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"neva convert: {error}\n")
+        return FAILED
+    sys.stdout.write(done + "\n")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> str:
     # Megatron warns that it runs without Transformer Engine and Apex, as neva intends.
     warnings.filterwarnings("ignore", module=r"megatron\..*")
     import torch
@@ -96,7 +110,6 @@ def run(arguments: argparse.Namespace) -> int:
     from neva.convert.convert import Options, convert
 
     disable_progress_bar()
-
     options = Options(
         dtype=getattr(torch, PRECISIONS[arguments.precision]) if arguments.precision else None,
         layout=arguments.layout,
@@ -113,10 +126,4 @@ def run(arguments: argparse.Namespace) -> int:
         add_tokens=tuple(arguments.add_tokens),
         vocab_multiple=arguments.pad_vocab_to,
     )
-    try:
-        done = convert(arguments.source, arguments.target, options)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"neva convert: {error}\n")
-        return FAILED
-    sys.stdout.write(done + "\n")
-    return 0
+    return convert(arguments.source, arguments.target, options)

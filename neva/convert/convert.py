@@ -20,7 +20,7 @@ from neva.convert.proof import prove_llava
 from neva.convert.proof_original import prove_llava_original
 from neva.convert.sources import from_llava_hf, from_llava_original, from_parts
 from neva.convert.stream import report
-from neva.convert.target import finished_target
+from neva.convert.target import check_source, check_target, finished_target
 from neva.convert.text import text_to_hf, text_to_nemo
 from neva.convert.tokenizer import tokenizer_files
 
@@ -63,8 +63,7 @@ def convert(source: Path, target: Path, options: Options) -> str:
     `.nemo`, or, where it is a text model and `tower_path` is given, a LLaVA model with a fresh projector.
     """
     to_nemo = target.suffix == ".nemo"
-    if target.exists() and not options.overwrite:
-        raise ValueError(f"{target} exists; choose another target, or pass --force to replace it")
+    check_target(target, options.overwrite)
     found = identify(source)
     logger.info("%s is a %s", source, found)
     if options.add_tokens and not (found == TEXT and to_nemo and options.tower_path is None):
@@ -94,8 +93,7 @@ def identify(source: Path) -> str:
     """What `source` holds. ValueError when it is neither a `.nemo` nor a Hugging Face folder that neva
     knows.
     """
-    if not source.exists():
-        raise ValueError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
+    check_source(source)
     if is_old_nemo(source):
         return OLD
     if is_nemo(source):

@@ -10,6 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_source(source: Path) -> None:
+    """ValueError when there is nothing at `source`."""
+    if not source.exists():
+        raise ValueError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """ValueError when there is something at `target` that must not be replaced."""
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists; choose another target, or pass --force to replace it")
+
+
 @contextmanager
 def finished_target(target: str | Path, overwrite: bool = False, folder: bool = False) -> Iterator[Path]:
     """Yields a temporary path (of an existing empty directory when `folder`) that becomes `target` on
@@ -19,8 +31,7 @@ def finished_target(target: str | Path, overwrite: bool = False, folder: bool = 
     `overwrite`; it then stays in place until its replacement is complete.
     """
     target = Path(target)
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists; choose another target, or pass --force to replace it")
+    check_target(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     result = work / "new"

@@ -22,6 +22,8 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     flags = parse()
+    if flags.hparams_file:
+        print("not needed: --hparams_file; sizes come from config.json", file=sys.stderr)
     arguments = [flags.input_name_or_path, flags.output_path]
     arguments += ["--precision", flags.precision] if flags.precision else []
     sys.exit(main(arguments + (["--force"] if flags.force else [])))

@@ -5,6 +5,8 @@ HF_DIR`.
 import argparse
 import sys
 
+from neva.config.errors import ConfigError
+from neva.config.nemo_file import nemo_config
 from neva.convert.cli import PRECISIONS, main
 
 NOT_NEEDED = ("output_path", "hf_input_path", "vision_tower_type", "processor_type", "hf_output_tokenizer")
@@ -29,8 +31,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check(flags: argparse.Namespace) -> None:
+    """Says which flags do nothing; ends when one names another tower than the .nemo file holds."""
+    given = [name for name in NOT_NEEDED if getattr(flags, name)]
+    if given:
+        print(f"not needed: --{', --'.join(given)}; all goes to --hf_output_path", file=sys.stderr)
+    try:
+        recorded = nemo_config(flags.input_name_or_path) or {}
+    except ConfigError:  # a file of NeMo 1, or none at all: the conversion says what is wrong
+        return
+    found = recorded.get("mm_cfg", {}).get("vision_encoder", {}).get("model_type")
+    for name in ("processor_type", "vision_tower_type"):
+        said = getattr(flags, name)
+        if said in ("clip", "siglip") and found is not None and said != found:
+            sys.exit(
+                f"--{name} {said}, but {flags.input_name_or_path} has a {found} tower: leave the flag out"
+            )
+
+
 if __name__ == "__main__":
     flags = parse()
+    check(flags)
     arguments = [flags.input_name_or_path, flags.hf_output_path, "--layout", flags.layout]
     for name in ("input_tokenizer", "vision_encoder_path", "llm_path", "precision"):
         arguments += [f"--{name}", getattr(flags, name)] if getattr(flags, name) else []

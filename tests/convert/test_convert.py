@@ -305,3 +305,14 @@ def test_scripts_take_the_flags_of_old_command_lines(tmp_path):
     flags += ["--input_tokenizer", str(tmp_path / "tokenizer"), "--vision_tower_type", "clip", "--cpu-only"]
     subprocess.run([*command, *flags], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
     assert (tmp_path / "hf" / "parity.json").is_file()
+    flags[1], flags[3] = str(tmp_path / "model.nemo"), str(tmp_path / "other")
+    flags[5] = "siglip"
+    found = subprocess.run(
+        [*command, *flags],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 1 and not (tmp_path / "other").exists()
+    assert "--processor_type siglip, but" in found.stderr and "has a clip tower" in found.stderr
