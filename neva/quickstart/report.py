@@ -10,6 +10,9 @@ from PIL import Image
 
 from neva.quickstart.data import COLOURS, SHAPES, questions
 
+SHOWN, MISTAKES = 16, 4
+"""Test images on the contact sheet, and how many of them are mistakes where there are so many."""
+
 
 def read_predictions(path: Path) -> list[dict[str, str]]:
     """Returns the rows of a result file."""
@@ -49,6 +52,22 @@ def baselines() -> dict[str, float]:
     }
 
 
+def chosen(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns `SHOWN` rows from all over the file, right answers first, then `MISTAKES` wrong ones.
+
+    Where there are fewer of one kind, there are more of the other.
+    """
+    right, wrong = ([row for row in rows if is_right(row) is kind] for kind in (True, False))
+    num_wrong = min(len(wrong), max(MISTAKES, SHOWN - len(right)))
+    return [*_spread(right, SHOWN - num_wrong), *_spread(wrong, num_wrong)]
+
+
+def _spread(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """Returns `count` rows, all if there are fewer, at even distances."""
+    count = min(count, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
 def draw_contact_sheet(rows: list[dict[str, str]], image_folder: Path, path: Path) -> None:
     """Draws 16 test images with question, answer and truth; the last four are mistakes, where there are any."""
     import matplotlib
@@ -56,12 +75,11 @@ def draw_contact_sheet(rows: list[dict[str, str]], image_folder: Path, path: Pat
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    step = max(1, len(rows) // 16)
-    wrong = [row for row in rows[::7] if not is_right(row)][:4]
-    shown = [row for row in rows[:: step + 1] if is_right(row)][: 16 - len(wrong)] + wrong
+    shown = chosen(rows)
     figure, axes = plt.subplots(4, 4, figsize=(11, 12), layout="constrained")
     for axis, row in zip(axes.flat, shown, strict=False):
-        axis.imshow(Image.open(image_folder / row["image"]), interpolation="nearest")
+        with Image.open(image_folder / row["image"]) as image:
+            axis.imshow(image, interpolation="nearest")
         colour = "tab:green" if is_right(row) else "tab:red"
         question = row["prompt"].replace("<image>\n", "")
         axis.set_title(f"{question}\nanswer: {row['text']}   truth: {row['truth']}", fontsize=8, color=colour)

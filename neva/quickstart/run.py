@@ -20,7 +20,7 @@ TRAINED, EXPORT = RUN / "checkpoints" / "quickstart_finetune.nemo", RUN / "hf"
 QUESTIONS_TO_TRANSFORMERS, ANSWERS = 200, "hf_answers.json"
 COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 4, 1234
 
-NEXT = r"""next:
+NEXT = r"""next, in the environment (. ACTIVATE):
   ask your own question about an image (64x64 works best):
     echo '{"prompt": "<image>\nwhat color is the shape?", "image": "test_7.png", "system": ""}' > prompt.jsonl
     NEMO_CONFIG=quickstart_inference python scripts/neva_inference.py prompt_file=prompt.jsonl output_file=answer.jsonl
@@ -118,7 +118,13 @@ def summarize(seconds: dict[str, float], exported: dict[str, float]) -> None:
     print("  by kind: " + ", ".join(f"{name} {share:.1%}" for name, share in scores.items() if name != "all"))
     print(f"  {RUN}/: loss.png  answers.png  predictions.jsonl  summary.json")
     print(f"  {TRAINED}, and for transformers {EXPORT}/")
-    print(NEXT)
+    print(NEXT.replace("ACTIVATE", activate_script()))
+
+
+def activate_script() -> str:
+    """Returns the file that a shell reads to enter this environment, as short as it can be typed from here."""
+    script = Path(sys.prefix) / "bin" / "activate"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def say(text: str) -> None:
