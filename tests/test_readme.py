@@ -1,5 +1,6 @@
 """Every command that README.md and docs/ show can be typed: it parses, composes, and names files that exist."""
 
+import argparse
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from neva import cli
 from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
 from neva.config.errors import ConfigError
 from neva.config.load import load
+from neva.convert import cli as convert_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"])
@@ -30,6 +32,7 @@ YOURS = (
 OTHER_TOOLS = {
     ".",
     "cd",
+    "cp",
     "echo",
     "export",
     "git",
@@ -42,6 +45,13 @@ OTHER_TOOLS = {
     "pre-commit",
     "nvidia-smi",
 }
+PASSES_ON = {
+    "scripts/neva_pretrain.py",
+    "scripts/neva_finetune.py",
+    "scripts/neva_inference.py",
+    "scripts/quickstart.py",
+}
+"""Scripts whose flags are read elsewhere."""
 VERB_OF_SCRIPT = {"neva_pretrain.py": "train", "neva_finetune.py": "train", "neva_inference.py": "infer"}
 
 
@@ -98,6 +108,12 @@ def check_neva(verb: str, arguments: list[str]) -> None:
     assert verb in cli.VERBS, f"no verb {verb}"
     if "--help" in arguments:
         return
+    if verb == "convert":
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        convert_cli.add_arguments(parser)
+        unknown = parser.parse_known_args(arguments)[1]
+        assert unknown == [], f"unrecognized arguments {unknown}"
+        return
     if not hasattr(cli, verb):
         pytest.skip(f"{verb} has no configuration to compose")
     options = cli._options(verb, arguments)
@@ -129,6 +145,9 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
             check_neva(rest[0], rest[1:])
     elif first == "python" and not rest[0].startswith("-"):
         assert (ROOT / rest[0]).is_file(), f"no script {rest[0]}"
+        flags = {word for word in rest[1:] if word.startswith("--")}
+        source = (ROOT / rest[0]).read_text()
+        assert [flag for flag in flags if f'"{flag}"' not in source and rest[0] not in PASSES_ON] == []
         if verb := VERB_OF_SCRIPT.get(Path(rest[0]).name):
             check_neva(verb, rest[1:])
     else:
@@ -168,6 +187,8 @@ def test_every_page_of_docs_is_in_the_index() -> None:
         ("neva train --config-name llava_7b_pretrain model.optim.learning_rate=1", "learning_rate"),
         ("neva train --config-name llava_8b_pretrain", "no recipe"),
         ("NEMO_CONFIG=llava_7b_finetune python scripts/neva_finetune.py \\\n    trainer.gpus=8", "gpus"),
+        ("neva convert checkpoints/x.nemo checkpoints/y --to hf", "unrecognized arguments"),
+        ("python scripts/checkpoint_converters/convert_llava_nemo_to_hf.py --output x", "--output"),
         ("python scripts/neva_pretrain.py", "no recipe chosen"),
         ("tensorboard --logdir here && rm -rf /", "rm is not a command"),
         ("pip install -r requirements/dev.txt", "neither in the repository"),

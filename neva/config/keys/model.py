@@ -22,7 +22,7 @@ _SPECIAL_TOKENS = "image positions have ids outside the vocabulary, so no specia
 class Llm:
     """Where the language model comes from."""
 
-    from_pretrained: str | None = key("Hugging Face folder; null: random weights.", common=True)
+    from_pretrained: str | None = key("Hugging Face folder or .nemo; null: random weights.", common=True)
     freeze: bool = key("Do not train the language model.", common=True)
 
     model_type: Any = refused(
@@ -86,7 +86,7 @@ class Tokenizer:
         choices=("huggingface", "sentencepiece"),
         not_yet={"megatron": _TOKENIZER},
     )
-    type: str | None = key("With huggingface: folder of tokenizer.json.", common=True)
+    type: str | None = key("With huggingface: folder of tokenizer.json, or a .nemo.", common=True)
     model: str | None = key("With sentencepiece: the tokenizer.model file.")
 
     vocab_file: Any = refused(None, why=_TOKENIZER)
