@@ -74,7 +74,8 @@ def convert(source: Path, target: Path, options: Options) -> str:
     if is_text:
         if is_nemo(source) == to_nemo:
             raise ValueError(
-                f"{source} and {target} are both {'.nemo files' if to_nemo else 'Hugging Face folders'}"
+                f"{source} and {target} are both {'.nemo files' if to_nemo else 'Hugging Face folders'}; a language "
+                "model goes from one to the other"
             )
         if to_nemo:
             text_to_nemo(source, target, options.dtype, options.overwrite, options.add_tokens)

@@ -2,6 +2,7 @@
 load.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from neva.convert.families import LLAVA_ORIGINAL, TOWER, language_table, project
 from neva.convert.hf import write_json, write_weights
 from neva.convert.stream import Part, report
 from neva.convert.tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
+
+logger = logging.getLogger(__name__)
 
 TOWER_FOLDER = "vision_tower"
 
@@ -29,6 +32,8 @@ def write_llava_original(
     other than LLaMA.
     """
     check_exportable(model)
+    if advice := name_advice(target.name):
+        logger.warning("%s", advice)
     model = model.rounded(dtype)
     with model.tokenizer_dir() as tokenizer_dir:
         check_vocabulary(tokenizer_dir, model.language.vocab_size)
@@ -49,6 +54,21 @@ def write_llava_original(
     write_json(folder / "config.json", config)
     weights = Part(model.weights, *table.native_names)
     write_weights(folder, report(table.to_hf(weights), len(table.hf_names), str(target)))
+
+
+def name_advice(name: str) -> str | None:
+    """What is wrong with a folder's name, from which the `llava` package guesses what it holds; None: nothing.
+
+    Source: haotian-liu/LLaVA, `load_pretrained_model` in llava/model/builder.py.
+    """
+    if "llava" not in name.lower():
+        return (
+            f"the llava package loads {name!r} as a text model: rename the folder, with 'llava' in its name"
+        )
+    wrong = [word for word in ("lora", "mpt", "mistral") if word in name.lower()]
+    if wrong:
+        return f"the llava package takes {name!r} for another kind of model: rename the folder, without {wrong[0]!r}"
+    return None
 
 
 def check_exportable(model: Model) -> None:

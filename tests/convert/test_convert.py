@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neva.convert import proof
 from neva.convert.cli import main
 from neva.convert.hf import FolderWeights
+from neva.convert.llava_original import name_advice
 from neva.convert.nemo import open_nemo, write_nemo
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
 from tests.convert.tiny import FAMILIES, language_model, tower
@@ -225,6 +226,20 @@ def test_existing_target_is_refused_without_force(tmp_path, capsys):
     assert (tmp_path / "hf" / "keep").read_text() == "mine"
     assert convert(source, tmp_path / "hf", "--force") == 0
     assert not (tmp_path / "hf" / "keep").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("llava-v1.5-7b", None),
+        ("my-LLaVA", None),
+        ("tuned", "loads 'tuned' as a text model: rename the folder, with 'llava' in its name"),
+        ("llava-mistral", "another kind of model: rename the folder, without 'mistral'"),
+    ],
+)
+def test_a_name_that_the_llava_package_misreads_is_said(name, advice):
+    found = name_advice(name)
+    assert (found is None) if advice is None else found.endswith(advice)
 
 
 def test_failed_proof_leaves_no_target(tmp_path, capsys, monkeypatch):

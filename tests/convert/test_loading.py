@@ -1,5 +1,7 @@
 """Models filled from Hugging Face folders compute what transformers computes from the same folders."""
 
+import json
+
 import pytest
 import torch
 
@@ -46,13 +48,23 @@ def test_shards_bins_and_prefixes_are_read(tmp_path):
         3
     )  # as LLaMA checkpoints of 2023 have it
     torch.save(state, bins / "pytorch_model.bin")
+    weight_map = {}
+    (tmp_path / "sharded_bins").mkdir()
+    for number in (1, 2):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        part = {name: state[name] for name in sorted(state)[number - 1 :: 2]}
+        torch.save(part, tmp_path / "sharded_bins" / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (tmp_path / "sharded_bins" / "pytorch_model.bin.index.json").write_text(index)
     _, language = shapes_of(config_of(tmp_path / "sharded"))
     vision, _ = shapes_of(ANY_TOWER | {"text_config": config_of(tmp_path / "sharded")})
-    models = [native_model(vision, language) for _ in range(2)]
-    for model, folder in zip(models, ("sharded", "bins"), strict=True):
+    models = [native_model(vision, language) for _ in range(3)]
+    for model, folder in zip(models, ("sharded", "bins", "sharded_bins"), strict=True):
         load_language_model(model, tmp_path / folder, language)
     ids = random_ids(language.vocab_size)
-    assert torch.equal(text_logits(models[0], ids), text_logits(models[1], ids))
+    for model in models[1:]:
+        assert torch.equal(text_logits(models[0], ids), text_logits(model, ids))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
