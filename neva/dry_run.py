@@ -180,7 +180,7 @@ def _disk(cfg: DictConfig, steps: int | None, report: Report) -> None:
             if number is not None
         ]
         copies = (min(ranked) if ranked else 1) + kept.save_last
-    nemo = weights if kept.save_nemo_on_train_end else 0
+    nemo = weights if kept.save_nemo_on_train_end and cfg.exp_manager.create_checkpoint_callback else 0
     needed = copies * (weights + state) + nemo
     folder = run_folder(cfg).resolve()
     nearest = next(path for path in (folder, *folder.parents) if path.is_dir())
@@ -214,6 +214,10 @@ def _surprises(cfg: DictConfig, steps: int | None, report: Report) -> None:
     last = list((run_folder(cfg) / "checkpoints").glob("*-last*"))
     if last and cfg.exp_manager.resume_if_exists:
         report.notes.append(f"the run will continue from {last[0]}")
+    if not cfg.exp_manager.create_checkpoint_callback:
+        report.notes.append(
+            "exp_manager.create_checkpoint_callback=false: the run leaves neither checkpoints nor a .nemo"
+        )
     devices = _devices_here(cfg.trainer.accelerator)
     if devices < cfg.trainer.devices:
         report.notes.append(

@@ -151,6 +151,9 @@ def test_a_broken_image_among_those_read_is_a_problem(
 def test_surprises_are_noted(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, text = dry_run(capsys, *ready, "trainer.max_steps=20")
     assert "note: warmup (30) and constant steps (0) fill all 20 steps" in text
+    _, text = dry_run(capsys, *ready, "exp_manager.create_checkpoint_callback=false")
+    assert "the run leaves neither checkpoints nor a .nemo" in text
+    assert "0 checkpoints x " in text and "+ .nemo 0.0 MB" in text
 
 
 def test_an_unwritable_output_is_a_problem(

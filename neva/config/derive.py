@@ -64,6 +64,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
             _language(resolved.model)
             _data(resolved.model)
             fill_fsdp(resolved.model)
+            _checkpoints(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved
 
@@ -194,6 +195,13 @@ def _data(model_cfg: DictConfig) -> None:
     expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
     source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
     _agree(model_cfg.data, expected, "model.data", source)
+
+
+def _checkpoints(cfg: DictConfig) -> None:
+    ranks = cfg.model.tensor_model_parallel_size * cfg.model.pipeline_model_parallel_size
+    kept = cfg.exp_manager.checkpoint_callback_params
+    path = "exp_manager.checkpoint_callback_params"
+    _agree(kept, {"model_parallel_size": ranks}, path, "tensor x pipeline parallel")
 
 
 def _agree(

@@ -141,6 +141,21 @@ class MetricsFile(Callback):
         self.on_train_end(trainer, pl_module)
 
 
+class SavesLogged(Callback):
+    """Says at which steps a checkpoint is saved (`checkpoint_callback_params.verbose`)."""
+
+    def __init__(self) -> None:
+        self.last_step = -1
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """One line a step, though the ranked and the newest checkpoint are two saves."""
+        if trainer.is_global_zero and trainer.global_step != self.last_step:
+            self.last_step = trainer.global_step
+            logger.info("saving a checkpoint at step %s", trainer.global_step)
+
+
 class SkippedRecords(Callback):
     """Says at the end how many records `model.data.on_error=skip` left out, on any rank, each counted once."""
 

@@ -13,10 +13,11 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
+from neva.config.errors import ConfigError
 from neva.config.validate import data_parallel_size
 from neva.data.records import read_records
 from neva.parallel.groups import Layout
-from neva.training.callbacks import MetricsFile, Progress, SkippedRecords
+from neva.training.callbacks import MetricsFile, Progress, SavesLogged, SkippedRecords
 from neva.training.module import MegatronNevaModel
 from neva.training.strategy import MegatronStrategy
 
@@ -43,6 +44,8 @@ def train(cfg: DictConfig) -> Path:
         Progress(cfg.model.global_batch_size, data_parallel_size(cfg, trainer.world_size)),
         SkippedRecords(),
     ]
+    if cfg.exp_manager.checkpoint_callback_params.verbose:
+        callbacks.append(SavesLogged())
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
@@ -70,6 +73,11 @@ def quiet_libraries() -> None:
 def build_trainer(cfg: DictConfig) -> Trainer:
     """Builds the Lightning trainer: its loops and hooks; batches, gradients and precision are Megatron's."""
     model, trainer = cfg.model, cfg.trainer
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=gpu, but torch finds no GPU on this machine: choose auto or cpu, or install the CUDA "
+            "build of torch (docs/install.md)"
+        )
     layout = Layout(
         tensor=model.tensor_model_parallel_size,
         pipeline=model.pipeline_model_parallel_size,

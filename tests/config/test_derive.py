@@ -110,6 +110,8 @@ def test_a_recipe_that_contradicts_the_checkpoint_gives_both_numbers(llm: str) -
         ("model.mm_cfg.vision_encoder.crop_size=[224,224]", "crop_size=[224,224] but the tower's image_size gives "
          "[336,336]"),
         ("model.mm_cfg.vision_encoder.class_token_length=0", "class_token_length=0 but a clip tower gives 1"),
+        ("exp_manager.checkpoint_callback_params.model_parallel_size=4", "model_parallel_size=4 but tensor x pipeline "
+         "parallel gives 1"),
     ],
 )  # fmt: skip
 def test_a_derived_value_that_is_given_and_wrong_gives_both_numbers(override: str, message: str) -> None:

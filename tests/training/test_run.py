@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 import torch
 
+from neva.config.errors import ConfigError
 from neva.config.load import load
 from neva.convert.nemo import open_nemo
+from neva.training import callbacks
 from neva.training.callbacks import CURVE, read_metrics
 from neva.training.run import train
 
@@ -65,7 +66,6 @@ class Kill(Exception):
 
 def kill_after(step: int, folder: Path, overrides: list[str]) -> None:
     """Runs until `step` and dies there, as a process does: nothing is saved on the way out."""
-    from neva.training import callbacks
 
     class Killed(callbacks.Progress):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
@@ -130,8 +130,8 @@ def test_nan_stops_the_run_and_names_step_and_samples(tmp_path: Path, colours: l
         run(tmp_path, [*colours, "model.optim.lr=1e30", "trainer.gradient_clip_val=0"], steps=20)
 
 
-def test_skipped_records_are_counted_at_the_end_each_once(
-    tmp_path: Path, colours: list[str], caplog: pytest.LogCaptureFixture
+def test_saves_and_the_number_of_skipped_records_are_said(
+    tmp_path: Path, colours: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = Path(next(word for word in colours if "image_folder" in word).partition("=")[2])
     records = json.loads((images / "data.json").read_text())
@@ -142,8 +142,22 @@ def test_skipped_records_are_counted_at_the_end_each_once(
         "model.data.on_error=skip",
         "model.data.num_workers=2",
     ]
-    with caplog.at_level(logging.WARNING, logger="neva"):
-        run(tmp_path, [*colours, *skip, "model.global_batch_size=10"], steps=3)
-    assert caplog.messages[-1] == (
-        f"2 of 10 records were skipped, the next good one taken instead of each: {tmp_path}/data.json"
-    )
+    skip.append("exp_manager.checkpoint_callback_params.every_n_train_steps=2")
+    said: list[str] = []
+    # on the logger itself: NeMo raises the level of the root's handlers
+    monkeypatch.setattr(callbacks.logger, "info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(callbacks.logger, "warning", lambda text, *values: said.append(text % values))
+    run(tmp_path, [*colours, *skip, "model.global_batch_size=10"], steps=3)
+    assert said == [
+        "saving a checkpoint at step 2",
+        "saving a checkpoint at step 3",
+        f"2 of 10 records were skipped, the next good one taken instead of each: {tmp_path}/data.json",
+    ]
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(
+    tmp_path: Path, colours: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="trainer.accelerator=gpu, but torch finds no GPU"):
+        run(tmp_path, [*colours, "trainer.accelerator=gpu"], steps=1)

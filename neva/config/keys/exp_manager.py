@@ -20,13 +20,15 @@ class CheckpointCallbackParams:
     mode: str = key("Whether a larger or a smaller monitored value is better.", choices=("max", "min"))
     every_n_train_steps: int = key("Steps between two checkpoints.", low=1, common=True)
     every_n_epochs: int = key("NeMo wants 0 beside every_n_train_steps.", choices=(0,))
-    save_on_train_epoch_end: bool = key("Also save at the end of an epoch.")
     always_save_nemo: bool = key("A .nemo beside every checkpoint.")
     save_nemo_on_train_end: bool = key("A .nemo at the end of training.")
     filename: str = key("Name of a checkpoint, with logged values in braces.")
     model_parallel_size: int = key("Tensor times pipeline parallel size.", low=1)
     dirpath: str | None = key("Checkpoint folder; null: checkpoints/ in the run folder.", optional=True)
 
+    save_on_train_epoch_end: Any = refused(
+        True, why="the newest checkpoint is always saved at the end; between, every_n_train_steps decides"
+    )
     save_weights_only: Any = refused(False, why="a checkpoint without optimizer state cannot be resumed")
     save_best_model: Any = refused(False, why=_NO_VALIDATION)
     async_save: Any = refused(False, why="neva does not save asynchronously yet")
@@ -71,7 +73,7 @@ class ExpManager:
     resume_from_checkpoint: str | None = key(
         "Checkpoint to continue from; set by model.resume_from_checkpoint."
     )
-    create_checkpoint_callback: bool = key("Save checkpoints.")
+    create_checkpoint_callback: bool = key("Save checkpoints and the .nemo; false: nothing is kept.")
     checkpoint_callback_params: CheckpointCallbackParams = section()
     version: str | None = key("Subfolder of the run folder.", optional=True)
     use_datetime_version: bool = key("Name that subfolder by date when runs are not resumed.", optional=True)
