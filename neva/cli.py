@@ -126,7 +126,7 @@ def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConf
 
 
 def _quiet_imports() -> None:
-    """Drop remarks: Megatron's on packages that neva does without, NeMo's on telemetry, torch's on renamed functions."""
+    """Drop remarks: Megatron's on packages that neva does without, NeMo's on telemetry, torch's on new names."""
     logging.getLogger("megatron").setLevel(logging.WARNING)
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
