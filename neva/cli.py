@@ -21,6 +21,7 @@ from neva.config.load import load
 from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
 from neva.config.schema import check_purpose
+from neva.parallel import launch
 
 NOT_READY = 1
 BAD_CONFIGURATION = 2
@@ -114,6 +115,7 @@ def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConf
         from neva.dry_run import dry_run
 
         return dry_run(cfg, options.output)
+    launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
     problems = path_problems(cfg)
     for problem in problems:
         print(f"neva: {problem}", file=sys.stderr)

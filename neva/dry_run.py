@@ -12,8 +12,9 @@ from neva.config.errors import ConfigError
 from neva.config.nemo_file import nemo_config
 from neva.config.paths import path_problems, run_folder
 from neva.config.shapes import language_shape, vision_shape
-from neva.config.validate import data_parallel_size, launched_world_size
+from neva.config.validate import data_parallel_size, world_size
 from neva.dry_run_report import Report, show
+from neva.parallel import launch
 
 PROBED_SAMPLES = 16
 """Records, evenly spaced, that are really read, decoded and tokenised."""
@@ -31,7 +32,7 @@ def dry_run(cfg: DictConfig, output: Path | None) -> int:
     Returns:
         0 when the run could start, 1 when something is missing; all of it is printed first.
     """
-    report = Report(problems=path_problems(cfg))
+    report = Report(problems=[*_launch_problems(cfg), *path_problems(cfg)])
     if "model" in cfg:
         _training(cfg, report)
     else:
@@ -39,6 +40,16 @@ def dry_run(cfg: DictConfig, output: Path | None) -> int:
     _write(cfg, output or run_folder(cfg) / RESOLVED_FILE, report)
     show(report, cfg.exp_manager.name if "exp_manager" in cfg else cfg.neva_model_file)
     return 1 if report.problems else 0
+
+
+def _launch_problems(cfg: DictConfig) -> list[str]:
+    """What the environment says of a launch must fit; that it says nothing yet is no problem before the start."""
+    if launch.is_stated():
+        try:
+            launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
+        except ConfigError as error:
+            return [str(error)]
+    return []
 
 
 def _training(cfg: DictConfig, report: Report) -> None:
@@ -98,7 +109,7 @@ def _counts(cfg: DictConfig) -> dict[str, tuple[int, int]]:
 
 def _batch(cfg: DictConfig, report: Report) -> None:
     model = cfg.model
-    replicas = data_parallel_size(cfg, launched_world_size(cfg.trainer))
+    replicas = data_parallel_size(cfg, world_size(cfg.trainer))
     accumulation = model.global_batch_size // (model.micro_batch_size * replicas)
     report.add(
         "global batch",

@@ -16,7 +16,8 @@ from neva.config.derive import resolve
 from neva.config.errors import ConfigError
 from neva.config.keys.model import Training
 from neva.config.schema import check, check_purpose
-from neva.config.validate import launched_world_size, validate
+from neva.config.validate import validate, world_size
+from neva.parallel import launch
 
 RUN_NAME = "exp_manager.name"
 
@@ -50,7 +51,9 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
             check_purpose(cfg, Training)
             check(cfg)
             resolved = resolve(cfg)
-            validate(resolved, launched_world_size(resolved.trainer))
+            validate(resolved, world_size(resolved.trainer))
+            if not resolved.dry_run:
+                launch.identify(resolved.trainer.devices, resolved.trainer.num_nodes)
         except ConfigError as error:
             problems.extend(line for line in str(error).splitlines() if line not in problems)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
 from neva.parallel import groups
+from neva.parallel.launch import LAUNCH_VARIABLES
 
 
 @pytest.fixture
@@ -32,3 +33,12 @@ def free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
+
+
+def launcher_free(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without what a launcher says, as a user's shell has it."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in LAUNCH_VARIABLES and not name.startswith("SLURM_")
+    }

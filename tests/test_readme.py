@@ -14,6 +14,7 @@ from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
 from neva.config.errors import ConfigError
 from neva.config.load import load
 from neva.convert import cli as convert_cli
+from neva.parallel import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"])
@@ -120,7 +121,9 @@ def check_neva(verb: str, arguments: list[str]) -> None:
     overrides = options.overrides
     if getattr(options, "multirun", False):
         overrides = [re.sub(r",.*", "", override) for override in overrides]
-    load(options.config_name, overrides, options.config_dir)
+    trainer = load(options.config_name, overrides, options.config_dir).trainer
+    if launch.is_stated():
+        launch.identify(trainer.devices, trainer.num_nodes)
 
 
 def check_paths(words: list[str]) -> None:

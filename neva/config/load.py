@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from neva.config.compose import CONF_DIR, compose
 from neva.config.derive import resolve
 from neva.config.schema import check
-from neva.config.validate import launched_world_size, validate
+from neva.config.validate import validate, world_size
 
 
 def load(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
@@ -23,5 +23,5 @@ def load(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CON
     composed = compose(config_name, overrides, conf_dir)
     check(composed)
     resolved = resolve(composed)
-    validate(resolved, launched_world_size(resolved.trainer))
+    validate(resolved, world_size(resolved.trainer))
     return resolved

@@ -1,7 +1,6 @@
 """What must hold between keys, once every value is known."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
@@ -10,20 +9,9 @@ from neva.config.fsdp import fsdp_problems
 from neva.config.layout import layout_problems
 
 
-def launched_world_size(trainer_cfg: DictConfig, environment: Mapping[str, str] = os.environ) -> int:
-    """Processes of the run: `devices * num_nodes`.
-
-    Raises:
-        ConfigError: the environment variable WORLD_SIZE, in which launchers state the same number, differs.
-    """
-    size = trainer_cfg.devices * trainer_cfg.num_nodes
-    stated = environment.get("WORLD_SIZE")
-    if stated is not None and stated != str(size):
-        raise ConfigError(
-            f"the environment says WORLD_SIZE={stated}, but trainer.devices={trainer_cfg.devices} x "
-            f"trainer.num_nodes={trainer_cfg.num_nodes} is {size}: make them agree, or unset WORLD_SIZE"
-        )
-    return size
+def world_size(trainer_cfg: DictConfig) -> int:
+    """Processes of the run: `devices * num_nodes`. That the launch agrees is checked by `neva.parallel.launch`."""
+    return trainer_cfg.devices * trainer_cfg.num_nodes
 
 
 def data_parallel_size(cfg: DictConfig, world_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from neva.config.derive import total_steps
 from neva.config.errors import ConfigError
 from neva.config.validate import data_parallel_size
 from neva.data.records import read_records
+from neva.parallel import launch
 from neva.parallel.groups import Layout
 from neva.training.callbacks import MetricsFile, Progress, SavesLogged, SkippedRecords
+from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.strategy import MegatronStrategy
 
@@ -33,6 +36,11 @@ def train(cfg: DictConfig) -> Path:
     Returns:
         The run folder: checkpoints, metrics, the loss curve and the final `.nemo`.
     """
+    with launch.restored_environment():
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> Path:
     quiet_libraries()
     cfg.trainer.max_steps = last_step(cfg)
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
@@ -67,6 +75,8 @@ def quiet_libraries() -> None:
     nemo_logging.setLevel(nemo_logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # neva.parallel.launch knows where srun is needed; Lightning asks for it wherever it is installed
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry, which nobody asked for
 
 
@@ -101,5 +111,6 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         accelerator=trainer.accelerator,
         max_steps=trainer.max_steps,
         log_every_n_steps=trainer.log_every_n_steps,
+        plugins=cluster_environment(launch.identify(trainer.devices, trainer.num_nodes)),
         **fixed,
     )

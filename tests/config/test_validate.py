@@ -4,7 +4,7 @@ import pytest
 
 from neva.config.errors import ConfigError
 from neva.config.load import load
-from neva.config.validate import launched_world_size, validate
+from neva.config.validate import validate
 
 
 def problems(recipe: str, *overrides: str) -> str:
@@ -82,15 +82,6 @@ def test_all_contradictions_are_reported_together() -> None:
         "trainer.max_steps=0",
     )
     assert len(found.splitlines()) == 3
-
-
-def test_the_launchers_world_size_must_be_that_of_the_trainer() -> None:
-    trainer = load("llava_7b_pretrain", ["trainer.num_nodes=2", "model.micro_batch_size=16"]).trainer
-    assert launched_world_size(trainer, {}) == launched_world_size(trainer, {"WORLD_SIZE": "16"}) == 16
-    with pytest.raises(
-        ConfigError, match=r"WORLD_SIZE=8, but trainer\.devices=8 x trainer\.num_nodes=2 is 16"
-    ):
-        launched_world_size(trainer, {"WORLD_SIZE": "8"})
 
 
 def test_a_world_that_the_layout_does_not_divide_is_refused() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from neva.convert.nemo import open_nemo
 from neva.training.callbacks import read_metrics
+from tests.megatron import launcher_free
 from tests.training.conftest import colours  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +38,7 @@ def train(folder: Path, overrides: list[str], steps: int) -> Path:
         "--config-name",
         "quickstart_finetune",
     ]
-    # a port of a run in this very process would be taken
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
-    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [*command, *overrides, *fixed, every, "model.data.pad_to_multiple_of=4"],
         env=environment, capture_output=True, text=True, timeout=300,

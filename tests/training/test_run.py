@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def kill_after(step: int, folder: Path, overrides: list[str]) -> None:
         )
     finally:
         run_module.Progress = original  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_leaves_the_environment_as_it_found_it(
+    tmp_path: Path, colours: list[str], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "1")
+    before = dict(os.environ)
+    if fails:
+        with pytest.raises(Kill):
+            kill_after(1, tmp_path, [*colours, "trainer.max_steps=2"])
+    else:
+        run(tmp_path, colours, steps=1)
+    assert dict(os.environ) == before
 
 
 def test_frozen_parts_stay_and_get_neither_gradient_nor_optimizer_state(
