@@ -22,30 +22,34 @@ class Layout:
     virtual_pipeline: int | None = None
 
 
-def init_process_group(rank: int, world_size: int, timeout_s: float = 1800.0) -> torch.device:
+def init_process_group(
+    rank: int, world_size: int, timeout_s: float = 1800.0, store: dist.Store | None = None
+) -> torch.device:
     """Joins the process group (NCCL on GPUs, gloo elsewhere) and returns this process's device.
 
-    A single process meets nobody: it needs no launcher and no port.
+    A single process meets nobody: it needs no launcher and no port. Several meet in `store`, else at the MASTER_ADDR
+    and MASTER_PORT of the environment. A collective that takes longer than `timeout_s` raises.
     """
     device = emulation.install()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)
-        if world_size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        store = dist.HashStore() if world_size == 1 else store
+        if store is not None:
+            store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     return device
 
 
-def init_model_parallel(layout: Layout, seed: int) -> None:
-    """Builds Megatron's groups for `layout` and seeds its random trackers."""
+def init_model_parallel(layout: Layout, seed: int, timeout_s: float = 1800.0) -> None:
+    """Builds Megatron's groups, whose collectives raise after `timeout_s`, and seeds its random trackers."""
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor,
             pipeline_model_parallel_size=layout.pipeline,
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
             context_parallel_size=layout.context,
+            distributed_timeout_minutes=timeout_s / 60,
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from neva.training.fsdp_optimizer import ShardedAdamW
 
 COMMON = "lightning"
 OPTIMIZER = "optimizer"
+UNFINISHED = ".writing"
+"""Folder beside the checkpoints for those that are not whole; NeMo's search for checkpoints passes over its name."""
 
 
 def sharded_state(
@@ -69,18 +72,33 @@ def _without_empty_extras(state: Mapping[str, Any], parts: Collection[str]) -> d
 
 
 def save(folder: Path, state: dict[str, Any], common: Mapping[str, Any]) -> None:
-    """Writes a checkpoint to a temporary folder beside `folder` and renames it. Called by every rank."""
-    temporary = folder.with_name(folder.name + ".writing")
+    """Writes a checkpoint aside and moves it to `folder` when it is whole. Called by every rank.
+
+    What an interrupted save left behind is removed by the next one.
+    """
+    temporary = folder.with_name(UNFINISHED) / folder.name
     if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.parent, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
     dist_checkpointing.save({**state, COMMON: dict(common)}, str(temporary))
     dist.barrier()
     if dist.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         temporary.rename(folder)
+        shutil.rmtree(temporary.parent, ignore_errors=True)
     dist.barrier()
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint, moved aside first: half of one must not be found. Called by one rank."""
+    if folder.exists():
+        aside = folder.with_name(UNFINISHED)
+        aside.mkdir(exist_ok=True)
+        folder.rename(aside / f"{folder.name}.outdated")
+        shutil.rmtree(aside / f"{folder.name}.outdated", ignore_errors=True)
+        with contextlib.suppress(OSError):  # a checkpoint is being written there
+            aside.rmdir()
 
 
 def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from neva.config.derive import total_steps
 from neva.config.errors import ConfigError
 from neva.config.validate import data_parallel_size
 from neva.data.records import read_records
-from neva.parallel import launch
+from neva.parallel import agreement, launch
 from neva.parallel.groups import Layout
 from neva.training.callbacks import MetricsFile, Progress, SavesLogged, SkippedRecords
 from neva.training.cluster import cluster_environment
+from neva.training.gathering import Gathering
 from neva.training.module import MegatronNevaModel
 from neva.training.strategy import MegatronStrategy
 
@@ -94,6 +95,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         context=model.context_parallel_size,
         virtual_pipeline=model.virtual_pipeline_model_parallel_size,
     )
+    gathering = Gathering(agreement.facts(cfg), trainer.distributed_timeout_s, trainer.join_timeout_s)
     fixed: dict[str, Any] = {
         "max_epochs": -1,  # the loader runs across epochs and ends with the last step
         "use_distributed_sampler": False,
@@ -105,7 +107,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         "limit_val_batches": 0,
     }
     return Trainer(
-        strategy=MegatronStrategy(layout, seed=model.seed),
+        strategy=MegatronStrategy(layout, model.seed, gathering),
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         accelerator=trainer.accelerator,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,24 @@ from nemo.utils.model_utils import ckpt_to_dir
 
 from neva.parallel import groups
 from neva.training import checkpoint, optimizer_state
+from neva.training.gathering import Gathering
 
 
 class MegatronStrategy(DDPStrategy):
     """Starts local processes as Lightning's DDP does; everything behind the process group is Megatron's."""
 
-    def __init__(self, layout: groups.Layout, seed: int, timeout_s: float = 1800.0, **kwargs: Any) -> None:
-        super().__init__(timeout=datetime.timedelta(seconds=timeout_s), **kwargs)
+    def __init__(self, layout: groups.Layout, seed: int, gathering: Gathering, **kwargs: Any) -> None:
+        super().__init__(timeout=datetime.timedelta(seconds=gathering.timeout_s), **kwargs)
         self.layout = layout
         self.seed = seed
-        self.timeout_s = timeout_s
+        self.gathering = gathering
 
     def setup_distributed(self) -> None:
         """Joins the process group and builds Megatron's groups, before any model exists."""
         self.set_world_ranks()
-        environment = self.cluster_environment
-        assert environment is not None
-        if self.world_size > 1:
-            os.environ["MASTER_ADDR"] = str(environment.main_address)
-            os.environ["MASTER_PORT"] = str(environment.main_port)
-        groups.init_process_group(self.global_rank, self.world_size, self.timeout_s)
-        groups.init_model_parallel(self.layout, self.seed)
+        self.gathering.gather(self)
+        groups.init_model_parallel(self.layout, self.seed, self.gathering.timeout_s)
+        self.gathering.show()
 
     def configure_ddp(self) -> None:
         """Nothing: the module wraps its model chunks in Megatron's own data parallel."""
@@ -98,9 +93,14 @@ class MegatronStrategy(DDPStrategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """Deletes a checkpoint's folder."""
         if self.is_global_zero:
-            shutil.rmtree(ckpt_to_dir(Path(filepath)), ignore_errors=True)
+            checkpoint.remove(ckpt_to_dir(Path(filepath)))
 
     def teardown(self) -> None:
         """Leaves the process groups."""
         super().teardown()
         groups.destroy()
+        self.gathering.leave()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Lets the other ranks know."""
+        self.gathering.report(exception)

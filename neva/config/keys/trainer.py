@@ -31,6 +31,11 @@ class Trainer:
     log_every_n_steps: int = key("Steps between two lines of the log.", low=1)
     gradient_clip_val: float = key("Largest global gradient norm; 0: no clipping.", low=0)
 
+    distributed_timeout_s: float = key(
+        "Seconds that one collective operation may take before the run stops and names it.", above=0
+    )
+    join_timeout_s: float = key("Seconds that the processes wait for each other at the start.", above=0)
+
     logger: Any = refused(False, why=_BY_EXP_MANAGER)
     enable_checkpointing: Any = refused(False, why=_BY_EXP_MANAGER)
     use_distributed_sampler: Any = refused(False, why="neva's own sampler already gives each rank its share")
