@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sysconfig
 import traceback
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 _COLLECTIVES = "torch/distributed/distributed_c10d.py"
 _OF_A_BACKEND = ("gloo", "NCCL", "Timed out", "timed out")
+_STDLIB = sysconfig.get_path("stdlib")
 _LOST = ("onnection closed", "onnection reset", "roken pipe", "remote process exited")
 
 
@@ -27,18 +29,23 @@ def describe(error: BaseException) -> str:
 
 
 def _collective(error: BaseException) -> str | None:
-    """`all_reduce over DATA_PARALLEL_GROUP [0, 1] at step.py:103`, from the frames that the error came through."""
+    """Op, group and ranks, line of code and its place, from the frames that the error came through."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    ours = [(frame, line) for frame, line in frames if "/torch/" not in frame.f_code.co_filename]
+    ours = [(frame, line) for frame, line in frames if not _is_plumbing(frame.f_code.co_filename)]
     if not ours:
         return None
     frame, line = ours[-1]
     path = Path(frame.f_code.co_filename)
-    place = f"{path.parent.name}/{path.name}:{line}"
+    place = f"`{linecache.getline(str(path), line).strip()}` at {path.parent.name}/{path.name}:{line}"
     calls = [frame for frame, _ in frames if frame.f_code.co_filename.endswith(_COLLECTIVES)]
     if not calls:
-        return f"`{linecache.getline(str(path), line).strip()}` at {place}"
-    return f"{calls[0].f_code.co_name} over {_group(calls[0].f_locals.get('group'))} at {place}"
+        return place
+    return f"{calls[0].f_code.co_name.strip('_')} over {_group(calls[0].f_locals.get('group'))}, {place}"
+
+
+def _is_plumbing(path: str) -> bool:
+    """Whether a file belongs to torch or to Python itself."""
+    return "/torch/" in path or (path.startswith(_STDLIB) and "site-packages" not in path)
 
 
 def _group(group: dist.ProcessGroup | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from nemo.utils import logging as nemo_logging
+from nemo.utils.callbacks import PreemptionCallback
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +28,9 @@ from neva.training.strategy import MegatronStrategy
 
 logger = logging.getLogger(__name__)
 
+PREEMPTED = 75
+"""Exit code of a run that was told to stop and has saved: EX_TEMPFAIL of sysexits.h, try again."""
+
 
 def train(cfg: DictConfig) -> Path:
     """Trains as `cfg` says, resuming from the run folder's last checkpoint if there is one.
@@ -36,6 +40,9 @@ def train(cfg: DictConfig) -> Path:
 
     Returns:
         The run folder: checkpoints, metrics, the loss curve and the final `.nemo`.
+
+    Raises:
+        SystemExit: with PREEMPTED on rank 0, when SIGTERM told the run to stop and it has saved.
     """
     with launch.restored_environment():
         return _train(cfg)
@@ -57,9 +64,20 @@ def _train(cfg: DictConfig) -> Path:
         callbacks.append(SavesLogged())
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    if cfg.exp_manager.create_preemption_callback and not torch.cuda.is_available():
+        callbacks += preemption(trainer)
     module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
-    trainer.fit(module)
+    try:
+        trainer.fit(module)
+    except SystemExit as stop:
+        raise SystemExit(stop.code or (PREEMPTED if trainer.is_global_zero else 0)) from None
     return run_dir
+
+
+def preemption(trainer: Trainer) -> list[PreemptionCallback]:
+    """NeMo's callback that saves and leaves on SIGTERM, which exp_manager adds on GPUs only."""
+    checkpoints = trainer.checkpoint_callback
+    return [] if checkpoints is None else [PreemptionCallback(checkpoints)]
 
 
 def last_step(cfg: DictConfig) -> int:

@@ -79,9 +79,7 @@ class ExpManager:
     use_datetime_version: bool = key("Name that subfolder by date when runs are not resumed.", optional=True)
     resume_past_end: bool = key("Also resume from a finished run.", optional=True)
     summary_writer_kwargs: dict[str, Any] | None = key("Given to TensorBoard's SummaryWriter.", optional=True)
-    create_preemption_callback: bool = key(
-        "Save and stop when the scheduler preempts the job.", optional=True
-    )
+    create_preemption_callback: bool = key("Save and stop when the run gets SIGTERM, as of a scheduler.")
     files_to_copy: list[str] | None = key("Files copied into the run folder.", optional=True)
     log_step_timing: bool = key("Log the time of a step.", optional=True)
     max_time_per_run: str | None = key(
