@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from neva.parallel import emulation
+
 _COLLECTIVES = "torch/distributed/distributed_c10d.py"
 _OF_A_BACKEND = ("gloo", "NCCL", "Timed out", "timed out")
 _STDLIB = sysconfig.get_path("stdlib")
@@ -44,8 +46,12 @@ def _collective(error: BaseException) -> str | None:
 
 
 def _is_plumbing(path: str) -> bool:
-    """Whether a file belongs to torch or to Python itself."""
-    return "/torch/" in path or (path.startswith(_STDLIB) and "site-packages" not in path)
+    """Whether a file belongs to torch, to Python itself, or to what stands between torch and its callers."""
+    return (
+        "/torch/" in path
+        or path == emulation.__file__
+        or (path.startswith(_STDLIB) and "site-packages" not in path)
+    )
 
 
 def _group(group: dist.ProcessGroup | None) -> str:

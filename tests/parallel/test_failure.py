@@ -22,9 +22,14 @@ TIMEOUT_S = 300
 
 
 def start(
-    script: Path, folder: Path, overrides: Sequence[str], log: Path, **variables: str
+    script: Path,
+    folder: Path,
+    overrides: Sequence[str],
+    log: Path,
+    launcher: Sequence[str] = (),
+    **variables: str,
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(script), "--config-name", "quickstart_finetune", *overrides]
+    command = [sys.executable, *launcher, str(script), "--config-name", "quickstart_finetune", *overrides]
     run = [f"exp_manager.exp_dir={folder}", "exp_manager.name=run", "exp_manager.seconds_to_sleep=0"]
     steps = ["trainer.max_steps=6", "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
     environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -34,10 +39,12 @@ def start(
         )
 
 
-def fail(folder: Path, overrides: Sequence[str], failing: str) -> tuple[str, float]:
+def fail(
+    folder: Path, overrides: Sequence[str], failing: str, launcher: Sequence[str] = ()
+) -> tuple[str, float]:
     """Runs two local processes of which one fails; returns the log, and how many seconds after that the last ended."""
     log = folder / "log"
-    process = start(FAILING, folder, [*overrides, *TWO], log, FAILING=failing)
+    process = start(FAILING, folder, [*overrides, *TWO], log, launcher, FAILING=failing)
     assert process.wait(TIMEOUT_S) != 0
     while running(str(folder)):
         time.sleep(0.2)
@@ -52,11 +59,13 @@ def running(word: str) -> list[str]:
     return [line for line in commands.splitlines() if word in line and "tests/parallel/failing.py" in line]
 
 
-def test_a_rank_that_raises_stops_the_others_and_its_error_is_in_the_log(
+def test_a_rank_that_raises_under_torchrun_stops_the_others_and_its_error_is_in_the_log(
     tmp_path: Path,
     colours: list[str],  # noqa: F811
 ) -> None:
-    log, seconds = fail(tmp_path, colours, "raise,1,3")
+    port = free_ports(1)[0]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    log, seconds = fail(tmp_path, colours, "raise,1,3", torchrun)
     assert seconds < 60
     cause = (
         r"ERROR .*rank 1 on \S+ \(process \d+\) failed: ValueError: the dog ate the batch; all processes stop"
@@ -66,7 +75,11 @@ def test_a_rank_that_raises_stops_the_others_and_its_error_is_in_the_log(
 
 
 def test_a_stuck_collective_ends_by_the_timeout_and_is_named(tmp_path: Path, colours: list[str]) -> None:  # noqa: F811
-    log, seconds = fail(tmp_path, [*colours, "trainer.distributed_timeout_s=15"], "sleep,1,1")
+    log, seconds = fail(
+        tmp_path,
+        [*colours, "trainer.distributed_timeout_s=15", "exp_manager.create_preemption_callback=false"],
+        "sleep,1,1",
+    )
     assert 15 <= seconds < 60
     place = r"\w+ over DATA_PARALLEL_GROUP_WITH_CP \[0, 1\], `.+` at distributed/\S+\.py:\d+"
     assert re.search(rf"rank 0 on \S+ .* failed: {place}: RuntimeError: .*Timed out waiting 15000ms", log)
