@@ -1,6 +1,7 @@
 """Every command that README.md and docs/ show can be typed: it parses, composes, and names files that exist."""
 
 import argparse
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -53,7 +54,14 @@ PASSES_ON = {
     "scripts/quickstart.py",
 }
 """Scripts whose flags are read elsewhere."""
-VERB_OF_SCRIPT = {"neva_pretrain.py": "train", "neva_finetune.py": "train", "neva_inference.py": "infer"}
+VERB_OF_SCRIPT = {
+    "neva_pretrain.py": "train",
+    "neva_finetune.py": "train",
+    "neva_inference.py": "infer",
+    "train.sbatch": "train",
+}
+LAUNCHERS = {"torchrun", "sbatch"}
+"""Their own options stand in front of the script."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,8 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in command.environment.items():
         monkeypatch.setenv(name, value)
     first, rest = command.words[0].removeprefix(".venv/bin/"), command.words[1:]
+    if first in LAUNCHERS:
+        first, rest = "python", list(itertools.dropwhile(lambda word: word.startswith("--"), rest))
     if first == "make":
         check_make(rest)
     elif first == "neva":
