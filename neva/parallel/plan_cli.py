@@ -18,7 +18,7 @@ from neva.config.errors import ConfigError
 from neva.config.schema import check
 from neva.config.validate import validate
 from neva.parallel.plan import Job, Layout, Plan, layouts, plan, preference
-from neva.parallel.plan_job import choose, job_of, keys, status
+from neva.parallel.plan_job import choose, is_possible, job_of, keys
 from neva.parallel.plan_report import show
 
 GIB = 1024**3
@@ -57,14 +57,13 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(report(job, ranked, limit), indent=1) + "\n")
     else:
         show(job, ranked, limit, options.gpu_memory, options.reserve, options.top)
-    return 0 if ranked and ranked[0][0].peak <= limit else NOTHING_FITS
+    return 0 if ranked and ranked[0].peak <= limit else NOTHING_FITS
 
 
-def rank(cfg: DictConfig, job: Job, limit: int) -> list[tuple[Plan, str]]:
-    """Returns all feasible layouts, best first, with whether training runs them today."""
-    found = [(layout, status(cfg, job, layout)) for layout in layouts(job)]
-    plans = [(plan(job, layout), runs) for layout, runs in found if runs is not None]
-    return sorted(plans, key=lambda pair: preference(pair[0], limit))
+def rank(cfg: DictConfig, job: Job, limit: int) -> list[Plan]:
+    """Returns all layouts that training accepts, best first."""
+    plans = [plan(job, layout) for layout in layouts(job) if is_possible(cfg, job, layout)]
+    return sorted(plans, key=lambda found: preference(found, limit))
 
 
 def _recipe(options: argparse.Namespace) -> DictConfig:
@@ -80,7 +79,7 @@ def _recipe(options: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def report(job: Job, ranked: list[tuple[Plan, str]], limit: int) -> dict[str, Any]:
+def report(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:
     """Returns everything that was found, sizes in bytes."""
     return {
         "gpus": job.gpus,
@@ -91,7 +90,6 @@ def report(job: Job, ranked: list[tuple[Plan, str]], limit: int) -> dict[str, An
         "layouts": [
             {
                 **asdict(found.layout),
-                "runs_today": runs,
                 "fits": found.peak <= limit,
                 "peak": found.peak,
                 "micro_batches": found.micro_batches,
@@ -107,7 +105,7 @@ def report(job: Job, ranked: list[tuple[Plan, str]], limit: int) -> dict[str, An
                     for stage in found.stages
                 ],
             }
-            for found, runs in ranked
+            for found in ranked
         ],
     }
 

@@ -13,8 +13,6 @@ from neva.config.validate import validate
 from neva.parallel.plan import Job, Layout
 from neva.parallel.plan_tensors import LANGUAGE, PROJECTOR, TOWER, Model
 
-REFUSED = " is refused: "
-RUNS, NOT_YET = "yes", "not yet"
 UNIFORM, ONE_LAYER = "uniform", 1
 """Full recomputation where the recipe does not say how: each layer from its input, which needs least memory."""
 
@@ -70,17 +68,14 @@ def keys(job: Job, layout: Layout) -> dict[str, Any]:
     return chosen
 
 
-def status(cfg: DictConfig, job: Job, layout: Layout) -> str | None:
-    """Returns RUNS when training accepts the layout today, NOT_YET when it will, None when sizes forbid it.
-
-    `cfg` keeps the layout's keys.
-    """
+def is_possible(cfg: DictConfig, job: Job, layout: Layout) -> bool:
+    """Whether training accepts the layout; `cfg` keeps the layout's keys."""
     choose(cfg, keys(job, layout))
     try:
         validate(cfg, job.gpus)
-    except ConfigError as error:
-        return None if any(REFUSED not in line for line in str(error).splitlines()) else NOT_YET
-    return RUNS
+    except ConfigError:
+        return False
+    return True
 
 
 def choose(cfg: DictConfig, chosen: dict[str, Any]) -> None:

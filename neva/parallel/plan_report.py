@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neva.parallel.plan import Job, Plan, Stage
-from neva.parallel.plan_job import RUNS, keys
+from neva.parallel.plan_job import keys
 
 GIB = 1024**3
 SHARDING_NAMES = {
@@ -32,7 +32,7 @@ ROWS: list[tuple[str, Callable[[Stage], int]]] = [
     ("workspace", lambda stage: stage.workspace),
     ("peak", lambda stage: stage.peak),
 ]
-LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank; today: training runs it"
+LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
   (FSDP full and grad as well; hybrid against nothing)
@@ -41,16 +41,14 @@ workspace: estimated; with the activations, against the peak of a forward and a
   backward pass on a CPU: 1 % below to 13 % above; Adam's step: against nothing"""
 
 
-def show(
-    job: Job, ranked: list[tuple[Plan, str]], limit: int, memory_gib: float, reserve_gib: float, top: int
-) -> None:
+def show(job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gib: float, top: int) -> None:
     """Prints the report."""
     console = Console(highlight=False, markup=False)
 
     def line(text: str, style: str | None = None) -> None:
         console.print(text, style=style, soft_wrap=True)
 
-    fitting = [found for found, _ in ranked if found.peak <= limit]
+    fitting = [found for found in ranked if found.peak <= limit]
     line(
         f"{job.gpus} GPUs of {memory_gib:g} GiB, {reserve_gib:g} of them reserved; {job.precision}, global batch "
         f"{job.global_batch_size}, micro batch {job.micro_batch_size}\n"
@@ -64,31 +62,27 @@ def show(
         return
     rows = best_of_each(ranked)
     console.print(layout_table(rows[:top], limit))
-    best = ranked[0][0]
+    best = ranked[0]
     line("\nstages of the first, GiB on each rank")
     console.print(stage_table(best))
     line(f"\n{BASIS}\n")
     if not fitting:
         line("nothing fits: more GPUs, or a smaller model.micro_batch_size", style="bold red")
         return
-    usable = next((found for found, runs in ranked if runs == RUNS and found.peak <= limit), None)
-    if usable is None:
-        line("training runs none of those that fit today", style="bold red")
-        return
-    chosen = "\n".join(f"  {path}={_text(value)}" for path, value in keys(job, usable.layout).items())
-    line(f"keys of the first that training runs today:\n{chosen}")
+    chosen = "\n".join(f"  {path}={_text(value)}" for path, value in keys(job, best.layout).items())
+    line(f"keys of the first:\n{chosen}")
 
 
-def best_of_each(ranked: list[tuple[Plan, str]]) -> list[tuple[Plan, str]]:
+def best_of_each(ranked: list[Plan]) -> list[Plan]:
     """Returns the first plan of each TP x PP x CP and sharding: the others differ in recomputation or interleaving."""
-    first: dict[tuple[object, ...], tuple[Plan, str]] = {}
-    for found, runs in ranked:
+    first: dict[tuple[object, ...], Plan] = {}
+    for found in ranked:
         layout = found.layout
-        first.setdefault((layout.tensor, layout.pipeline, layout.context, layout.sharding), (found, runs))
+        first.setdefault((layout.tensor, layout.pipeline, layout.context, layout.sharding), found)
     return list(first.values())
 
 
-def layout_table(rows: list[tuple[Plan, str]], limit: int) -> Table:
+def layout_table(rows: list[Plan], limit: int) -> Table:
     """Returns the ranked layouts."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "DP", "TP", "PP", "VP", "CP"):
@@ -98,8 +92,7 @@ def layout_table(rows: list[tuple[Plan, str]], limit: int) -> Table:
     for column in ("batches", "bubble", "GiB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
-    table.add_column("today", no_wrap=True)
-    for number, (found, runs) in enumerate(rows, 1):
+    for number, found in enumerate(rows, 1):
         layout = found.layout
         table.add_row(
             *(str(size) for size in (number, layout.data, layout.tensor, layout.pipeline)),
@@ -112,8 +105,7 @@ def layout_table(rows: list[tuple[Plan, str]], limit: int) -> Table:
             f"{found.bubble:.0%}",
             _gib(found.peak),
             "yes" if found.peak <= limit else "no",
-            runs,
-            style=None if found.peak <= limit and runs == RUNS else "dim",
+            style=None if found.peak <= limit else "dim",
         )
     return table
 
