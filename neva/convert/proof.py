@@ -154,7 +154,7 @@ def _samples(processor: Any, size: int) -> list[Sample]:
         )
         inputs = processor(images=image, text=prompt, return_tensors="pt")
         samples.append(Sample(inputs["input_ids"], inputs["pixel_values"], image_token_id))
-    samples.append(Sample(processor(text=TEXT, return_tensors="pt")["input_ids"]))
+    samples.append(Sample(processor(text=TEXT, return_tensors="pt")["input_ids"], None, image_token_id))
     return samples
 
 
@@ -186,15 +186,18 @@ def _reference(model_class: Any, folder: Path, samples: Sequence[Sample]) -> tup
 
 @torch.no_grad()
 def answers(model: Any, samples: Sequence[Sample]) -> list[Answered]:
+    """Greedy answers without the image token: one that stood in an answer would be asked for an image."""
     answered = []
     for sample in samples:
         images = {} if sample.pixel_values is None else {"pixel_values": sample.pixel_values}
+        never = None if sample.image_token_id is None else [sample.image_token_id]
         mask = torch.ones_like(sample.input_ids)
         ids = model.generate(
             input_ids=sample.input_ids,
             attention_mask=mask,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
+            suppress_tokens=never,
             **images,
         )
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits[0].float()

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer
+from transformers import LlavaForConditionalGeneration
 
 from neva.convert.assemble import assemble
 from neva.convert.hf import FolderWeights
 from neva.convert.llava_hf import write_llava_hf
-from neva.convert.proof import prove_llava
+from neva.convert.proof import Sample, answers, prove_llava
 from neva.convert.templates import ENDS
 from tests.convert.llava import llava_nemo
 from tests.convert.tiny import FAMILIES
@@ -88,3 +89,17 @@ def test_bf16_stays_bf16(tmp_path):
     weights = FolderWeights(folder)
     assert {weights[name].dtype for name in weights} == {torch.bfloat16}
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@torch.no_grad()
+def test_a_model_that_would_answer_with_the_image_token_is_still_compared(tmp_path):
+    _, folder = export(tmp_path)
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    image_id = model.config.image_token_index
+    ids = torch.tensor([[1, *[image_id] * 16, 7, 8]])
+    sample = Sample(ids, torch.randn(1, 3, 28, 28), image_id)
+    hidden = model.model(input_ids=ids, pixel_values=sample.pixel_values).last_hidden_state
+    model.lm_head.weight[image_id] = hidden[0, -1]
+    (answered,) = answers(model, [sample])
+    assert answered.sample.input_ids[0, :19].tolist() == ids[0].tolist()
+    assert image_id not in answered.sample.input_ids[0, 19:]
