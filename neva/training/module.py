@@ -87,10 +87,10 @@ class MegatronNevaModel(ModelPT):
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
         self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
         self.chunks = self._spread(self.trainer.strategy.root_device)
-        for name, (total, trained) in count_parameters(*self.models).items():
-            logger.info(
-                "%s: %s parameters, %s trained, from %s", name, total, trained, self.sources[name].path
-            )
+        if self.trainer.is_global_zero:
+            for name, (total, trained) in count_parameters(*self.models).items():
+                source = self.sources[name].path
+                logger.info("%s: %s parameters, %s trained, from %s", name, total, trained, source)
 
     def _spread(self, device: torch.device) -> list[Any]:
         """Moves the model to the device, wrapped for data parallel."""
