@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterator, Mapping
 
 import pytest
+import torch.distributed as dist
 
 from neva.parallel import groups
 from neva.parallel.launch import LAUNCH_VARIABLES
@@ -18,6 +20,20 @@ def single_process() -> Iterator[None]:
     groups.init_model_parallel(groups.Layout(), seed=1234)
     yield
     groups.destroy()
+
+
+def meetings(rank: int, size: int, port: int) -> Iterator[None]:
+    """Yields again and again, each time in fresh process groups of `size` processes; the old ones are left.
+
+    Megatron makes some twenty groups for a layout, and gloo keeps threads for each as long as it lives: layouts that
+    follow each other in one set of groups would soon have thousands.
+    """
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0)
+    for number in itertools.count():
+        groups.init_process_group(rank, size, store=dist.PrefixStore(str(number), store))
+        yield
+        dist.barrier()
+        groups.destroy()
 
 
 @pytest.fixture

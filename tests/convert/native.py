@@ -1,5 +1,6 @@
 """Native models built from Hugging Face configurations, and their logits beside transformers'."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.convert.tiny import TOWER_SIZES
 
 # Two implementations of the same float32 arithmetic differ by the order of their sums.
 TOLERANCE = 1e-5
+SEEDS = itertools.count(1)
 ANY_TOWER: dict[str, Any] = {"model_type": "clip_vision_model", **TOWER_SIZES}
 
 
@@ -31,6 +33,8 @@ def shapes_of(config: dict[str, Any], padded: int | None = None) -> tuple[Vision
 
 
 def native_model(vision: VisionShape, language: LanguageShape) -> NevaModel:
+    """A model whose weights no other has: what is not loaded shows."""
+    torch.manual_seed(next(SEEDS))
     return build_model(vision, language, "mlp2x_gelu").eval()
 
 

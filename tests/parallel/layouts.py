@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -32,6 +29,7 @@ from neva.parallel.fsdp import Sharding, fully_sharded
 from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.optim import build_optimizer
 from neva.training.step import MicroBatch, data_parallel, run_global_batch
+from tests.megatron import meetings
 
 VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
 VISION = VisionShape(
@@ -341,15 +339,13 @@ def worker(
     """Runs all cases of `size` processes; rank 0 reports the worst over the ranks."""
     torch.set_num_threads(1)
     mutate(mutation)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    groups.init_process_group(rank, size)
-    for case, dtype in itertools.product(cases, (torch.float64, torch.float32)):
-        worst: list[Any] = [None] * size
-        dist.all_gather_object(worst, differences(case, folder, dtype))
-        parallel_state.destroy_model_parallel()
-        if rank == 0:
-            merged = {kind: max(row.get(kind, 0.0) for row in worst) for kind in worst[0]}
-            results.put((asdict(case), str(dtype).removeprefix("torch."), merged))
+    for case, _ in zip(cases, meetings(rank, size, port), strict=False):
+        for dtype in (torch.float64, torch.float32):
+            worst: list[Any] = [None] * size
+            dist.all_gather_object(worst, differences(case, folder, dtype))
+            if rank == 0:
+                merged = {kind: max(row.get(kind, 0.0) for row in worst) for kind in worst[0]}
+                results.put((asdict(case), str(dtype).removeprefix("torch."), merged))
     groups.destroy()
 
 

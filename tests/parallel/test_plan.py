@@ -39,6 +39,7 @@ from neva.parallel.plan_state import state
 from neva.parallel.plan_tensors import Model, Split, stage_weights
 from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.step import data_parallel, run_global_batch
+from tests.megatron import meetings
 from tests.model.test_against_transformers import shapes
 from tests.parallel.test_plan_memory import DTYPES, allocated, micro_batch, tensors_in
 
@@ -124,13 +125,11 @@ def allocate(case: Case) -> tuple[int, int, int]:
     assert optimizer.step()[0]
     inner: Any = getattr(optimizer, "chained_optimizers", [optimizer])[0]
     main = [p for group in inner.optimizer.param_groups for p in group["params"]]
-    found = (
+    return (
         allocated(real.parameters()),
         allocated(buffer.grad_data for buffer in chunk.buffers),
         allocated([*(main if case.precision == "bf16" else ()), *tensors_in(dict(inner.optimizer.state))]),
     )
-    parallel_state.destroy_model_parallel()
-    return found
 
 
 def allocate_fsdp(strategy: str, precision: str) -> tuple[int, int, int]:
@@ -157,16 +156,17 @@ def allocate_fsdp(strategy: str, precision: str) -> tuple[int, int, int]:
             if isinstance(unit, FSDPModule):
                 unit.unshard()
         parameters += allocated(real.parameters())
-    parallel_state.destroy_model_parallel()
     return parameters, gradients, optimizer_state
 
 
 def rank_main(rank: int, port: int, results: mp.Queue) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    groups.init_process_group(rank, 2)
-    results.put((rank, [*(allocate(case) for case in CASES), *(allocate_fsdp(*case) for case in FSDP_CASES)]))
+    cases = [
+        *(partial(allocate, case) for case in CASES),
+        *(partial(allocate_fsdp, *case) for case in FSDP_CASES),
+    ]
+    results.put((rank, [case() for case, _ in zip(cases, meetings(rank, 2, port), strict=False)]))
     groups.destroy()
 
 
@@ -274,9 +274,7 @@ def count_in_flight(rank: int, port: int, results: mp.Queue) -> None:
     """Counts how many forward passes of this rank, and of its first piece, wait for their backward pass at most."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    groups.init_process_group(rank, 2)
-    for virtual, micro_batches in SCHEDULES:
+    for (virtual, micro_batches), _ in zip(SCHEDULES, meetings(rank, 2, port), strict=False):
         groups.init_model_parallel(groups.Layout(pipeline=2, virtual_pipeline=virtual), seed=1)
         model = tiny(tied=False)
         config = transformer_config(
@@ -303,7 +301,6 @@ def count_in_flight(rank: int, port: int, results: mp.Queue) -> None:
         batch = [micro_batch(model.vision, 2, 24, 5, model.language.vocab_size)] * micro_batches
         run_global_batch(data_parallel(pieces), batch, torch.device("cpu"))
         results.put((rank, virtual, micro_batches, highest[0] / len(pieces), highest[1]))
-        parallel_state.destroy_model_parallel()
     groups.destroy()
 
 
