@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def left_groups() -> Iterator[None]:
+    """Gloo aborts in its destructor when a process ends inside a group."""
+    yield
+    if "neva.parallel.groups" in sys.modules:
+        sys.modules["neva.parallel.groups"].destroy()
 
 
 def random_image(width: int, height: int, seed: int = 0) -> Image.Image:

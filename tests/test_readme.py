@@ -52,6 +52,7 @@ PASSES_ON = {
     "scripts/neva_finetune.py",
     "scripts/neva_inference.py",
     "scripts/quickstart.py",
+    "scripts/slurm/train.sbatch",
 }
 """Scripts whose flags are read elsewhere."""
 VERB_OF_SCRIPT = {

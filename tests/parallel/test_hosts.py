@@ -34,7 +34,8 @@ def test_two_hosts_train_to_the_losses_of_one(tmp_path: Path, colours: list[str]
     environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with two_hosts() as hosts:
         shared = {**environment, "MASTER_ADDR": hosts[0].address, "MASTER_PORT": "6000", "WORLD_SIZE": "4"}
-        spread = command(tmp_path, "two", [*colours, "trainer.num_nodes=2", "trainer.devices=2"])
+        nodes = ["trainer.num_nodes=2", "trainer.devices=2", "parallel=fsdp_hybrid"]
+        spread = command(tmp_path, "two", [*colours, *nodes])
         logs = [tmp_path / f"{host.name}.log" for host in hosts]
         started = [
             host.start(spread, {**shared, "NODE_RANK": str(number)}, logs[number])
