@@ -95,6 +95,12 @@ def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield "trainer.max_steps=0 or trainer.max_epochs=0 trains nothing: give a number above 0, or -1"
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
         yield "trainer.max_steps=-1 and trainer.max_epochs=-1 never end: give one of them a positive number"
+    if optim.cpu_offload and (trainer.precision == 32 or cfg.model.fsdp):
+        yield (
+            f"model.optim.cpu_offload=true with trainer.precision={trainer.precision} and model.fsdp="
+            f"{_text(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
+            "model.fsdp_cpu_offload instead"
+        )
     if optim.sched.min_lr > optim.lr:
         yield f"model.optim.sched.min_lr={optim.sched.min_lr:g} exceeds model.optim.lr={optim.lr:g}"
 

@@ -166,7 +166,8 @@ class MegatronNevaModel(ModelPT):
             optim.sched.constant_steps,
             self.trainer.max_steps,
         )
-        return LightningFace(self.megatron_optimizer, schedule)
+        offloaded_from = self.trainer.strategy.root_device if optim.cpu_offload else None
+        return LightningFace(self.megatron_optimizer, schedule, offloaded_from)
 
     # Data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from omegaconf import DictConfig
 
+from neva.training import offload
 from neva.training.schedule import CosineAnnealing
 
 
@@ -125,13 +127,17 @@ class Steps(Protocol):
 class LightningFace(torch.optim.Optimizer):
     """Megatron's optimizer as Lightning's step counter sees it. The strategy saves its state, not Lightning."""
 
-    def __init__(self, megatron: Steps, schedule: CosineAnnealing) -> None:
+    def __init__(
+        self, megatron: Steps, schedule: CosineAnnealing, offloaded_from: torch.device | None = None
+    ) -> None:
+        """`offloaded_from` is the device of a step when the state waits in CPU memory between steps."""
         # torch's constructor would refuse the empty list of a rank that trains nothing and copy all parameters
         self.megatron = megatron
         self.schedule = schedule
         self.state: dict[Any, Any] = {}  # type: ignore[assignment]
         self.defaults: dict[str, Any] = {}
         self.grad_norm = 0.0
+        self.offloaded_from = offloaded_from
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -147,7 +153,9 @@ class LightningFace(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         if closure is not None:
             closure()
-        _, grad_norm, _ = self.megatron.step()
+        device = self.offloaded_from
+        with nullcontext() if device is None else offload.at_hand(self.megatron, device):
+            _, grad_norm, _ = self.megatron.step()
         self.grad_norm = float(grad_norm or 0.0)  # none of a step that overflowed and was skipped
 
     def loss_scale(self) -> dict[str, float]:

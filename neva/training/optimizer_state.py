@@ -33,7 +33,7 @@ def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_load
 
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
     """
-    (member,) = _members(optimizer)
+    (member,) = members(optimizer)
     if is_loading:
         _initialize(member)
     if isinstance(member, DistributedOptimizer):
@@ -52,7 +52,7 @@ def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_load
 
 def load(optimizer: MegatronOptimizer, state: State, common: dict[str, Any]) -> None:
     """Fills the optimizer with what `sharded` described and `common_state` returned."""
-    (member,) = _members(optimizer)
+    (member,) = members(optimizer)
     if isinstance(member, DistributedOptimizer):
         _load_shards(member, state)
     else:
@@ -69,13 +69,13 @@ def load(optimizer: MegatronOptimizer, state: State, common: dict[str, Any]) -> 
 
 def common_state(optimizer: MegatronOptimizer) -> dict[str, Any]:
     """Returns the steps taken and the state of the loss scale (None without one)."""
-    (member,) = _members(optimizer)
+    (member,) = members(optimizer)
     steps = [float(values["step"]) for values in member.optimizer.state.values() if "step" in values]
     scaler = getattr(member, "grad_scaler", None)
     return {"step": max(steps, default=0.0), "loss_scale": scaler.state_dict() if scaler else None}
 
 
-def _members(optimizer: MegatronOptimizer) -> list[Any]:
+def members(optimizer: MegatronOptimizer) -> list[Any]:
     """The optimizers with parameters; Megatron chains one a kind of parameter, of which neva has one."""
     members = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
     return [member for member in members if member.optimizer is not None]

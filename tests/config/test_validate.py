@@ -41,6 +41,7 @@ def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> 
          "num_attention_heads=7"),
         (["model.fsdp_sharding_strategy=grad"], "fsdp_sharding_strategy=grad acts only with model.fsdp=true"),
         (["trainer.max_steps=0"], "trains nothing"),
+        (["model.optim.cpu_offload=true", "trainer.precision=32"], "it moves main weights of 16-bit training"),
         (["trainer.max_epochs=-1"], "never end"),
         (["model.optim.sched.min_lr=0.1"], "model.optim.sched.min_lr=0.1 exceeds model.optim.lr=0.001"),
         (["model.activations_checkpoint_granularity=full"], "also needs model.activations_checkpoint_method"),

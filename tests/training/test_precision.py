@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from neva.training.callbacks import read_metrics
+from neva.training.offload import move
 from tests.training.test_run import Kill, kill_after, run, weights
 
 FP16 = ["trainer.precision=16", "model.native_amp_init_scale=1024"]
@@ -38,6 +40,29 @@ def test_a_run_in_16_bits_follows_float32_and_resumes_bit_for_bit(
         assert [row[name] for row in read_metrics(resumed)] == [row[name] for row in read_metrics(unbroken)]
     first, second = weights(unbroken), weights(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["fused_adam", "distributed_fused_adam"])
+def test_an_offloaded_optimizer_trains_bit_for_bit_the_same(
+    tmp_path: Path, colours: list[str], optimizer: str
+) -> None:
+    common = [*colours, "trainer.precision=bf16", f"model.optim.name={optimizer}"]
+    plain = run(tmp_path, common, steps=3, name="plain")
+    offloaded = run(tmp_path, [*common, "model.optim.cpu_offload=true"], steps=3, name="offloaded")
+    first, second = weights(plain), weights(offloaded)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_offloading_moves_moments_to_another_device_and_leaves_the_counter() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(3)
+    adam.step()
+    elsewhere = torch.device("meta")  # the one other device that every machine has; weights cannot go there
+    move(SimpleNamespace(optimizer=SimpleNamespace(param_groups=[], state=adam.state)), elsewhere)
+    assert {kind: tensor.device for kind, tensor in adam.state[weight].items()} == {
+        "step": torch.device("cpu"), "exp_avg": elsewhere, "exp_avg_sq": elsewhere,
+    }  # fmt: skip
 
 
 def test_an_overflow_skips_the_step_and_lowers_the_loss_scale(tmp_path: Path, colours: list[str]) -> None:

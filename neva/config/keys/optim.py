@@ -22,6 +22,7 @@ class Optim:
     """AdamW."""
 
     name: str = key("AdamW of megatron-core.", choices=("fused_adam", *DISTRIBUTED_OPTIMIZERS))
+    cpu_offload: bool = key("Main weights and Adam's state wait in CPU memory between steps (16 bits).")
     lr: float = key("Peak learning rate.", above=0, common=True)
     weight_decay: float = key("Decoupled weight decay of the matrices.", low=0, common=True)
     betas: list[float] = key("Decay rates of Adam's two moments.", low=0, below=1, length=2)
