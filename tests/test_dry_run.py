@@ -15,9 +15,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from neva import cli
 from neva.config.load import load
 from neva.config.shapes import LanguageShape, VisionShape, language_shape, vision_shape
+from neva.parallel import groups
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = ["<unk>", "<s>", "</s>", "what", "is", "this", "?", "red", "USER", "ASSISTANT", ":"]
+
+
+@pytest.fixture(autouse=True)
+def no_groups() -> None:
+    """A dry run makes process groups of its own."""
+    groups.destroy()
 
 
 def language_parameters(shape: LanguageShape) -> int:
