@@ -1,6 +1,5 @@
 """What is read from a `.nemo`, or the folder it was extracted to, before any weight: configuration and tokenizer."""
 
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neva.config.errors import ConfigError
+from neva.config.members import members_of, read_place
 
 CONFIG_FILE = "model_config.yaml"
 TOKENIZER_FOLDER = "tokenizer/"
@@ -47,18 +47,9 @@ def _is_nemo(source: str | None) -> bool:
 
 
 def _members(path: Path, prefix: str) -> dict[str, bytes]:
-    """Content of the regular files whose names start with `prefix`."""
-    if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        return {name: file.read_bytes() for name, file in files.items() if name.startswith(prefix)}
-    found: dict[str, bytes] = {}
+    """Content of the members whose names start with `prefix`."""
     try:
-        with tarfile.open(path) as archive:
-            for info in archive:
-                name = info.name.removeprefix("./")
-                content = archive.extractfile(info) if info.isreg() and name.startswith(prefix) else None
-                if content is not None:
-                    found[name] = content.read()
-    except tarfile.ReadError as error:
-        raise ConfigError(f"{path} is no tar, or is cut short ({error}): expected a .nemo file") from error
-    return found
+        places = members_of(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {name: read_place(place) for name, place in places.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.config.nemo_file import nemo_tokenizer
+from neva.config.nemo_file import CONFIG_FILE, nemo_tokenizer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights of a Hugging Face folder, in one file or, with `.index.json` behind the name, in several."""
@@ -96,7 +96,7 @@ def _no_weights(key: str, source: str | None) -> Iterator[str]:
     if not folder.is_dir():
         yield f"{key}: no folder at {source}: fetch the checkpoint, or set the key to null for random weights"
         return
-    if (folder / "model_config.yaml").is_file():
+    if (folder / CONFIG_FILE).is_file():
         return
     if not (folder / "config.json").is_file():
         yield f"{key}: {source} holds no config.json"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neva.convert.members import Place, read_place
+from neva.config.members import Place, read_place
 
 EXTRA_STATE = "_extra_state"  # Transformer Engine's fp8 scales: no weights
 

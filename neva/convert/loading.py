@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from neva.config.nemo_file import CONFIG_FILE
 from neva.config.shapes import LanguageShape
 from neva.convert.families import (
     LANGUAGE,
@@ -95,7 +96,7 @@ def load_native(
 def is_nemo(source: str | Path) -> bool:
     """Whether `source` is a `.nemo` file or an extracted one, not a Hugging Face folder."""
     path = Path(source)
-    return path.is_file() or (path / "model_config.yaml").is_file()
+    return path.is_file() or (path / CONFIG_FILE).is_file()
 
 
 def language_part(weights: Mapping[str, Tensor], layout: Layout) -> Part:

@@ -24,11 +24,12 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from neva.convert.members import members_of, read_place
+from neva.config.members import members_of, read_place
+from neva.config.nemo_file import CONFIG_FILE
 from neva.convert.target import finished_target
 from neva.convert.tensorfile import TensorFile, TensorFileWriter
 
-CONFIG, MANIFEST = "model_config.yaml", "manifest.json"
+CONFIG, MANIFEST = CONFIG_FILE, "manifest.json"
 TOKENIZER, IMAGE_PROCESSOR = "tokenizer", "image_processor/preprocessor_config.json"
 WEIGHTS, INDEX = "model_weights", "model_weights/model.safetensors.index.json"
 FORMAT = "neva-1"

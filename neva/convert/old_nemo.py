@@ -15,11 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from neva.config.derive import tokenizer_size
+from neva.config.members import Place, members_of, read_place
 from neva.config.shapes import LanguageShape, VisionShape
 from neva.convert.distributed import DistributedWeights
 from neva.convert.families import LANGUAGE, Layout, projector_table, tower_shapes, tower_table
 from neva.convert.mapping import PaddedVocab, Rename, Rule, Table
-from neva.convert.members import Place, members_of, read_place
 from neva.convert.nemo import CONFIG, MANIFEST, WEIGHTS
 from neva.convert.stream import Part, Translated
 

@@ -14,10 +14,10 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from omegaconf import OmegaConf
 
+from neva.config.members import members_of
 from neva.convert.cli import main
 from neva.convert.distributed import DistributedWeights
 from neva.convert.hf import FolderWeights
-from neva.convert.members import members_of
 from neva.convert.nemo import open_nemo
 from tests.convert.llava import image_processor, llava_nemo
 from tests.convert.tiny import language_model, tower

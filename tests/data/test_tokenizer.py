@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from omegaconf import OmegaConf
@@ -151,3 +152,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ValueError, match=r"names no end-of-sequence token; put eos_token into"):
         huggingface(tmp_path)
+
+
+def test_a_nemo_whose_tokenizer_leads_outside_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    tokenizers.chatml(tmp_path / "tokenizer")
+    with tarfile.open(tmp_path / "evil.nemo", "w") as archive:
+        archive.add(tmp_path / "tokenizer", "tokenizer")
+        archive.add(tmp_path / "tokenizer" / "tokenizer.json", f"tokenizer/../{tmp_path.name}.stray")
+    with pytest.raises(ValueError, match=r"leads outside the archive; it is refused"):
+        huggingface(tmp_path / "evil.nemo")
+    assert not list(Path(gettempdir()).glob(f"{tmp_path.name}.stray"))
