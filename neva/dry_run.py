@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
 from neva.config.errors import ConfigError
+from neva.config.layout import data_parallel_size
 from neva.config.nemo_file import nemo_config
 from neva.config.paths import path_problems, run_folder
 from neva.config.shapes import language_shape, vision_shape
-from neva.config.validate import data_parallel_size, world_size
+from neva.config.validate import world_size
 from neva.dry_run_report import Report, show
 from neva.parallel import launch
 
@@ -109,7 +110,7 @@ def _counts(cfg: DictConfig) -> dict[str, tuple[int, int]]:
 
 def _batch(cfg: DictConfig, report: Report) -> None:
     model = cfg.model
-    replicas = data_parallel_size(cfg, world_size(cfg.trainer))
+    replicas = data_parallel_size(cfg.model, world_size(cfg.trainer))
     accumulation = model.global_batch_size // (model.micro_batch_size * replicas)
     report.add(
         "global batch",

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from neva.config.errors import as_typed
+
 FSDP = {
     "fsdp_sharding_strategy": "full",
     "fsdp_grad_reduce_dtype": 32,
@@ -25,7 +27,7 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     if not model.fsdp:
         for key in (key for key in FSDP if key in model):
-            yield f"model.{key}={str(model[key]).lower()} acts only with model.fsdp=true: leave it out"
+            yield f"model.{key}={as_typed(model[key])} acts only with model.fsdp=true: leave it out"
         return
     for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
         if model[key] > 1:

@@ -4,7 +4,27 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from neva.config.errors import as_typed
 from neva.config.shapes import stage_layers
+
+
+def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
+    """Ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
+    return world_size // (
+        model_cfg.tensor_model_parallel_size
+        * model_cfg.pipeline_model_parallel_size
+        * model_cfg.context_parallel_size
+    )
+
+
+def layers_of_stages(model_cfg: DictConfig) -> list[int] | None:
+    """Layers of each pipeline stage; None when they cannot be dealt as the keys ask."""
+    return stage_layers(
+        model_cfg.num_layers,
+        model_cfg.pipeline_model_parallel_size,
+        model_cfg.num_layers_in_first_pipeline_stage,
+        model_cfg.num_layers_in_last_pipeline_stage,
+    )
 
 
 def layout_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
@@ -37,13 +57,13 @@ def _pipeline(model: DictConfig, world_size: int) -> Iterator[str]:
     first, last = model.num_layers_in_first_pipeline_stage, model.num_layers_in_last_pipeline_stage
     if pipeline == 1 and (first, last) != (None, None):
         yield (
-            f"model.num_layers_in_first_pipeline_stage={_text(first)} and model.num_layers_in_last_pipeline_stage="
-            f"{_text(last)} act only with model.pipeline_model_parallel_size > 1: leave them out"
+            f"model.num_layers_in_first_pipeline_stage={as_typed(first)} and model.num_layers_in_last_pipeline_stage="
+            f"{as_typed(last)} act only with model.pipeline_model_parallel_size > 1: leave them out"
         )
     elif first is None and last is None:
         if layers % pipeline:
             yield f"model.num_layers={layers} cannot be divided by model.pipeline_model_parallel_size={pipeline}"
-    elif stage_layers(layers, pipeline, first, last) is None:
+    elif layers_of_stages(model) is None:
         yield (
             f"model.num_layers={layers} less {first or 0} on the first and {last or 0} on the last of {pipeline} "
             "stages cannot be dealt evenly, one or more each, to the stages that are left: change "
@@ -61,20 +81,13 @@ def _virtual_pipeline(model: DictConfig, world_size: int) -> Iterator[str]:
             "interleaving takes 2 or more of both, or null for the former"
         )
         return
-    stages = stage_layers(
-        model.num_layers,
-        pipeline,
-        model.num_layers_in_first_pipeline_stage,
-        model.num_layers_in_last_pipeline_stage,
-    )
+    stages = layers_of_stages(model)
     if stages and any(layers % pieces for layers in stages):
         yield (
             f"stages of {sorted(set(stages))} layers cannot be cut into "
             f"model.virtual_pipeline_model_parallel_size={pieces} pieces"
         )
-    replicas = max(
-        1, world_size // (model.tensor_model_parallel_size * pipeline * model.context_parallel_size)
-    )
+    replicas = max(1, data_parallel_size(model, world_size))
     micro_batches = model.global_batch_size // (model.micro_batch_size * replicas)
     if micro_batches % pipeline:
         yield (
@@ -92,7 +105,3 @@ def _sequence(model: DictConfig, world_size: int) -> Iterator[str]:
             f"model.data.pad_to_multiple_of={model.data.pad_to_multiple_of} cannot be divided by {chunks}, the "
             f"pieces that context parallel {context} and sequence parallel {tensor} cut a sequence into: raise it"
         )
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,22 +4,14 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.config.errors import ConfigError
+from neva.config.errors import ConfigError, as_typed
 from neva.config.fsdp import fsdp_problems
-from neva.config.layout import layout_problems
+from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
     """Processes of the run: `devices * num_nodes`. That the launch agrees is checked by `neva.parallel.launch`."""
     return trainer_cfg.devices * trainer_cfg.num_nodes
-
-
-def data_parallel_size(cfg: DictConfig, world_size: int) -> int:
-    """Ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
-    model = cfg.model
-    return world_size // (
-        model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
-    )
 
 
 def validate(cfg: DictConfig, world_size: int) -> None:
@@ -79,7 +71,7 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
 
 
 def _batch(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model, replicas = cfg.model, data_parallel_size(cfg, world_size)
+    model, replicas = cfg.model, data_parallel_size(cfg.model, world_size)
     at_once = model.micro_batch_size * max(replicas, 1)
     if model.global_batch_size % at_once:
         yield (
@@ -98,7 +90,7 @@ def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if optim.cpu_offload and (trainer.precision == 32 or cfg.model.fsdp):
         yield (
             f"model.optim.cpu_offload=true with trainer.precision={trainer.precision} and model.fsdp="
-            f"{_text(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
+            f"{as_typed(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
             "model.fsdp_cpu_offload instead"
         )
     if optim.sched.min_lr > optim.lr:
@@ -115,13 +107,13 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 "model.activations_checkpoint_granularity=full also needs model.activations_checkpoint_method"
                 "=uniform|block and model.activations_checkpoint_num_layers"
             )
-        elif layers > model.num_layers:
-            yield f"model.activations_checkpoint_num_layers={layers} exceeds the {model.num_layers} layers"
+        elif layers > (most := max(layers_of_stages(model) or [model.num_layers])):
+            yield f"model.activations_checkpoint_num_layers={layers} exceeds the {most} layers"
     elif method is not None or layers is not None:
         yield (
-            f"model.activations_checkpoint_method={_text(method)} and "
-            f"model.activations_checkpoint_num_layers={_text(layers)} act only with "
-            f"model.activations_checkpoint_granularity=full, which is {_text(granularity)}"
+            f"model.activations_checkpoint_method={as_typed(method)} and "
+            f"model.activations_checkpoint_num_layers={as_typed(layers)} act only with "
+            f"model.activations_checkpoint_granularity=full, which is {as_typed(granularity)}"
         )
 
 
@@ -158,7 +150,3 @@ def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"inference.min_tokens_to_generate={generation.min_tokens_to_generate} exceeds "
             f"inference.tokens_to_generate={generation.tokens_to_generate}"
         )
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

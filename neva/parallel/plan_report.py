@@ -7,6 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from neva.config.errors import as_typed
 from neva.parallel.plan import Job, Plan, Stage
 from neva.parallel.plan_job import keys
 
@@ -69,7 +70,7 @@ def show(job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gi
     if not fitting:
         line("nothing fits: more GPUs, or a smaller model.micro_batch_size", style="bold red")
         return
-    chosen = "\n".join(f"  {path}={_text(value)}" for path, value in keys(job, best.layout).items())
+    chosen = "\n".join(f"  {path}={as_typed(value)}" for path, value in keys(job, best.layout).items())
     line(f"keys of the first:\n{chosen}")
 
 
@@ -125,7 +126,3 @@ def stage_table(found: Plan) -> Table:
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

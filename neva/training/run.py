@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
 from neva.config.errors import ConfigError
-from neva.config.validate import data_parallel_size
+from neva.config.layout import data_parallel_size
 from neva.data.records import read_records
 from neva.parallel import agreement, launch
 from neva.parallel.groups import Layout
@@ -57,7 +57,7 @@ def _train(cfg: DictConfig) -> Path:
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     callbacks += [
         MetricsFile(run_dir),
-        Progress(cfg.model.global_batch_size, data_parallel_size(cfg, trainer.world_size)),
+        Progress(cfg.model.global_batch_size, data_parallel_size(cfg.model, trainer.world_size)),
         SkippedRecords(),
     ]
     if cfg.exp_manager.checkpoint_callback_params.verbose:

@@ -61,6 +61,8 @@ def test_a_contradiction_is_named_with_its_numbers(overrides: list[str], message
 def test_recompute_may_not_span_more_layers_than_there_are() -> None:
     found = problems("llava_7b_finetune", "model.activations_checkpoint_num_layers=33")
     assert found == "model.activations_checkpoint_num_layers=33 exceeds the 32 layers"
+    staged = ["model.pipeline_model_parallel_size=4", "model.activations_checkpoint_num_layers=9"]
+    assert problems("llava_7b_finetune", *staged).endswith("num_layers=9 exceeds the 8 layers")
 
 
 @pytest.mark.parametrize(
