@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ class Gathering:
     """The processes of one run, from the first word to the last; with one process all of it is nothing.
 
     Args:
-        facts: what has to be the same on every rank.
+        facts: tells what has to be the same on every rank; reads files, so it is asked where there are several.
         timeout_s: how long a collective may take.
         join_timeout_s: how long the processes wait for each other at the start.
     """
 
-    def __init__(self, facts: Mapping[str, str], timeout_s: float, join_timeout_s: float) -> None:
+    def __init__(
+        self, facts: Callable[[], Mapping[str, str]], timeout_s: float, join_timeout_s: float
+    ) -> None:
         self.facts = facts
         self.timeout_s = timeout_s
         self.join_timeout_s = join_timeout_s
@@ -47,7 +49,7 @@ class Gathering:
         speaks = rank == 0 or strategy.local_rank == 0
         self.watch = Watch(rank, store, host, speaks, children)
         self.device = groups.init_process_group(rank, size, self.timeout_s, store)
-        agreement.check(self.facts)
+        agreement.check(self.facts())
 
     def show(self) -> None:
         """Logs where every rank sits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         context=model.context_parallel_size,
         virtual_pipeline=model.virtual_pipeline_model_parallel_size,
     )
-    gathering = Gathering(agreement.facts(cfg), trainer.distributed_timeout_s, trainer.join_timeout_s)
+    facts = partial(agreement.facts, cfg)
+    gathering = Gathering(facts, trainer.distributed_timeout_s, trainer.join_timeout_s)
     fixed: dict[str, Any] = {
         "max_epochs": -1,  # the loader runs across epochs and ends with the last step
         "use_distributed_sampler": False,
