@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from neva.parallel import groups
 from neva.parallel.launch import LAUNCH_VARIABLES
@@ -23,6 +25,19 @@ def single_process() -> Iterator[None]:
     groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.Layout(), seed=1234)
     yield
+
+
+def ranks_tell(worker: Callable[..., None], size: int, count: int, *arguments: Any) -> list[Any]:
+    """Runs `worker(rank, *arguments, results)` in `size` processes and returns the `count` things that they put."""
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=worker, args=(rank, *arguments, results)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    told = [results.get(timeout=300) for _ in range(count)]
+    for process in processes:
+        process.join()
+    return told
 
 
 def meetings(rank: int, size: int, port: int) -> Iterator[None]:

@@ -66,7 +66,7 @@ class LanguageModel(GPTModel):
             scatter_embedding_sequence_parallel=False,
             vp_stage=virtual_stage,
         )
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # the next piece of an interleaved pipeline starts from the same seed
         self.vocab_size_without_padding = shape.vocab_size
         self.window = shape.sliding_window
         scale_rope(self.rotary_pos_emb, shape)

@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from neva.convert.loading import global_name, load_language_model
 from neva.model.build import build_model
@@ -12,6 +11,7 @@ from neva.model.language import transformer_config
 from neva.parallel import groups
 from tests.convert.native import TOLERANCE, config_of, random_ids, shapes_of, text_logits
 from tests.convert.tiny import language_model
+from tests.megatron import ranks_tell
 
 PADDED = 256
 
@@ -44,16 +44,7 @@ def run_rank(rank, layout, port, folders, results):
 
 
 def on_two_ranks(layout, port, *folders):
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    arguments = [(rank, layout, port, folders, results) for rank in range(2)]
-    processes = [context.Process(target=run_rank, args=argument) for argument in arguments]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join()
-    return found
+    return dict(ranks_tell(run_rank, 2, 2, layout, port, folders))
 
 
 def test_tensor_parallel_ranks_give_transformers_logits(tmp_path, free_port):

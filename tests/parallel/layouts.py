@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -29,7 +28,7 @@ from neva.parallel.fsdp import Sharding, fully_sharded
 from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.optim import build_optimizer
 from neva.training.step import MicroBatch, data_parallel, run_global_batch
-from tests.megatron import meetings
+from tests.megatron import meetings, ranks_tell
 
 VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
 VISION = VisionShape(
@@ -382,20 +381,9 @@ def run_cases(
     folder: Path, cases: list[Case], ports: list[int], mutation: str = ""
 ) -> list[tuple[Case, str, dict[str, float]]]:
     """Starts the processes of each size once and returns (case, dtype, worst differences)."""
-    context = mp.get_context("spawn")
-    found = []
+    found: list[tuple[Case, str, dict[str, float]]] = []
     for size, port in zip(sorted({case.processes for case in cases}), ports, strict=False):
         mine = [case for case in cases if case.processes == size]
-        results = context.Queue()
-        processes = [
-            context.Process(target=worker, args=(rank, size, port, folder, mine, mutation, results))
-            for rank in range(size)
-        ]
-        for process in processes:
-            process.start()
-        for _ in range(2 * len(mine)):
-            case, dtype, worst = results.get(timeout=300)
-            found.append((Case(**case), dtype, worst))
-        for process in processes:
-            process.join()
+        told = ranks_tell(worker, size, 2 * len(mine), size, port, folder, mine, mutation)
+        found += [(Case(**case), dtype, worst) for case, dtype, worst in told]
     return found

@@ -24,7 +24,7 @@ from neva.training import checkpoint, fsdp_state, optimizer_state
 from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.optim import build_optimizer
 from neva.training.step import data_parallel, run_global_batch
-from tests.megatron import free_ports
+from tests.megatron import free_ports, ranks_tell
 from tests.parallel import layouts
 from tests.parallel.layouts import VOCAB, Case, build, joined, named, share
 
@@ -140,16 +140,7 @@ def forward_without_images(run: Run, rank: int) -> float:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("fsdp")
     layouts.reference(folder)
-    context = mp.get_context("spawn")
-    results, (port,) = context.Queue(), free_ports(1)
-    processes = [
-        context.Process(target=rank_main, args=(rank, port, folder, results)) for rank in range(SIZE)
-    ]
-    for process in processes:
-        process.start()
-    answer = results.get(timeout=300)
-    for process in processes:
-        process.join()
+    (answer,) = ranks_tell(rank_main, SIZE, 1, *free_ports(1), folder)
     return answer
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import socket
 import subprocess
 import sys
 import warnings
@@ -39,7 +38,7 @@ from neva.parallel.plan_state import state
 from neva.parallel.plan_tensors import Model, Split, stage_weights
 from neva.training.fsdp_optimizer import ShardedAdamW
 from neva.training.step import data_parallel, run_global_batch
-from tests.megatron import meetings
+from tests.megatron import free_ports, meetings, ranks_tell
 from tests.model.test_against_transformers import shapes
 from tests.parallel.test_plan_memory import DTYPES, allocated, micro_batch, tensors_in
 
@@ -173,18 +172,7 @@ def rank_main(rank: int, port: int, results: mp.Queue) -> None:
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[int, list[tuple[int, int, int]]]:
     """What each of two processes allocated in each case."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=rank_main, args=(rank, port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=240) for _ in processes)
-    for process in processes:
-        process.join()
-    return found
+    return dict(ranks_tell(rank_main, 2, 2, *free_ports(1)))
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[str(dataclasses.astuple(case)) for case in CASES])
@@ -314,21 +302,12 @@ def watch(waiting: list[int], highest: list[int], number: int, _: Any, __: Any, 
 
 
 def test_as_many_micro_batches_are_in_flight_as_in_the_real_schedule(free_port: int) -> None:
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=count_in_flight, args=(rank, free_port, results)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for _ in range(2 * len(SCHEDULES)):
-        rank, virtual, micro_batches, *counted = results.get(timeout=120)
+    told = ranks_tell(count_in_flight, 2, 2 * len(SCHEDULES), free_port)
+    for rank, virtual, micro_batches, *counted in told:
         layout = Layout(1, 2, 1, 1, False, "none", None, virtual)
         of_layers, of_images = in_flight(layout, rank, micro_batches)
         assert of_layers == counted[0], (rank, virtual, micro_batches)
         assert rank == 1 or of_images == counted[1], (virtual, micro_batches)
-    for process in processes:
-        process.join()
 
 
 def test_one_forward_one_backward_waits_for_the_stages_behind() -> None:

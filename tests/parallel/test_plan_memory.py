@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from omegaconf import OmegaConf
@@ -31,6 +30,7 @@ from neva.parallel.plan_state import state
 from neva.parallel.plan_tensors import Model, Split, stage_weights
 from neva.training.optim import build_optimizer
 from neva.training.step import data_parallel, run_global_batch
+from tests.megatron import ranks_tell
 from tests.model.test_against_transformers import shapes
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
@@ -132,8 +132,6 @@ def test_parameters_gradients_and_optimizer_state_are_exact(
     assert planned.parameters_by_part == by_part
 
 
-# Megatron 0.16 calls what torch 2.13 has renamed.
-@pytest.mark.filterwarnings("ignore:.*(all_gather_into_tensor|reduce_scatter_tensor):FutureWarning")
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_the_distributed_optimizer_pads_its_buffer_as_megatron_does(
     single_process: None, precision: str
@@ -259,19 +257,12 @@ def count_share(rank: int, port: int, results: Any) -> None:
 
 
 def test_activations_of_context_parallel_ranks_match_saved_tensors(free_port: int) -> None:
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=count_share, args=(rank, free_port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
+    told = ranks_tell(count_share, 2, 2 * len(RECOMPUTE) * len(TRAINED), free_port)
     planned, measured = defaultdict(int), defaultdict(int)
-    for _ in range(2 * len(RECOMPUTE) * len(TRAINED)):
-        _, recompute, trained, expected, found = results.get(timeout=120)
+    for _, recompute, trained, expected, found in told:
         # labels lie on one rank more than on the other
         planned[recompute, str(trained)] += expected
         measured[recompute, str(trained)] += found
-    for process in processes:
-        process.join()
     for case, expected in planned.items():
         assert expected == pytest.approx(measured[case], rel=SMALL_CHANGE), case
 

@@ -13,6 +13,7 @@ from neva.model.build import build_model, set_trainable
 from neva.model.llava import NevaModel
 from neva.parallel import groups
 from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
+from tests.megatron import ranks_tell
 from tests.model.test_against_transformers import VOCAB, shapes
 
 SAMPLES = 8
@@ -107,16 +108,7 @@ def data_parallel_rank(rank: int, size: int, port: int, results: mp.Queue) -> No
 def test_two_data_parallel_processes_give_the_gradients_of_one(single_process: None, free_port: int) -> None:
     model, image_tokens = build()
     loss, gradients = one_step(model, [together(samples(image_tokens))])
-    context = mp.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(target=data_parallel_rank, args=(rank, 2, free_port, results)) for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
+    found = ranks_tell(data_parallel_rank, 2, 2, 2, free_port)
     for _, other_loss, other_gradients in found:
         assert other_loss.num_label_tokens == loss.num_label_tokens
         torch.testing.assert_close(other_loss.mean, loss.mean, atol=TOLERANCE, rtol=TOLERANCE)
