@@ -36,17 +36,17 @@ STEPS = ("copy", "to_nemo", "to_hf")
 
 def make(folder: Path, gigabytes: float) -> None:
     """A text model folder of about that size, in shards of 1 GB."""
-    from neva.config.hf import language_shape_from_hf
-    from neva.convert.families import language_table
-    from neva.convert.hf import write_weights
-    from neva.convert.mapping import FusedQKV, GatedMLP, PaddedVocab, Rename
+    from neva.families.hf_config import language_config_from_hf
+    from neva.families.mapping import FusedQKV, GatedMLP, PaddedVocab, Rename
+    from neva.families.tables import language_table
+    from neva.formats.hf_folder import write_weights
 
     layers = max(1, round((gigabytes * 1e9 - 4 * 32000 * 2048) / LAYER_BYTES))
     config = {**SIZES, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))
 
     def tensors():
-        for rule in language_table(language_shape_from_hf(config)).rules:
+        for rule in language_table(language_config_from_hf(config)).rules:
             shape: tuple[int, ...]
             if isinstance(rule, FusedQKV):
                 shape = (2048, 2048)

@@ -23,16 +23,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from neva.config.shapes import LanguageShape, VisionShape
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.families.configs import LanguageConfig, VisionConfig
 
 VOCAB = 32000
 IMAGE_ID = 1  # of transformers' image positions; no text uses it
-VISION = VisionShape(
+VISION = VisionConfig(
     model_type="clip", image_size=112, patch_size=14, hidden_size=256, num_layers=4, num_heads=4,
     ffn_hidden_size=1024, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
 )  # fmt: skip
-LANGUAGE = LanguageShape(
+LANGUAGE = LanguageConfig(
     num_layers=4, hidden_size=256, ffn_hidden_size=688, num_heads=8, num_query_groups=8, head_dim=32,
     vocab_size=VOCAB, padded_vocab_size=VOCAB, max_positions=2048, rope_theta=10000.0, rope_scaling=None,
     rms_norm_eps=1e-5, tied=False, qkv_bias=False, qk_norm=False, sliding_window=None,
@@ -58,14 +58,14 @@ def neva_steps(folder: Path) -> Iterator[float]:
     """Yields the loss of one step after another."""
     from omegaconf import OmegaConf
 
-    from neva.convert.families import LLAVA_HF, language_table, projector_table, tower_shapes, tower_table
+    from neva.distributed import groups
+    from neva.families.tables import LLAVA_HF, language_table, projector_table, tower_shapes, tower_table
     from neva.model.build import build_model
-    from neva.parallel import groups
-    from neva.training.optim import build_optimizer
+    from neva.optim.megatron import build_optimizer
     from neva.training.step import data_parallel, run_global_batch
 
     device = groups.init_process_group(rank=0, world_size=1)
-    groups.init_model_parallel(groups.Layout(), seed=1)
+    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
     model = build_model(VISION, LANGUAGE, "mlp2x_gelu").train()
     table = (
         language_table(LANGUAGE, LLAVA_HF)

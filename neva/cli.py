@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 
 from neva import __version__
 from neva.config.compose import CONF_DIR, RECIPE_ENVIRONMENT_VARIABLE, recipe_name
-from neva.config.errors import ConfigError
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
 from neva.config.load import load
 from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
 from neva.config.schema import check_purpose
-from neva.parallel import launch
+from neva.distributed import launch
+from neva.errors import ConfigError
 
 NOT_READY = 1
 BAD_CONFIGURATION = 2
@@ -43,8 +43,8 @@ class Verb:
 VERBS = {
     "train": Verb("pretrain or finetune a recipe, or check it with --dry-run", "neva.cli:train"),
     "infer": Verb("answer a file of prompts with a trained model", "neva.cli:infer"),
-    "convert": Verb("between Hugging Face folders and .nemo files, with proof", "neva.convert.cli:main"),
-    "plan": Verb("memory of every layout of a number of GPUs, best first", "neva.parallel.plan_cli:main"),
+    "convert": Verb("between Hugging Face folders and .nemo files, with proof", "neva.commands.convert:main"),
+    "plan": Verb("memory of every layout of a number of GPUs, best first", "neva.commands.plan:main"),
 }
 
 TRAIN_EXAMPLES = """\
@@ -91,7 +91,7 @@ def train(arguments: list[str]) -> int:
     """`neva train`: check everything that can be checked at once, then train."""
     options = _options("train", arguments)
     if options.multirun:
-        from neva.sweep import sweep
+        from neva.commands.sweep import sweep
 
         if options.output is not None:
             raise ConfigError("--output is one file: with --multirun each job writes into its own run folder")
@@ -112,7 +112,7 @@ def infer(arguments: list[str]) -> int:
 
 def _run(cfg: DictConfig, options: argparse.Namespace, start: Callable[[DictConfig], object]) -> int:
     if cfg.dry_run or options.dry_run:
-        from neva.dry_run import dry_run
+        from neva.commands.dry_run import dry_run
 
         return dry_run(cfg, options.output)
     launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)

@@ -1,6 +1,11 @@
-"""The main job on real data in one command: see `neva.quickstart`."""
+"""The main job on real data in one command: see `examples.quickstart`."""
 
-from neva.quickstart.run import main
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from examples.quickstart.run import main
 
 if __name__ == "__main__":
     main()

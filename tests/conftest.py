@@ -40,8 +40,8 @@ def one_thread() -> Iterator[None]:
 def left_groups() -> Iterator[None]:
     """Gloo aborts in its destructor when a process ends inside a group."""
     yield
-    if "neva.parallel.groups" in sys.modules:
-        sys.modules["neva.parallel.groups"].destroy()
+    if "neva.distributed.groups" in sys.modules:
+        sys.modules["neva.distributed.groups"].destroy()
 
 
 def random_image(width: int, height: int, seed: int = 0) -> Image.Image:

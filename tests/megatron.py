@@ -11,8 +11,8 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from neva.parallel import groups
-from neva.parallel.launch import LAUNCH_VARIABLES
+from neva.distributed import groups
+from neva.distributed.launch import LAUNCH_VARIABLES
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def single_process() -> Iterator[None]:
     threads. The end of the session leaves them.
     """
     groups.init_process_group(rank=0, world_size=1)
-    groups.init_model_parallel(groups.Layout(), seed=1234)
+    groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
     yield
 
 

@@ -145,7 +145,7 @@ def test_config_needs_nothing_heavy_even_inside_its_functions() -> None:
     assert heavy == []
 
 
-@pytest.mark.parametrize("module", ["neva", "neva.cli", "neva.config.load", "neva.parallel.launch"])
+@pytest.mark.parametrize("module", ["neva", "neva.cli", "neva.config.load", "neva.distributed.launch"])
 def test_importing_the_command_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
     loaded = subprocess.run(

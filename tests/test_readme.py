@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from neva import cli
+from neva.commands import convert as convert_cli
 from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
-from neva.config.errors import ConfigError
 from neva.config.load import load
-from neva.convert import cli as convert_cli
-from neva.parallel import launch
+from neva.distributed import launch
+from neva.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.errors import ConfigError
+from neva.errors import ConfigError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 """The Hydra tree: a link to `conf/` in a clone, a copy of it in an installed package."""
@@ -47,7 +47,7 @@ def is_group(key: str, conf_dir: Path = CONF_DIR) -> bool:
     return (conf_dir / key.partition("@")[0]).is_dir()
 
 
-def open_override(override: str, conf_dir: Path = CONF_DIR) -> str:
+def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
     """`a.b=c` or `+a.b=c` as `++a.b=c`: an unknown key is for our schema, which knows the nearest names.
 
     Group choices, deletions (`~a.b`) and Hydra's own keys are returned as they are.
@@ -71,7 +71,7 @@ def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = 
 
     register_resolvers()
     name = recipe_name(config_name, conf_dir)
-    opened = [open_override(override, conf_dir) for override in overrides]
+    opened = [to_force_add(override, conf_dir) for override in overrides]
     try:
         with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
             return hydra_compose(name, overrides=opened)

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from neva.config.errors import ConfigError
 from neva.config.fsdp import fill_fsdp
-from neva.config.hf import CLASS_TOKENS, language_shape_from_hf, vision_shape_from_hf
-from neva.config.nemo_file import nemo_config, nemo_tokenizer
+from neva.errors import ConfigError
+from neva.families.hf_config import CLASS_TOKENS, language_config_from_hf, vision_config_from_hf
+from neva.formats.nemo_header import nemo_config, nemo_tokenizer
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -23,7 +23,7 @@ TOWER_KEYS = {
     "hidden_act": "hidden_act",
     "layernorm_epsilon": "layer_norm_eps",
 }
-"""Key of `mm_cfg.vision_encoder` -> field of VisionShape."""
+"""Key of `mm_cfg.vision_encoder` -> field of VisionConfig."""
 
 LANGUAGE_KEYS = {
     "num_layers": "num_layers",
@@ -41,9 +41,9 @@ LANGUAGE_KEYS = {
     "qk_layernorm": "qk_norm",
     "window_size": "sliding_window",
 }
-"""Key of `model` -> field of LanguageShape."""
+"""Key of `model` -> field of LanguageConfig."""
 
-REALLY_NULL = ("rope_scaling", "window_size")
+NULLABLE = ("rope_scaling", "window_size")
 """Language keys whose null says that the model has no such thing."""
 
 
@@ -109,7 +109,7 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     config = hf_config(folder)
     if config is None:
         return {}
-    shape = vision_shape_from_hf(config)
+    shape = vision_config_from_hf(config)
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
     preprocessor = Path(str(folder)) / "preprocessor_config.json"
     if preprocessor.is_file():
@@ -126,7 +126,7 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     config = hf_config(source)
     if config is None:
         return {}
-    shape = language_shape_from_hf(config)
+    shape = language_config_from_hf(config)
     return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
 
 
@@ -152,7 +152,7 @@ def _tokenizer_json(source: str | None) -> bytes | None:
 def _vision(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
     source = f"{tower.from_pretrained}/config.json"
-    _agree(
+    _fill_or_compare(
         tower,
         tower_sizes(tower.from_pretrained),
         "model.mm_cfg.vision_encoder",
@@ -162,17 +162,17 @@ def _vision(model_cfg: DictConfig) -> None:
     _require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
     if tower.model_type in CLASS_TOKENS:
         expected = {"class_token_length": CLASS_TOKENS[tower.model_type]}
-        _agree(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
+        _fill_or_compare(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
     _require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
     side = [tower.image_size, tower.image_size]
-    _agree(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", "the tower's image_size")
+    _fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", "the tower's image_size")
 
 
 def _language(model_cfg: DictConfig) -> None:
     folder = model_cfg.mm_cfg.llm.from_pretrained
     sizes = language_sizes(folder)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
-    _agree(model_cfg, sizes, "model", source, "model/llm")
+    _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
     ids = tokenizer_size(model_cfg.tokenizer.type)
     if model_cfg.vocab_size is None:
         model_cfg.vocab_size = ids
@@ -185,7 +185,7 @@ def _language(model_cfg: DictConfig) -> None:
         model_cfg.num_query_groups = model_cfg.num_attention_heads
     if model_cfg.kv_channels is None and model_cfg.num_attention_heads is not None:
         model_cfg.kv_channels = model_cfg.hidden_size // model_cfg.num_attention_heads
-    _require(model_cfg, tuple(LANGUAGE_KEYS.keys() - REALLY_NULL), "model", folder)
+    _require(model_cfg, tuple(LANGUAGE_KEYS.keys() - NULLABLE), "model", folder)
 
 
 def _data(model_cfg: DictConfig) -> None:
@@ -194,17 +194,17 @@ def _data(model_cfg: DictConfig) -> None:
     tokens = (tower.image_size // tower.patch_dim) ** 2
     expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
     source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
-    _agree(model_cfg.data, expected, "model.data", source)
+    _fill_or_compare(model_cfg.data, expected, "model.data", source)
 
 
 def _checkpoints(cfg: DictConfig) -> None:
     ranks = cfg.model.tensor_model_parallel_size * cfg.model.pipeline_model_parallel_size
     kept = cfg.exp_manager.checkpoint_callback_params
     path = "exp_manager.checkpoint_callback_params"
-    _agree(kept, {"model_parallel_size": ranks}, path, "tensor x pipeline parallel")
+    _fill_or_compare(kept, {"model_parallel_size": ranks}, path, "tensor x pipeline parallel")
 
 
-def _agree(
+def _fill_or_compare(
     section: DictConfig, expected: Mapping[str, Any], path: str, source: str, group: str | None = None
 ) -> None:
     """Fill nulls of `section` with `expected`; raise when a given value differs, with all differences."""

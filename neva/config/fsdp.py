@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.config.errors import as_typed
+from neva.errors import as_typed
 
 FSDP = {
     "fsdp_sharding_strategy": "full",

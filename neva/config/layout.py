@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.config.errors import as_typed
-from neva.config.shapes import stage_layers
+from neva.errors import as_typed
+from neva.families.configs import stage_layers
 
 
 def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.config.nemo_file import CONFIG_FILE, nemo_tokenizer
+from neva.formats.nemo_header import CONFIG_FILE, nemo_tokenizer
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights of a Hugging Face folder, in one file or, with `.index.json` behind the name, in several."""

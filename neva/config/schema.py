@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neva.config.errors import ConfigError
 from neva.config.keys.field import Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
+from neva.errors import ConfigError
 
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.config.errors import ConfigError, as_typed
 from neva.config.fsdp import fsdp_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
+from neva.errors import ConfigError, as_typed
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
-    """Processes of the run: `devices * num_nodes`. That the launch agrees is checked by `neva.parallel.launch`."""
+    """Processes of the run: `devices * num_nodes`. That the launch agrees is checked by `neva.distributed.launch`."""
     return trainer_cfg.devices * trainer_cfg.num_nodes
 
 

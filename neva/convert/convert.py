@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from neva.convert.assemble import Model, assemble
-from neva.convert.hf import read_config
-from neva.convert.llava_hf import write_llava_hf
-from neva.convert.llava_original import write_llava_original
-from neva.convert.loading import is_nemo
-from neva.convert.nemo import open_nemo, write_nemo
-from neva.convert.old_model import from_old_nemo
-from neva.convert.old_nemo import is_old_nemo
-from neva.convert.parity import unverified
-from neva.convert.proof import prove_llava
-from neva.convert.proof_original import prove_llava_original
-from neva.convert.sources import from_llava_hf, from_llava_original, from_parts
-from neva.convert.stream import report
-from neva.convert.target import check_source, check_target, finished_target
+from neva.convert.lazy_model import LazyModel, open_model
+from neva.convert.parity.figures import write_unverified
+from neva.convert.parity.original import prove_llava_original
+from neva.convert.parity.proof import prove_llava
+from neva.convert.readers.llava import from_llava_hf, from_llava_original, from_parts
+from neva.convert.readers.nemo1 import from_old_nemo
+from neva.convert.readers.nemo1_file import is_old_nemo
 from neva.convert.text import text_to_hf, text_to_nemo
-from neva.convert.tokenizer import tokenizer_files
+from neva.convert.writers.llava_hf import write_llava_hf
+from neva.convert.writers.llava_original import write_llava_original
+from neva.formats.atomic_write import check_source, check_target, finished_target
+from neva.formats.hf_folder import read_config
+from neva.formats.hf_tokenizer import tokenizer_files
+from neva.formats.nemo import open_nemo, write_nemo
+from neva.weights.lazy import log_progress
+from neva.weights.load import is_nemo
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +105,12 @@ def identify(source: Path) -> str:
     return LLAVA if config.get("model_type") == "llava" else TEXT
 
 
-def load_model(source: Path, found: str, options: Options) -> Model:
+def load_model(source: Path, found: str, options: Options) -> LazyModel:
     """The LLaVA model of `source`, with the tokenizer of `tokenizer_path` where one is given."""
     if found == OLD:
         return from_old_nemo(source, options.llm_path, options.tower_path, options.tokenizer_path)
     if is_nemo(source):
-        model = assemble(source, options.llm_path, options.tower_path)
+        model = open_model(source, options.llm_path, options.tower_path)
     elif found == LLAVA:
         model = from_llava_hf(source)
     elif found == LLAVA_ORIGINAL:
@@ -132,7 +132,7 @@ def load_model(source: Path, found: str, options: Options) -> Model:
     )
 
 
-def export(model: Model, target: Path, options: Options) -> None:
+def export(model: LazyModel, target: Path, options: Options) -> None:
     """Writes `target` in `options.layout` and proves it; a failed proof leaves no target."""
     with finished_target(target, options.overwrite, folder=True) as folder:
         if options.layout == "original":
@@ -144,10 +144,10 @@ def export(model: Model, target: Path, options: Options) -> None:
         if options.verify:
             prove(model.rounded(options.dtype), folder)
         else:
-            unverified(folder)
+            write_unverified(folder)
 
 
-def write_model_nemo(model: Model, target: Path, options: Options) -> None:
+def write_model_nemo(model: LazyModel, target: Path, options: Options) -> None:
     """Writes all parts of `model` into one `.nemo`; a tower that is a folder's own is recorded as frozen."""
     parts = {"language_model": "converted", "projector": "converted"}
     parts["vision_tower"] = "frozen" if model.tower_reference else "converted"
@@ -157,7 +157,7 @@ def write_model_nemo(model: Model, target: Path, options: Options) -> None:
         write_nemo(
             target,
             model.config,
-            report(pairs, len(model.weights), str(target)),
+            log_progress(pairs, len(model.weights), str(target)),
             tokenizer_dir,
             model.image_processor,
             model.name,

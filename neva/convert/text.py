@@ -10,17 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from neva.config.hf import language_shape_from_hf
-from neva.convert.configs import language_section, stored_shape, text_config
-from neva.convert.families import LANGUAGE, language_table
-from neva.convert.hf import FolderWeights, read_config, write_json, write_weights
-from neva.convert.loading import language_layout, language_part
-from neva.convert.nemo import VOCABULARY, open_nemo, write_nemo
-from neva.convert.parity import unverified
-from neva.convert.proof import prove_text
-from neva.convert.stream import Part, Rounded, report
-from neva.convert.target import finished_target
-from neva.convert.tokenizer import (
+from neva.convert.parity.figures import write_unverified
+from neva.convert.parity.proof import prove_text
+from neva.convert.writers.hf_config import language_section, stored_config, text_config
+from neva.families.hf_config import language_config_from_hf
+from neva.families.tables import LANGUAGE, language_table
+from neva.formats.atomic_write import finished_target
+from neva.formats.hf_folder import FolderWeights, read_config, write_json, write_weights
+from neva.formats.hf_tokenizer import (
     add_tokens_to_folder,
     check_vocabulary,
     copy_portable,
@@ -28,6 +25,9 @@ from neva.convert.tokenizer import (
     token_ids,
     tokenizer_files,
 )
+from neva.formats.nemo import VOCABULARY, open_nemo, write_nemo
+from neva.weights.lazy import Cast, Filtered, log_progress
+from neva.weights.load import language_layout, language_part
 
 PRECISIONS = {"16": torch.float16, "16-mixed": torch.float16, "32": torch.float32, "32-true": torch.float32}
 PRECISIONS |= {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16}
@@ -46,7 +46,7 @@ def text_to_nemo(
     special tokens after them, whose rows are the mean of the others. ValueError names what does not fit:
     another architecture, a tensor without a place, a tokenizer with more ids than rows.
     """
-    shape = language_shape_from_hf(read_config(source))
+    shape = language_config_from_hf(read_config(source))
     check_vocabulary(source, shape.vocab_size)
     weights = FolderWeights(source)
     layout = language_layout(weights)
@@ -61,11 +61,11 @@ def text_to_nemo(
         table = language_table(replace(shape, padded_vocab_size=rows), layout)
         stored = language_part(weights, layout)
         pairs = _with_mean_rows(
-            table.to_native(stored if dtype is None else Rounded(stored, dtype)), shape.vocab_size
+            table.to_native(stored if dtype is None else Cast(stored, dtype)), shape.vocab_size
         )
         section = language_section(replace(shape, vocab_size=rows))
         section["tokenizer"] = {"library": "huggingface", "type": None}
-        progress = report(pairs, len(table.native_names), str(target))
+        progress = log_progress(pairs, len(table.native_names), str(target))
         write_nemo(
             target, section, progress, folder, None, str(source), {"language_model": "converted"}, overwrite
         )
@@ -92,12 +92,12 @@ def text_to_hf(
     records there that it was not.
     """
     nemo = open_nemo(source)
-    shape = stored_shape(nemo.config)
+    shape = stored_config(nemo.config)
     table = language_table(shape)
-    weights: Mapping[str, Tensor] = Part(nemo.weights, LANGUAGE)
+    weights: Mapping[str, Tensor] = Filtered(nemo.weights, LANGUAGE)
     if dtype is not None:
-        weights = Rounded(weights, dtype)
-    pairs = report(table.to_hf(weights), len(table.hf_names), str(target))
+        weights = Cast(weights, dtype)
+    pairs = log_progress(table.to_hf(weights), len(table.hf_names), str(target))
     with finished_target(target, overwrite, folder=True) as folder, TemporaryDirectory() as stored:
         if nemo.tokenizer_files:
             nemo.extract_tokenizer(stored)
@@ -109,7 +109,7 @@ def text_to_hf(
         if verify:
             prove_text(weights, shape, folder, Path(stored))
         else:
-            unverified(folder)
+            write_unverified(folder)
 
 
 def _token_ids(folder: Path) -> dict[str, object]:

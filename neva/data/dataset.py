@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from neva.config.shapes import VisionShape
 from neva.constants import IMAGE_PLACEHOLDER
-from neva.data.conversation import TEMPLATES, Turn
-from neva.data.errors import SampleError
-from neva.data.media import ImageProcessor, build_image_processor, load_image, to_pixels
-from neva.data.records import Records, read_records
-from neva.data.sample import ConversationEncoder
+from neva.data.encode import ConversationEncoder
+from neva.data.media.image import ImageProcessor, build_image_processor, load_image, to_pixels
+from neva.data.sources.json import Records, read_records
+from neva.errors import SampleError
+from neva.families.configs import VisionConfig
+from neva.templates.template import TEMPLATES, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class ConversationDataset(Dataset[Sample]):
 
 
 def build_encoder(
-    model_cfg: DictConfig, vision: VisionShape, tokenizer: PreTrainedTokenizerFast
+    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
 ) -> ConversationEncoder:
     """The encoder of a resolved `model` section, for training and inference alike.
 
@@ -147,7 +147,7 @@ def _check_prompts(encoder: ConversationEncoder) -> None:
 
 
 def build_dataset(
-    model_cfg: DictConfig, vision: VisionShape, tokenizer: PreTrainedTokenizerFast
+    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
 ) -> ConversationDataset:
     """The dataset of a resolved `model` section. `ValueError` when a file or folder that it names is
     missing."""

@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from neva.config.shapes import VisionShape
 from neva.data.collate import MicroBatch, collate
 from neva.data.dataset import ConversationDataset, build_dataset
-from neva.data.sampler import GlobalBatchSampler
+from neva.data.samplers.global_batch import GlobalBatchSampler
+from neva.families.configs import VisionConfig
 
 
-class Shares(Dataset[list[MicroBatch]]):
+class RankBatchDataset(Dataset[list[MicroBatch]]):
     """Maps the indices of one rank's share of a global batch to its micro batches."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Shares(Dataset[list[MicroBatch]]):
 
 def train_loader(
     model_cfg: DictConfig,
-    vision: VisionShape,
+    vision: VisionConfig,
     tokenizer: PreTrainedTokenizerFast,
     rank: int,
     size: int,
@@ -61,7 +61,7 @@ def train_loader(
         seed=seed,
         dataloader_type=model_cfg.data.dataloader_type,
     )
-    shares = Shares(
+    shares = RankBatchDataset(
         dataset,
         micro_batch_size=model_cfg.micro_batch_size,
         pad_id=tokenizer.pad_token_id,
@@ -73,7 +73,7 @@ def train_loader(
 
 
 def build_loader(
-    shares: Shares, sampler: GlobalBatchSampler, num_workers: int
+    shares: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int
 ) -> DataLoader[list[MicroBatch]]:
     """A loader whose workers (none: this process) prepare one share each, in the sampler's order."""
     if num_workers:

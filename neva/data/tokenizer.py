@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
 
-from neva.config.nemo_file import nemo_tokenizer
+from neva.formats.nemo_header import nemo_tokenizer
 
 SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 """What LLaMA-type vocabularies call their special tokens; used where no tokenizer_config.json says it."""

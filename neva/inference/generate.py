@@ -91,7 +91,7 @@ def generate(
     input_ids = pad_sequence([prompt.input_ids for prompt in prompts], batch_first=True).to(device)
     slots = Slots(lengths_B, max_new_tokens, model.language_model.window)
     cache = StaticInferenceContext(len(prompts), len(slots.positions_KB))
-    answers = Answers(len(prompts), end_ids, min_new_tokens, is_finished)
+    answers = GenerationState(len(prompts), end_ids, min_new_tokens, is_finished)
     generators = None if sampling.greedy else [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def logits_of(ids: Tensor, pixel_values: Tensor | None, last_positions: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def generate(
     return answers.ids
 
 
-class Answers:
+class GenerationState:
     """The answers of a batch while they grow."""
 
     def __init__(

@@ -12,16 +12,15 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from neva.config.errors import ConfigError
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.data.errors import SampleError
-from neva.data.media import load_image, to_pixels
+from neva.data.media.image import load_image, to_pixels
+from neva.distributed import groups
+from neva.errors import ConfigError, SampleError
 from neva.inference.generate import Prompt, generate
 from neva.inference.load import Assistant, load_assistant
 from neva.inference.prompts import Request, answered, read_requests, result_row
 from neva.inference.sampling import Sampling
 from neva.model.language import DTYPES
-from neva.parallel import groups
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def run(cfg: DictConfig) -> Path:
         logger.info("%s answers all %s prompts already", output_file, done)
         return output_file
     device = groups.init_process_group(rank=0, world_size=1)
-    groups.init_model_parallel(groups.Layout(), seed=settings.seed)
+    groups.init_model_parallel(groups.ParallelSizes(), seed=settings.seed)
     try:
         assistant = _assistant(cfg, device)
         with output_file.open("a", encoding="utf-8", buffering=1) as output:

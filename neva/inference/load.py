@@ -12,16 +12,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
-from neva.config.shapes import language_shape, vision_shape
-from neva.convert.loading import load_language_model, load_native, load_vision_tower
-from neva.convert.nemo import NemoFile, open_nemo
 from neva.data.dataset import build_encoder
-from neva.data.media import build_image_processor, load_image_processor
-from neva.data.sample import ConversationEncoder
+from neva.data.encode import ConversationEncoder
+from neva.data.media.image import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
+from neva.families.configs import language_config_of, vision_config_of
+from neva.formats.nemo import NemoFile, open_nemo
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import PARTS, NevaModel
+from neva.weights.load import load_language_model, load_native, load_vision_tower
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def load_assistant(
         if path is not None:
             model_cfg.mm_cfg[key].from_pretrained = path
     tokenizer = _tokenizer(nemo, tokenizer_type)
-    vision, language = vision_shape(model_cfg), language_shape(model_cfg)
+    vision, language = vision_config_of(model_cfg), language_config_of(model_cfg)
     config = transformer_config(
         language,
         params_dtype=dtype,
@@ -97,7 +97,7 @@ def _fill(model: NevaModel, nemo: NemoFile, model_cfg: DictConfig) -> None:
         if source is None:
             raise ValueError(f"{nemo.path} holds no {part} and names no folder that has it")
         if part == "language_model":
-            load_language_model(model, source, language_shape(model_cfg))
+            load_language_model(model, source, language_config_of(model_cfg))
         else:
             load_vision_tower(model, source)
 

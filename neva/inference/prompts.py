@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from neva.config.errors import ConfigError
 from neva.constants import IMAGE_PLACEHOLDER
-from neva.data.conversation import insert_image
+from neva.errors import ConfigError
+from neva.templates.template import insert_image
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
-from neva.model.context import gather_sequence, share_ends
+from neva.model.context import chunk_ends, gather_sequence
 
 
 class SDPAttention(MegatronModule):
@@ -75,7 +75,7 @@ class SDPAttention(MegatronModule):
         """Gathers keys and values; each of the two chunks of queries looks at what ends with itself."""
         key_value = gather_sequence(torch.cat([key, value], dim=-1), self.context_group)
         outputs = []
-        for chunk, end in zip(query.chunk(2), share_ends(len(key_value), self.context_group), strict=True):
+        for chunk, end in zip(query.chunk(2), chunk_ends(len(key_value), self.context_group), strict=True):
             seen_key, seen_value = key_value[:end].chunk(2, dim=-1)
             if self.window is not None and end > self.window:
                 mask: Tensor = sliding_window_mask(len(chunk), end, self.window, query.device)

@@ -8,16 +8,16 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from neva.config.shapes import LanguageShape, VisionShape
+from neva.families.configs import LanguageConfig, VisionConfig
+from neva.model.connectors.mlp import build_projector
 from neva.model.language import LanguageModel, transformer_config
 from neva.model.llava import PARTS, NevaModel
-from neva.model.projector import build_projector
 from neva.model.vision import VisionTower
 
 
 def build_model(
-    vision: VisionShape,
-    language: LanguageShape,
+    vision: VisionConfig,
+    language: LanguageConfig,
     adapter_type: str,
     config: TransformerConfig | None = None,
     pre_process: bool = True,
@@ -74,7 +74,7 @@ def count_parameters(*models: NevaModel) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def meta_model(vision: VisionShape, language: LanguageShape, adapter_type: str) -> NevaModel:
+def meta_model(vision: VisionConfig, language: LanguageConfig, adapter_type: str) -> NevaModel:
     """Builds the model without memory, to count and to name its tensors."""
     config = transformer_config(language, perform_initialization=False)
     with torch.device("meta"):

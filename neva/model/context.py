@@ -41,7 +41,7 @@ def gather_sequence(share: Tensor, group: ProcessGroup) -> Tensor:
     return torch.cat([*chunks[0::2], *reversed(chunks[1::2])])
 
 
-def share_ends(length: int, group: ProcessGroup) -> tuple[int, int]:
+def chunk_ends(length: int, group: ProcessGroup) -> tuple[int, int]:
     """Returns where, in the whole sequence, the two chunks of this rank end."""
     size, rank = group.size(), group.rank()
     chunk = length // (2 * size)

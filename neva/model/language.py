@@ -29,8 +29,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from neva.config.shapes import LanguageShape
 from neva.constants import IGNORE_INDEX
+from neva.families.configs import LanguageConfig
 from neva.model.attention import RMSNorm, SDPAttention
 from neva.model.seeding import SeededLayer, seed_for
 
@@ -44,7 +44,7 @@ class LanguageModel(GPTModel):
     def __init__(
         self,
         config: TransformerConfig,
-        shape: LanguageShape,
+        shape: LanguageConfig,
         pre_process: bool,
         post_process: bool,
         virtual_stage: int | None = None,
@@ -153,7 +153,7 @@ class LanguageModel(GPTModel):
 
 
 def block_spec(
-    config: TransformerConfig, shape: LanguageShape, seed: int, virtual_stage: int | None = None
+    config: TransformerConfig, shape: LanguageConfig, seed: int, virtual_stage: int | None = None
 ) -> TransformerBlockSubmodules:
     """Returns the layers of this pipeline stage, made of Megatron's parallel layers and our attention and norm.
 
@@ -190,7 +190,7 @@ def block_spec(
     )
 
 
-def scale_rope(rotary: Any, shape: LanguageShape) -> None:
+def scale_rope(rotary: Any, shape: LanguageConfig) -> None:
     """Applies a `rope_scaling` of Hugging Face's kinds `linear` and `llama3` to Megatron's frequencies.
 
     Raises:
@@ -209,7 +209,7 @@ def scale_rope(rotary: Any, shape: LanguageShape) -> None:
         raise ValueError(f"rope_scaling: found rope_type {kind!r}, expected 'linear', 'llama3' or 'default'")
 
 
-def transformer_config(shape: LanguageShape, **overrides: object) -> TransformerConfig:
+def transformer_config(shape: LanguageConfig, **overrides: object) -> TransformerConfig:
     """Returns Megatron's configuration of a LLaMA-type decoder.
 
     Args:

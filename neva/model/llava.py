@@ -28,7 +28,7 @@ PARTS = ("vision_tower", "projector", "language_model")
 class NevaModel(MegatronModule):
     """One pipeline stage of a LLaVA model: tower, projector and embeddings live on the first, the head on the last.
 
-    `always_encodes`: tower and projector run for every batch, because their weights are joined over the ranks.
+    `encode_empty_batches`: tower and projector run for every batch, because their weights are joined over the ranks.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class NevaModel(MegatronModule):
         self.vision_tower = vision_tower
         self.projector = projector
         self.language_model = language_model
-        self.always_encodes = False
+        self.encode_empty_batches = False
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields the parts that this stage holds, by name."""
@@ -93,7 +93,7 @@ class NevaModel(MegatronModule):
             return embeddings_BSD
         if len(pixel_values) > 0:
             return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values), share)
-        if not (self.always_encodes or (self.training and torch.is_grad_enabled())):
+        if not (self.encode_empty_batches or (self.training and torch.is_grad_enabled())):
             return embeddings_BSD
         # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
         # one's gradient, and gradients are zeros, not missing.
@@ -110,7 +110,7 @@ class NevaModel(MegatronModule):
         number = context.rank() * tensor.size() + tensor.rank()
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with nullcontext() if trained else torch.no_grad():
-            features = self.vision_tower(share_of(pixel_values, number, tensor.size() * context.size()))
+            features = self.vision_tower(shard_images(pixel_values, number, tensor.size() * context.size()))
         # tensor-parallel ranks use the same positions and have the same gradients, context-parallel ones their own
         gathered = gather_from_sequence_parallel_region(
             self.projector(features), tensor_parallel_output_grad=False, group=tensor
@@ -142,7 +142,7 @@ class NevaModel(MegatronModule):
         return self.language_model.shared_embedding_or_output_weight()
 
 
-def share_of(pixel_values: Tensor, rank: int, size: int) -> Tensor:
+def shard_images(pixel_values: Tensor, rank: int, size: int) -> Tensor:
     """Returns this rank's images [ceil(N / size), 3, height, width]; zero images fill up the last shares."""
     missing = -len(pixel_values) % size
     filler = pixel_values.new_zeros((missing, *pixel_values.shape[1:]))

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.models.clip import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.siglip import SiglipVisionConfig, SiglipVisionModel
 
-from neva.config.shapes import VisionShape
+from neva.families.configs import VisionConfig
 
 _TOWERS: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
     "clip": (CLIPVisionConfig, CLIPVisionModel),
@@ -27,7 +27,7 @@ class VisionTower(nn.Module):
     Layers behind the selected one are kept, so that the tower can be saved whole, but neither run nor trained.
     """
 
-    def __init__(self, shape: VisionShape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.model: Any = build_tower(shape)
         self.class_token_length = shape.class_token_length
@@ -63,7 +63,7 @@ class VisionTower(nn.Module):
         return hidden[:, self.class_token_length :]
 
 
-def num_layers_run(shape: VisionShape) -> int:
+def num_layers_run(shape: VisionConfig) -> int:
     """Returns how many layers stand before the selected hidden state (state 0 is the embedding).
 
     Raises:
@@ -78,7 +78,7 @@ def num_layers_run(shape: VisionShape) -> int:
     return shape.select_layer % states
 
 
-def build_tower(shape: VisionShape) -> PreTrainedModel:
+def build_tower(shape: VisionConfig) -> PreTrainedModel:
     """Builds the tower with random weights, in float32, with SDPA attention.
 
     Raises:

@@ -141,7 +141,7 @@ class MetricsFile(Callback):
         self.on_train_end(trainer, pl_module)
 
 
-class SavesLogged(Callback):
+class CheckpointLogger(Callback):
     """Says at which steps a checkpoint is saved (`checkpoint_callback_params.verbose`)."""
 
     def __init__(self) -> None:

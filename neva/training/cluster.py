@@ -1,4 +1,4 @@
-"""Lightning's view of who started the processes; `neva.parallel.launch` decides, so that there is one decision."""
+"""Lightning's view of who started the processes; `neva.distributed.launch` decides, so that there is one decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.fabric.plugins.environments import (
 )
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 
-from neva.parallel import launch
+from neva.distributed import launch
 
 
 def cluster_environment(place: launch.Launch) -> ClusterEnvironment:

@@ -13,25 +13,26 @@ from megatron.core.optimizer import MegatronOptimizer
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
+from neva.checkpoint import nemo_export
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
-from neva.config.shapes import language_shape, vision_shape
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
+from neva.distributed import groups
+from neva.distributed.fsdp import fsdp_state, sharding
+from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.families.configs import language_config_of, vision_config_of
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import DTYPES, transformer_config
 from neva.model.llava import PARTS, NevaModel
-from neva.parallel import fsdp, groups
-from neva.training import archive, fsdp_state
-from neva.training.fsdp_optimizer import ShardedAdamW
-from neva.training.optim import LightningFace, LossScale, build_optimizer
-from neva.training.schedule import CosineAnnealing
+from neva.optim.megatron import LightningOptimizerAdapter, LossScale, build_optimizer
+from neva.optim.schedule import CosineAnnealing
 from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
-from neva.training.weights import load_initial_weights
+from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
 
 
-class Unsized:
+class UnsizedLoader:
     """Batches without a length.
 
     After a resume Lightning counts batches from the start of the run, a loader from where it resumes; comparing the
@@ -66,7 +67,7 @@ class MegatronNevaModel(ModelPT):
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the model on this rank's device, with its initial weights, wrapped for data parallel."""
-        self.vision, self.language = vision_shape(self.cfg), language_shape(self.cfg)
+        self.vision, self.language = vision_config_of(self.cfg), language_config_of(self.cfg)
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
         dtype = DTYPES[str(self.cfg.precision)]
         config = transformer_config(self.language, **self._megatron_switches(dtype))
@@ -94,14 +95,14 @@ class MegatronNevaModel(ModelPT):
 
     def _spread(self, device: torch.device) -> list[Any]:
         """Moves the model to the device, wrapped for data parallel."""
-        self.sharding = fsdp.sharding(self.cfg, node_ranks=self.trainer.num_devices)
+        self.sharding = sharding.sharding(self.cfg, node_ranks=self.trainer.num_devices)
         if self.sharding is not None:
             (model,) = self.models
-            return [fsdp.fully_sharded(model, self.sharding, device)]
+            return [sharding.fully_sharded(model, self.sharding, device)]
         return [*data_parallel([model.to(device) for model in self.models], self._shards_optimizer)]
 
     @property
-    def saves_shares(self) -> bool:
+    def saves_sharded(self) -> bool:
         """Whether each rank writes its part of a checkpoint; else rank 0 writes what FSDP cut."""
         return not self.cfg.fsdp or self.cfg.fsdp_sharded_checkpoint
 
@@ -137,18 +138,18 @@ class MegatronNevaModel(ModelPT):
             "recompute_num_layers": cfg.activations_checkpoint_num_layers,
         }
 
-    def configure_optimizers(self) -> LightningFace:
+    def configure_optimizers(self) -> LightningOptimizerAdapter:
         """Builds Megatron's optimizer; the learning rate follows from the step alone."""
         optim, mm_cfg = self.cfg.optim, self.cfg.mm_cfg
         ratios = {
             "vision_tower": mm_cfg.vision_encoder.vision_encoder_lr_ratio,
             "projector": mm_cfg.mm_mlp_adapter_lr_ratio,
         }
-        self.megatron_optimizer: MegatronOptimizer | ShardedAdamW
+        self.inner_optimizer: MegatronOptimizer | ShardedAdamW
         if self.sharding is not None:
-            self.megatron_optimizer = ShardedAdamW(self.chunks[0], optim, ratios, self.clip_grad)
+            self.inner_optimizer = ShardedAdamW(self.chunks[0], optim, ratios, self.clip_grad)
         else:
-            self.megatron_optimizer = build_optimizer(
+            self.inner_optimizer = build_optimizer(
                 self.chunks,
                 optim,
                 ratios,
@@ -167,11 +168,11 @@ class MegatronNevaModel(ModelPT):
             self.trainer.max_steps,
         )
         offloaded_from = self.trainer.strategy.root_device if optim.cpu_offload else None
-        return LightningFace(self.megatron_optimizer, schedule, offloaded_from)
+        return LightningOptimizerAdapter(self.inner_optimizer, schedule, offloaded_from)
 
     # Data
 
-    def train_dataloader(self) -> Unsized:
+    def train_dataloader(self) -> UnsizedLoader:
         """The batches from the next unseen sample to the last step."""
         loader = train_loader(
             self.cfg,
@@ -183,7 +184,7 @@ class MegatronNevaModel(ModelPT):
             max_steps=self.trainer.max_steps,
             seed=self.cfg.seed,
         )
-        return Unsized(loader)
+        return UnsizedLoader(loader)
 
     def setup_training_data(self, train_data_config: Any) -> None:
         """Nothing: NeMo's hook; `train_dataloader` makes the loader when the position in the data is known."""
@@ -262,7 +263,7 @@ class MegatronNevaModel(ModelPT):
 
     def save_to(self, save_path: str) -> None:
         """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""
-        archive.save(
+        nemo_export.save(
             save_path,
             self.cfg,
             self.models,

@@ -16,14 +16,14 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
-from neva.config.errors import ConfigError
 from neva.config.layout import data_parallel_size
-from neva.data.records import read_records
-from neva.parallel import agreement, launch
-from neva.parallel.groups import Layout
-from neva.training.callbacks import MetricsFile, Progress, SavesLogged, SkippedRecords
+from neva.data.sources.json import read_records
+from neva.distributed import consistency, launch
+from neva.distributed.groups import ParallelSizes
+from neva.distributed.session import ProcessSession
+from neva.errors import ConfigError
+from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
-from neva.training.gathering import Gathering
 from neva.training.module import MegatronNevaModel
 from neva.training.strategy import MegatronStrategy
 
@@ -62,7 +62,7 @@ def _train(cfg: DictConfig) -> Path:
         SkippedRecords(),
     ]
     if cfg.exp_manager.checkpoint_callback_params.verbose:
-        callbacks.append(SavesLogged())
+        callbacks.append(CheckpointLogger())
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     if cfg.exp_manager.create_preemption_callback and not torch.cuda.is_available():
@@ -95,7 +95,7 @@ def quiet_libraries() -> None:
     nemo_logging.setLevel(nemo_logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # neva.parallel.launch knows where srun is needed; Lightning asks for it wherever it is installed
+    # neva.distributed.launch knows where srun is needed; Lightning asks for it wherever it is installed
     warnings.filterwarnings("ignore", message="The `srun` command is available")
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry, which nobody asked for
 
@@ -108,14 +108,14 @@ def build_trainer(cfg: DictConfig) -> Trainer:
             "trainer.accelerator=gpu, but torch finds no GPU on this machine: choose auto or cpu, or install the CUDA "
             "build of torch (docs/install.md)"
         )
-    layout = Layout(
+    layout = ParallelSizes(
         tensor=model.tensor_model_parallel_size,
         pipeline=model.pipeline_model_parallel_size,
         context=model.context_parallel_size,
         virtual_pipeline=model.virtual_pipeline_model_parallel_size,
     )
-    facts = partial(agreement.facts, cfg)
-    gathering = Gathering(facts, trainer.distributed_timeout_s, trainer.join_timeout_s)
+    facts = partial(consistency.fingerprint, cfg)
+    gathering = ProcessSession(facts, trainer.distributed_timeout_s, trainer.join_timeout_s)
     fixed: dict[str, Any] = {
         "max_epochs": -1,  # the loader runs across epochs and ends with the last step
         "use_distributed_sampler": False,

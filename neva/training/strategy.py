@@ -11,15 +11,18 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from nemo.utils.model_utils import ckpt_to_dir
 
-from neva.parallel import groups
-from neva.training import checkpoint, optimizer_state
-from neva.training.gathering import Gathering
+from neva.checkpoint import store
+from neva.distributed import groups
+from neva.distributed.session import ProcessSession
+from neva.optim import optimizer_state
 
 
 class MegatronStrategy(DDPStrategy):
     """Starts local processes as Lightning's DDP does; everything behind the process group is Megatron's."""
 
-    def __init__(self, layout: groups.Layout, seed: int, gathering: Gathering, **kwargs: Any) -> None:
+    def __init__(
+        self, layout: groups.ParallelSizes, seed: int, gathering: ProcessSession, **kwargs: Any
+    ) -> None:
         super().__init__(timeout=datetime.timedelta(seconds=gathering.timeout_s), **kwargs)
         self.layout = layout
         self.seed = seed
@@ -63,29 +66,29 @@ class MegatronStrategy(DDPStrategy):
     ) -> None:
         """Writes weights, optimizer and Lightning's own state into one folder."""
         module: Any = self.lightning_module
-        state = checkpoint.sharded_state(
+        state = store.sharded_state(
             module.models,
             module.saved_parts,
-            module.megatron_optimizer,
-            is_whole=not module.saves_shares,
+            module.inner_optimizer,
+            gather_full=not module.saves_sharded,
         )
         # the configuration stands in the run folder; as an object it would need pickle to be read
         common = {
             key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
         }
-        common[checkpoint.OPTIMIZER] = optimizer_state.common_state(module.megatron_optimizer)
-        checkpoint.save(ckpt_to_dir(filepath), state, common)
+        common[store.OPTIMIZER] = optimizer_state.common_state(module.inner_optimizer)
+        store.save(ckpt_to_dir(filepath), state, common)
 
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
-        state = checkpoint.sharded_state(
-            module.models, module.saved_parts, module.megatron_optimizer, is_loading=True
+        state = store.sharded_state(
+            module.models, module.saved_parts, module.inner_optimizer, is_loading=True
         )
-        loaded = checkpoint.load(ckpt_to_dir(checkpoint_path), state)
+        loaded = store.load(ckpt_to_dir(checkpoint_path), state)
         module.load_parts(loaded["model"])
-        checkpoint.load_optimizer(module.megatron_optimizer, loaded)
-        return loaded[checkpoint.COMMON]
+        store.load_optimizer(module.inner_optimizer, loaded)
+        return loaded[store.LIGHTNING_STATE]
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` filled the model."""
@@ -93,7 +96,7 @@ class MegatronStrategy(DDPStrategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """Deletes a checkpoint's folder."""
         if self.is_global_zero:
-            checkpoint.remove(ckpt_to_dir(Path(filepath)))
+            store.remove(ckpt_to_dir(Path(filepath)))
 
     def teardown(self) -> None:
         """Leaves the process groups."""

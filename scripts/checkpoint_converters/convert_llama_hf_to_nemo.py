@@ -5,7 +5,7 @@ X.nemo`.
 import argparse
 import sys
 
-from neva.convert.cli import PRECISIONS, main
+from neva.commands.convert import PRECISIONS, main
 
 
 def parse() -> argparse.Namespace:

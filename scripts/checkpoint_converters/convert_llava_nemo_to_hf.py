@@ -5,9 +5,9 @@ HF_DIR`.
 import argparse
 import sys
 
-from neva.config.errors import ConfigError
-from neva.config.nemo_file import nemo_config
-from neva.convert.cli import PRECISIONS, main
+from neva.commands.convert import PRECISIONS, main
+from neva.errors import ConfigError
+from neva.formats.nemo_header import nemo_config
 
 NOT_NEEDED = ("output_path", "hf_input_path", "vision_tower_type", "processor_type", "hf_output_tokenizer")
 

@@ -7,7 +7,7 @@ python scripts/tokenizers/add_special_tokens_to_sentencepiece.py --input_file to
 import argparse
 from pathlib import Path
 
-from neva.convert.sentencepiece_tokens import add_to_sentencepiece
+from neva.formats.sentencepiece import add_to_sentencepiece
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from neva.config.compose import compose
 from neva.config.derive import language_sizes, resolve, tokenizer_size, total_steps
-from neva.config.errors import ConfigError
 from neva.config.load import load
-from neva.config.shapes import language_shape, padded_vocab_size, vision_shape
+from neva.errors import ConfigError
+from neva.families.configs import language_config_of, padded_vocab_size, vision_config_of
 
 LLAMA = {
     "model_type": "llama",
@@ -71,7 +71,7 @@ def test_sizes_come_from_the_checkpoints(llm: str, tower: str) -> None:
             f"model.mm_cfg.vision_encoder.from_pretrained={tower}",
         ],
     ).model
-    language, vision = language_shape(model), vision_shape(model)
+    language, vision = language_config_of(model), vision_config_of(model)
     assert (language.num_layers, language.hidden_size, language.ffn_hidden_size) == (3, 48, 80)
     assert (language.num_heads, language.num_query_groups, language.head_dim) == (6, 2, 8)
     assert (language.vocab_size, language.padded_vocab_size, language.max_positions) == (96, 128, 2048)

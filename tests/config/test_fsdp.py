@@ -2,8 +2,8 @@
 
 import pytest
 
-from neva.config.errors import ConfigError
 from neva.config.load import load
+from neva.errors import ConfigError
 
 RECIPE = "llava_7b_finetune"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from neva.config.compose import CONF_DIR, compose, open_override, recipe_name, recipes
-from neva.config.errors import ConfigError
+from neva.config.compose import CONF_DIR, compose, recipe_name, recipes, to_force_add
 from neva.config.load import load
-from neva.config.shapes import language_shape, vision_shape
+from neva.errors import ConfigError
+from neva.families.configs import language_config_of, vision_config_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,7 @@ def test_language_models_have_their_published_sizes() -> None:
         "llava_llama3_8b_pretrain": (32, 4096, 14336, 32, 8, 128256, 500000.0, 1e-5),
     }
     for name, sizes in expected.items():
-        shape = language_shape(load(name, []).model)
+        shape = language_config_of(load(name, []).model)
         assert sizes == (
             shape.num_layers,
             shape.hidden_size,
@@ -114,7 +114,7 @@ def test_language_models_have_their_published_sizes() -> None:
 
 def test_siglip_takes_the_place_of_clip_by_one_word() -> None:
     cfg = load("llava_7b_pretrain", ["model/vision_encoder=siglip_so400m_patch14_384"])
-    shape = vision_shape(cfg.model)
+    shape = vision_config_of(cfg.model)
     assert (shape.num_tokens, shape.class_token_length, cfg.model.data.crop_size) == (729, 0, [384, 384])
 
 
@@ -157,7 +157,7 @@ def test_the_multiply_resolver_of_nemo_recipes_works() -> None:
     ],
 )
 def test_only_values_are_opened_to_the_schema(override: str, opened: str) -> None:
-    assert open_override(override) == opened
+    assert to_force_add(override) == opened
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config import reference
 from neva.config.compose import compose
-from neva.config.errors import ConfigError
 from neva.config.keys.field import Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
 from neva.config.schema import check, show, walk
+from neva.errors import ConfigError
 
 RECIPES = {Training: "llava_7b_finetune", Inference: "llava_7b_inference"}
 RULES = [(root, path, rule) for root in RECIPES for path, _, rule in walk(root)]

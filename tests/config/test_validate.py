@@ -2,9 +2,9 @@
 
 import pytest
 
-from neva.config.errors import ConfigError
 from neva.config.load import load
 from neva.config.validate import validate
+from neva.errors import ConfigError
 
 
 def problems(recipe: str, *overrides: str) -> str:

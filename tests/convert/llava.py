@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from neva.config.hf import language_shape_from_hf, vision_shape_from_hf
-from neva.convert.configs import language_section, vision_section
-from neva.convert.hf import write_json
-from neva.convert.nemo import write_nemo
+from neva.convert.writers.hf_config import language_section, vision_section
+from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from neva.formats.hf_folder import write_json
+from neva.formats.nemo import write_nemo
 from tests.convert.native import native_model
 from tests.convert.tiny import FAMILIES, SIZES, language_model, scramble, tower
 
@@ -72,8 +72,8 @@ def llava_nemo(
     """
     config_class, _, family_changes = FAMILIES[family]
     text = config_class(**{**SIZES, **family_changes, **(changes or {})}).to_dict()
-    language = language_shape_from_hf(text)
-    vision = vision_shape_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
+    language = language_config_from_hf(text)
+    vision = vision_config_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
     model = scramble(
         native_model(vision, replace(language, padded_vocab_size=language.vocab_size)), seed=3
     ).to(dtype)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neva.config.hf import language_shape_from_hf, vision_shape_from_hf
-from neva.config.shapes import LanguageShape, VisionShape
+from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
 from neva.model.build import build_model
 from neva.model.llava import NevaModel
 from tests.convert.tiny import TOWER_SIZES
@@ -25,14 +25,14 @@ def config_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def shapes_of(config: dict[str, Any], padded: int | None = None) -> tuple[VisionShape, LanguageShape]:
+def shapes_of(config: dict[str, Any], padded: int | None = None) -> tuple[VisionConfig, LanguageConfig]:
     """Shapes of a configuration; a text model gets a tower of no consequence."""
-    language = language_shape_from_hf(config)
-    vision = vision_shape_from_hf(config if "vision_config" in config else ANY_TOWER, select_layer=-2)
+    language = language_config_from_hf(config)
+    vision = vision_config_from_hf(config if "vision_config" in config else ANY_TOWER, select_layer=-2)
     return vision, replace(language, padded_vocab_size=padded or language.vocab_size)
 
 
-def native_model(vision: VisionShape, language: LanguageShape) -> NevaModel:
+def native_model(vision: VisionConfig, language: LanguageConfig) -> NevaModel:
     """A model whose weights no other has: what is not loaded shows."""
     torch.manual_seed(next(SEEDS))
     return build_model(vision, language, "mlp2x_gelu").eval()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neva.convert import proof
-from neva.convert.cli import main
-from neva.convert.hf import FolderWeights
-from neva.convert.llava_original import name_advice
-from neva.convert.nemo import open_nemo, write_nemo
+from neva.commands.convert import main
+from neva.convert.parity import proof
+from neva.convert.writers.llava_original import name_advice
+from neva.formats.hf_folder import FolderWeights
+from neva.formats.nemo import open_nemo, write_nemo
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
 from tests.convert.tiny import FAMILIES, language_model, tower
 

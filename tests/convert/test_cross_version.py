@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from neva.convert.cli import main
+from neva.commands.convert import main
 from tests.convert.llava import llava_nemo
 from tests.convert.native import TOLERANCE
 

@@ -9,11 +9,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlavaForConditionalGeneration
 
-from neva.convert.assemble import assemble
-from neva.convert.hf import FolderWeights
-from neva.convert.llava_hf import write_llava_hf
-from neva.convert.proof import Sample, answers, prove_llava
-from neva.convert.templates import ENDS
+from neva.convert.lazy_model import open_model
+from neva.convert.parity.proof import Sample, answers, prove_llava
+from neva.convert.writers.llava_hf import write_llava_hf
+from neva.formats.hf_folder import FolderWeights
+from neva.templates.jinja import ENDS
 from tests.convert.llava import llava_nemo
 from tests.convert.tiny import FAMILIES
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("megatron")
 
 
 def export(tmp_path, **options):
-    model = assemble(llava_nemo(tmp_path, **options))
+    model = open_model(llava_nemo(tmp_path, **options))
     folder = tmp_path / "export"
     folder.mkdir()
     write_llava_hf(model, folder, None)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neva.convert.assemble import assemble
-from neva.convert.llava_hf import write_llava_hf
-from neva.convert.parity import check, parity_report
-from neva.convert.proof import prove_llava
+from neva.convert.lazy_model import open_model
+from neva.convert.parity.figures import check, parity_report
+from neva.convert.parity.proof import prove_llava
+from neva.convert.writers.llava_hf import write_llava_hf
 from tests.convert.llava import llava_nemo
 
 LAYER = "language_model.model.layers.1."
@@ -115,7 +115,7 @@ MUTATIONS = [
 
 @pytest.fixture
 def exported(tmp_path, megatron):
-    model = assemble(llava_nemo(tmp_path, family="llama3", changes={"rms_norm_eps": 1e-5}))
+    model = open_model(llava_nemo(tmp_path, family="llama3", changes={"rms_norm_eps": 1e-5}))
     folder = tmp_path / "export"
     folder.mkdir()
     write_llava_hf(model, folder, None)

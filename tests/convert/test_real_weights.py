@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from neva.convert.cli import main
-from neva.convert.hf import FolderWeights
-from neva.convert.loading import load_language_model
-from neva.convert.parity import divergence
+from neva.commands.convert import main
+from neva.convert.parity.figures import divergence
+from neva.formats.hf_folder import FolderWeights
+from neva.weights.load import load_language_model
 from tests.conftest import shared_data
 from tests.convert.native import config_of, native_model, shapes_of, text_logits
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.shapes import VisionShape
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
-from neva.data.errors import SampleError
-from neva.data.media import build_image_processor, load_image, to_pixels
+from neva.data.media.image import build_image_processor, load_image, to_pixels
+from neva.errors import SampleError
+from neva.families.configs import VisionConfig
 from tests.conftest import conversation, image_record, random_image, shared_data, write_records
 from tests.data import tokenizers
 from tests.data.test_media import vision_cfg
 
-VISION = VisionShape(
+VISION = VisionConfig(
     model_type="clip",
     image_size=16,
     patch_size=8,

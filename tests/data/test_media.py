@@ -13,8 +13,8 @@ from transformers import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from neva.data.errors import SampleError
-from neva.data.media import build_image_processor, expand_to_square, load_image, to_pixels
+from neva.data.media.image import build_image_processor, expand_to_square, load_image, to_pixels
+from neva.errors import SampleError
 from tests.conftest import random_image, shared_data
 
 SIZES = [(64, 64), (48, 48), (100, 64), (64, 100), (65, 64), (31, 200), (1, 1), (7, 5), (333, 501)]

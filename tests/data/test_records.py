@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from neva.data.conversation import Turn
-from neva.data.errors import SampleError
-from neva.data.records import Record, parse_record, read_records
+from neva.data.sources.json import Record, parse_record, read_records
+from neva.errors import SampleError
+from neva.templates.template import Turn
 from tests.conftest import conversation, image_record, shared_data, write_records
 
 RECORDS: list[Any] = [

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from neva.data.sampler import GlobalBatchSampler, epoch_order
+from neva.data.samplers.global_batch import GlobalBatchSampler, epoch_order
 
 RECORDS, BATCH, STEPS = 53, 12, 11  # 4 steps an epoch, 5 records left over in each
 

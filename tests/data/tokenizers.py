@@ -9,8 +9,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from neva.data.conversation import TEMPLATES
 from neva.data.tokenizer import load_tokenizer
+from neva.templates.template import TEMPLATES
 from tests.conftest import shared_data
 
 CORPUS = [

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neva.config.errors import ConfigError
 from neva.config.load import load
+from neva.errors import ConfigError
 from neva.inference.jsonl import run
 from neva.inference.prompts import Request, answered, read_requests
 from tests.training.conftest import colours  # noqa: F401

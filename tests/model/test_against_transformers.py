@@ -12,8 +12,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from neva.config.shapes import LanguageShape, VisionShape
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.families.configs import LanguageConfig, VisionConfig
 from neva.model.build import build_model
 from neva.model.llava import NevaModel
 
@@ -22,9 +22,9 @@ TOLERANCE = 1e-5
 VOCAB = 99
 
 
-def shapes(tower: str, groups: int, tied: bool) -> tuple[VisionShape, LanguageShape]:
+def shapes(tower: str, groups: int, tied: bool) -> tuple[VisionConfig, LanguageConfig]:
     """Odd sizes: nothing is equal to anything else by accident."""
-    vision = VisionShape(
+    vision = VisionConfig(
         model_type=tower,
         image_size=28,
         patch_size=7,
@@ -37,7 +37,7 @@ def shapes(tower: str, groups: int, tied: bool) -> tuple[VisionShape, LanguageSh
         select_layer=-2,
         class_token_length=1 if tower == "clip" else 0,
     )
-    language = LanguageShape(
+    language = LanguageConfig(
         num_layers=3,
         hidden_size=48,
         ffn_hidden_size=80,
@@ -58,7 +58,7 @@ def shapes(tower: str, groups: int, tied: bool) -> tuple[VisionShape, LanguageSh
     return vision, language
 
 
-def reference(vision: VisionShape, language: LanguageShape) -> LlavaForConditionalGeneration:
+def reference(vision: VisionConfig, language: LanguageConfig) -> LlavaForConditionalGeneration:
     tower_config = CLIPVisionConfig if vision.model_type == "clip" else SiglipVisionConfig
     config = LlavaConfig(
         vision_config=tower_config(

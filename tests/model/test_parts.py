@@ -12,9 +12,9 @@ from transformers import AutoModel
 from neva.constants import IMAGE_TOKEN_ID
 from neva.model.attention import sliding_window_mask
 from neva.model.build import build_model, count_parameters, meta_model
+from neva.model.connectors.mlp import build_projector
 from neva.model.language import transformer_config
 from neva.model.merge import merge
-from neva.model.projector import build_projector
 from neva.model.vision import VisionTower, num_layers_run
 from tests.model.test_against_transformers import batch, shapes
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from neva.optim.offload import move
 from neva.training.callbacks import read_metrics
-from neva.training.offload import move
 from tests.training.test_run import Kill, kill_after, run, weights
 
 FP16 = ["trainer.precision=16", "model.native_amp_init_scale=1024"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neva.config.errors import ConfigError
 from neva.config.load import load
-from neva.convert.nemo import open_nemo
+from neva.errors import ConfigError
+from neva.formats.nemo import open_nemo
 from neva.training import callbacks
 from neva.training.callbacks import CURVE, read_metrics
 from neva.training.run import train

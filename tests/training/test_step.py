@@ -9,9 +9,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.distributed import groups
 from neva.model.build import build_model, set_trainable
 from neva.model.llava import NevaModel
-from neva.parallel import groups
 from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
 from tests.megatron import ranks_tell
 from tests.model.test_against_transformers import VOCAB, shapes
@@ -96,7 +96,7 @@ def data_parallel_rank(rank: int, size: int, port: int, results: mp.Queue) -> No
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     groups.init_process_group(rank, size)
-    groups.init_model_parallel(groups.Layout(), seed=1234)
+    groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
     model, image_tokens = build()
     # rank 0 has no image at all in its first micro batch
     mine = samples(image_tokens)[rank::size]

@@ -97,8 +97,8 @@ class Tokenizer:
 
 
 @dataclass
-class Model(RefusedModelKeys):
-    """Model, data and optimizer."""
+class ModelKeys(RefusedModelKeys):
+    """ModelKeys, data and optimizer."""
 
     precision: int | str = key("Follows trainer.precision.", choices=(32, "bf16", 16))
     native_amp_init_scale: float = key("With precision 16: first loss scale.", low=1)
@@ -179,7 +179,7 @@ class Training:
     dry_run: bool = key("Check and report, train nothing.")
     trainer: Trainer = section()
     exp_manager: ExpManager = section()
-    model: Model = section()
+    model: ModelKeys = section()
 
     name: Any = refused(None, why="the run's name is exp_manager.name")
     restore_from_path: Any = refused(None, why="the .nemo to start from is model.restore_from_path")

@@ -1,0 +1,84 @@
+"""The `.nemo` at the end of a run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import PreTrainedTokenizerBase
+
+from neva.checkpoint import store
+from neva.data.media.image import build_image_processor
+from neva.formats.nemo import write_nemo
+from neva.model.llava import NevaModel
+
+
+def save(
+    path: str,
+    model_cfg: DictConfig,
+    models: Sequence[NevaModel],
+    parts: Collection[str],
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Mapping[str, str],
+    trained: Collection[str],
+    is_writer: bool,
+) -> None:
+    """Writes configuration, tokenizer, image processor and the weights of `parts`. Called by every rank.
+
+    Args:
+        path: the `.nemo` file; one that is there is replaced when the new one is complete.
+        model_cfg: the resolved `model` section.
+        models: the pieces of the model that this rank holds.
+        parts: names of the parts to save; the others are named by their `from_pretrained` in the configuration.
+        sources: where each part's first weights came from, for the manifest.
+        trained: names of the parts that this run trained.
+        is_writer: whether this rank writes.
+    """
+    # every rank writes its shards of a checkpoint; one rank reads them back whole
+    shards = Path(path).with_suffix(".shards")
+    store.save(shards, store.sharded_state(models, parts, optimizer=None), common={})
+    if is_writer:
+        with tempfile.TemporaryDirectory() as tokenizer_dir:
+            tokenizer.save_pretrained(tokenizer_dir)
+            write_nemo(
+                path,
+                portable_config(model_cfg),
+                _whole_tensors(shards),
+                tokenizer_dir,
+                build_image_processor(model_cfg.mm_cfg.vision_encoder).to_dict(),
+                source=", ".join(f"{name} from {origin}" for name, origin in sources.items()),
+                parts={name: "trained" if name in trained else "frozen" for name in sources},
+                overwrite=True,
+            )
+        shutil.rmtree(shards)
+    dist.barrier()
+
+
+def portable_config(model_cfg: DictConfig) -> DictConfig:
+    """Returns the configuration without the class name and version that NeMo adds: restoring names no class."""
+    added = ("target", "nemo_version")
+    return OmegaConf.masked_copy(model_cfg, [str(key) for key in model_cfg if key not in added])
+
+
+def _whole_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the whole tensors of a distributed checkpoint, one in memory at a time, read by this process alone."""
+    reader = FileSystemReader(folder)
+    for name, stored in sorted(reader.read_metadata().state_dict_metadata.items()):
+        if isinstance(stored, TensorStorageMetadata):
+            tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # torch remarks that one process loads alone, as asked
+                dcp.load({name: tensor}, storage_reader=FileSystemReader(folder), no_dist=True)
+            yield name, tensor

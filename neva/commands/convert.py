@@ -1,0 +1,129 @@
+"""`neva convert SOURCE TARGET`: its flags, without anything heavy imported before they are read."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from neva.formats.atomic_write import check_source, check_target
+
+PRECISIONS = {
+    "16": "float16",
+    "16-mixed": "float16",
+    "fp16": "float16",
+    "32": "float32",
+    "32-true": "float32",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "bf16-mixed": "bfloat16",
+}
+FAILED = 1
+DESCRIPTION = """\
+Converts between Hugging Face folders and .nemo files. What SOURCE holds and what TARGET is called decide:
+
+  text model folder            -> x.nemo   a language model, such as mm_cfg.llm.from_pretrained takes
+  x.nemo (language model)      -> folder   the same for transformers
+  x.nemo (LLaVA)               -> folder   llava-hf layout, or haotian-liu/LLaVA's with --layout original
+  LLaVA folder (either layout) -> x.nemo   all parts
+  x.nemo (LLaVA)               -> y.nemo   all parts in one file
+  text model + --vision_encoder_path -> x.nemo or folder   a new LLaVA model with a fresh projector
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `neva convert`."""
+    parser.add_argument("source", type=Path, help=".nemo file, extracted .nemo or Hugging Face folder")
+    parser.add_argument("target", type=Path, help="name.nemo, or a folder to create")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how to convert."""
+    parser.add_argument("--precision", choices=PRECISIONS, help="dtype of the weights; default: as they are")
+    parser.add_argument("--force", action="store_true", help="replace TARGET when it is complete")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="write the export without its proof, and record that"
+    )
+    parser.add_argument(
+        "--layout", choices=("llava-hf", "original"), default="llava-hf", help="of a LLaVA folder"
+    )
+    parser.add_argument(
+        "--llm_path", type=Path, help="language model that the .nemo refers to, where it is now"
+    )
+    parser.add_argument(
+        "--vision_encoder_path", type=Path, help="vision tower that the source refers to, or the one to add"
+    )
+    parser.add_argument(
+        "--vision_tower_name", help="original layout: what mm_vision_tower shall say, such as a hub name"
+    )
+    parser.add_argument(
+        "--input_tokenizer", type=Path, help="folder of the tokenizer; default: the source's own"
+    )
+    parser.add_argument(
+        "--add_tokens",
+        nargs="+",
+        default=[],
+        metavar="TOKEN",
+        help="special tokens to add to a language model",
+    )
+    parser.add_argument("--adapter_type", default="mlp2x_gelu", help="kind of a fresh projector")
+    parser.add_argument("--select_layer", type=int, default=-2, help="tower layer for a fresh projector")
+    parser.add_argument("--conv_template", default="v1", help="conversation template of a new model")
+    parser.add_argument(
+        "--pad_vocab_to", type=int, default=1, metavar="N", help="rows of a llava-hf folder: a multiple of N"
+    )
+    parser.add_argument("--seed", type=int, default=1234, help="of a fresh projector")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Converts and prints what was decided. Returns 0, or 1 with a sentence on stderr when it could not."""
+    parser = argparse.ArgumentParser(
+        prog="neva convert", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Converts as the parsed flags say."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("neva").setLevel(logging.INFO)
+    try:
+        check_source(arguments.source)
+        check_target(arguments.target, arguments.force)
+        done = _convert(arguments)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"neva convert: {error}\n")
+        return FAILED
+    sys.stdout.write(done + "\n")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> str:
+    # Megatron warns that it runs without Transformer Engine and Apex, as neva intends.
+    warnings.filterwarnings("ignore", module=r"megatron\..*")
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from neva.convert.convert import Options, convert
+
+    disable_progress_bar()
+    options = Options(
+        dtype=getattr(torch, PRECISIONS[arguments.precision]) if arguments.precision else None,
+        layout=arguments.layout,
+        overwrite=arguments.force,
+        verify=not arguments.no_verify,
+        llm_path=arguments.llm_path,
+        tower_path=arguments.vision_encoder_path,
+        tower_name=arguments.vision_tower_name,
+        tokenizer_path=arguments.input_tokenizer,
+        adapter_type=arguments.adapter_type,
+        select_layer=arguments.select_layer,
+        conv_template=arguments.conv_template,
+        seed=arguments.seed,
+        add_tokens=tuple(arguments.add_tokens),
+        vocab_multiple=arguments.pad_vocab_to,
+    )
+    return convert(arguments.source, arguments.target, options)

@@ -1,0 +1,112 @@
+"""Hydra multirun: one `neva train` process for each combination of swept values."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from neva.config.compose import register_resolvers, to_force_add
+from neva.config.derive import resolve
+from neva.config.keys.model import Training
+from neva.config.schema import check, check_purpose
+from neva.config.validate import validate, world_size
+from neva.distributed import launch
+from neva.errors import ConfigError
+
+RUN_NAME = "exp_manager.name"
+
+HYDRA_OVERRIDES = (
+    "hydra.output_subdir=null",
+    "hydra/job_logging=disabled",
+    "hydra.sweep.dir=nemo_experiments/multirun/${now:%Y-%m-%d_%H-%M-%S}",
+)
+"""A job's own folder is exp_manager's; Hydra keeps only the list of jobs."""
+
+
+def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
+    """Check every job, then run them one after another (or as Hydra's launcher plugin does).
+
+    Each job is a process of its own, so that nothing of one leaks into the next; its run name is the recipe's with
+    the swept values behind it, so that the same command resumes the same jobs.
+
+    Returns:
+        The largest exit code of the jobs.
+
+    Raises:
+        ConfigError: a job's configuration is wrong, before any job starts.
+    """
+    register_resolvers()
+    opened = [to_force_add(override, conf_dir) for override in overrides]
+    problems: list[str] = []
+    codes: list[int] = []
+
+    def check_job(cfg: DictConfig) -> None:
+        try:
+            check_purpose(cfg, Training)
+            check(cfg)
+            resolved = resolve(cfg)
+            validate(resolved, world_size(resolved.trainer))
+            if not resolved.dry_run:
+                launch.identify(resolved.trainer.devices, resolved.trainer.num_nodes)
+        except ConfigError as error:
+            problems.extend(line for line in str(error).splitlines() if line not in problems)
+
+    def run_job(cfg: DictConfig) -> None:
+        words = [*HydraConfig.get().overrides.task]
+        if not any(_key(word) == RUN_NAME for word in opened):
+            words.append(f"{RUN_NAME}={job_name(cfg.exp_manager.name, words, opened)}")
+        command = [
+            sys.executable,
+            "-m",
+            "neva",
+            "train",
+            "--config-name",
+            recipe,
+            "--config-dir",
+            str(conf_dir),
+        ]
+        codes.append(subprocess.run([*command, *words], check=False).returncode)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        silent = ["hydra/hydra_logging=disabled", f"hydra.sweep.dir={scratch}"]
+        _multirun(check_job, recipe, [*opened, *silent], conf_dir)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    _multirun(run_job, recipe, opened, conf_dir)
+    return max(codes)
+
+
+def job_name(base: str, words: Sequence[str], swept: Sequence[str]) -> str:
+    """`base` with the last name and the value of each swept key: `quickstart_pretrain-lr_0.001`."""
+    parser = OverridesParser.create()
+    keys = [
+        override.key_or_group
+        for override in parser.parse_overrides(list(swept))
+        if override.is_sweep_override()
+    ]
+    values = {_key(word): word.partition("=")[2] for word in words}
+    parts = [f"{key.rpartition('.')[2]}_{values[key]}" for key in keys]
+    text = "-".join([base, *parts])
+    return "".join(character if character.isalnum() or character in "._-+" else "_" for character in text)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
+
+
+def _multirun(
+    task: Callable[[DictConfig], None], recipe: str, overrides: Sequence[str], conf_dir: Path
+) -> None:
+    """Hydra reads its command line from `sys.argv` only."""
+    arguments = sys.argv
+    sys.argv = [arguments[0], "--multirun", *HYDRA_OVERRIDES, *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=recipe)(task)()
+    finally:
+        sys.argv = arguments

@@ -1,0 +1,169 @@
+"""A LLaVA model as a llava-hf folder: what transformers 4.45 to 5.x load as
+`LlavaForConditionalGeneration`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from neva.constants import IMAGE_PLACEHOLDER
+from neva.convert.lazy_model import LazyModel
+from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
+from neva.families.configs import padded_vocab_size
+from neva.families.mapping import Table
+from neva.families.tables import LLAVA_HF, language_table, projector_table, tower_table
+from neva.formats.hf_folder import write_json, write_weights
+from neva.formats.hf_tokenizer import (
+    add_special_tokens,
+    check_vocabulary,
+    read_roles,
+    set_bos,
+    token_ids,
+    write_fast_tokenizer,
+)
+from neva.templates.jinja import ADDS_BOS, ENDS, chat_template
+from neva.weights.lazy import log_progress
+
+
+@dataclass(frozen=True)
+class ImageToken:
+    """The `<image>` token of an export. `rows` is the vocabulary that holds it, `fill_row` what its row
+    repeats.
+    """
+
+    id: int
+    rows: int
+    fill_row: int
+
+
+def write_llava_hf(
+    model: LazyModel, folder: Path, dtype: torch.dtype | None, vocab_multiple: int = 1
+) -> None:
+    """Writes weights, configurations, processor, tokenizer and chat template into the empty `folder`.
+
+    `dtype` None keeps the weights' own. The vocabulary, with the image token, is padded to a multiple of
+    `vocab_multiple` rows. ValueError for what a llava-hf folder cannot hold: another projector than
+    mlp2x_gelu, another tower than CLIP or SigLIP.
+    """
+    with model.tokenizer_dir() as tokenizer_dir:
+        image, ids = _write_tokenizer(model, tokenizer_dir, folder, vocab_multiple)
+    write_json(folder / "config.json", llava_config(model, image, ids, dtype or model.dtype))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(model))
+    write_json(folder / "processor_config.json", _processor_config(model))
+    write_json(folder / "generation_config.json", _generation_config(model, folder, ids))
+    table = llava_table(model, image)
+    pairs = table.to_hf(model.rounded(dtype).weights)
+    write_weights(folder, log_progress(pairs, len(table.hf_names), model.name))
+
+
+def llava_table(model: LazyModel, image: ImageToken) -> Table:
+    """The table of all three parts in the llava-hf layout."""
+    width = model.vision.hidden_size
+    return (
+        language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
+        + projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_HF)
+        + tower_table(model.tower_shapes, LLAVA_HF.tower)
+    )
+
+
+def llava_config(
+    model: LazyModel, image: ImageToken, ids: Mapping[str, int | None], dtype: torch.dtype
+) -> dict[str, Any]:
+    """The content of `config.json`."""
+    language = replace(model.language, vocab_size=image.rows)
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "ignore_index": -100,
+        "image_token_index": image.id,
+        "image_seq_length": model.vision.num_tokens,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": model.vision.select_layer,
+        "vision_feature_select_strategy": _select_strategy(model),
+        "tie_word_embeddings": model.language.tied,
+        "torch_dtype": dtype_name(dtype),
+        "pad_token_id": ids["pad_token_id"],
+        "text_config": text_config(language, dtype, ids),
+        "vision_config": vision_config(model.vision, dtype, model.has_pooling_head),
+    }
+
+
+def preprocessor_config(model: LazyModel) -> dict[str, Any]:
+    """The image processor that does what training did; padding to a square needs transformers 4.49 or
+    later.
+    """
+    stored = model.image_processor
+    if stored is None:
+        raise ValueError(f"{model.name} has no image processor; expected a preprocessor_config.json")
+    settings = {**stored, "processor_class": "LlavaProcessor"}
+    settings.pop("image_processor_class", None)
+    if model.config.data.image_aspect_ratio == "pad":
+        settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+        settings.setdefault("do_center_crop", False)
+        settings.setdefault("do_convert_rgb", True)
+    else:
+        name = str(settings["image_processor_type"])
+        settings["image_processor_type"] = name.removesuffix("Pil").removesuffix("Fast")
+    return settings
+
+
+def _processor_config(model: LazyModel) -> dict[str, Any]:
+    # These two only count image tokens. One more and one less is none, for towers with and without a class token;
+    # transformers before 4.46 always adds the one and would be a token off with "full".
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_PLACEHOLDER,
+        "patch_size": model.vision.patch_size,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def _generation_config(model: LazyModel, folder: Path, ids: Mapping[str, int | None]) -> dict[str, Any]:
+    """Token ids, with every token that ends an answer in the model's template."""
+    config: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
+    loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = loaded.token_to_id(ENDS.get(model.config.data.conv_template, ""))
+    if end is not None and end != ids["eos_token_id"]:
+        config["eos_token_id"] = [ids["eos_token_id"], end]
+    return config
+
+
+def _select_strategy(model: LazyModel) -> str:
+    length = model.vision.class_token_length
+    if length > 1:
+        raise ValueError(
+            f"class_token_length is {length}; a llava-hf folder can drop one class token or none"
+        )
+    return "default" if length == 1 else "full"
+
+
+def _write_tokenizer(
+    model: LazyModel, source: Path, folder: Path, vocab_multiple: int
+) -> tuple[ImageToken, dict[str, int | None]]:
+    check_vocabulary(source, model.language.vocab_size)
+    file = source / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{source} has no tokenizer.json, which a llava-hf folder needs")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    roles = read_roles(source)
+    template = model.config.data.conv_template
+    set_bos(content, roles.get("bos_token"), ADDS_BOS.get(template, True))
+    (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
+    write_fast_tokenizer(
+        folder, content, roles, chat_template(template, roles["eos_token"]), model.language.max_positions
+    )
+    loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    filler = next((roles[role] for role in ("unk_token", "bos_token") if role in roles), None)
+    image = ImageToken(
+        id=image_id,
+        rows=padded_vocab_size(max(model.language.vocab_size, image_id + 1), vocab_multiple, 1),
+        fill_row=(loaded.token_to_id(filler) if filler else None) or 0,
+    )
+    return image, token_ids(loaded, roles)

@@ -1,0 +1,117 @@
+"""A LLaVA model as haotian-liu/LLaVA's own folder: what the `llava` package and VLMEvalKit's `llava_v1.5_*`
+load.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from neva.convert.lazy_model import LazyModel
+from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
+from neva.families.tables import LLAVA_ORIGINAL, TOWER, language_table, projector_table, tower_table
+from neva.formats.hf_folder import write_json, write_weights
+from neva.formats.hf_tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
+from neva.weights.lazy import Filtered, log_progress
+
+logger = logging.getLogger(__name__)
+
+TOWER_FOLDER = "vision_tower"
+
+
+def write_llava_original(
+    model: LazyModel, folder: Path, dtype: torch.dtype | None, target: Path, tower_name: str | None
+) -> None:
+    """Writes weights, configuration and tokenizer into the empty `folder`, which will be `target`.
+
+    A tower that is bit-equal to a folder's is only referenced, by `tower_name` or by that folder; another one
+    is stored among the weights, and beside them as a folder of its own that `mm_vision_tower` names.
+    ValueError for a model that the `llava` package cannot build: a tower other than CLIP, a language model
+    other than LLaMA.
+    """
+    check_exportable(model)
+    if advice := name_advice(target.name):
+        logger.warning("%s", advice)
+    model = model.rounded(dtype)
+    with model.tokenizer_dir() as tokenizer_dir:
+        check_vocabulary(tokenizer_dir, model.language.vocab_size)
+        copy_portable(tokenizer_dir, folder)
+    tokenizer = folder / "tokenizer.json"
+    ids = token_ids(Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None, read_roles(folder))
+    written = model.dtype
+    width = model.vision.hidden_size
+    table = language_table(model.language, LLAVA_ORIGINAL)
+    table += projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_ORIGINAL)
+    reference = model.tower_reference
+    if reference is None:
+        table += tower_table(model.tower_shapes, LLAVA_ORIGINAL.tower)
+        (folder / TOWER_FOLDER).mkdir()
+        _write_tower(model, folder / TOWER_FOLDER)
+    tower = tower_name or str((reference or target / TOWER_FOLDER).resolve())
+    config = original_config(model, ids, written, tower, trained=reference is None)
+    write_json(folder / "config.json", config)
+    weights = Filtered(model.weights, *table.native_names)
+    write_weights(folder, log_progress(table.to_hf(weights), len(table.hf_names), str(target)))
+
+
+def name_advice(name: str) -> str | None:
+    """What is wrong with a folder's name, from which the `llava` package guesses what it holds; None: nothing.
+
+    Source: haotian-liu/LLaVA, `load_pretrained_model` in llava/model/builder.py.
+    """
+    if "llava" not in name.lower():
+        return (
+            f"the llava package loads {name!r} as a text model: rename the folder, with 'llava' in its name"
+        )
+    wrong = [word for word in ("lora", "mpt", "mistral") if word in name.lower()]
+    if wrong:
+        return f"the llava package takes {name!r} for another kind of model: rename the folder, without {wrong[0]!r}"
+    return None
+
+
+def check_exportable(model: LazyModel) -> None:
+    """ValueError for a model that haotian-liu/LLaVA has no classes for."""
+    if model.vision.model_type != "clip" or model.vision.class_token_length != 1:
+        raise ValueError(f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}")
+    shape = model.language
+    if shape.qkv_bias or shape.qk_norm or shape.sliding_window is not None:
+        raise ValueError(
+            "the original LLaVA layout has LLaMA language models only; export the llava-hf layout instead"
+        )
+
+
+def original_config(
+    model: LazyModel, ids: dict[str, int | None], dtype: torch.dtype, tower: str, trained: bool
+) -> dict[str, Any]:
+    """The content of `config.json`; `tower` is the value of `mm_vision_tower`."""
+    return {
+        **text_config(model.language, dtype, ids),
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "mm_projector_type": model.config.mm_cfg.mm_mlp_adapter_type,
+        "mm_hidden_size": model.vision.hidden_size,
+        "mm_vision_tower": tower,
+        "mm_vision_select_layer": model.vision.select_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad" if model.config.data.image_aspect_ratio == "pad" else "square",
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "unfreeze_mm_vision_tower": trained,
+        "use_mm_proj": True,
+        "tokenizer_model_max_length": model.language.max_positions,
+        "torch_dtype": dtype_name(dtype),
+    }
+
+
+def _write_tower(model: LazyModel, folder: Path) -> None:
+    """The tower as a folder of its own, with the names that transformers 4 and 5 both load."""
+    config = vision_config(model.vision, model.dtype, model.has_pooling_head)
+    write_json(folder / "config.json", {**config, "architectures": ["CLIPVisionModel"]})
+    if model.image_processor is not None:
+        write_json(folder / "preprocessor_config.json", model.image_processor)
+    table = tower_table(model.tower_shapes, "vision_model.")
+    write_weights(folder, table.to_hf(Filtered(model.weights, TOWER)))

@@ -1,0 +1,147 @@
+"""From a conversation to token ids and labels: one tokenisation, loss flags by character position."""
+
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+from transformers import PreTrainedTokenizerFast
+
+from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
+from neva.errors import SampleError
+from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
+
+
+def encode(
+    segments: Sequence[Segment],
+    tokenizer: PreTrainedTokenizerFast,
+    image_tokens: int,
+    bos: bool,
+    max_length: int,
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of the same length, not shifted, at most `max_length`.
+
+    Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
+    LLaVA's `tokenizer_image_token`; a placeholder becomes `image_tokens` times `IMAGE_TOKEN_ID`. A token
+    carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
+    beginning-of-sequence token first, where it has one. Text beyond `max_length` is cut from the right; an
+    image there is a `SampleError`, as is a special token written by a user.
+    """
+    _check_special_tokens(segments, tokenizer)
+    has_bos = bos and tokenizer.bos_token_id is not None
+    input_ids = [tokenizer.bos_token_id] if has_bos else []
+    labels = [IGNORE_INDEX] * len(input_ids)
+    ends = list(accumulate(len(segment.text) for segment in segments))
+    # The last one also for a token without characters at the very end.
+    has_loss = [segment.has_loss for segment in segments] + [segments[-1].has_loss]
+    chunk_start = 0
+    for number, chunk in enumerate("".join(segment.text for segment in segments).split(IMAGE_PLACEHOLDER)):
+        if number:
+            input_ids += [IMAGE_TOKEN_ID] * image_tokens
+            labels += [IGNORE_INDEX] * image_tokens
+        tokens = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        input_ids += tokens["input_ids"]
+        labels += [
+            token if has_loss[bisect_right(ends, chunk_start + first)] else IGNORE_INDEX
+            for token, (first, _) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        ]
+        chunk_start += len(chunk) + len(IMAGE_PLACEHOLDER)
+    if IMAGE_TOKEN_ID in input_ids[max_length:]:
+        raise SampleError(
+            f"the sequence of {len(input_ids)} tokens must be cut to encoder_seq_length={max_length}, "
+            "which would cut an image; raise encoder_seq_length or shorten the record"
+        )
+    return input_ids[:max_length], labels[:max_length]
+
+
+@dataclass(frozen=True)
+class ConversationEncoder:
+    """Everything that decides which ids a conversation becomes; training and inference share one."""
+
+    tokenizer: PreTrainedTokenizerFast
+    template: Template
+    image_tokens: int
+    max_length: int
+    sep_image_conv_front: bool
+
+    def sample(
+        self, turns: Sequence[Turn], image_count: int, system: str | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and unshifted labels of a training sample; `SampleError` when no label is left."""
+        segments = self._render(turns, image_count, system)
+        input_ids, labels = encode(
+            segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, self.max_length
+        )
+        # The first position has no predecessor that could predict it.
+        if all(label == IGNORE_INDEX for label in labels[1:]):
+            raise SampleError(
+                f"no token carries loss within encoder_seq_length={self.max_length}; "
+                "the answers are missing or cut off"
+            )
+        return input_ids, labels
+
+    def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
+        """Ids of a question up to where the answer begins: the training sample's, so far as it is the
+        same."""
+        segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
+        whole, _ = encode(
+            segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, max_length=sys.maxsize
+        )
+        if len(whole) > self.max_length:
+            raise SampleError(
+                f"the prompt takes {len(whole)} tokens, more than encoder_seq_length={self.max_length}; "
+                "shorten it"
+            )
+        return whole
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the tokenizer's end of sequence and the template's own special end."""
+        ids = {self.tokenizer.eos_token_id}
+        if self.template.end in self.template.special_tokens:
+            ids.add(self.tokenizer.convert_tokens_to_ids(str(self.template.end)))
+        return tuple(ids)
+
+    @property
+    def end_strings(self) -> tuple[str, ...]:
+        """Text that ends an answer: the template's end where that is no special token (`plain`'s new line)."""
+        end = self.template.end
+        return () if end is None or end in self.template.special_tokens else (end,)
+
+    def _render(self, turns: Sequence[Turn], image_count: int, system: str | None) -> list[Segment]:
+        placeholders = sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
+        if placeholders != image_count:
+            raise SampleError(
+                f"found {placeholders} {IMAGE_PLACEHOLDER} placeholders for {image_count} images; "
+                "each image needs exactly one"
+            )
+        if self.sep_image_conv_front and image_count:
+            turns = move_images_to_front(turns)
+        return render(self.template, turns, system, self.tokenizer.eos_token)
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> tuple[frozenset[str], re.Pattern[str]]:
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = (added | set(tokenizer.all_special_tokens)) - {IMAGE_PLACEHOLDER}
+    longest_first = sorted(special, key=len, reverse=True)
+    return frozenset(special), re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _check_special_tokens(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerFast) -> None:
+    special, pattern = _special_tokens(tokenizer)
+    for segment in segments:
+        if segment.is_special:
+            if segment.text not in special:
+                raise ValueError(
+                    f"the conversation template writes {segment.text!r}, which is not a special token of the "
+                    "tokenizer; add it there or choose another model.data.conv_template"
+                )
+        elif special and (found := pattern.search(segment.text)):
+            raise SampleError(
+                f"the text contains {found.group()!r}, which the tokenizer would read as a special token; "
+                "remove or rewrite it"
+            )

@@ -1,0 +1,136 @@
+"""Do all ranks run the same configuration, code and data? Hashes are compared before the first group is built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+import neva
+from neva.errors import ConfigError
+
+LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
+"""Packages whose version decides what is computed."""
+
+WEIGHTS = (
+    "model.mm_cfg.llm.from_pretrained",
+    "model.mm_cfg.vision_encoder.from_pretrained",
+    "model.mm_cfg.pretrain_mm_mlp_adapter",
+    "model.restore_from_path",
+    "model.tokenizer.type",
+    "model.tokenizer.model",
+)
+
+_FIRST_WORD_S = 3.0
+_BLOCK_BYTES = 1 << 20
+
+
+class RankMismatch(ConfigError):
+    """Ranks differ. Rank 0's says which and in what, the others' are empty: one sentence for the whole run."""
+
+
+def fingerprint(cfg: DictConfig) -> dict[str, str]:
+    """Returns what has to be the same on every rank: every key, the code's versions and the identity of the files.
+
+    A data file counts by its content, weights and tokenizers by the names and sizes of their files.
+    """
+    found = {f"key {name}": value for name, value in _flat(OmegaConf.to_container(cfg, resolve=True), "")}
+    found["neva's code"] = f"{neva.__version__} {_digest_of_code(Path(neva.__file__).parent)}"
+    found["Python"] = ".".join(map(str, sys.version_info[:3]))
+    found |= {name: _version(name) for name in LIBRARIES}
+    data = Path(cfg.model.data.data_path)
+    if data.is_file():
+        found[f"content of {data}"] = _digest_of_file(data)
+    for key in WEIGHTS:
+        source = OmegaConf.select(cfg, key)
+        if source is not None and Path(source).exists():
+            found[f"files of {source}"] = _listing(Path(source))
+    return found
+
+
+def compare_ranks(mine: Mapping[str, str]) -> None:
+    """Compares the fingerprint of all ranks; called by every rank.
+
+    Raises:
+        RankMismatch: they differ; on rank 0 with the rank, the host and both values.
+    """
+    digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
+    if len(set(_gathered(digest))) == 1:
+        return
+    all_facts, hosts = _gathered(dict(mine)), _gathered(socket.gethostname())
+    if dist.get_rank() == 0:
+        raise RankMismatch(disagreement(all_facts, hosts))
+    # a launcher that sees one process end may kill the others: rank 0 speaks first
+    time.sleep(_FIRST_WORD_S)
+    raise RankMismatch("")
+
+
+def disagreement(all_facts: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> str:
+    """Returns the sentence on the first rank that differs from rank 0, and how many more do."""
+    differing = [rank for rank, theirs in enumerate(all_facts) if theirs != all_facts[0]]
+    rank, first = differing[0], all_facts[0]
+    names = sorted(
+        name for name in first.keys() | all_facts[rank].keys() if first.get(name) != all_facts[rank].get(name)
+    )
+    name = names[0]
+    more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+    others = f" (so do {len(differing) - 1} other ranks)" if len(differing) > 1 else ""
+    return (
+        f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}{others}: {name} is "
+        f"{all_facts[rank].get(name, 'absent')} there and {first.get(name, 'absent')} on rank 0{more}; start every "
+        "rank with the same command, code and files"
+    )
+
+
+def _gathered(value: Any) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _flat(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _flat(value, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, json.dumps(node)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _digest_of_code(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return f"{path.stat().st_size} bytes, sha256 {digest.hexdigest()[:12]}"
+
+
+def _listing(source: Path) -> str:
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    sizes = [(str(path.relative_to(source)), path.stat().st_size) for path in files]
+    total = sum(size for _, size in sizes)
+    return (
+        f"{total} bytes in {len(sizes)} files, {hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:12]}"
+    )

@@ -1,0 +1,97 @@
+"""AdamW on the shares of FSDP, with the face of Megatron's optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.optimizer import OptimizerConfig
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from neva.distributed.fsdp.sharding import SHARD, FullyShardedModel, local
+from neva.optim.megatron import is_inside, is_vector
+
+CLIP_EPSILON = 1e-6
+"""Megatron's addend to the norm before it divides by it."""
+
+
+class ShardedAdamW:
+    """Each rank updates its share of every trained parameter; the gradient norm is that of the whole model.
+
+    Args:
+        chunk: the model in shares.
+        optim_cfg: `model.optim`.
+        lr_ratios: factor on the learning rate by part; absent means 1.
+        clip_grad: largest global gradient norm; 0 switches clipping off.
+    """
+
+    def __init__(
+        self,
+        chunk: FullyShardedModel,
+        optim_cfg: DictConfig,
+        lr_ratios: Mapping[str, float],
+        clip_grad: float,
+    ) -> None:
+        named = chunk.module.named_parameters()
+        self.named = {name: parameter for name, parameter in named if parameter.requires_grad}
+        self.config = OptimizerConfig(params_dtype=chunk.config.params_dtype, clip_grad=clip_grad)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.named, lr_ratios, optim_cfg.weight_decay),
+            lr=optim_cfg.lr,
+            betas=tuple(optim_cfg.betas),
+            eps=self.config.adam_eps,
+            fused=True,
+        )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups with their `lr_mult`, `wd_mult` and current `lr`."""
+        return self.optimizer.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Frees the gradients."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self) -> tuple[bool, float, None]:
+        """Clips and updates. Returns whether it did, the gradient norm before clipping (0 without), and None."""
+        norm = self._clip() if self.config.clip_grad > 0 else 0.0
+        self.optimizer.step()
+        return True, norm, None
+
+    def get_loss_scale(self) -> Tensor:
+        """One: there is no float16 here."""
+        return torch.ones(1)
+
+    def _clip(self) -> float:
+        gradients = [local(parameter.grad) for parameter in self.named.values()]
+        norm = total_norm(gradients, next(iter(self.named.values())))
+        factor = self.config.clip_grad / (norm + CLIP_EPSILON)
+        if factor < 1:
+            torch._foreach_mul_(gradients, factor)
+        return norm
+
+
+def total_norm(shares: list[Tensor], parameter: nn.Parameter) -> float:
+    """Returns the norm over the shares of all ranks among which `parameter` is cut; copies of a share count once."""
+    assert isinstance(parameter, DTensor)
+    square = nn.utils.get_total_norm(shares).square().to(parameter.device_mesh.device_type)
+    dist.all_reduce(square, group=parameter.device_mesh.get_group(SHARD))
+    return float(square.sqrt())
+
+
+def parameter_groups(
+    named: Mapping[str, nn.Parameter], lr_ratios: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Returns groups as Megatron makes them: no decay for vectors, a learning-rate ratio by part."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        ratio = next((ratio for part, ratio in lr_ratios.items() if is_inside(part, name)), 1.0)
+        groups.setdefault((0.0 if is_vector(parameter) else 1.0, ratio), []).append(parameter)
+    return [
+        {"params": members, "wd_mult": wd_mult, "lr_mult": lr_mult, "weight_decay": weight_decay * wd_mult}
+        for (wd_mult, lr_mult), members in groups.items()
+    ]

@@ -1,0 +1,124 @@
+"""Checkpoints of a model in shares, under the names that Megatron's checkpoints have.
+
+A rank writes its rows of each tensor (`dim` 0, of uneven number, none where there are fewer rows than ranks) or, where
+whole tensors are wanted, rank 0 writes all of them. Any layout reads both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
+from neva.formats.nemo import VOCABULARY
+from neva.model.llava import NevaModel
+from neva.optim.optimizer_state import MAIN, MOMENTS
+
+Stored = dict[str, ShardedTensor]
+
+
+def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> Stored:
+    """Returns what this rank stores of the parts' weights, by name, in the precision that the model runs in."""
+    dtype = model.config.params_dtype
+    weights = {
+        name: value.to(dtype) if isinstance(value, DTensor) else value
+        for name, value in model.state_dict().items()
+        if name.split(".", 1)[0] in parts and isinstance(value, Tensor)
+    }
+    return _stored(weights, "", gather_full)
+
+
+def optimizer_state(optimizer: ShardedAdamW, is_loading: bool, gather_full: bool) -> dict[str, Stored]:
+    """Returns what this rank stores of the optimizer's state, by kind and name.
+
+    With `is_loading` an optimizer that has not stepped gets the state that is read into.
+    """
+    if is_loading:
+        _initialize(optimizer)
+    kinds = _kinds(optimizer)
+    if is_loading and MAIN in kinds:
+        # tensors are read in place, and the rounded weights are copied over these before they are used
+        kinds[MAIN] = {name: value.clone() for name, value in kinds[MAIN].items()}
+    return {kind: _stored(values, f"optimizer.state.{kind}.", gather_full) for kind, values in kinds.items()}
+
+
+def load_model(model: NevaModel, stored: Mapping[str, Tensor]) -> None:
+    """Copies what was read into this rank's share of the weights."""
+    _fill(dict(model.state_dict()), stored)
+
+
+def load_optimizer(optimizer: ShardedAdamW, stored: Mapping[str, Mapping[str, Tensor]], step: float) -> None:
+    """Copies what was read into this rank's share of the state; every parameter has taken `step` steps."""
+    for kind, values in _kinds(optimizer).items():
+        _fill(values, stored[kind])
+    for state in optimizer.optimizer.state.values():
+        state["step"].fill_(step)
+
+
+def _kinds(optimizer: ShardedAdamW) -> dict[str, dict[str, Tensor]]:
+    """Returns the tensors of the state, by kind and name; where the model runs in 16 bits, its float32 weights too."""
+    states = {name: optimizer.optimizer.state[parameter] for name, parameter in optimizer.named.items()}
+    kinds = {kind: {name: state[kind] for name, state in states.items() if kind in state} for kind in MOMENTS}
+    if optimizer.config.params_dtype != torch.float32:
+        kinds[MAIN] = {name: parameter.detach() for name, parameter in optimizer.named.items()}
+    return kinds
+
+
+def _initialize(optimizer: ShardedAdamW) -> None:
+    for parameter in optimizer.named.values():
+        if not optimizer.optimizer.state[parameter]:
+            step = torch.zeros((), device=local(parameter).device)
+            moments = {kind: torch.zeros_like(parameter.detach()) for kind in MOMENTS}
+            optimizer.optimizer.state[parameter] = {"step": step, **moments}
+
+
+def _stored(values: Mapping[str, Tensor], prefix: str, gather_full: bool) -> dict[str, ShardedTensor]:
+    """Returns the sharded form of tensors, without those of which this rank stores nothing."""
+    pieces = _whole(values) if gather_full else _shares(values)
+    return {
+        name: ShardedTensor(
+            key=prefix + name,
+            data=data,
+            dtype=data.dtype,
+            local_shape=tuple(data.shape),
+            global_shape=tuple(values[name].shape),
+            global_offset=(first_row, *(0,) * data.dim())[: data.dim()],
+            axis_fragmentations=None,  # pieces of uneven size
+            replica_id=copy,
+            allow_shape_mismatch=name in VOCABULARY,  # its padding depends on the layout
+        )
+        for name, data, first_row, copy in pieces
+    }
+
+
+def _shares(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
+    """Yields name, rows of this rank, number of the first, and number of the copy."""
+    for name, value in values.items():
+        if not isinstance(value, DTensor):
+            yield name, value, 0, dist.get_rank()
+            continue
+        mesh, rows = value.device_mesh, local(value)
+        names = mesh.mesh_dim_names or ()
+        first = mesh.get_local_rank(SHARD) * -(-value.shape[0] // mesh.size(names.index(SHARD)))
+        if rows.numel():
+            yield name, rows, first, mesh.get_local_rank(REPLICATE) if REPLICATE in names else 0
+
+
+def _whole(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
+    """Yields the same for whole tensors, joined one after the other by all ranks and kept by rank 0 in CPU memory."""
+    for name, value in values.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if dist.get_rank() == 0:
+            yield name, whole.cpu(), 0, 0
+
+
+def _fill(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    for name, tensor in stored.items():
+        target = targets[name]
+        (local(target) if isinstance(target, DTensor) else target).copy_(tensor)

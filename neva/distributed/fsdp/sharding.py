@@ -1,0 +1,178 @@
+"""FSDP: each data-parallel rank keeps a share of parameters, gradients and optimizer state (torch's `fully_shard`).
+
+A parameter is cut along its first dimension and joined for as long as its unit runs: a layer of the language model or
+of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is joined for
+the whole pass. Gradients are summed, never averaged: Megatron's schedule divides them by the label tokens of the
+global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed.data_parallel_base import _BaseDataParallel
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
+
+from neva.model.llava import NevaModel
+
+REPLICATE, SHARD = "replicate", "shard"
+REDUCE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+"""What `fsdp_grad_reduce_dtype` calls them."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What `model.fsdp_*` choose.
+
+    `strategy` is `full`, `grad` (parameters stay joined from the first forward to the last backward pass of a step) or
+    `hybrid` (shares within `node_ranks` neighbouring ranks, copies between them).
+    """
+
+    strategy: str
+    node_ranks: int
+    reduce_dtype: torch.dtype
+    cpu_offload: bool
+
+
+def sharding(model_cfg: DictConfig, node_ranks: int) -> Sharding | None:
+    """Returns what the resolved `model` section chooses for nodes of `node_ranks` processes; None without FSDP."""
+    if not model_cfg.fsdp:
+        return None
+    return Sharding(
+        model_cfg.fsdp_sharding_strategy,
+        node_ranks,
+        REDUCE_DTYPES[str(model_cfg.fsdp_grad_reduce_dtype)],
+        model_cfg.fsdp_cpu_offload,
+    )
+
+
+class FullyShardedModel(_BaseDataParallel):
+    """A model in shares, with the face that Megatron's schedule knows from its own data parallel."""
+
+    def __init__(self, model: NevaModel, choice: Sharding, device: torch.device) -> None:
+        super().__init__(config=model.config, module=model)
+        self.keeps_unsharded = choice.strategy == "grad"
+        # sums that wait for the last micro batch are kept in the reduction's precision
+        self.defers_replica_all_reduce = choice.strategy == "hybrid" and choice.reduce_dtype != torch.bfloat16
+        shard(model, choice, device)
+
+    def parameters_with_gradients(self) -> Iterator[nn.Parameter]:
+        """Yields the trained parameters; each has a gradient once a backward pass is done."""
+        return (parameter for parameter in self.module.parameters() if parameter.requires_grad)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Leaves for later what need not be sent with every micro batch.
+
+        Gradients are summed into shares each time: whole ones would take what sharding saved.
+        """
+        self._set_last_micro_batch(False)
+        try:
+            yield
+        finally:
+            self._set_last_micro_batch(True)
+
+    def _set_last_micro_batch(self, is_last: bool) -> None:
+        root = cast(FSDPModule, self.module)
+        if self.keeps_unsharded:
+            root.set_reshard_after_backward(is_last)
+        if self.defers_replica_all_reduce:
+            root.set_requires_all_reduce(is_last)
+
+    def finish_grad_sync(self, force_all_reduce: bool | None = False) -> None:
+        """Nothing: the backward pass has summed the gradients."""
+
+    def scale_gradients(self, scaling_factor: float | Tensor) -> None:
+        """Multiplies all gradients by one number."""
+        for parameter in self.parameters_with_gradients():
+            gradient = local(parameter.grad)
+            gradient.mul_(torch.as_tensor(scaling_factor, device=gradient.device))
+
+    def zero_grad_buffer(self) -> None:
+        """Frees the gradients."""
+        for parameter in self.module.parameters():
+            parameter.grad = None
+
+
+def fully_sharded(model: NevaModel, choice: Sharding, device: torch.device) -> FullyShardedModel:
+    """Cuts `model`, moves this rank's share to `device` unit by unit, and hooks it into Megatron's schedule."""
+    chunk = FullyShardedModel(model, choice, device)
+    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.no_sync_func = chunk.no_sync
+    return chunk
+
+
+def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
+    """Cuts the parameters of `model` in place; trained ones become float32 where the model runs in 16 bits."""
+    dtype = model.config.params_dtype
+    is_half = dtype == torch.bfloat16
+    for parameter in model.parameters():
+        if is_half and parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    offload: OffloadPolicy = (
+        CPUOffloadPolicy(pin_memory=device.type == "cuda") if choice.cpu_offload else OffloadPolicy()
+    )
+    options: dict[str, Any] = {
+        "mesh": mesh(choice, device),
+        "reshard_after_forward": choice.strategy != "grad",
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=dtype if is_half else None,
+            reduce_dtype=None if dtype == torch.float64 else choice.reduce_dtype,
+            cast_forward_inputs=False,  # rotary angles stay in float32
+        ),
+        "offload_policy": offload,
+    }
+    joined: list[nn.Module] = [*units(model), model]
+    for unit in joined:
+        fully_shard(unit, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to leave out the mean
+    model.encode_empty_batches = True
+
+
+def units(model: NevaModel) -> list[nn.Module]:
+    """Returns the modules that are joined one after the other; each is entered by its own `forward`."""
+    found: list[nn.Module] = []
+    if model.vision_tower is not None and model.projector is not None:
+        tower = model.vision_tower
+        if tower.has_layers:
+            unused = [getattr(tower.model, name) for name in ("head",) if hasattr(tower.model, name)]
+            found += [*tower.model.encoder.layers, *unused]
+        found += [tower, model.projector]
+    found += model.language_model.decoder.layers
+    if not model.share_embeddings_and_output_weights:
+        found += [model.language_model.embedding.word_embeddings, model.language_model.output_layer]
+    return found
+
+
+def mesh(choice: Sharding, device: torch.device) -> DeviceMesh:
+    """Returns the data (and context) parallel ranks as a line, or for `hybrid` as nodes times ranks of a node."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if choice.strategy != "hybrid":
+        return DeviceMesh.from_group(group, device.type, mesh_dim_names=(SHARD,))
+    shape = (group.size() // choice.node_ranks, choice.node_ranks)
+    return init_device_mesh(device.type, shape, mesh_dim_names=(REPLICATE, SHARD))
+
+
+def local(tensor: Tensor | None) -> Tensor:
+    """Returns this rank's share, which may be empty, as a view of the tensor's memory."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()

@@ -1,0 +1,169 @@
+"""Megatron's optimizer, its parameter groups, and the face that Lightning wants to see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    ParamPredicate,
+    ParamWithNamePredicate,
+    get_megatron_optimizer,
+)
+from megatron.core.optimizer_param_scheduler import ParamGroupOverride
+from omegaconf import DictConfig
+
+from neva.optim import offload
+from neva.optim.schedule import CosineAnnealing
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """Dynamic scale of the loss, which keeps float16 gradients in range.
+
+    It doubles after `loss_scale_window` steps without overflow and halves after `hysteresis` overflows.
+    """
+
+    initial_loss_scale: float
+    loss_scale_window: int
+    hysteresis: int
+
+
+def build_optimizer(
+    chunks: list[DistributedDataParallel],
+    optim_cfg: DictConfig,
+    lr_ratios: Mapping[str, float],
+    clip_grad: float,
+    dtype: torch.dtype,
+    distributed: bool = False,
+    loss_scale: LossScale | None = None,
+) -> MegatronOptimizer:
+    """Builds Megatron's AdamW over the trainable parameters; frozen ones get neither gradient memory nor state.
+
+    Args:
+        chunks: wrapped model chunks of this rank.
+        optim_cfg: `model.optim`.
+        lr_ratios: factor on the learning rate by part (`vision_tower`, `projector`, …); absent means 1.
+        clip_grad: largest global gradient norm; 0 switches clipping off.
+        dtype: of the parameters; bfloat16 and float16 add float32 main weights.
+        distributed: shards main weights and state over the data-parallel ranks.
+        loss_scale: needed with float16; a step whose gradients overflow is skipped and lowers it.
+    """
+    is_fp16 = dtype == torch.float16
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=optim_cfg.lr,
+        min_lr=optim_cfg.sched.min_lr,
+        weight_decay=optim_cfg.weight_decay,
+        adam_beta1=optim_cfg.betas[0],
+        adam_beta2=optim_cfg.betas[1],
+        clip_grad=clip_grad,
+        bf16=dtype == torch.bfloat16,
+        fp16=is_fp16,
+        **(asdict(loss_scale) if is_fp16 and loss_scale else {}),
+        params_dtype=dtype,
+        use_distributed_optimizer=distributed,
+    )
+    optimizer = get_megatron_optimizer(config, chunks, _overrides(lr_ratios))
+    if is_fp16:
+        chunks[0].config.grad_scale_func = optimizer.scale_loss
+    for group in optimizer.param_groups:
+        group["weight_decay"] = optim_cfg.weight_decay * group["wd_mult"]
+        if not torch.cuda.is_available():
+            group["fused"] = True  # one kernel a tensor instead of a dozen
+    return optimizer
+
+
+def _overrides(lr_ratios: Mapping[str, float]) -> dict[ParamKey, ParamGroupOverride]:
+    """Maps parameters to what is special about them: no decay for vectors, a learning-rate ratio by part."""
+    vectors = ParamPredicate(name="vectors", fn=is_vector)
+    overrides = {ParamKey(predicate=vectors): ParamGroupOverride(wd_mult=0.0)}
+    for part, ratio in lr_ratios.items():
+        if ratio != 1.0:
+            inside = partial(_is_parameter_inside, part)
+            key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=part, fn=inside))
+            overrides[key] = ParamGroupOverride(lr_mult=ratio)
+    return overrides
+
+
+def is_vector(parameter: torch.nn.Parameter) -> bool:
+    """Whether a parameter is one that does not decay."""
+    return parameter.dim() == 1
+
+
+def is_inside(part: str, name: str) -> bool:
+    """Whether the parameter called `name` belongs to a part."""
+    return re.search(rf"(^|\.){part}\.", name) is not None
+
+
+def _is_parameter_inside(part: str, _: torch.nn.Parameter, name: str) -> bool:
+    return is_inside(part, name)
+
+
+class OptimizerProtocol(Protocol):
+    """What a step asks of an optimizer, Megatron's or FSDP's."""
+
+    config: OptimizerConfig
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def step(self) -> tuple[bool, float | None, Any]: ...
+
+    def get_loss_scale(self) -> torch.Tensor: ...
+
+
+class LightningOptimizerAdapter(torch.optim.Optimizer):
+    """Megatron's optimizer as Lightning's step counter sees it. The strategy saves its state, not Lightning."""
+
+    def __init__(
+        self,
+        megatron: OptimizerProtocol,
+        schedule: CosineAnnealing,
+        offloaded_from: torch.device | None = None,
+    ) -> None:
+        """`offloaded_from` is the device of a step when the state waits in CPU memory between steps."""
+        # torch's constructor would refuse the empty list of a rank that trains nothing and copy all parameters
+        self.megatron = megatron
+        self.schedule = schedule
+        self.state: dict[Any, Any] = {}  # type: ignore[assignment]
+        self.defaults: dict[str, Any] = {}
+        self.grad_norm = 0.0
+        self.offloaded_from = offloaded_from
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.megatron.param_groups
+
+    def set_step(self, step: int) -> float:
+        """Sets the learning rate of optimizer step `step` in every group and returns the base rate."""
+        lr = self.schedule(step)
+        for group in self.megatron.param_groups:
+            group["lr"] = lr * group["lr_mult"]
+        return lr
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
+        device = self.offloaded_from
+        with nullcontext() if device is None else offload.state_on_device(self.megatron, device):
+            _, grad_norm, _ = self.megatron.step()
+        self.grad_norm = float(grad_norm or 0.0)  # none of a step that overflowed and was skipped
+
+    def loss_scale(self) -> dict[str, float]:
+        """Returns the loss scale, as a metric; nothing where there is none."""
+        return {"loss_scale": float(self.megatron.get_loss_scale())} if self.megatron.config.fp16 else {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.megatron.zero_grad(set_to_none)

@@ -1,0 +1,38 @@
+"""Optimizer state that waits in CPU memory while the model computes, and comes back for the step.
+
+Activations are gone when the optimizer steps, so the two never need GPU memory at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from neva.optim.optimizer_state import members
+
+CPU = torch.device("cpu")
+STEP = "step"
+"""Adam's counter, which torch keeps on the CPU anyway."""
+
+
+@contextmanager
+def state_on_device(optimizer: Any, device: torch.device) -> Iterator[None]:
+    """Has main weights and Adam's state on `device` inside, in CPU memory afterwards."""
+    move(optimizer, device)
+    yield
+    move(optimizer, CPU)
+
+
+def move(optimizer: Any, device: torch.device) -> None:
+    """Moves the main weights and the state of a Megatron optimizer over 16-bit parameters."""
+    for member in members(optimizer):
+        for group in member.optimizer.param_groups:
+            for main in group["params"]:
+                main.data = main.data.to(device)
+        for state in member.optimizer.state.values():
+            for kind, tensor in state.items():
+                if kind != STEP:
+                    state[kind] = tensor.to(device)

@@ -1,0 +1,247 @@
+"""Bytes that a forward pass keeps for its backward pass, and those that are needed for a moment.
+
+Every tensor below is named after the operation of `neva.model` that saves it. Tests count the real saved tensors and
+the peak of a forward and a backward pass on a CPU; on a GPU the same operations save the same tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from neva.families.configs import VisionConfig, padded_vocab_size
+from neva.planner.state import FLOAT32, PRECISION_BYTES
+from neva.planner.tensors import (
+    LANGUAGE,
+    PROJECTOR,
+    TOWER,
+    ModelSpec,
+    Split,
+    layer_shapes,
+    projector_depth,
+    tower_layers_run,
+)
+
+
+@dataclass(frozen=True)
+class MicroBatchSpec:
+    """What one micro batch brings, and how much is recomputed.
+
+    `recompute_layers` counts the layers of a unit (method uniform) or the recomputed layers of a stage (block).
+    """
+
+    precision: str
+    micro_batch_size: int
+    sequence_length: int
+    images: int
+    label_share: float
+    recompute: str | None
+    recompute_method: str
+    recompute_layers: int
+    context: int
+    sequence_parallel: bool
+    fused_norm: bool
+    """On a GPU torch's RMSNorm keeps its input and a number a row; elsewhere float32 copies of input and result."""
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation's element."""
+        return PRECISION_BYTES[self.precision]
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a micro batch on one rank."""
+        return self.micro_batch_size * self.sequence_length // self.context
+
+    @property
+    def label_tokens(self) -> int:
+        """Positions with a loss among `tokens`."""
+        return round(self.tokens * self.label_share)
+
+
+@dataclass(frozen=True)
+class SavedActivations:
+    """Bytes that one micro batch keeps on a rank until its backward pass."""
+
+    layers: int
+    vision_tower: int
+    projector: int
+    logits: int
+
+
+@dataclass(frozen=True)
+class PeakWorkspace:
+    """Bytes that are needed for a moment, never two of them together."""
+
+    vision_tower: int
+    logits: int
+    layer: int
+
+    @property
+    def largest(self) -> int:
+        """The highest of the moments."""
+        return max(self.vision_tower, self.logits, self.layer)
+
+
+def saved(model: ModelSpec, split: Split, work: MicroBatchSpec) -> SavedActivations:
+    """Counts what one micro batch keeps on a rank of a stage."""
+    number, hidden = model.language.num_layers // split.pipeline, _hidden(model, split, work)
+    one = layer_bytes(model, split, work)
+    if work.recompute == "full" and work.recompute_method == "uniform":
+        layers = -(-number // work.recompute_layers) * hidden
+    elif work.recompute == "full":
+        kept = min(work.recompute_layers, number)
+        layers = kept * hidden + (number - kept) * one
+    else:
+        layers = number * one
+    # The last stage has a final norm; the schedule holds what the others sent on.
+    layers += _norm_bytes(model, split, work) if split.is_last else hidden
+    return SavedActivations(
+        layers=layers,
+        vision_tower=tower_bytes(model, split, work) if split.is_first else 0,
+        projector=_projector_bytes(model, split, work) if split.is_first else 0,
+        logits=_logits_bytes(model, split, work) if split.is_last else 0,
+    )
+
+
+def _hidden(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Bytes of the residual stream."""
+    ways = split.tensor if work.sequence_parallel else 1
+    return work.tokens * model.language.hidden_size * work.width // ways
+
+
+def _norm_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Counts what an RMSNorm of the decoder saves."""
+    if work.fused_norm:
+        return _hidden(model, split, work) + work.tokens * FLOAT32
+    copies = 1 + (LANGUAGE in model.trained_parts)
+    return copies * FLOAT32 * _hidden(model, split, work) // work.width
+
+
+def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Counts what one decoder layer saves when it is not recomputed as a whole."""
+    hidden = _hidden(model, split, work)
+    inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
+    total = 2 * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
+    total += (
+        4 * inner
+    )  # output of linear_fc1 (gate and up), SiLU of the gate, up plus Megatron's offset of zero
+    if LANGUAGE in model.trained_parts:
+        total += 2 * hidden + inner  # inputs of linear_qkv, linear_fc1 and linear_fc2
+    return total
+
+
+def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Counts what lies between the outputs of linear_qkv and the input of linear_proj."""
+    shape, tokens = model.language, work.tokens
+    queries = tokens * shape.num_heads * shape.head_dim * work.width // split.tensor
+    keys = tokens * shape.num_query_groups * shape.head_dim * work.width // split.tensor
+    is_trained, is_kept = LANGUAGE in model.trained_parts, work.recompute != "selective"
+    is_gathered = work.context > 1 and is_kept
+    total = queries  # queries after RoPE
+    total += (
+        2 * keys * work.context if is_gathered else keys
+    )  # and keys; under context parallel those of all ranks
+    if not is_gathered or shape.qk_norm:
+        total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
+    if shape.qk_norm and shape.num_heads != shape.num_query_groups:
+        total += queries  # grouped queries are copied before their norm
+    # Cosine and sine, for queries and for keys.
+    total += 4 * work.sequence_length // work.context * shape.head_dim * work.width
+    # Attention's output and the input of linear_proj, which are one tensor where the sequence is whole.
+    total += queries * (is_kept + is_trained if work.context > 1 else is_kept or is_trained)
+    if is_kept:
+        total += tokens * shape.num_heads // split.tensor * FLOAT32  # attention's log sums
+    if shape.sliding_window and work.sequence_length > shape.sliding_window:
+        total += work.sequence_length**2 // work.context * work.width  # the mask
+    return total
+
+
+def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    is_trained = PROJECTOR in model.trained_parts
+    if not is_trained and TOWER not in model.trained_parts:
+        return 0
+    patches = _images(split, work) * model.vision.num_tokens
+    depth = projector_depth(model.adapter_type)
+    widths = (depth - 1) * model.language.hidden_size  # inputs of GELU
+    if is_trained:  # inputs of the linear layers
+        widths += model.vision.hidden_size + (depth - 1) * model.language.hidden_size
+    return patches * widths * work.width
+
+
+def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Counts what a trained tower saves."""
+    if TOWER not in model.trained_parts:
+        return 0
+    vision = model.vision
+    tokens = _images(split, work) * _tower_tokens(vision)
+    # Norms: 2 inputs, 2 outputs; queries, keys, values; attention's output.
+    widths = 8 * vision.hidden_size
+    # Input and output of the activation, and QuickGELU's sigmoid.
+    widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
+    sums = vision.num_heads * FLOAT32
+    pixels = 3 * vision.image_size**2 * _images(split, work) * work.width
+    return tokens * tower_layers_run(vision) * (widths * work.width + sums) + pixels
+
+
+def _images(split: Split, work: MicroBatchSpec) -> int:
+    """Images that a rank encodes: tensor- and context-parallel ranks share them out."""
+    return -(-work.images // (split.tensor * work.context))
+
+
+def _tower_tokens(vision: VisionConfig) -> int:
+    return vision.num_tokens + vision.class_token_length
+
+
+def _logits_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Softmax over the vocabulary in float32 and the hidden states of the label positions."""
+    rows = work.label_tokens * model.language.hidden_size * work.width
+    return work.label_tokens * _columns(model, split) * FLOAT32 + rows * (LANGUAGE in model.trained_parts)
+
+
+def _columns(model: ModelSpec, split: Split) -> int:
+    rows = padded_vocab_size(model.language.vocab_size, model.vocab_divisible_by, split.tensor)
+    return rows // split.tensor
+
+
+def transient(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorkspace:
+    """Estimates the moments: a tower that only runs forward, logits on their way, one layer going backward."""
+    shape, vision = model.language, model.vision
+    tower = 0
+    if split.is_first and TOWER not in model.trained_parts:
+        images = _images(split, work)
+        tower = (
+            images
+            * _tower_tokens(vision)
+            * (3 * vision.hidden_size + 2 * vision.ffn_hidden_size)
+            * work.width
+        )
+        tower += images * vision.num_tokens * 2 * shape.hidden_size * work.width  # the projector's
+    logits = 0
+    if split.is_last:
+        columns = _columns(model, split)
+        # In the model's precision, or their gradient; and the gradient of the head before it joins the buffer.
+        logits = work.label_tokens * columns * work.width
+        if columns * split.tensor != shape.vocab_size:
+            logits += work.label_tokens * columns * FLOAT32  # with the padding masked
+        logits += columns * shape.hidden_size * work.width * (LANGUAGE in model.trained_parts)
+    return PeakWorkspace(tower, logits, _layer_moment(model, split, work))
+
+
+def _layer_moment(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Estimates the backward pass of the last layer's gated activation, or of its largest matrix if that takes more.
+
+    The recomputed unit is there, and gradients of the activation's inputs and outputs; logits, final norm and the
+    input of linear_fc2 are gone.
+    """
+    is_trained = LANGUAGE in model.trained_parts
+    hidden = _hidden(model, split, work)
+    inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
+    matrix = max(math.prod(shape) for shape in layer_shapes(model.language, split.tensor)) * work.width
+    total = hidden + max((5 - is_trained) * inner, is_trained * matrix)
+    if work.recompute == "full":
+        units = work.recompute_layers if work.recompute_method == "uniform" else 1
+        total += units * layer_bytes(model, split, replace(work, recompute=None)) - hidden
+    if split.is_last:
+        total -= _logits_bytes(model, split, work) + _norm_bytes(model, split, work)
+    return total

@@ -1,0 +1,128 @@
+"""The planner's tables: ranked layouts, the stages of the best, and what was compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from neva.errors import as_typed
+from neva.planner.estimate import Job, Plan, StageMemory
+from neva.planner.job import keys
+
+GIB = 1024**3
+SHARDING_NAMES = {
+    "none": "-",
+    "optimizer": "optimizer",
+    "fsdp_grad": "FSDP grad",
+    "fsdp_hybrid": "FSDP hybrid",
+    "fsdp_full": "FSDP full",
+}
+ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
+    ("parameters", lambda stage: stage.state.parameters),
+    ("  vision tower", lambda stage: stage.state.parameters_by_part["vision_tower"]),
+    ("  projector", lambda stage: stage.state.parameters_by_part["projector"]),
+    ("gradients", lambda stage: stage.state.gradients),
+    ("optimizer", lambda stage: stage.state.optimizer),
+    ("activations", lambda stage: stage.activations),
+    ("  layers", lambda stage: int(stage.in_flight * stage.saved.layers)),
+    ("  vision tower", lambda stage: stage.images_in_flight * stage.saved.vision_tower),
+    ("  projector", lambda stage: stage.images_in_flight * stage.saved.projector),
+    ("  logits", lambda stage: stage.saved.logits),
+    ("workspace", lambda stage: stage.workspace),
+    ("peak", lambda stage: stage.peak),
+]
+LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank"
+BASIS = """\
+parameters, gradients, optimizer: exact, against what training allocates on a CPU
+  (FSDP full and grad as well; hybrid against nothing)
+activations: counted, against saved tensors on a CPU, within 3 %
+workspace: estimated; with the activations, against the peak of a forward and a
+  backward pass on a CPU: 1 % below to 13 % above; Adam's step: against nothing"""
+
+
+def show(job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gib: float, top: int) -> None:
+    """Prints the report."""
+    console = Console(highlight=False, markup=False)
+
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, soft_wrap=True)
+
+    fitting = [found for found in ranked if found.peak <= limit]
+    line(
+        f"{job.gpus} GPUs of {memory_gib:g} GiB, {reserve_gib:g} of them reserved; {job.precision}, global batch "
+        f"{job.global_batch_size}, micro batch {job.micro_batch_size}\n"
+        f"assumed: {job.sequence_length:,} positions in a sequence, {job.label_share:.0%} of them with a loss, "
+        f"{job.images_per_sample} image(s)\n"
+        f"{len(fitting)} of {len(ranked)} layouts fit; those that differ in recomputation or VP only share a line\n"
+        f"{LEGEND}\n"
+    )
+    if not ranked:
+        line("no layout: sizes or the batch cannot be divided among these GPUs", style="bold red")
+        return
+    rows = best_of_each(ranked)
+    console.print(layout_table(rows[:top], limit))
+    best = ranked[0]
+    line("\nstages of the first, GiB on each rank")
+    console.print(stage_table(best))
+    line(f"\n{BASIS}\n")
+    if not fitting:
+        line("nothing fits: more GPUs, or a smaller model.micro_batch_size", style="bold red")
+        return
+    chosen = "\n".join(f"  {path}={as_typed(value)}" for path, value in keys(job, best.layout).items())
+    line(f"keys of the first:\n{chosen}")
+
+
+def best_of_each(ranked: list[Plan]) -> list[Plan]:
+    """Returns the first plan of each TP x PP x CP and sharding: the others differ in recomputation or interleaving."""
+    first: dict[tuple[object, ...], Plan] = {}
+    for found in ranked:
+        layout = found.layout
+        first.setdefault((layout.tensor, layout.pipeline, layout.context, layout.sharding), found)
+    return list(first.values())
+
+
+def layout_table(rows: list[Plan], limit: int) -> Table:
+    """Returns the ranked layouts."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("", "DP", "TP", "PP", "VP", "CP"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("SP", "sharded", "recompute"):
+        table.add_column(column, no_wrap=True)
+    for column in ("batches", "bubble", "GiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    for number, found in enumerate(rows, 1):
+        layout = found.layout
+        table.add_row(
+            *(str(size) for size in (number, layout.data, layout.tensor, layout.pipeline)),
+            str(layout.virtual or "-"),
+            str(layout.context),
+            "yes" if layout.sequence_parallel else "-",
+            SHARDING_NAMES[layout.sharding],
+            layout.recompute or "-",
+            str(found.micro_batches),
+            f"{found.bubble:.0%}",
+            _gib(found.peak),
+            "yes" if found.peak <= limit else "no",
+            style=None if found.peak <= limit else "dim",
+        )
+    return table
+
+
+def stage_table(found: Plan) -> Table:
+    """Returns what each stage's ranks hold, a column a stage."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for stage in found.stages:
+        table.add_column(f"stage {stage.stage}", justify="right")
+    table.add_row("layers", *(str(stage.layers) for stage in found.stages))
+    table.add_row("micro batches in flight", *(f"{stage.in_flight:g}" for stage in found.stages))
+    for name, size in ROWS:
+        table.add_row(name, *(_gib(size(stage)) for stage in found.stages))
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"

@@ -1,0 +1,212 @@
+"""The command `neva` as a user types it: help, errors, exit codes, sweeps."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neva import cli
+from neva.commands.sweep import job_name
+from neva.config.compose import recipes
+from neva.config.load import load
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "nemo", "transformers", "lightning", "megatron", "pytorch_lightning")
+SECONDS = 2.0
+"""What a user waits at most for help or for a wrong word; 0.3 to 0.6 s were measured."""
+
+
+def run(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python WORDS` with the package importable and no recipe in the environment but that given."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("NEMO_CONFIG", "WORLD_SIZE")
+    }
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env={**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def processor_s() -> float:
+    """Processor time of finished child processes, which other work on a busy machine does not lengthen."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["infer", "--help"], 0),
+        (["fly"], 2),
+        (["train"], 2),
+        (["train", "--config-name", "llava_7b"], 2),
+        (["train", "--config-name", "llava_7b_pretrain", "model.optim.lrr=1"], 2),
+        (["train", "--config-name", "llava_7b_pretrain", "model.fp8=true", "--dry-run"], 2),
+        (["infer", "--config-name", "llava_7b_inference", "inference.top_p=2"], 2),
+        (["train", "--config-name", "llava_7b_pretrain"], 1),
+        (["train", "--config-name", "llava_7b_inference"], 2),
+        (["infer", "--config-name", "llava_7b_pretrain", "--dry-run"], 2),
+        (["convert", "--help"], 0),
+        (["convert", "absent", "x.nemo"], 1),
+    ],
+)
+def test_help_and_errors_answer_at_once_and_load_nothing_heavy(
+    arguments: list[str], code: int, tmp_path: Path
+) -> None:
+    program = f"import sys; from neva.cli import main; code = main({arguments!r})"
+    ending = f"print('LOADED', *[m for m in {HEAVY!r} if m in sys.modules]); sys.exit(code)"
+    help_exits = f"try:\n    {program[12:]}\nexcept SystemExit as stop:\n    code = stop.code"
+    started = processor_s()
+    result = run("-c", f"import sys\n{help_exits}\n{ending}", cwd=tmp_path)
+    assert processor_s() - started < SECONDS
+    assert (result.returncode, result.stdout.splitlines()[-1].strip()) == (code, "LOADED")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_config_error_is_one_line(tmp_path: Path) -> None:
+    result = run("-m", "neva", "train", "--config-name", "llava_7b_pretrain", "model.lr=1", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "neva: unknown key model.lr; nearest: model.optim.lr\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_for"),
+    [
+        (["train", "-cn", "quickstart_inference"], "inference: use `neva infer`"),
+        (["train", "-m", "-cn", "quickstart_inference", "inference.seed=1,2"], "inference: use `neva infer`"),
+        (["infer", "-cn", "quickstart_pretrain"], "training: use `neva train`"),
+    ],
+)
+def test_a_recipe_for_the_other_verb_is_refused(
+    arguments: list[str], is_for: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"neva: the recipe is one for {is_for}")
+
+
+def test_a_run_without_its_files_lists_them_and_does_not_start(tmp_path: Path) -> None:
+    result = run(str(ROOT / "scripts/neva_pretrain.py"), cwd=tmp_path, NEMO_CONFIG="llava_7b_pretrain")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[:2] == [
+        "neva: model.data.data_path: no file at datasets/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+        "neva: model.data.image_folder: no folder at datasets/LLaVA-Pretrain/images",
+    ]
+    assert len(result.stderr.splitlines()) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_recipes_keys_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    for name in recipes():
+        assert (f"  {name} " in text) == (not name.endswith("_inference"))
+    assert "model.optim.lr " in text
+    assert "Peak learning rate." in text
+    assert "examples:" in text
+    assert "Vicuna 7B and CLIP ViT-L/14-336: stage 1" in text
+
+
+def test_only_verbs_that_work_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, verb in cli.VERBS.items():
+        assert f"  {name:<8} {verb.summary}" in text
+        module, _, function = verb.function.partition(":")
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        assert f"def {function}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+
+
+def test_options_and_overrides_may_stand_in_any_order() -> None:
+    options = cli._options("train", ["a.b=1", "--config-name", "x", "c=2", "--dry-run", "~d"])
+    assert (options.config_name, options.overrides, options.dry_run) == ("x", ["a.b=1", "c=2", "~d"], True)
+
+
+def test_output_and_sweep_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "-m", "-cn", "quickstart_pretrain", "--dry-run", "--output", "x.yaml"]) == 2
+    assert "each job writes into its own run folder" in capsys.readouterr().err
+
+
+def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "results").touch()  # so that each job names the folder that it cannot make
+    arguments = ["--multirun", "model.optim.lr=1e-4,1e-3", "exp_manager.exp_dir=results"]
+    script = str(ROOT / "scripts/neva_finetune.py")
+    result = run(script, *arguments, cwd=tmp_path, NEMO_CONFIG="quickstart_finetune")
+    assert result.returncode == 1
+    jobs = re.findall(r"the run folder results/(\S+) cannot be made", result.stderr)
+    assert jobs == ["quickstart_finetune-lr_0.0001", "quickstart_finetune-lr_0.001"]
+
+
+def test_a_sweep_with_a_wrong_value_starts_no_job(tmp_path: Path) -> None:
+    overrides = ["model.optim.lr=1e-4,-1,-2", "dry_run=true"]
+    result = run("-m", "neva", "train", "-m", "-cn", "quickstart_pretrain", *overrides, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "neva: model.optim.lr=-1: must be > 0",
+        "neva: model.optim.lr=-2: must be > 0",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_is_named_by_what_is_swept() -> None:
+    swept = ["++model.optim.lr=1e-4,1e-3", "++model.seed=choice(1,2)", "++trainer.max_steps=5"]
+    words = ["++model.optim.lr=0.001", "++model.seed=2", "++trainer.max_steps=5"]
+    assert job_name("run", words, swept) == "run-lr_0.001-seed_2"
+    assert (
+        job_name("run", ["data=llava_finetune"], ["data=llava_pretrain,llava_finetune"])
+        == "run-data_llava_finetune"
+    )
+
+
+def test_the_readme_of_the_neva_fork_is_understood_up_to_what_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    typed = [
+        "model.mm_cfg.llm.from_pretrained=checkpoints/vicuna-7b-v1.5-mcore.nemo",
+        "model.mm_cfg.vision_encoder.from_pretrained=checkpoints/clip-vit-large-patch14-336",
+        "model.data.image_token_len=576",
+        "model.data.crop_size=[336,336]",
+        "model.data.image_size=[336,336]",
+        "model.mm_cfg.vision_encoder.hidden_size=1024",
+        "model.mm_cfg.vision_encoder.class_token_length=1",
+        "model.tokenizer.library=huggingface",
+        "model.tokenizer.model=null",
+        "model.tokenizer.type=checkpoints/llama2_tokenizer",
+        "model.data.data_path=datasets/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+        "model.data.image_folder=datasets/LLaVA-Pretrain/images",
+        "model.micro_batch_size=32",
+        "model.tensor_model_parallel_size=4",
+        "model.encoder_seq_length=4096",
+        "trainer.num_nodes=1",
+        "trainer.max_epochs=-1",
+        "trainer.max_steps=2176",
+        "model.optim.sched.warmup_steps=65",
+        "model.data.conv_template=plain",
+        "model.mm_cfg.vision_encoder.freeze=True",
+        "model.mm_cfg.mm_mlp_adapter_type=mlp2x_gelu",
+        "model.mm_cfg.use_image_tile=False",
+        "model.data.dataloader_type=cyclic",
+        "exp_manager.name=llava_vicuna_7b_clip_pretrain_tp4_pp1",
+    ]
+    cfg = load("llava_7b_pretrain", typed)
+    assert (cfg.trainer.max_steps, cfg.model.encoder_seq_length) == (2176, 4096)
+    assert cfg.model.tensor_model_parallel_size == 4
+    assert cli.main(["train", "-cn", "llava_7b_pretrain", *typed, "model.context_parallel_size=3"]) == 2
+    assert capsys.readouterr().err == (
+        "neva: 8 processes cannot be divided into tensor 4 x pipeline 1 x context 3 = 12: change trainer.devices or a "
+        "parallel size\n"
+        "neva: model.data.pad_to_multiple_of=64 cannot be divided by 6, the pieces that context parallel 3 and "
+        "sequence parallel 1 cut a sequence into: raise it\n"
+    )

@@ -1,0 +1,389 @@
+"""Runs of one tiny LLaVA in many layouts, in processes that live for all layouts of their number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.distributed import groups
+from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.distributed.fsdp.sharding import Sharding, fully_sharded
+from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.formats.nemo import VOCABULARY
+from neva.model.build import build_model
+from neva.model.language import transformer_config
+from neva.model.llava import NevaModel
+from neva.optim.megatron import build_optimizer
+from neva.training.step import MicroBatch, data_parallel, run_global_batch
+from neva.weights.load import global_name, load_native
+from tests.megatron import meetings, ranks_tell
+
+VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
+VISION = VisionConfig(
+    model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
+    ffn_hidden_size=40, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout; data parallel is what the processes leave."""
+
+    processes: int
+    tensor: int = 1
+    pipeline: int = 1
+    context: int = 1
+    virtual: int | None = None
+    first_layers: int | None = None
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    recompute: str | None = None
+    micro_batch: int = 2
+    text_on_one_rank: bool = False
+    tied: bool = False
+    fsdp: str | None = None
+
+    def __str__(self) -> str:
+        data = self.processes // (self.tensor * self.pipeline * self.context)
+        words = [
+            f"tp{self.tensor}",
+            f"pp{self.pipeline}",
+            f"cp{self.context}",
+            f"dp{data}",
+            f"mbs{self.micro_batch}",
+        ]
+        words += [f"vpp{self.virtual}"] * (self.virtual is not None)
+        words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
+        switches = ("sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied")
+        words += [name for name in switches if getattr(self, name)]
+        words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
+        return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
+
+
+CASES = [
+    Case(1, micro_batch=1),
+    Case(1, micro_batch=4),
+    Case(1, recompute="full"),
+    Case(1, recompute="selective"),
+    Case(1, distributed_optimizer=True),
+    Case(2),
+    Case(2, micro_batch=4),
+    Case(2, distributed_optimizer=True),
+    Case(2, tensor=2),
+    Case(2, tensor=2, tied=True),
+    Case(2, tensor=2, micro_batch=1),
+    Case(2, tensor=2, sequence_parallel=True),
+    Case(2, tensor=2, sequence_parallel=True, recompute="full"),
+    Case(2, pipeline=2),
+    Case(2, pipeline=2, tied=True),
+    Case(2, pipeline=2, micro_batch=1),
+    Case(2, pipeline=2, recompute="full"),
+    Case(4),
+    Case(4, text_on_one_rank=True),
+    Case(4, tensor=4),
+    Case(4, tensor=4, sequence_parallel=True),
+    Case(4, pipeline=4, micro_batch=1),
+    Case(4, tensor=2, pipeline=2),
+    Case(4, tensor=2, pipeline=2, sequence_parallel=True, tied=True),
+    Case(4, tensor=2, distributed_optimizer=True),
+    Case(4, tensor=2, sequence_parallel=True, micro_batch=4),
+    Case(4, pipeline=2, distributed_optimizer=True),
+    Case(2, context=2),
+    Case(2, context=2, tied=True, micro_batch=1),
+    Case(2, context=2, distributed_optimizer=True),
+    Case(2, context=2, recompute="full"),
+    Case(2, context=2, recompute="selective"),
+    Case(2, pipeline=2, virtual=2),
+    Case(2, pipeline=2, first_layers=1),
+    Case(4, context=2),
+    Case(4, context=4, micro_batch=1),
+    Case(4, context=2, tensor=2),
+    Case(4, context=2, tensor=2, sequence_parallel=True),
+    Case(4, context=2, pipeline=2),
+    Case(4, pipeline=2, virtual=2, tied=True, distributed_optimizer=True),
+    Case(4, pipeline=2, virtual=2, tensor=2, sequence_parallel=True),
+    Case(1, fsdp="full"),
+    Case(2, fsdp="full"),
+    Case(2, fsdp="full", recompute="full"),
+    Case(2, fsdp="full", text_on_one_rank=True),
+    Case(2, fsdp="full", tied=True),
+    Case(2, fsdp="grad"),
+    Case(2, fsdp="grad", tied=True, recompute="selective"),
+    Case(4, fsdp="full"),
+    Case(4, fsdp="full", micro_batch=1),
+    Case(4, fsdp="full", context=2),
+    Case(4, fsdp="hybrid", micro_batch=1),
+]
+
+
+def language(tensor: int, tied: bool) -> LanguageConfig:
+    return LanguageConfig(
+        num_layers=4, hidden_size=32, ffn_hidden_size=48, num_heads=8, num_query_groups=4, head_dim=4,
+        vocab_size=VOCAB, padded_vocab_size=padded_vocab_size(VOCAB, 8, tensor), max_positions=128,
+        rope_theta=5000.0, rope_scaling=None, rms_norm_eps=1e-5, tied=tied, qkv_bias=True, qk_norm=False,
+        sliding_window=None,
+    )  # fmt: skip
+
+
+def samples() -> list[MicroBatch]:
+    """Ragged samples: one turn or two, images at the front or in the middle, every third without an image."""
+    draw = torch.Generator().manual_seed(7)
+    made: list[MicroBatch] = []
+    for number in range(SAMPLES):
+        images = int(number % 3 != 0)
+        text = torch.randint(0, VOCAB, (6 + 3 * number,), generator=draw)
+        image = torch.full((images * VISION.num_tokens,), IMAGE_TOKEN_ID)
+        at = number % 2 * 3
+        input_ids = torch.cat([text[:at], image, text[at:]])
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
+        labels[-2 - number : -1] = input_ids[-1 - number :]
+        if number == 4:
+            labels[at : at + 2] = text[at : at + 2]
+        pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
+        made.append({"input_ids": input_ids, "labels": labels, "pixel_values": pixels})
+    return made
+
+
+def share(case: Case, dtype: torch.dtype) -> list[MicroBatch]:
+    """This data-parallel rank's micro batches, all of one length that every layout can cut."""
+    rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
+    rows = samples()
+    length = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
+    mine = rows[rank::size]
+    if case.text_on_one_rank:
+        rows.sort(key=lambda row: len(row["pixel_values"]))
+        mine = rows[rank * len(mine) : (rank + 1) * len(mine)]
+    micro_batch = case.micro_batch
+    return [
+        {
+            "input_ids": torch.stack([padded(row["input_ids"], length, 0) for row in part]),
+            "labels": torch.stack([padded(row["labels"], length, IGNORE_INDEX) for row in part]),
+            "pixel_values": torch.cat([row["pixel_values"] for row in part]).to(dtype),
+        }
+        for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
+    ]
+
+
+def padded(row: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(row, (0, length - len(row)), value=value)
+
+
+def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
+    """The pieces of the model that this rank holds."""
+    shape = language(case.tensor, case.tied)
+    recompute: dict[str, Any] = {"recompute_granularity": case.recompute}
+    if case.recompute == "full":
+        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    config = transformer_config(
+        shape,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=case.tensor,
+        pipeline_model_parallel_size=case.pipeline,
+        virtual_pipeline_model_parallel_size=case.virtual,
+        context_parallel_size=case.context,
+        num_layers_in_first_pipeline_stage=case.first_layers,
+        sequence_parallel=case.sequence_parallel,
+        **recompute,
+    )
+    return [
+        build_model(VISION, shape, "mlp2x_gelu", config, piece.is_first, piece.is_last, piece.virtual).train()
+        for piece in groups.pipeline_stages()
+    ]
+
+
+def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Takes `STEPS` optimizer steps in float32, or one forward and backward pass in float64.
+
+    Returns losses, gradient norms, and this rank's gradients of the first step and parameters after the last.
+    """
+    layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
+    groups.init_model_parallel(layout, seed=1234)
+    models = build(case, dtype)
+    initial = {name: value.detach().clone() for name, value in named(models)}
+    for model in models:
+        load_native(model, weights, VOCAB)
+    chunks = wrapped(models, case)
+    batch = share(case, dtype)
+    optim = OmegaConf.create(
+        {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
+    )
+    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models, "initial": initial}
+    exact = dtype == torch.float64
+    optimizer: Any = None
+    if not exact and case.fsdp:
+        optimizer = ShardedAdamW(chunks[0], optim, {}, 1.0)
+    elif not exact:
+        optimizer = build_optimizer(chunks, optim, {}, 1.0, dtype, case.distributed_optimizer)
+    for step in range(1 if exact else STEPS):
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        if optimizer is not None:
+            optimizer.zero_grad()
+        loss = run_global_batch(chunks, batch, torch.device("cpu"))
+        found["losses"].append(loss.mean)
+        if step == 0 and not case.distributed_optimizer:
+            trained = [(name, value) for name, value in named(models) if value.requires_grad]
+            gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}
+            found["gradients"] = {name: joined(value).clone() for name, value in gradients.items()}
+        if optimizer is not None:
+            found["norms"].append(optimizer.step()[1])
+    found["after"] = {name: joined(value.detach()) for name, value in named(models)}
+    return found
+
+
+def wrapped(models: list[NevaModel], case: Case) -> list[Any]:
+    """The model under Megatron's data parallel, or in shares, with "nodes" of two ranks."""
+    if case.fsdp is None:
+        return [*data_parallel(models, case.distributed_optimizer)]
+    sharding = Sharding(case.fsdp, node_ranks=2, reduce_dtype=torch.float32, cpu_offload=False)
+    return [fully_sharded(models[0], sharding, torch.device("cpu"))]
+
+
+def joined(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters under the names that they have in a whole model."""
+    return [(global_name(model, name), value) for model in models for name, value in model.named_parameters()]
+
+
+def reference(folder: Path) -> None:
+    """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
+    groups.init_process_group(0, 1)
+    for tied in (False, True):
+        case = Case(1, micro_batch=SAMPLES, tied=tied)
+        groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
+        weights = {name: value.detach().clone() for name, value in named(build(case, torch.float32))}
+        write(folder, f"initial{tied}", weights)
+        draw = torch.Generator().manual_seed(3)
+        for value in weights.values():  # norms and biases away from ones and zeros
+            value.add_(0.1 * torch.randn(value.shape, generator=draw))
+        write(folder, f"weights{tied}", weights)
+        weights = load_file(folder / f"weights{tied}.safetensors")
+        numbers = {}
+        for dtype in (torch.float64, torch.float32):
+            found = run(case, weights, dtype)
+            name = str(dtype).removeprefix("torch.")
+            untrained = {key: torch.zeros_like(value) for key, value in named(found["models"])}
+            write(folder, f"gradients{tied}{name}", untrained | found["gradients"])
+            write(folder, f"after{tied}{name}", found["after"])
+            norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
+            numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
+        save_file(numbers, folder / f"numbers{tied}.safetensors")
+    groups.destroy()
+
+
+def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Saves whole tensors; vocabulary padding, which depends on the layout, is cut off."""
+    kept = {key: value[:VOCAB] if key in VOCABULARY else value for key, value in tensors.items()}
+    save_file({key: value.contiguous() for key, value in kept.items()}, folder / f"{name}.safetensors")
+
+
+def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float]:
+    """Returns the largest difference of each kind between this rank and the reference."""
+    name = str(dtype).removeprefix("torch.")
+    found = run(case, load_file(folder / f"weights{case.tied}.safetensors"), dtype)
+    losses, norms = load_file(folder / f"numbers{case.tied}.safetensors")[name]
+    worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
+    if found["norms"]:
+        worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
+    if found["gradients"]:
+        expected = whole(case, dtype, folder / f"gradients{case.tied}{name}.safetensors")
+        for part in ("vision_tower", "projector", "language_model"):
+            pairs = [(g, expected[n]) for n, g in found["gradients"].items() if n.startswith(part)]
+            largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
+            worst[f"gradient {part}"] = (
+                max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
+            )
+    if dtype == torch.float32:
+        expected = whole(case, dtype, folder / f"after{case.tied}{name}.safetensors")
+        # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
+        compared = [
+            (n, v) for n, v in found["after"].items() if "k_proj.bias" not in n and n not in VOCABULARY
+        ]
+        worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
+        expected = whole(case, dtype, folder / f"initial{case.tied}.safetensors")
+        filled = {n: v.any(dim=-1, keepdim=True) if n in VOCABULARY else 1 for n, v in expected.items()}
+        worst["initial"] = max(
+            float(((v - expected[n]) * filled[n]).abs().max()) for n, v in found["initial"].items()
+        )
+    return worst
+
+
+def whole(case: Case, dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
+    """This rank's share of what a file holds for one process."""
+    models = build(case, dtype)
+    for model in models:
+        load_native(model, load_file(path), VOCAB)
+    return dict(named(models))
+
+
+def worker(
+    rank: int, size: int, port: int, folder: Path, cases: list[Case], mutation: str, results: Any
+) -> None:
+    """Runs all cases of `size` processes; rank 0 reports the worst over the ranks."""
+    torch.set_num_threads(1)
+    mutate(mutation)
+    for case, _ in zip(cases, meetings(rank, size, port), strict=False):
+        for dtype in (torch.float64, torch.float32):
+            worst: list[Any] = [None] * size
+            dist.all_gather_object(worst, differences(case, folder, dtype))
+            if rank == 0:
+                merged = {kind: max(row.get(kind, 0.0) for row in worst) for kind in worst[0]}
+                results.put((asdict(case), str(dtype).removeprefix("torch."), merged))
+    groups.destroy()
+
+
+def mutate(mutation: str) -> None:
+    """Breaks this process on purpose."""
+    from neva.model import attention, llava
+    from neva.training import step
+
+    if mutation == "image_gradients":
+        NevaModel.image_parameters = lambda self: []  # type: ignore[method-assign]
+    elif mutation == "images_on_every_rank":
+        llava.shard_images = lambda pixel_values, rank, size: pixel_values
+        llava.gather_from_sequence_parallel_region = lambda features, **_: features
+    elif mutation == "context_order":
+        attention.gather_sequence = gather_from_sequence_parallel_region
+    elif mutation == "context_features":
+        gather = llava.gather_from_sequence_parallel_region
+        llava.gather_from_sequence_parallel_region = lambda features, group, **_: gather(
+            features, tensor_parallel_output_grad=False, group=group
+        )
+    elif mutation == "mean_per_rank":
+        summed = step._sum_loss
+
+        def averaged(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            loss, num_tokens, report = summed(losses)
+            return loss / num_tokens, torch.ones_like(num_tokens), report
+
+        step._sum_loss = averaged
+    elif mutation == "mean_over_shares":
+        FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
+
+
+def run_cases(
+    folder: Path, cases: list[Case], ports: list[int], mutation: str = ""
+) -> list[tuple[Case, str, dict[str, float]]]:
+    """Starts the processes of each size once and returns (case, dtype, worst differences)."""
+    found: list[tuple[Case, str, dict[str, float]]] = []
+    for size, port in zip(sorted({case.processes for case in cases}), ports, strict=False):
+        mine = [case for case in cases if case.processes == size]
+        told = ranks_tell(worker, size, 2 * len(mine), size, port, folder, mine, mutation)
+        found += [(Case(**case), dtype, worst) for case, dtype, worst in told]
+    return found

@@ -1,0 +1,128 @@
+"""A rank that fails ends the run within a minute, is named, and leaves nothing that a resume would take for whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from neva.training.callbacks import read_metrics
+from tests.megatron import free_ports, launcher_free
+from tests.training.conftest import colours  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[2]
+FAILING = ROOT / "tests" / "parallel" / "failing.py"
+TRAINING = ROOT / "scripts" / "neva_finetune.py"
+TWO = ["trainer.devices=2", "model.data.pad_to_multiple_of=4"]
+TIMEOUT_S = 300
+
+
+def start(
+    script: Path,
+    folder: Path,
+    overrides: Sequence[str],
+    log: Path,
+    launcher: Sequence[str] = (),
+    **variables: str,
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, *launcher, str(script), "--config-name", "quickstart_finetune", *overrides]
+    run = [f"exp_manager.exp_dir={folder}", "exp_manager.name=run", "exp_manager.seconds_to_sleep=0"]
+    steps = ["trainer.max_steps=6", "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
+    environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*command, *run, *steps], env={**environment, **variables}, stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+def fail(
+    folder: Path, overrides: Sequence[str], failing: str, launcher: Sequence[str] = ()
+) -> tuple[str, float]:
+    """Runs two local processes of which one fails; returns the log, and how many seconds after that the last ended."""
+    log = folder / "log"
+    process = start(FAILING, folder, [*overrides, *TWO], log, launcher, FAILING=failing)
+    assert process.wait(TIMEOUT_S) != 0
+    while running(str(folder)):
+        time.sleep(0.2)
+    text = log.read_text()
+    (failed_at,) = re.findall(r"^failing at (\d+\.\d+)$", text, re.MULTILINE)
+    return text, time.time() - float(failed_at)
+
+
+def running(token: str) -> list[str]:
+    """Processes of this machine with `token` in their command."""
+    commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in commands.splitlines() if token in line and "tests/parallel/failing.py" in line]
+
+
+def test_a_rank_that_raises_under_torchrun_stops_the_others_and_its_error_is_in_the_log(
+    tmp_path: Path,
+    colours: list[str],  # noqa: F811
+) -> None:
+    port = free_ports(1)[0]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    log, seconds = fail(tmp_path, colours, "raise,1,3", torchrun)
+    assert seconds < 60
+    cause = (
+        r"ERROR .*rank 1 on \S+ \(process \d+\) failed: ValueError: the dog ate the batch; all processes stop"
+    )
+    assert len(re.findall(cause, log)) == 1
+    assert "Traceback" in log and 'raise ValueError("the dog ate the batch")' in log
+
+
+def test_a_stuck_collective_ends_by_the_timeout_and_is_named(tmp_path: Path, colours: list[str]) -> None:  # noqa: F811
+    log, seconds = fail(
+        tmp_path,
+        [*colours, "trainer.distributed_timeout_s=15", "exp_manager.create_preemption_callback=false"],
+        "sleep,1,1",
+    )
+    assert 15 <= seconds < 60
+    place = r"\w+ over DATA_PARALLEL_GROUP_WITH_CP \[0, 1\], `.+` at distributed/\S+\.py:\d+"
+    assert re.search(rf"rank 0 on \S+ .* failed: {place}: RuntimeError: .*Timed out waiting 15000ms", log)
+
+
+def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(
+    tmp_path: Path,
+    colours: list[str],  # noqa: F811
+) -> None:
+    log, seconds = fail(tmp_path, colours, "save,1,3")
+    assert seconds < 60
+    assert re.search(r"rank 1 on \S+ \(process \d+\) ended without a token: killed", log)
+    folder = tmp_path / "run" / "checkpoints"
+    half = list((folder / ".writing").iterdir())
+    assert ["step=4-" in path.name for path in half] == [True]
+    whole = {path.name for path in folder.iterdir() if path.is_dir()} - {".writing"}
+    assert whole and all("step=2-" in name for name in whole)
+
+    # the same run goes on where it was whole, and clears what was left over
+    again = start(TRAINING, tmp_path, [*colours, *TWO[1:]], tmp_path / "again")
+    assert again.wait(TIMEOUT_S) == 0, (tmp_path / "again").read_text()[-3000:]
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert "step 3/6" in (tmp_path / "again").read_text()
+    names = {path.name for path in folder.iterdir()}
+    assert not any("unfinished" in name or name == ".writing" for name in names)
+
+
+def test_ranks_with_different_configurations_do_not_start(tmp_path: Path, colours: list[str]) -> None:  # noqa: F811
+    port = str(free_ports(1)[0])
+    node = [*colours, "trainer.num_nodes=2", "model.data.pad_to_multiple_of=4"]
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    started = [
+        start(TRAINING, tmp_path, [*node, f"model.optim.lr={lr}"], logs[rank], NODE_RANK=str(rank), MASTER_PORT=port,
+              MASTER_ADDR="127.0.0.1")
+        for rank, lr in enumerate(("0.001", "0.002"))
+    ]  # fmt: skip
+    assert [process.wait(TIMEOUT_S) for process in started] == [2, 2]
+    (sentence,) = [line for line in logs[0].read_text().splitlines() if line.startswith("neva: ")]
+    assert re.fullmatch(
+        r"neva: rank 1 on \S+ differs from rank 0 on \S+: key model\.optim\.lr is 0\.002 there and 0\.001 on rank 0; "
+        "start every rank with the same command, code and files",
+        sentence,
+    )
+    for silent in ("neva: ", "Traceback", "Error"):
+        assert silent not in logs[1].read_text()
+    assert not (tmp_path / "run" / "checkpoints").exists()

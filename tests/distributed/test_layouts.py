@@ -1,0 +1,122 @@
+"""The layout changes speed and memory, never the result: every layout against one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import layouts
+from tests.distributed.layouts import CASES, Case
+from tests.megatron import free_ports
+
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "layouts.md"
+
+Found = dict[tuple[Case, str], dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("layouts")
+    layouts.reference(folder)
+    return {(case, dtype): worst for case, dtype, worst in layouts.run_cases(folder, CASES, free_ports(3))}
+
+
+def bounds(case: Case, dtype: str) -> dict[str, float]:
+    """Largest difference allowed, gradients relative to the part's largest gradient.
+
+    float64: sums in another order differ by 1e-15; Megatron's vocabulary-parallel softmax is float32 whatever the
+    model is, so a split vocabulary leaves its rounding in, and so does the loss itself.
+    Initial weights are drawn, so they are the same bits.
+    float32: rounding, and for parameters Adam's quotient of two small numbers over three steps of 1e-2.
+    """
+    gradient = 2e-6 if dtype == "float32" else 2e-7 if case.tensor > 1 else 1e-13
+    parts = ("vision_tower", "projector", "language_model")
+    others = {"initial": 0.0, "loss": 4e-6, "norm": 2e-5, "parameters": 5e-4}
+    return others | {f"gradient {part}": gradient for part in parts}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_layout_gives_the_numbers_of_one_process(found: Found, case: Case, dtype: str) -> None:
+    worst, limits = found[case, dtype], bounds(case, dtype)
+    assert {kind: value for kind, value in worst.items() if not value <= limits[kind]} == {}
+
+
+def test_the_table_in_the_documentation_names_every_layout(found: Found) -> None:
+    """Written by `python -m tests.distributed.test_layouts`; figures vary with the machine, rows must not."""
+    rows = [line.split("|")[1].strip() for line in TABLE.read_text().splitlines() if line.startswith("| tp")]
+    assert rows == [str(case) for case in CASES]
+
+
+MUTATIONS = {
+    "tower and projector gradients not summed under tensor parallel": "image_gradients",
+    "tower gradients counted once for each tensor-parallel rank": "images_on_every_rank",
+    "loss averaged on each rank": "mean_per_rank",
+    "context parallel: keys left in the order of the ranks": "context_order",
+    "context parallel: image gradients of other ranks dropped": "context_features",
+    "gradients under FSDP divided by the number of ranks": "mean_over_shares",
+}
+MUTATED = {
+    "mean_per_rank": Case(2),
+    "context_order": Case(2, context=2),
+    "context_features": Case(2, context=2),
+    "mean_over_shares": Case(2, fsdp="full"),
+}
+"""What a mutation breaks, where it is not tensor parallel."""
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_the_suite_sees_a_wrong_gradient(tmp_path: Path, mutation: str) -> None:
+    case = MUTATED.get(mutation, Case(2, tensor=2, sequence_parallel=True))
+    layouts.reference(tmp_path)
+    (_, _, worst), _ = layouts.run_cases(tmp_path, [case], free_ports(1), mutation)
+    limits = bounds(case, "float64")
+    assert any(value > 100 * limits[kind] for kind, value in worst.items() if kind.startswith("gradient"))
+
+
+def write_table(found: Found) -> None:
+    """Writes docs/layouts.md."""
+    kinds = [
+        "loss",
+        "norm",
+        "gradient vision_tower",
+        "gradient projector",
+        "gradient language_model",
+        "parameters",
+    ]
+    lines = [
+        "# Layouts, compared",
+        "",
+        "One tiny LLaVA (CLIP tower, projector, 4 layers with grouped queries), one ragged global batch of 8",
+        "samples (images in front, in the middle, none; one turn or two), the same weights. Each layout on real",
+        "processes over gloo against one process: largest difference over all ranks. Gradients are relative to the",
+        "part's largest gradient; with the distributed optimizer a rank holds only its share of them, so parameters",
+        "speak, compared after three steps of Adam at lr 1e-2. `tests/parallel/test_layouts.py` asserts bounds on all",
+        "of it in every run, and that weights from scratch are the same bits in every layout.",
+        "",
+        "tp, pp, cp, dp: tensor, pipeline, context, data parallel; mbs: micro batch; vpp: interleaved pieces of a",
+        "stage. With tensor parallel, Megatron's softmax over the cut vocabulary is float32 even in a float64 model:",
+        "1e-8 is its rounding, where other layouts show 1e-15.",
+        "",
+        "| layout | " + " | ".join(f"{kind}, float64" for kind in kinds[2:5]) + " | "
+        + " | ".join(f"{kind}, float32" for kind in kinds) + " |",
+        "|---|" + "---|" * 9,
+    ]  # fmt: skip
+    for case in CASES:
+        exact, rough = found[case, "float64"], found[case, "float32"]
+        cells = [exact.get(kind) for kind in kinds[2:5]] + [rough.get(kind) for kind in kinds]
+        shown = ["–" if cell is None else f"{cell:.0e}" for cell in cells]
+        lines.append(f"| {case} | " + " | ".join(shown) + " |")
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        layouts.reference(Path(name))
+        results = layouts.run_cases(Path(name), CASES, free_ports(3))
+    write_table({(case, dtype): worst for case, dtype, worst in results})

@@ -1,0 +1,90 @@
+"""What a rank says when the others do not come, run something else, or are lost."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from neva.config.load import load
+from neva.distributed import consistency, error_summary, rendezvous
+from neva.errors import ConfigError
+from tests.megatron import free_ports
+
+
+def test_a_first_node_that_does_not_answer_is_named_after_the_stated_time() -> None:
+    port = free_ports(1)[0]
+    begin = time.monotonic()
+    with pytest.raises(
+        ConfigError, match=rf"could not reach .* 127\.0\.0\.1:{port} within 1 s \(Connection refused\)"
+    ):
+        rendezvous.open_store(1, 2, "127.0.0.1", port, timeout_s=1.0)
+    assert 1.0 <= time.monotonic() - begin < 3.0
+    with pytest.raises(
+        ConfigError, match=r"could not reach .* no-such-host\.invalid:6000 within 0\.5 s \(.*[Nn]ame"
+    ):
+        rendezvous.await_port("no-such-host.invalid", 6000, timeout_s=0.5)
+
+
+def test_ranks_that_do_not_come_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "")
+    monkeypatch.setenv("MASTER_PORT", "")
+    port = free_ports(1)[0]
+    with pytest.raises(
+        ConfigError, match=rf"not all 3 processes met at 127\.0\.0\.1:{port} within 1 s \(.*1/3"
+    ):
+        rendezvous.open_store(0, 3, "127.0.0.1", port, timeout_s=1.0)
+
+
+def test_a_taken_port_is_refused_by_its_number() -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"MASTER_PORT={port} of .* is taken by another program"):
+            rendezvous.open_store(0, 2, "127.0.0.1", port, timeout_s=1.0)
+
+
+def test_data_code_and_configuration_are_among_the_facts(tmp_path: Path) -> None:
+    cfg = load("llava_7b_pretrain", [f"model.data.data_path={tmp_path}/data.json"])
+    (tmp_path / "data.json").write_text("[1]")
+    first = consistency.fingerprint(cfg)
+    assert first == consistency.fingerprint(OmegaConf.create(OmegaConf.to_container(cfg)))  # type: ignore[arg-type]
+    (tmp_path / "data.json").write_text("[2]")
+    cfg.model.optim.lr = 0.5
+    second = consistency.fingerprint(cfg)
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {"key model.optim.lr", f"content of {tmp_path}/data.json"}
+    assert {"neva's code", "torch", "megatron-core", "Python"} <= first.keys()
+
+
+def test_the_sentence_names_the_first_rank_that_differs_and_counts_the_rest() -> None:
+    ours, theirs = {"torch": "2.4", "key a": "1"}, {"torch": "2.5", "key a": "1"}
+    sentence = consistency.disagreement([ours, ours, theirs, theirs], ["h1", "h1", "h2", "h2"])
+    assert sentence.startswith(
+        "rank 2 on h2 differs from rank 0 on h1 (so do 1 other ranks): torch is 2.5 there and 2.4 on rank 0; start"
+    )
+    sentence = consistency.disagreement([ours, {"key b": "2"}], ["h1", "h2"])
+    assert "key a is absent there and 1 on rank 0, and 2 more" in sentence
+
+
+@pytest.mark.usefixtures("single_process")
+def test_an_error_of_a_collective_is_described_with_operation_group_and_place() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        dist.recv(torch.zeros(1), src=0)  # there is no other process, so gloo refuses
+    place = r"`dist\.recv\(torch\.zeros\(1\), src=0\).*` at parallel/test_meeting\.py:\d+"
+    assert re.match(
+        rf"recv over default_pg \[0\], {place}: RuntimeError: .+", error_summary.describe(raised.value)
+    )
+
+
+def test_another_error_is_described_by_itself() -> None:
+    assert error_summary.describe(KeyError("id")) == "KeyError: 'id'"
+    assert error_summary.describe(ValueError("first\nsecond")) == "ValueError: first"
+    assert error_summary.describe(RuntimeError()) == "RuntimeError"
+    assert error_summary.is_secondary(RuntimeError("Connection closed by peer [10.77.0.2]:4711"))
+    assert not error_summary.is_secondary(ValueError("the dog ate the batch"))

@@ -1,0 +1,120 @@
+"""Shapes read from a config.json without transformers are those that transformers itself assumes."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.models.clip import CLIPVisionConfig
+from transformers.models.dinov2 import Dinov2Config
+from transformers.models.siglip import SiglipVisionConfig
+
+from neva.convert.writers.hf_config import text_config
+from neva.errors import ConfigError
+from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from tests.convert.tiny import FAMILIES, SIZES
+
+CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+TOWERS = {
+    "clip_vision_model": CLIPVisionConfig,
+    "siglip_vision_model": SiglipVisionConfig,
+    "dinov2": Dinov2Config,
+}
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_what_a_partial_config_omits_is_transformers_default(model_type):
+    full = CLASSES[model_type]().to_dict()
+    assert language_config_from_hf({"model_type": model_type}) == language_config_from_hf(full)
+
+
+@pytest.mark.parametrize("model_type", TOWERS)
+def test_what_a_partial_tower_config_omits_is_transformers_default(model_type):
+    full = TOWERS[model_type]().to_dict()
+    shape = vision_config_from_hf({"model_type": model_type})
+    assert shape == vision_config_from_hf({**full, "model_type": model_type})
+    assert shape.model_type == model_type.removesuffix("_vision_model")
+    assert shape.class_token_length == (0 if "siglip" in model_type else 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_written_config_is_read_back_by_us_and_by_transformers(family, tmp_path):
+    config_class, _, changes = FAMILIES[family]
+    shape = language_config_from_hf(config_class(**{**SIZES, **changes}).to_dict())
+    written = text_config(shape, torch.bfloat16, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None})
+    assert language_config_from_hf(written) == shape
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert language_config_from_hf(AutoConfig.from_pretrained(tmp_path).to_dict()) == shape
+
+
+def test_rope_theta_is_read_from_both_spellings():
+    four = {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    five = {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5},
+    }
+    assert language_config_from_hf(four) == language_config_from_hf(five)
+    assert language_config_from_hf(four).rope_theta == 5e5
+    assert language_config_from_hf(four).rope_scaling == {"rope_type": "linear", "factor": 2.0}
+
+
+def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
+    config = {
+        "model_type": "llava",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "vocab_size": 32064,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": 336,
+            "patch_size": 14,
+            "hidden_size": 1024,
+        },
+        "vision_feature_layer": -2,
+    }
+    language, vision = language_config_from_hf(config), vision_config_from_hf(config)
+    assert (language.num_layers, language.ffn_hidden_size, language.vocab_size) == (32, 11008, 32064)
+    assert (language.num_query_groups, language.head_dim, language.rms_norm_eps) == (32, 128, 1e-5)
+    assert (vision.num_tokens, vision.select_layer) == (576, -2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "max_window_layers": 2,
+                "num_hidden_layers": 4,
+            },
+            "max_window_layers is 2 of 4",
+        ),
+    ],
+)
+def test_other_arithmetic_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        language_config_from_hf({"model_type": "llama", **changes})
+
+
+def test_windows_are_read_as_each_family_means_them():
+    assert language_config_from_hf({"model_type": "mistral", "sliding_window": None}).sliding_window is None
+    assert language_config_from_hf({"model_type": "mistral"}).sliding_window == 4096
+    assert language_config_from_hf({"model_type": "qwen2", "sliding_window": 4096}).sliding_window is None
+    windowed = {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "max_window_layers": 0,
+        "sliding_window": 64,
+    }
+    assert language_config_from_hf(windowed).sliding_window == 64

@@ -1,0 +1,1 @@
+from tests.megatron import single_process  # noqa: F401

@@ -1,0 +1,58 @@
+"""The exported chat templates render what the training data code renders."""
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from neva.templates import template as template_room
+from neva.templates.jinja import ADDS_BOS, SYSTEM_PROMPTS, TEMPLATES, chat_template
+from neva.templates.template import Turn, render
+
+
+def jinja(name, messages, prompt):
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(chat_template(name, "</s>"))
+    return template.render(messages=messages, add_generation_prompt=prompt)
+
+
+def as_string(turn):
+    return {"role": "user" if turn.role == "human" else "assistant", "content": turn.text}
+
+
+def as_parts(turn):
+    text = turn.text.replace("<image>\n", "")
+    parts = [{"type": "text", "text": text}] + [{"type": "image"}] * (turn.text.count("<image>"))
+    return {**as_string(turn), "content": parts}
+
+
+CONVERSATIONS = [
+    [Turn("human", '<image>\nWhat is "it"?'), Turn("gpt", "A cat.")],
+    [Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."), Turn("human", "Sure?"), Turn("gpt", "Yes.")],
+    [Turn("human", "No image here"), Turn("gpt", "ok")],
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+@pytest.mark.parametrize("form", [as_string, as_parts])
+@pytest.mark.parametrize("open_end", [False, True])
+def test_renders_what_training_renders(name, turns, form, open_end):
+    template = template_room.TEMPLATES[name]
+    if template.is_caption and (len(turns) > 2 or "<image>" not in turns[0].text):
+        pytest.skip("the caption template takes one image and one answer")
+    if open_end:
+        turns = [*turns[:-1], Turn("gpt", None)]
+    expected = "".join(segment.text for segment in render(template, turns))
+    messages = [form(turn) for turn in turns if turn.text is not None]
+    assert jinja(name, messages, open_end) == expected
+
+
+def test_system_prompts_and_bos_are_training_s_own():
+    assert {
+        name: template.default_system for name, template in template_room.TEMPLATES.items()
+    } == SYSTEM_PROMPTS
+    assert {name: template.begins_with_bos for name, template in template_room.TEMPLATES.items()} == ADDS_BOS
+
+
+def test_own_system_prompt_replaces_the_default():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert jinja("v1", messages, True) == "Be brief. USER: Hi ASSISTANT:"

@@ -1,0 +1,116 @@
+"""The text of each template, character by character."""
+
+import pytest
+
+from neva.errors import SampleError
+from neva.templates.template import TEMPLATES, Turn, insert_image, move_images_to_front, render
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def turns(*texts: str | None) -> list[Turn]:
+    return [Turn("human" if number % 2 == 0 else "gpt", text) for number, text in enumerate(texts)]
+
+
+def marked(template: str, *texts: str | None, system: str | None = None) -> str:
+    """The rendered text with what carries loss in [brackets]."""
+    segments = render(TEMPLATES[template], turns(*texts), system)
+    return "".join(f"[{segment.text}]" if segment.has_loss else segment.text for segment in segments)
+
+
+@pytest.mark.parametrize(
+    ("template", "texts", "expected"),
+    [
+        ("v1", ("<image>\nWhat?", "A cat"), f"{SYSTEM} USER: <image>\nWhat? ASSISTANT:[ A cat][</s>]"),
+        (
+            "v1",
+            ("a", "b", "c <image>", "d", "e", "f"),
+            f"{SYSTEM} USER: a ASSISTANT:[ b][</s>]USER: c <image> ASSISTANT:[ d][</s>]USER: e ASSISTANT:[ f][</s>]",
+        ),
+        ("v1", ("a", ""), f"{SYSTEM} USER: a ASSISTANT:[</s>]"),
+        ("v1", ("a", None), f"{SYSTEM} USER: a ASSISTANT:"),
+        ("v1", ("a", "b", "c"), f"{SYSTEM} USER: a ASSISTANT:[ b][</s>]USER: c "),
+        ("v1", ("{} {0}", "{x}"), f"{SYSTEM} USER: {{}} {{0}} ASSISTANT:[ {{x}}][</s>]"),
+        ("plain", ("Describe it.\n<image>", "a dog"), "<image>[a dog][\n]"),
+        ("plain", ("<image>", ""), "<image>[\n]"),
+        ("plain", ("<image>", None), "<image>"),
+        (
+            "chatml",
+            ("<image>\na", "b", "c", "d"),
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n<image>\na<|im_end|>\n<|im_start|>assistant\n[b][<|im_end|>]\n"
+            "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[d][<|im_end|>]\n",
+        ),
+        (
+            "chatml",
+            ("a", ""),
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[<|im_end|>]\n",
+        ),
+        (
+            "chatml",
+            ("a", None),
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_the_text_is_the_templates_and_the_loss_is_on_the_answers(
+    template: str, texts: tuple[str | None, ...], expected: str
+) -> None:
+    assert marked(template, *texts) == expected
+
+
+def test_a_records_system_prompt_replaces_the_templates() -> None:
+    assert marked("v1", "a", "b", system="Be brief.") == "Be brief. USER: a ASSISTANT:[ b][</s>]"
+    assert marked("chatml", "a", None, system="").startswith("<|im_start|>user\n")
+
+
+def test_v1_ends_answers_with_the_tokenizers_own_end_of_sequence() -> None:
+    segments = render(TEMPLATES["v1"], turns("a", "b"), eos="<|end|>")
+    assert (segments[-1].text, segments[-1].is_special) == ("<|end|>", True)
+
+
+@pytest.mark.parametrize(
+    ("template", "bad", "message"),
+    [
+        ("v1", [], "must alternate"),
+        ("v1", [Turn("gpt", "a"), Turn("human", "b")], r"must alternate .* found \['gpt', 'human'\]"),
+        ("v1", [Turn("human", "a"), Turn("human", "b")], "must alternate"),
+        ("v1", turns("a", None, "b", "c"), "only a last gpt turn"),
+        ("v1", turns(None), "only a last gpt turn"),
+        ("plain", turns("<image>", "a", "b", "c"), "one question and one answer, found 4 turns"),
+        ("plain", turns("no picture", "a"), "needs <image> in its question"),
+    ],
+)
+def test_turns_that_a_template_cannot_take_are_refused(template: str, bad: list[Turn], message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        render(TEMPLATES[template], bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "moved"),
+    [
+        ("What is it?\n<image>", "<image>\nWhat is it?"),
+        ("<image>\nWhat is it?", "<image>\nWhat is it?"),
+        ("Is <image> it?", "<image>\nIs  it?"),
+        ("<image>", "<image>"),
+        ("Compare <image> and <image>", "<image>\n<image>\nCompare  and"),
+    ],
+)
+def test_sep_image_conv_front_puts_the_image_on_the_first_line(text: str, moved: str) -> None:
+    rest = [Turn("gpt", "b"), Turn("human", "stays <image>")]
+    assert move_images_to_front([Turn("human", text), *rest]) == [Turn("human", moved), *rest]
+
+
+def test_sep_image_conv_front_needs_the_image_in_the_first_turn() -> None:
+    with pytest.raises(SampleError, match="sep_image_conv_front needs <image> in the first turn"):
+        move_images_to_front(turns("a", "b", "<image>", "c"))
+
+
+def test_insert_image_token_adds_the_placeholder_on_its_own_line() -> None:
+    assert insert_image("What?", "left") == "<image>\nWhat?"
+    assert insert_image("What?", "right") == "What?<image>\n"
