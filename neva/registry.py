@@ -38,7 +38,9 @@ class Registry(Generic[Member]):
             ConfigError: the name is taken by another one.
         """
         if self._members.setdefault(name, member) is not member:
-            raise ConfigError(f"there is a {self.kind} called {name!r} already: register yours under another name")
+            raise ConfigError(
+                f"there is a {self.kind} called {name!r} already: register yours under another name"
+            )
         return member
 
     def names(self) -> tuple[str, ...]:
@@ -54,7 +56,9 @@ class Registry(Generic[Member]):
         """
         self._find()
         if name not in self._members:
-            raise ConfigError(f"{name!r} is not a {self.kind} that neva knows; expected one of {', '.join(self._members)}")
+            raise ConfigError(
+                f"{name!r} is not a {self.kind} that neva knows; expected one of {', '.join(self._members)}"
+            )
         return self._members[name]
 
     def __contains__(self, name: object) -> bool:

@@ -10,11 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from neva.commands.dry_run_report import Report, show
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import path_problems, run_folder
 from neva.config.validate import world_size
 from neva.distributed import launch
 from neva.errors import ConfigError
-from neva.families.configs import language_config_of, vision_config_of
 from neva.formats.nemo_header import nemo_config
 
 PROBED_SAMPLES = 16

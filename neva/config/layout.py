@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from neva.errors import as_typed
-from neva.families.configs import stage_layers
 
 
 def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
@@ -105,3 +104,15 @@ def _sequence(model: DictConfig, world_size: int) -> Iterator[str]:
             f"model.data.pad_to_multiple_of={model.data.pad_to_multiple_of} cannot be divided by {chunks}, the "
             f"pieces that context parallel {context} and sequence parallel {tensor} cut a sequence into: raise it"
         )
+
+
+def stage_layers(
+    num_layers: int, pipeline: int, first: int | None = None, last: int | None = None
+) -> list[int] | None:
+    """Layers of each pipeline stage, `first` and `last` as given; None when the rest cannot be dealt evenly."""
+    ends = {0: first, pipeline - 1: last} if pipeline > 1 else {}
+    given = {stage: layers for stage, layers in ends.items() if layers is not None}
+    left, stages = num_layers - sum(given.values()), pipeline - len(given)
+    if (left % stages or left < stages) if stages else left:
+        return None
+    return [given.get(stage, left // stages if stages else 0) for stage in range(pipeline)]

@@ -14,9 +14,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from neva.config.model_config import vision_config_of
 from neva.convert.readers.nemo1_file import is_old_nemo, open_old_nemo
 from neva.convert.writers.hf_config import stored_config
-from neva.families.configs import LanguageConfig, VisionConfig, vision_config_of
+from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.hf_config import language_config_from_hf
 from neva.families.tables import (
     LANGUAGE,

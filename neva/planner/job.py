@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.validate import validate
 from neva.errors import ConfigError
-from neva.families.configs import language_config_of, vision_config_of
 from neva.planner.estimate import Candidate, Job
 from neva.planner.tensors import LANGUAGE, PROJECTOR, TOWER, ModelSpec
 

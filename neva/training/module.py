@@ -15,12 +15,12 @@ from omegaconf import DictConfig
 
 from neva.checkpoint import nemo_export
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
 from neva.distributed.fsdp import fsdp_state, sharding
 from neva.distributed.fsdp.adamw import ShardedAdamW
-from neva.families.configs import language_config_of, vision_config_of
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import DTYPES, transformer_config
 from neva.model.llava import PARTS, NevaModel

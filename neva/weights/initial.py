@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.families.configs import language_config_of
+from neva.config.model_config import language_config_of
 from neva.formats.nemo import open_nemo
 from neva.model.llava import PARTS, NevaModel
 from neva.weights.load import load_language_model, load_native, load_vision_tower

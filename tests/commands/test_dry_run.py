@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from neva import cli
 from neva.config.load import load
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.distributed import groups
-from neva.families.configs import LanguageConfig, VisionConfig, language_config_of, vision_config_of
+from neva.families.configs import LanguageConfig, VisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["<unk>", "<s>", "</s>", "what", "is", "this", "?", "red", "USER", "ASSISTANT", ":"]

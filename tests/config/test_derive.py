@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from neva.config.compose import compose
 from neva.config.derive import language_sizes, resolve, tokenizer_size, total_steps
 from neva.config.load import load
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.errors import ConfigError
-from neva.families.configs import language_config_of, padded_vocab_size, vision_config_of
+from neva.families.configs import padded_vocab_size
 
 LLAMA = {
     "model_type": "llama",

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from neva.config.compose import CONF_DIR
+from neva.config.layout import stage_layers
 from neva.config.load import load
 from neva.errors import ConfigError
-from neva.families.configs import stage_layers
 
 LAYERS_32 = "llava_7b_finetune"
 

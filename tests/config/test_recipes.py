@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from neva.config.compose import CONF_DIR, compose, recipe_name, recipes, to_force_add
 from neva.config.load import load
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.errors import ConfigError
-from neva.families.configs import language_config_of, vision_config_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

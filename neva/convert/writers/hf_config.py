@@ -13,7 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS
-from neva.families.configs import LanguageConfig, VisionConfig, language_config_of
+from neva.config.model_config import language_config_of
+from neva.families.configs import LanguageConfig, VisionConfig
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
