@@ -1,5 +1,7 @@
 """The few names that every room shares."""
 
+from __future__ import annotations
+
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (the default `ignore_index` of `torch.nn.functional.cross_entropy`)."""
 
@@ -11,3 +13,8 @@ It is outside every vocabulary: no embedding row is spent on it and no text can 
 
 IMAGE_PLACEHOLDER = "<image>"
 """What marks the place of an image in the text of a conversation turn."""
+
+VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language_model"
+
+PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)
+"""The parts of a model: attributes of `NevaModel`, and the first component of every parameter's name."""

@@ -14,9 +14,10 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.fsdp import FSDPModule
 
+from neva.constants import PARTS
 from neva.distributed.fsdp import fsdp_state
 from neva.distributed.fsdp.adamw import ShardedAdamW
-from neva.model.llava import PARTS, NevaModel
+from neva.model.llava import NevaModel
 from neva.optim import optimizer_state
 
 LIGHTNING_STATE = "lightning"

@@ -11,6 +11,7 @@ from neva.commands.dry_run_report import Report, show
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
 from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.parts import trained_parts
 from neva.config.paths import path_problems, run_folder
 from neva.config.validate import world_size
 from neva.distributed import launch
@@ -101,12 +102,7 @@ def _counts(cfg: DictConfig) -> dict[str, tuple[int, int]]:
             )
         finally:
             groups.destroy()
-    trained = {
-        "vision_tower": not mm_cfg.vision_encoder.freeze,
-        "projector": not mm_cfg.mm_mlp_adapter_freeze,
-        "language_model": not mm_cfg.llm.freeze,
-    }
-    set_trainable(model, trained)
+    set_trainable(model, trained_parts(cfg.model))
     return count_parameters(model)
 
 

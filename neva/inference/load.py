@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from neva.config.model_config import language_config_of, vision_config_of
+from neva.constants import PARTS
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.image import build_image_processor, load_image_processor
@@ -20,7 +21,7 @@ from neva.data.tokenizer import from_folder
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.model.build import build_model
 from neva.model.language import transformer_config
-from neva.model.llava import PARTS, NevaModel
+from neva.model.llava import NevaModel
 from neva.weights.load import load_language_model, load_native, load_vision_tower
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
+from neva.constants import PARTS
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.model.connectors.mlp import build_projector
 from neva.model.language import LanguageModel, transformer_config
-from neva.model.llava import PARTS, NevaModel
+from neva.model.llava import NevaModel
 from neva.model.vision import VisionTower
 
 
@@ -47,12 +48,12 @@ def build_model(
             part.to(config.params_dtype)
     language_model = LanguageModel(config, language, pre_process, post_process, virtual_stage)
     model = NevaModel(language_model, tower, projector)
-    set_trainable(model, dict.fromkeys(PARTS, True))
+    set_trainable(model, PARTS)
     return model
 
 
-def set_trainable(model: NevaModel, trainable: Mapping[str, bool]) -> None:
-    """Decides what trains: `trainable` maps each part's name to its switch.
+def set_trainable(model: NevaModel, trained: Collection[str]) -> None:
+    """Lets the parts named `trained` train, and freezes the others.
 
     Parameters that the forward pass does not use (tower layers behind the selected one) never train.
     """
@@ -60,7 +61,7 @@ def set_trainable(model: NevaModel, trainable: Mapping[str, bool]) -> None:
         part.requires_grad_(False)
         used: list[nn.Module] = part.used if isinstance(part, VisionTower) else [part]
         for module in used:
-            module.requires_grad_(trainable[name])
+            module.requires_grad_(name in trained)
 
 
 def count_parameters(*models: NevaModel) -> dict[str, tuple[int, int]]:

@@ -17,12 +17,11 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from neva.constants import LANGUAGE_MODEL, PARTS
 from neva.model.context import positions
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
 from neva.model.vision import VisionTower
-
-PARTS = ("vision_tower", "projector", "language_model")
 
 
 class NevaModel(MegatronModule):
@@ -126,7 +125,7 @@ class NevaModel(MegatronModule):
 
         Data parallel sums all gradients over the context-parallel ranks.
         """
-        parts = [part for name, part in self.parts() if name != "language_model"]
+        parts = [part for name, part in self.parts() if name != LANGUAGE_MODEL]
         return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
     @staticmethod

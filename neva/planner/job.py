@@ -8,10 +8,11 @@ from omegaconf import DictConfig, open_dict
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.parts import trained_parts
 from neva.config.validate import validate
 from neva.errors import ConfigError
 from neva.planner.estimate import Candidate, Job
-from neva.planner.tensors import LANGUAGE, PROJECTOR, TOWER, ModelSpec
+from neva.planner.tensors import ModelSpec
 
 UNIFORM, ONE_LAYER = "uniform", 1
 """Full recomputation where the recipe does not say how: each layer from its input, which needs least memory."""
@@ -20,18 +21,13 @@ UNIFORM, ONE_LAYER = "uniform", 1
 def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_share: float) -> Job:
     """Returns what a resolved recipe trains."""
     model, mm_cfg = cfg.model, cfg.model.mm_cfg
-    frozen = {
-        TOWER: mm_cfg.vision_encoder.freeze,
-        PROJECTOR: mm_cfg.mm_mlp_adapter_freeze,
-        LANGUAGE: mm_cfg.llm.freeze,
-    }
     return Job(
         model=ModelSpec(
             vision_config_of(model),
             language_config_of(model),
             mm_cfg.mm_mlp_adapter_type,
             model.make_vocab_size_divisible_by,
-            frozenset(part for part, is_frozen in frozen.items() if not is_frozen),
+            trained_parts(model),
         ),
         precision=str(cfg.trainer.precision),
         micro_batch_size=model.micro_batch_size,

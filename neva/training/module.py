@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from neva.checkpoint import nemo_export
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.parts import part_rules, trained_parts
+from neva.constants import PARTS
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
@@ -23,7 +25,7 @@ from neva.distributed.fsdp import fsdp_state, sharding
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import DTYPES, transformer_config
-from neva.model.llava import PARTS, NevaModel
+from neva.model.llava import NevaModel
 from neva.optim.megatron import LightningOptimizerAdapter, LossScale, build_optimizer
 from neva.optim.schedule import CosineAnnealing
 from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
@@ -71,7 +73,7 @@ class MegatronNevaModel(ModelPT):
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
         dtype = DTYPES[str(self.cfg.precision)]
         config = transformer_config(self.language, **self._megatron_switches(dtype))
-        trainable = {name: not frozen for name, frozen in self._frozen().items()}
+        trained = trained_parts(self.cfg)
         for piece in groups.pipeline_stages():
             model = build_model(
                 self.vision,
@@ -83,10 +85,10 @@ class MegatronNevaModel(ModelPT):
                 virtual_stage=piece.virtual,
             )
             self.sources = load_initial_weights(model, self.cfg)
-            set_trainable(model, trainable)
+            set_trainable(model, trained)
             self.models.append(model)
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
-        self.saved_parts = [name for name in PARTS if trainable[name] or self.sources[name].embedded]
+        self.saved_parts = [name for name in PARTS if name in trained or self.sources[name].embedded]
         self.chunks = self._spread(self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
             for name, (total, trained) in count_parameters(*self.models).items():
@@ -110,14 +112,6 @@ class MegatronNevaModel(ModelPT):
     def _shards_optimizer(self) -> bool:
         return self.cfg.optim.name in DISTRIBUTED_OPTIMIZERS
 
-    def _frozen(self) -> dict[str, bool]:
-        mm_cfg = self.cfg.mm_cfg
-        return {
-            "vision_tower": mm_cfg.vision_encoder.freeze,
-            "projector": mm_cfg.mm_mlp_adapter_freeze,
-            "language_model": mm_cfg.llm.freeze,
-        }
-
     def _megatron_switches(self, dtype: torch.dtype) -> dict[str, Any]:
         cfg = self.cfg
         return {
@@ -140,11 +134,8 @@ class MegatronNevaModel(ModelPT):
 
     def configure_optimizers(self) -> LightningOptimizerAdapter:
         """Builds Megatron's optimizer; the learning rate follows from the step alone."""
-        optim, mm_cfg = self.cfg.optim, self.cfg.mm_cfg
-        ratios = {
-            "vision_tower": mm_cfg.vision_encoder.vision_encoder_lr_ratio,
-            "projector": mm_cfg.mm_mlp_adapter_lr_ratio,
-        }
+        optim = self.cfg.optim
+        ratios = {name: rule.lr_ratio for name, rule in part_rules(self.cfg).items()}
         self.inner_optimizer: MegatronOptimizer | ShardedAdamW
         if self.sharding is not None:
             self.inner_optimizer = ShardedAdamW(self.chunks[0], optim, ratios, self.clip_grad)
@@ -270,6 +261,6 @@ class MegatronNevaModel(ModelPT):
             self.saved_parts,
             self.tokenizer,
             {name: source.path for name, source in self.sources.items()},
-            [name for name, frozen in self._frozen().items() if not frozen],
+            trained_parts(self.cfg),
             is_writer=self.trainer.is_global_zero,
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from neva.config.model_config import language_config_of
+from neva.constants import PARTS
 from neva.formats.nemo import open_nemo
-from neva.model.llava import PARTS, NevaModel
+from neva.model.llava import NevaModel
 from neva.weights.load import load_language_model, load_native, load_vision_tower
 
 logger = logging.getLogger(__name__)

@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from neva.checkpoint import store
-from neva.constants import IGNORE_INDEX
+from neva.constants import IGNORE_INDEX, PARTS
 from neva.distributed import groups
 from neva.distributed.fsdp import fsdp_state
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.model.build import set_trainable
-from neva.model.llava import PARTS
 from neva.optim import optimizer_state
 from neva.optim.megatron import build_optimizer
 from neva.training.step import data_parallel, run_global_batch
@@ -32,7 +31,7 @@ from tests.megatron import free_ports, ranks_tell
 
 OPTIM = OmegaConf.create({"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}})
 SIZE = 2
-TRAINED = {"vision_tower": False, "projector": True, "language_model": True}
+TRAINED = ("projector", "language_model")
 RATIOS = {"projector": 0.5}
 
 

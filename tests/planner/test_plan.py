@@ -32,7 +32,6 @@ from neva.distributed.fsdp.sharding import Sharding, fully_sharded, local
 from neva.errors import ConfigError
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
-from neva.model.llava import PARTS
 from neva.planner import job as job_module
 from neva.planner.estimate import Candidate, Job, in_flight, layouts, plan, sort_key
 from neva.planner.job import job_of
@@ -104,7 +103,7 @@ def allocate(case: Case) -> tuple[int, int, int]:
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
     )
-    set_trainable(real, {part: part in model.trained_parts for part in PARTS})
+    set_trainable(real, model.trained_parts)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=dtype != torch.float32, use_distributed_optimizer=case.is_distributed
     )
@@ -139,7 +138,7 @@ def allocate_fsdp(strategy: str, precision: str) -> tuple[int, int, int]:
     config = transformer_config(model.language, params_dtype=dtype, bf16=dtype == torch.bfloat16)
     language = dataclasses.replace(model.language, padded_vocab_size=128)
     real = build_model(model.vision, language, model.adapter_type, config)
-    set_trainable(real, {part: part in model.trained_parts for part in PARTS})
+    set_trainable(real, model.trained_parts)
     chunk = fully_sharded(real, Sharding(strategy, 2, torch.float32, False), torch.device("cpu"))
     optim = OmegaConf.create({"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]})
     optimizer = ShardedAdamW(chunk, optim, {}, 1.0)

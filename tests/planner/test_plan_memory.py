@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, PARTS
 from neva.distributed import groups
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
-from neva.model.llava import PARTS, NevaModel
+from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
 from neva.planner.activations import MicroBatchSpec, saved, transient
 from neva.planner.state import state
@@ -58,7 +58,7 @@ def built(model: ModelSpec, precision: str, **switches: Any) -> NevaModel:
         model.language, params_dtype=dtype, bf16=dtype == torch.bfloat16, pipeline_dtype=dtype, **switches
     )
     real = build_model(model.vision, model.language, model.adapter_type, config).train()
-    set_trainable(real, {part: part in model.trained_parts for part in PARTS})
+    set_trainable(real, model.trained_parts)
     return real
 
 

@@ -1,0 +1,33 @@
+"""Which parts of a model train, and at which share of the learning rate: decided here for training, dry run, planner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+
+
+@dataclass(frozen=True)
+class PartRule:
+    """How one part trains; `lr_ratio` is its learning rate as a share of `optim.lr`."""
+
+    is_trained: bool
+    lr_ratio: float
+
+
+def part_rules(model_cfg: DictConfig) -> dict[str, PartRule]:
+    """Returns the rule of each part, as the freeze switches and ratios of a resolved `model` section say."""
+    mm_cfg = model_cfg.mm_cfg
+    tower = mm_cfg.vision_encoder
+    return {
+        VISION_TOWER: PartRule(not tower.freeze, tower.vision_encoder_lr_ratio),
+        PROJECTOR: PartRule(not mm_cfg.mm_mlp_adapter_freeze, mm_cfg.mm_mlp_adapter_lr_ratio),
+        LANGUAGE_MODEL: PartRule(not mm_cfg.llm.freeze, 1.0),
+    }
+
+
+def trained_parts(model_cfg: DictConfig) -> frozenset[str]:
+    """Returns the names of the parts that train."""
+    return frozenset(name for name, rule in part_rules(model_cfg).items() if rule.is_trained)

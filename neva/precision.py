@@ -1,0 +1,46 @@
+"""What `trainer.precision` and `--precision` call a precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A floating-point type: torch's name of it, and its bytes an element."""
+
+    dtype_name: str
+    num_bytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Returns torch's dtype, for which torch is imported."""
+        import torch
+
+        return getattr(torch, self.dtype_name)
+
+
+FLOAT32 = Precision("float32", 4)
+BFLOAT16 = Precision("bfloat16", 2)
+FLOAT16 = Precision("float16", 2)
+
+PRECISIONS = {
+    "32": FLOAT32,
+    "32-true": FLOAT32,
+    "fp32": FLOAT32,
+    "bf16": BFLOAT16,
+    "bf16-mixed": BFLOAT16,
+    "16": FLOAT16,
+    "16-mixed": FLOAT16,
+    "fp16": FLOAT16,
+}
+"""Every spelling that a converter takes; a recipe's `trainer.precision` is 32, bf16 or 16."""
+
+
+def precision_named(name: object) -> Precision:
+    """Returns the precision that a resolved configuration names."""
+    return PRECISIONS[str(name)]
