@@ -1,4 +1,4 @@
-"""Which parts of a model train, and at which share of the learning rate: decided here for training, dry run, planner."""
+"""Which parts of a model train, and at which share of the learning rate: one rule for training, dry run, planner."""
 
 from __future__ import annotations
 

@@ -91,9 +91,9 @@ class MegatronNevaModel(ModelPT):
         self.saved_parts = [name for name in PARTS if name in trained or self.sources[name].embedded]
         self.chunks = self._spread(self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
-            for name, (total, trained) in count_parameters(*self.models).items():
+            for name, (total, num_trained) in count_parameters(*self.models).items():
                 source = self.sources[name].path
-                logger.info("%s: %s parameters, %s trained, from %s", name, total, trained, source)
+                logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, source)
 
     def _spread(self, device: torch.device) -> list[Any]:
         """Moves the model to the device, wrapped for data parallel."""
