@@ -51,10 +51,10 @@ class Connector(ABC):
         Raises:
             CheckpointError: the layout has names for another connector only.
         """
-        if naming.linear_layers is not None:
+        if naming.connector is not None:
             raise CheckpointError(
-                f"this layout holds a projector of {len(naming.linear_layers)} layers "
-                f"(mlp{len(naming.linear_layers)}x_gelu), this one is {self.kind}; export the original layout instead"
+                f"this layout holds projectors of type {naming.connector}, this one is {self.kind}; "
+                "export the original layout instead"
             )
         return {name: name for name in names}
 

@@ -19,8 +19,10 @@ class HFNaming:
     language: str = ""
     tower: str = ""
     projector: str = ""
-    linear_layers: tuple[str, ...] | None = None
-    """What the layers of the one projector are called that the layout holds; None: any projector, under own names."""
+    connector: str | None = None
+    """The one kind of projector that the layout holds; None: any, under its own names."""
+    linear_layers: tuple[str, ...] = ()
+    """What the layers of that one are called."""
 
 
 TEXT = HFNaming()
@@ -30,6 +32,7 @@ LLAVA_HF = HFNaming(
     language="language_model.",
     tower="vision_tower.vision_model.",
     projector="multi_modal_projector.",
+    connector="mlp2x_gelu",
     linear_layers=("linear_1", "linear_2"),
 )
 """The hub's llava-hf names, which transformers 4.45 to 5.x all load."""

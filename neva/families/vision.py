@@ -170,7 +170,7 @@ class EncoderFamily(VisionFamily):
         """See `VisionFamily`."""
         if layer := _LAYER.match(name):
             return int(layer[1]) < num_layers_run(vision)
-        return not name.startswith(("post_layernorm.", POOLING))
+        return name.startswith(tuple(f"{module}." for module in self.before_layers))
 
 
 def _first(prefixes: tuple[str, ...], name: str) -> int:

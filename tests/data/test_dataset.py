@@ -44,7 +44,10 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
             "pipeline_model_parallel_size": 1,
             "encoder_seq_length": 256,
             "vocab_size": 512,
-            "mm_cfg": {"vision_encoder": OmegaConf.to_container(vision_cfg(image_size=16))},
+            "mm_cfg": {
+                "vision_encoder": OmegaConf.to_container(vision_cfg(image_size=16)),
+                "mm_mlp_adapter_type": "mlp2x_gelu",
+            },
             "data": {
                 "data_path": str(folder / "data.json"),
                 "image_folder": str(folder),

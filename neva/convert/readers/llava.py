@@ -48,24 +48,24 @@ def from_llava_hf(folder: Path) -> LazyModel:
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
-    weights = FolderWeights(folder)
+    weights, kind = FolderWeights(folder), str(LLAVA_HF.connector)
     table = language_table(language, LLAVA_HF, rows)
     parts = [
         Converted(table, language_part(weights, LLAVA_HF, language)),
-        _projector(weights, "mlp2x_gelu", vision, language, LLAVA_HF),
+        _projector(weights, kind, vision, language, LLAVA_HF),
     ]
     tokenizer = _tokenizer(folder, drop_image_token=vocab_size < rows)
     processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     aspect_ratio = "pad" if processor.get("do_pad") else "square"
     template = _template_of(folder)
-    section = model_section(language, vision, "mlp2x_gelu", template, aspect_ratio)
+    section = model_section(language, vision, kind, template, aspect_ratio)
     joined = Chained(*parts, tower_weights(folder, vision))
     return LazyModel(
         str(folder),
         section,
         language,
         vision,
-        "mlp2x_gelu",
+        kind,
         joined,
         tokenizer,
         _native_processor(processor, vision),

@@ -52,9 +52,9 @@ class LinearConnector(Connector):
         Raises:
             CheckpointError: the layout has names for another number of layers.
         """
-        if naming.linear_layers is None:
+        if naming.connector is None:
             return {name: name.removeprefix("0.") if self.depth == 1 else name for name in names}
-        if len(naming.linear_layers) != self.depth:
+        if naming.connector != self.kind:
             raise CheckpointError(
                 f"a llava-hf folder holds a projector of 2 layers (mlp2x_gelu), this one has {self.depth}; "
                 "export the original layout instead"
