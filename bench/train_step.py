@@ -59,7 +59,10 @@ def neva_steps(folder: Path) -> Iterator[float]:
     from omegaconf import OmegaConf
 
     from neva.distributed import groups
-    from neva.families.tables import LLAVA_HF, language_table, projector_table, tower_shapes, tower_table
+    from neva.families.connector import projector_table
+    from neva.families.language import language_table
+    from neva.families.naming import LLAVA_HF
+    from neva.families.vision import tower_shapes, tower_table
     from neva.model.build import build_model
     from neva.optim.megatron import build_optimizer
     from neva.training.step import data_parallel, run_global_batch
@@ -70,7 +73,7 @@ def neva_steps(folder: Path) -> Iterator[float]:
     table = (
         language_table(LANGUAGE, LLAVA_HF)
         + tower_table(tower_shapes(VISION, pooling_head=False), LLAVA_HF.tower)
-        + projector_table(2, VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
+        + projector_table("mlp2x_gelu", VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
     )
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     save_file(

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerBase
 
 from neva.checkpoint import store
-from neva.data.media.image import build_image_processor
+from neva.data.media.processor import build_image_processor
 from neva.formats.nemo import write_nemo
 from neva.model.llava import NevaModel
 

@@ -16,6 +16,7 @@ from neva.config.paths import path_problems, run_folder
 from neva.config.validate import world_size
 from neva.distributed import launch
 from neva.errors import ConfigError
+from neva.families.media_tokens import tokens_per_image
 from neva.formats.nemo_header import nemo_config
 
 PROBED_SAMPLES = 16
@@ -57,9 +58,10 @@ def _launch_problems(cfg: DictConfig) -> list[str]:
 def _training(cfg: DictConfig, report: Report) -> None:
     _count_parameters(cfg, report)
     tower, model = vision_config_of(cfg.model), cfg.model
+    positions = tokens_per_image(tower, model.mm_cfg.mm_mlp_adapter_type)
     report.add(
         "image",
-        f"{tower.num_tokens} positions ({tower.image_size} px, patches of {tower.patch_size} px) "
+        f"{positions} positions ({tower.image_size} px, patches of {tower.patch_size} px) "
         f"of at most {model.encoder_seq_length:,} in a sequence",
     )
     _batch(cfg, report)

@@ -8,9 +8,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
+from neva.config.model_config import recorded_family, vision_config_of
 from neva.errors import ConfigError
-from neva.families.hf_config import CLASS_TOKENS, language_config_from_hf, vision_config_from_hf
+from neva.families.language import language_config_from_hf
+from neva.families.media_tokens import tokens_per_image
+from neva.families.vision import vision_config_from_hf
 from neva.formats.nemo_header import nemo_config, nemo_tokenizer
+from neva.registry import VISION_FAMILIES
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -130,6 +134,15 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
 
 
+def language_family(source: str | None) -> str | None:
+    """Returns the family of the language model in a folder or .nemo, where its sizes do not tell it."""
+    recorded = nemo_config(source)
+    if recorded is not None:
+        return recorded_family(recorded)
+    config = hf_config(source)
+    return None if config is None else language_config_from_hf(config).family
+
+
 def tokenizer_size(source: str | None) -> int | None:
     """One more than the highest token id in `tokenizer.json` of a folder or `.nemo`, or None without that file."""
     text = _tokenizer_json(source)
@@ -160,8 +173,8 @@ def _vision(model_cfg: DictConfig) -> None:
         "model/vision_encoder",
     )
     _require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
-    if tower.model_type in CLASS_TOKENS:
-        expected = {"class_token_length": CLASS_TOKENS[tower.model_type]}
+    if tower.model_type in VISION_FAMILIES:
+        expected = {"class_token_length": VISION_FAMILIES[tower.model_type].class_tokens}
         _fill_or_compare(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
     _require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
     side = [tower.image_size, tower.image_size]
@@ -173,6 +186,10 @@ def _language(model_cfg: DictConfig) -> None:
     sizes = language_sizes(folder)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
     _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
+    if (family := language_family(folder)) is not None:
+        llm = model_cfg.mm_cfg.llm
+        llm.family = llm.get("family")  # absent where sizes tell it
+        _fill_or_compare(llm, {"family": family}, "model.mm_cfg.llm", source)
     ids = tokenizer_size(model_cfg.tokenizer.type)
     if model_cfg.vocab_size is None:
         model_cfg.vocab_size = ids
@@ -191,7 +208,7 @@ def _language(model_cfg: DictConfig) -> None:
 def _data(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
     side = [tower.image_size, tower.image_size]
-    tokens = (tower.image_size // tower.patch_dim) ** 2
+    tokens = tokens_per_image(vision_config_of(model_cfg), model_cfg.mm_cfg.mm_mlp_adapter_type)
     expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
     source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 
 
 def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
-    """The tower of a resolved `model` section."""
+    """Returns the tower of a resolved `model` section."""
     tower = model_cfg.mm_cfg.vision_encoder
     return VisionConfig(
         model_type=tower.model_type,
@@ -26,7 +29,7 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
 
 
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
-    """The language model of a resolved `model` section."""
+    """Returns the language model of a resolved `model` section."""
     rope_scaling = model_cfg.rope_scaling
     return LanguageConfig(
         num_layers=model_cfg.num_layers,
@@ -47,4 +50,11 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
         qkv_bias=model_cfg.add_qkv_bias,
         qk_norm=model_cfg.qk_layernorm,
         sliding_window=model_cfg.window_size,
+        family=recorded_family(model_cfg),
     )
+
+
+def recorded_family(section: Mapping[str, Any] | DictConfig) -> str | None:
+    """Returns the family that a `model` section, or that of a language model alone, records; None: sizes tell it."""
+    llm = section["mm_cfg"]["llm"] if "mm_cfg" in section else section
+    return llm.get("family")

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neva.config.keys.field import Key, Refused
+from neva.config.keys.field import Key, Refused, asked
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
 from neva.errors import ConfigError
@@ -118,10 +118,13 @@ def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[st
             yield f"{path}={show(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
     elif not _has_type(value, hint):
         yield f"{path}={show(value)}: expected {type_name(hint)}"
-    elif rule.not_yet is not None and value in rule.not_yet:
-        yield f"{path}={show(value)} is refused: {rule.not_yet[value]}"
     elif value is not None and not _in_range(value, rule):
-        yield f"{path}={show(value)}: must be {range_text(rule)}"
+        if rule.not_yet is not None and value in rule.not_yet:
+            yield f"{path}={show(value)} is refused: {rule.not_yet[value]}"
+        elif rule.elsewhere is not None and value in (names := rule.elsewhere()):
+            yield f"{path}={show(value)}: neva calls it {names[value]}"
+        else:
+            yield f"{path}={show(value)}: must be {range_text(rule)}"
 
 
 def _doc(rule: Key | Refused | None) -> str:
@@ -149,11 +152,11 @@ def _has_type(value: Any, hint: Any) -> bool:
 def _in_range(value: Any, rule: Key) -> bool:
     if rule.length is not None and len(value) != rule.length:
         return False
-    if rule.pattern is not None and not re.search(rule.pattern, value):
+    if rule.pattern is not None and not re.search(asked(rule.pattern), value):
         return False
-    items = value if isinstance(value, list) else [value]
+    items, choices = value if isinstance(value, list) else [value], asked(rule.choices)
     return all(
-        (rule.choices is None or item in rule.choices)
+        (choices is None or item in choices)
         and (rule.low is None or item >= rule.low)
         and (rule.high is None or item <= rule.high)
         and (rule.above is None or item > rule.above)
@@ -169,12 +172,10 @@ def range_text(rule: Key) -> str:
         for sign, bound in ((">=", rule.low), (">", rule.above), ("<=", rule.high), ("<", rule.below))
         if bound is not None
     ]
-    if rule.choices is not None:
-        parts.append(
-            ("one of " if len(rule.choices) > 1 else "") + ", ".join(str(choice) for choice in rule.choices)
-        )
+    if (choices := asked(rule.choices)) is not None:
+        parts.append(("one of " if len(choices) > 1 else "") + ", ".join(str(choice) for choice in choices))
     if rule.pattern is not None:
-        parts.append(f"of the form {rule.form}")
+        parts.append(f"of the form {asked(rule.form)}")
     if rule.length is not None:
         parts.insert(0, f"{rule.length} values" + (", each" if parts else ""))
     return " and ".join(parts).replace("each and", "each")

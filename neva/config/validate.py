@@ -6,7 +6,10 @@ from omegaconf import DictConfig
 
 from neva.config.fsdp import fsdp_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
+from neva.config.model_config import recorded_family
 from neva.errors import ConfigError, as_typed
+from neva.families.vision import hidden_states
+from neva.registry import LANGUAGE_FAMILIES
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
@@ -43,6 +46,9 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.num_attention_heads={model.num_attention_heads} cannot be divided by "
             f"model.num_query_groups={model.num_query_groups}: every group serves equally many heads"
         )
+    family = recorded_family(model)
+    if family is not None and LANGUAGE_FAMILIES[family].follows_from_sizes:
+        yield f"model.mm_cfg.llm.family={family} is what the sizes of a model tell: leave the key out"
     if tower.hidden_size % tower.num_attention_heads:
         yield (
             f"model.mm_cfg.vision_encoder.hidden_size={tower.hidden_size} cannot be divided by its "
@@ -53,10 +59,10 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its "
             f"image_size={tower.image_size}"
         )
-    if not -tower.num_layers - 1 <= tower.vision_select_layer <= tower.num_layers:
+    if tower.vision_select_layer not in (states := hidden_states(tower.num_layers)):
         yield (
             f"model.mm_cfg.vision_encoder.vision_select_layer={tower.vision_select_layer}: a tower of "
-            f"{tower.num_layers} layers has hidden states {-tower.num_layers - 1} to {tower.num_layers}"
+            f"{tower.num_layers} layers has hidden states {states[0]} to {states[-1]}"
         )
     if model.data.image_token_len >= model.encoder_seq_length:
         yield (

@@ -18,19 +18,11 @@ from neva.config.model_config import vision_config_of
 from neva.convert.readers.nemo1_file import is_old_nemo, open_old_nemo
 from neva.convert.writers.hf_config import stored_config
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.hf_config import language_config_from_hf
-from neva.families.tables import (
-    LANGUAGE,
-    PROJECTOR,
-    TOWER,
-    language_table,
-    tower_prefix,
-    tower_shapes,
-    tower_table,
-)
+from neva.families.language import language_config_from_hf, language_table
+from neva.families.naming import LANGUAGE, PROJECTOR, TOWER, tower_prefix
+from neva.families.vision import POOLING, tower_shapes, tower_table
 from neva.formats.hf_folder import FolderWeights, read_config
 from neva.formats.nemo import TOKENIZER, open_nemo
-from neva.model.connectors.mlp import num_layers
 from neva.weights.lazy import Cast, Chained, Converted, Filtered
 from neva.weights.load import is_nemo, language_layout, language_part
 
@@ -46,7 +38,8 @@ class LazyModel:
     """The `model` section."""
     language: LanguageConfig
     vision: VisionConfig
-    projector_layers: int
+    connector: str
+    """Kind of the projector."""
     weights: Mapping[str, Tensor]
     tokenizer: Mapping[str, bytes]
     """The tokenizer's files by name."""
@@ -66,7 +59,7 @@ class LazyModel:
     @property
     def has_pooling_head(self) -> bool:
         """Whether the tower carries SigLIP's attention pooling."""
-        return any(name.startswith(f"{TOWER}head.") for name in self.weights)
+        return any(name.startswith(TOWER + POOLING) for name in self.weights)
 
     @contextmanager
     def tokenizer_dir(self) -> Iterator[Path]:
@@ -112,7 +105,6 @@ def open_model(
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
         sources.append(tower_weights(reference, vision))
-    layers = num_layers(nemo.config.mm_cfg.mm_mlp_adapter_type)
     tokenizer = {name: nemo.read(f"{TOKENIZER}/{name}") for name in nemo.tokenizer_files}
     weights = Chained(*sources)
     return LazyModel(
@@ -120,7 +112,7 @@ def open_model(
         nemo.config,
         language,
         vision,
-        layers,
+        nemo.config.mm_cfg.mm_mlp_adapter_type,
         weights,
         tokenizer,
         nemo.image_processor,
@@ -140,7 +132,7 @@ def language_weights(source: Path, shape: LanguageConfig) -> Mapping[str, Tensor
         raise ValueError(f"{source} has {found.vocab_size} vocabulary rows, the model {shape.vocab_size}")
     weights = FolderWeights(source)
     layout = language_layout(weights)
-    return Converted(language_table(shape, layout), language_part(weights, layout))
+    return Converted(language_table(shape, layout), language_part(weights, layout, shape))
 
 
 def tower_weights(source: Path, shape: VisionConfig) -> Mapping[str, Tensor]:
@@ -149,7 +141,7 @@ def tower_weights(source: Path, shape: VisionConfig) -> Mapping[str, Tensor]:
         return Filtered(open_nemo(source).weights, TOWER)
     weights = FolderWeights(source)
     prefix = tower_prefix(weights)
-    has_head = f"{prefix}head.probe" in weights
+    has_head = any(name.startswith(prefix + POOLING) for name in weights)
     stored = Filtered(weights, prefix) if "vision_tower" in prefix else weights
     return Converted(tower_table(tower_shapes(shape, has_head), prefix), stored)
 

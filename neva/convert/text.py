@@ -13,8 +13,8 @@ from torch import Tensor
 from neva.convert.parity.figures import write_unverified
 from neva.convert.parity.proof import prove_text
 from neva.convert.writers.hf_config import language_section, stored_config, text_config
-from neva.families.hf_config import language_config_from_hf
-from neva.families.tables import LANGUAGE, language_table
+from neva.families.language import language_config_from_hf, language_table
+from neva.families.naming import LANGUAGE
 from neva.formats.atomic_write import finished_target
 from neva.formats.hf_folder import FolderWeights, read_config, write_json, write_weights
 from neva.formats.hf_tokenizer import (
@@ -59,7 +59,7 @@ def text_to_nemo(
             else shape.vocab_size
         )
         table = language_table(replace(shape, padded_vocab_size=rows), layout)
-        stored = language_part(weights, layout)
+        stored = language_part(weights, layout, shape)
         pairs = _with_mean_rows(
             table.to_native(stored if dtype is None else Cast(stored, dtype)), shape.vocab_size
         )

@@ -14,11 +14,14 @@ from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder
-from neva.data.media.image import ImageProcessor, build_image_processor, load_image, to_pixels
+from neva.data.media.image import load_image
+from neva.data.media.processor import ImageProcessor, build_image_processor, to_pixels
 from neva.data.sources.json import Records, read_records
-from neva.errors import SampleError
+from neva.errors import ConfigError, SampleError
 from neva.families.configs import VisionConfig
-from neva.templates.template import TEMPLATES, Turn
+from neva.families.media_tokens import tokens_per_image
+from neva.registry import TEMPLATES
+from neva.templates.template import Turn, template_names
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +113,15 @@ def build_encoder(
 ) -> ConversationEncoder:
     """The encoder of a resolved `model` section, for training and inference alike.
 
-    `ValueError` when template and tokenizer do not fit, or the tokenizer has ids beyond the model's vocabulary.
+    Raises:
+        ConfigError: no such template, or the tokenizer has ids beyond the model's vocabulary.
+        DataError: template and tokenizer do not fit.
     """
     name = model_cfg.data.conv_template
     if name not in TEMPLATES:
-        raise ValueError(f"model.data.conv_template is {name!r}, expected one of {', '.join(TEMPLATES)}")
+        raise ConfigError(
+            f"model.data.conv_template is {name!r}, expected one of {', '.join(template_names())}"
+        )
     if len(tokenizer) > model_cfg.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} ids, model.vocab_size is {model_cfg.vocab_size}; use the "
@@ -124,7 +131,7 @@ def build_encoder(
     encoder = ConversationEncoder(
         tokenizer=tokenizer,
         template=TEMPLATES[name],
-        image_tokens=vision.num_tokens,
+        image_tokens=tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type),
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
     )

@@ -101,15 +101,15 @@ class ConversationEncoder:
     def end_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the tokenizer's end of sequence and the template's own special end."""
         ids = {self.tokenizer.eos_token_id}
-        if self.template.end in self.template.special_tokens:
-            ids.add(self.tokenizer.convert_tokens_to_ids(str(self.template.end)))
+        if self.template.special_end is not None:
+            ids.add(self.tokenizer.convert_tokens_to_ids(self.template.special_end))
         return tuple(ids)
 
     @property
     def end_strings(self) -> tuple[str, ...]:
         """Text that ends an answer: the template's end where that is no special token (`plain`'s new line)."""
         end = self.template.end
-        return () if end is None or end in self.template.special_tokens else (end,)
+        return () if end is None or self.template.special_end is not None else (end,)
 
     def _render(self, turns: Sequence[Turn], image_count: int, system: str | None) -> list[Segment]:
         placeholders = sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)

@@ -25,13 +25,16 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Positions that one image takes in a sequence."""
+        """Patch features of one image, without class tokens; the connector makes positions of them."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of a LLaMA-type language model; `padded_vocab_size` counts the rows of embedding and head."""
+    """Sizes of a LLaMA-type language model; `padded_vocab_size` counts the rows of embedding and head.
+
+    `family` is the Hugging Face `model_type` of a family that the sizes do not tell; None: they do.
+    """
 
     num_layers: int
     hidden_size: int
@@ -49,9 +52,10 @@ class LanguageConfig:
     qkv_bias: bool
     qk_norm: bool
     sliding_window: int | None
+    family: str | None = None
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
-    """The next multiple of `divisible_by * tensor_parallel_size` from `vocab_size` on (Megatron's rule)."""
+    """Returns the next multiple of `divisible_by * tensor_parallel_size` from `vocab_size` on (Megatron's rule)."""
     multiple = divisible_by * tensor_parallel_size
     return -(-vocab_size // multiple) * multiple

@@ -1,30 +1,32 @@
-"""Small mappings between Hugging Face tensors and native ones, each working in both directions, and their
-table.
+"""Rules that rename, fuse and split tensors between Hugging Face and Megatron, both ways, and the table of a model.
 
-Native layout (Megatron): `linear_qkv` holds, per query group, the rows [query heads of the group, key,
-value]; `linear_fc1` holds [gate, up]; embedding and head are padded to a multiple. Rotary position embedding
-needs no
-permutation: Megatron's `rotary_interleaved=False` is transformers' `rotate_half`.
+Megatron's names and layouts are called native: `linear_qkv` holds, per query group, the rows [query heads of the
+group, key, value]; `linear_fc1` holds [gate, up]; embedding and head are padded to a multiple. Rotary position
+embedding needs no permutation: Megatron's `rotary_interleaved=False` is transformers' `rotate_half`.
 """
+
+from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+from neva.errors import CheckpointError
+
+if TYPE_CHECKING:  # planning reads names and shapes from these rules, without torch
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 
 
-class ConversionError(ValueError):
+class ConversionError(CheckpointError):
     """Weights that do not fit the table; the message names the tensors."""
 
 
 class Rule(Protocol):
-    """Some tensors of one side against some of the other. `optional` names may be absent from a source."""
+    """Maps some tensors of one side to some of the other. `optional` names may be absent from a source."""
 
     @property
     def hf(self) -> tuple[str, ...]: ...
@@ -37,7 +39,11 @@ class Rule(Protocol):
 
 
 def expect_shape(name: str, tensor: Tensor, shape: Shape) -> Tensor:
-    """`tensor` itself; ConversionError when its shape is not `shape`."""
+    """Returns `tensor` itself.
+
+    Raises:
+        ConversionError: its shape is not `shape`.
+    """
     if tuple(tensor.shape) != tuple(shape):
         raise ConversionError(
             f"{name} has shape {list(tensor.shape)}, the configuration expects {list(shape)}"
@@ -71,7 +77,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class FusedQKV:
-    """Query, key and value projections (weight, or bias with `columns` empty) against one grouped tensor."""
+    """Fuses query, key and value projections (weights, or biases with `columns` empty) by query group."""
 
     hf: tuple[str, str, str]
     native_name: str
@@ -94,7 +100,7 @@ class FusedQKV:
         for name, rows in zip(self.hf, self._rows_per_group, strict=True):
             part = expect_shape(name, tensors[name], (self.groups * rows, *self.columns))
             parts.append(part.reshape(self.groups, rows, *self.columns))
-        yield self.native_name, torch.cat(parts, dim=1).flatten(0, 1)
+        yield self.native_name, _concatenate(parts, dim=1).flatten(0, 1)
 
     def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         total = sum(self._rows_per_group)
@@ -108,7 +114,7 @@ class FusedQKV:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """Gate and up projections against [gate, up]."""
+    """Stacks gate and up projections, each of `shape`, as [gate, up]."""
 
     hf: tuple[str, str]
     native_name: str
@@ -120,7 +126,10 @@ class GatedMLP:
         return (self.native_name,)
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        yield self.native_name, torch.cat([expect_shape(name, tensors[name], self.shape) for name in self.hf])
+        yield (
+            self.native_name,
+            _concatenate([expect_shape(name, tensors[name], self.shape) for name in self.hf]),
+        )
 
     def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         rows, *columns = self.shape
@@ -130,12 +139,11 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class PaddedVocab:
-    """Rows of a vocabulary: `vocab` real ones, padded with zeros to `native_rows` here.
+    """Pads the `vocab` rows of a vocabulary with zeros to `native_rows`.
 
-    On the Hugging Face side there may be `hf_rows` > `vocab` (an image token that has no row here). These
-    extra rows repeat row `fill_row`, so that their logits never exceed those of a token that was there
-    before. A `tied_head` may be present in a source; it must then equal the embedding and is not written
-    again.
+    A Hugging Face folder may have more rows, `hf_rows` (an image token, which is none of the vocabulary in training).
+    They repeat row `fill_row`, so that their logits never exceed those of a token that was there before. A `tied_head`
+    may be present in a source; it must then equal the embedding and is not written again.
     """
 
     hf_name: str
@@ -161,7 +169,7 @@ class PaddedVocab:
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         rows = expect_shape(self.hf_name, tensors[self.hf_name], (self.hf_rows, self.hidden))
-        if self.tied_head and self.tied_head in tensors and not torch.equal(tensors[self.tied_head], rows):
+        if self.tied_head and self.tied_head in tensors and not rows.equal(tensors[self.tied_head]):
             raise ConversionError(
                 f"tie_word_embeddings is true, but {self.tied_head} differs from {self.hf_name}; "
                 "set tie_word_embeddings to false in config.json, or remove the head"
@@ -173,7 +181,13 @@ class PaddedVocab:
     def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         rows = expect_shape(self.native_name, tensors[self.native_name], (self.native_rows, self.hidden))
         extra = rows[self.fill_row].expand(self.hf_rows - self.vocab, self.hidden)
-        yield self.hf_name, torch.cat([rows[: self.vocab], extra])
+        yield self.hf_name, _concatenate([rows[: self.vocab], extra])
+
+
+def _concatenate(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    import torch
+
+    return torch.cat(list(parts), dim)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -183,11 +197,10 @@ def _names(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """All rules of a model. Every source tensor is consumed once and every target produced once, or it
-    raises.
+    """All rules of a model: every source tensor is consumed once and every target produced once, or it raises.
 
-    `ignored` are patterns of Hugging Face names that carry no weight of ours (buffers, a text tower beside
-    the vision tower); a name that matches is skipped on the way in and never written.
+    `ignored` are patterns of Hugging Face names that the model does not use (buffers, a text tower beside the vision
+    tower); a name that matches is skipped on reading and never written.
     """
 
     rules: tuple[Rule, ...]
@@ -207,12 +220,14 @@ class Table:
     def native_names(self) -> list[str]:
         return [name for rule in self.rules for name in rule.native]
 
-    def __add__(self, other: "Table") -> "Table":
+    def __add__(self, other: Table) -> Table:
         return Table(self.rules + other.rules, self.ignored + other.ignored)
 
     def to_native(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Native (name, tensor) pairs, one rule at a time; raises before the first one when names do not
-        match.
+        """Yields native (name, tensor) pairs, one rule at a time.
+
+        Raises:
+            ConversionError: names or shapes do not match; of names, before the first pair.
         """
         optional = {name for rule in self.rules for name in rule.optional}
         skipped = [name for name in source if any(re.fullmatch(pattern, name) for pattern in self.ignored)]
@@ -220,8 +235,10 @@ class Table:
         return self._run(lambda rule: rule.to_native(source), self.native_names)
 
     def to_hf(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face (name, tensor) pairs, one rule at a time; raises before the first one when names do
-        not match.
+        """Yields Hugging Face (name, tensor) pairs, one rule at a time.
+
+        Raises:
+            ConversionError: names or shapes do not match; of names, before the first pair.
         """
         _match_names(set(source), set(self.native_names), "native")
         return self._run(lambda rule: rule.to_hf(source), self.hf_names)

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.data.media.image import load_image, to_pixels
+from neva.data.media.image import load_image
+from neva.data.media.processor import to_pixels
 from neva.distributed import groups
 from neva.errors import ConfigError, SampleError
 from neva.inference.generate import Prompt, generate

@@ -16,7 +16,7 @@ from neva.config.model_config import language_config_of, vision_config_of
 from neva.constants import PARTS
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
-from neva.data.media.image import build_image_processor, load_image_processor
+from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.model.build import build_model

@@ -1,4 +1,4 @@
-"""From shapes and switches to a `NevaModel`."""
+"""From configurations and switches to a `NevaModel`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from neva.constants import PARTS
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.model.connectors.mlp import build_projector
+from neva.families.connector import connector_named
 from neva.model.language import LanguageModel, transformer_config
 from neva.model.llava import NevaModel
 from neva.model.vision import VisionTower
@@ -25,14 +25,14 @@ def build_model(
     post_process: bool = True,
     virtual_stage: int | None = None,
 ) -> NevaModel:
-    """Builds one pipeline stage, or one piece of it, with freshly drawn weights.
+    """Builds one pipeline stage, or one virtual stage of it, with freshly drawn weights.
 
     Args:
-        vision, language: shapes from the resolved configuration.
-        adapter_type: kind of projector, such as `mlp2x_gelu`.
+        vision, language: sizes from the resolved configuration.
+        adapter_type: kind of connector, such as `mlp2x_gelu`.
         config: Megatron's configuration; None means float32 on one process.
         pre_process, post_process: whether this is the first and the last stage.
-        virtual_stage: number of the piece where a rank holds several (virtual pipeline).
+        virtual_stage: number of the virtual stage, where a rank holds several.
 
     Returns:
         The model on the default device (enter `torch.device("meta")` to count without memory), everything trainable
@@ -40,9 +40,8 @@ def build_model(
     """
     config = config or transformer_config(language)
     tower = VisionTower(vision) if pre_process else None
-    projector = (
-        build_projector(adapter_type, vision.hidden_size, language.hidden_size) if pre_process else None
-    )
+    connector = connector_named(adapter_type)
+    projector = connector.build(vision.hidden_size, language.hidden_size) if pre_process else None
     for part in (tower, projector):
         if part is not None:
             part.to(config.params_dtype)
@@ -65,7 +64,7 @@ def set_trainable(model: NevaModel, trained: Collection[str]) -> None:
 
 
 def count_parameters(*models: NevaModel) -> dict[str, tuple[int, int]]:
-    """Returns (all, trainable) parameter counts by part, over all pieces of a rank."""
+    """Returns (all, trainable) parameter counts by part, over all virtual stages of a rank."""
     counts: dict[str, tuple[int, int]] = {}
     for name, part in (pair for model in models for pair in model.parts()):
         total, trained = counts.get(name, (0, 0))

@@ -44,7 +44,7 @@ class LanguageModel(GPTModel):
     def __init__(
         self,
         config: TransformerConfig,
-        shape: LanguageConfig,
+        language: LanguageConfig,
         pre_process: bool,
         post_process: bool,
         virtual_stage: int | None = None,
@@ -53,23 +53,23 @@ class LanguageModel(GPTModel):
         seed_for(seed, "language_model.embedding")
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(config, shape, seed, virtual_stage),
-            vocab_size=shape.padded_vocab_size,
-            max_sequence_length=shape.max_positions,
+            transformer_layer_spec=block_spec(config, language, seed, virtual_stage),
+            vocab_size=language.padded_vocab_size,
+            max_sequence_length=language.max_positions,
             pre_process=pre_process,
             post_process=post_process,
             parallel_output=True,
-            share_embeddings_and_output_weights=shape.tied,
+            share_embeddings_and_output_weights=language.tied,
             position_embedding_type="rope",
-            rotary_base=shape.rope_theta,  # a float serves: Hugging Face's bases are floats
+            rotary_base=language.rope_theta,  # a float serves: Hugging Face's bases are floats
             # The merge needs whole sequences; under sequence parallel it scatters afterwards.
             scatter_embedding_sequence_parallel=False,
             vp_stage=virtual_stage,
         )
-        torch.manual_seed(seed)  # the next piece of an interleaved pipeline starts from the same seed
-        self.vocab_size_without_padding = shape.vocab_size
-        self.window = shape.sliding_window
-        scale_rope(self.rotary_pos_emb, shape)
+        torch.manual_seed(seed)  # the next virtual stage of a pipeline starts from the same seed
+        self.vocab_size_without_padding = language.vocab_size
+        self.window = language.sliding_window
+        scale_rope(self.rotary_pos_emb, language)
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 
@@ -148,18 +148,18 @@ class LanguageModel(GPTModel):
         return logits_LV.masked_fill(is_padding_V, -torch.inf)
 
     def _gathered(self, hidden: Tensor) -> Tensor:
-        """Returns logits over the whole vocabulary, its padding cut off, on every rank."""
+        """Returns logits over the whole vocabulary, without its padding, on every rank."""
         return self._logits(hidden, gather=True)[..., : self.vocab_size_without_padding]
 
 
 def block_spec(
-    config: TransformerConfig, shape: LanguageConfig, seed: int, virtual_stage: int | None = None
+    config: TransformerConfig, language: LanguageConfig, seed: int, virtual_stage: int | None = None
 ) -> TransformerBlockSubmodules:
     """Returns the layers of this pipeline stage, made of Megatron's parallel layers and our attention and norm.
 
     `seed` is that of the initial weights.
     """
-    qk_norm = RMSNorm if shape.qk_norm else IdentityOp
+    qk_norm = RMSNorm if language.qk_norm else IdentityOp
     layer = ModuleSpec(
         module=SeededLayer,
         params={"seed": seed},
@@ -190,13 +190,13 @@ def block_spec(
     )
 
 
-def scale_rope(rotary: Any, shape: LanguageConfig) -> None:
+def scale_rope(rotary: Any, language: LanguageConfig) -> None:
     """Applies a `rope_scaling` of Hugging Face's kinds `linear` and `llama3` to Megatron's frequencies.
 
     Raises:
         ValueError: for a kind that is not one of the two.
     """
-    scaling = shape.rope_scaling
+    scaling = language.rope_scaling
     if scaling is None:
         return
     kind = scaling.get("rope_type", scaling.get("type"))
@@ -209,31 +209,31 @@ def scale_rope(rotary: Any, shape: LanguageConfig) -> None:
         raise ValueError(f"rope_scaling: found rope_type {kind!r}, expected 'linear', 'llama3' or 'default'")
 
 
-def transformer_config(shape: LanguageConfig, **overrides: object) -> TransformerConfig:
+def transformer_config(language: LanguageConfig, **overrides: object) -> TransformerConfig:
     """Returns Megatron's configuration of a LLaMA-type decoder.
 
     Args:
-        shape: sizes of the model.
+        language: sizes of the model.
         overrides: fields of Megatron's `TransformerConfig`: parallel sizes, dtype, recomputation, initialisation.
     """
     fields: dict[str, object] = {
-        "num_layers": shape.num_layers,
-        "hidden_size": shape.hidden_size,
-        "ffn_hidden_size": shape.ffn_hidden_size,
-        "num_attention_heads": shape.num_heads,
-        "num_query_groups": shape.num_query_groups,
-        "kv_channels": shape.head_dim,
+        "num_layers": language.num_layers,
+        "hidden_size": language.hidden_size,
+        "ffn_hidden_size": language.ffn_hidden_size,
+        "num_attention_heads": language.num_heads,
+        "num_query_groups": language.num_query_groups,
+        "kv_channels": language.head_dim,
         "normalization": "RMSNorm",
-        "layernorm_epsilon": shape.rms_norm_eps,
+        "layernorm_epsilon": language.rms_norm_eps,
         "gated_linear_unit": True,
         "activation_func": F.silu,
         "add_bias_linear": False,
-        "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm,
-        "window_size": (shape.sliding_window - 1, 0) if shape.sliding_window else None,
+        "add_qkv_bias": language.qkv_bias,
+        "qk_layernorm": language.qk_norm,
+        "window_size": (language.sliding_window - 1, 0) if language.sliding_window else None,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        # Weights are drawn on the CPU as a whole and then cut: every layout starts from the same numbers.
+        # Weights are drawn on the CPU as a whole and then sharded: every layout starts from the same numbers.
         "use_cpu_initialization": True,
         # These kernels need Apex or Transformer Engine.
         "masked_softmax_fusion": False,

@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass, replace
 
 from neva.families.configs import VisionConfig, padded_vocab_size
+from neva.families.connector import connector_named
+from neva.families.media_tokens import tokens_per_image
+from neva.families.vision import num_layers_run
 from neva.planner.state import FLOAT32, PRECISION_BYTES
 from neva.planner.tensors import (
     LANGUAGE,
@@ -18,8 +21,6 @@ from neva.planner.tensors import (
     ModelSpec,
     Split,
     layer_shapes,
-    projector_depth,
-    tower_layers_run,
 )
 
 
@@ -162,11 +163,8 @@ def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     if not is_trained and TOWER not in model.trained_parts:
         return 0
     patches = _images(split, work) * model.vision.num_tokens
-    depth = projector_depth(model.adapter_type)
-    widths = (depth - 1) * model.language.hidden_size  # inputs of GELU
-    if is_trained:  # inputs of the linear layers
-        widths += model.vision.hidden_size + (depth - 1) * model.language.hidden_size
-    return patches * widths * work.width
+    sizes = (model.vision.hidden_size, model.language.hidden_size)
+    return patches * connector_named(model.adapter_type).saved_width(*sizes, is_trained) * work.width
 
 
 def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -181,7 +179,7 @@ def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
     sums = vision.num_heads * FLOAT32
     pixels = 3 * vision.image_size**2 * _images(split, work) * work.width
-    return tokens * tower_layers_run(vision) * (widths * work.width + sums) + pixels
+    return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
 
 
 def _images(split: Split, work: MicroBatchSpec) -> int:
@@ -216,7 +214,8 @@ def transient(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorks
             * (3 * vision.hidden_size + 2 * vision.ffn_hidden_size)
             * work.width
         )
-        tower += images * vision.num_tokens * 2 * shape.hidden_size * work.width  # the projector's
+        positions = images * tokens_per_image(vision, model.adapter_type)
+        tower += positions * 2 * shape.hidden_size * work.width  # the projector's
     logits = 0
     if split.is_last:
         columns = _columns(model, split)

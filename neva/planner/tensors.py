@@ -6,12 +6,14 @@ The shapes are those of `neva.model`; a test compares them with the built model,
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.connector import connector_named
+from neva.families.language import family_of
+from neva.families.vision import vision_family
 
 TOWER, PROJECTOR, LANGUAGE = "vision_tower", "projector", "language_model"
 
@@ -69,10 +71,7 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     """Returns the parameters of one rank, in the order of `NevaModel.named_parameters()`."""
     weights: list[Weight] = []
     if split.is_first:
-        weights += _tower(model)
-        weights += [
-            Weight(PROJECTOR, shape, PROJECTOR in model.trained_parts) for shape in projector_shapes(model)
-        ]
+        weights += [*_tower(model), *_projector(model)]
     is_trained = LANGUAGE in model.trained_parts
     vocabulary = _vocabulary(model, split.tensor)
     is_shared = model.language.tied and split.pipeline > 1
@@ -94,64 +93,21 @@ def _vocabulary(model: ModelSpec, tensor: int) -> tuple[int, int]:
     return rows // tensor, model.language.hidden_size
 
 
-def layer_shapes(shape: LanguageConfig, tensor: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of one decoder layer on a tensor-parallel rank."""
-    width, queries = shape.hidden_size, shape.num_heads * shape.head_dim
-    rows = (queries + 2 * shape.num_query_groups * shape.head_dim) // tensor
-    inner = shape.ffn_hidden_size // tensor
-    shapes: list[tuple[int, ...]] = [(width,), (width, queries // tensor), (rows, width)]
-    shapes += [(rows,)] * shape.qkv_bias + [(shape.head_dim,)] * 2 * shape.qk_norm
-    return [*shapes, (width,), (2 * inner, width), (width, inner)]
-
-
-def projector_shapes(model: ModelSpec) -> list[tuple[int, ...]]:
-    """Returns weights and biases of the projector; every tensor-parallel rank holds all of it."""
-    widths = [model.vision.hidden_size] + [model.language.hidden_size] * projector_depth(model.adapter_type)
-    return [shape for into, out in zip(widths, widths[1:], strict=False) for shape in ((out, into), (out,))]
-
-
-def projector_depth(kind: str) -> int:
-    """Returns the number of linear layers of `linear` or `mlp<N>x_gelu`."""
-    match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
-    return int(match[1]) if match else 1
-
-
-def tower_layers_run(vision: VisionConfig) -> int:
-    """Returns how many of the tower's layers stand before the selected hidden state."""
-    return vision.select_layer % (vision.num_layers + 1)
-
-
 def _tower(model: ModelSpec) -> Iterator[Weight]:
-    """Every tensor-parallel rank holds the whole tower; what lies behind the selected layer never trains."""
-    vision, is_trained = model.vision, TOWER in model.trained_parts
-    if vision.model_type not in ("clip", "siglip"):
-        for shape in _shapes_of_built_tower(vision):
-            yield Weight(TOWER, shape, is_trained)
-        return
-    is_clip, width, inner = vision.model_type == "clip", vision.hidden_size, vision.ffn_hidden_size
-    patch = (width, 3, vision.patch_size, vision.patch_size)
-    positions = (vision.num_tokens + vision.class_token_length, width)
-    norm: list[tuple[int, ...]] = [(width,), (width,)]
-    attention: list[tuple[int, ...]] = [(width, width), (width,)] * 4
-    mlp: list[tuple[int, ...]] = [(inner, width), (inner,), (width, inner), (width,)]
-    layer = [*attention, *norm, *mlp, *norm] if is_clip else [*norm, *attention, *norm, *mlp]
-    head = [(1, 1, width), (3 * width, width), (3 * width,), (width, width), (width,), *norm, *mlp]
-    embeddings = [(width,), patch, positions, *norm] if is_clip else [patch, (width,), positions]
-    for shape in embeddings:
-        yield Weight(TOWER, shape, is_trained)
-    for number in range(vision.num_layers):
-        for shape in layer:
-            yield Weight(TOWER, shape, is_trained and number < tower_layers_run(vision))
-    for shape in norm if is_clip else norm + head:
-        yield Weight(TOWER, shape, False)
+    """Every tensor-parallel rank holds the whole tower; what the selected hidden state does not need never trains."""
+    vision, family = model.vision, vision_family(model.vision.model_type)
+    is_trained = TOWER in model.trained_parts
+    for name, shape in family.module_shapes(vision).items():
+        yield Weight(TOWER, shape, is_trained and family.is_used(name, vision))
 
 
-@cache
-def _shapes_of_built_tower(vision: VisionConfig) -> list[tuple[int, ...]]:
-    """Shapes of a tower whose make-up only `transformers` knows; it is built without memory, which loads torch."""
-    import torch
+def _projector(model: ModelSpec) -> Iterator[Weight]:
+    """Every tensor-parallel rank holds the whole projector."""
+    connector = connector_named(model.adapter_type)
+    for shape in connector.parameter_shapes(model.vision.hidden_size, model.language.hidden_size).values():
+        yield Weight(PROJECTOR, shape, PROJECTOR in model.trained_parts)
 
-    from neva.model.vision import build_tower
 
-    with torch.device("meta"):
-        return [tuple(parameter.shape) for parameter in build_tower(vision).parameters()]
+def layer_shapes(language: LanguageConfig, tensor: int) -> list[tuple[int, ...]]:
+    """Returns the shapes of one decoder layer on a tensor-parallel rank."""
+    return list(family_of(language).layer_shapes(language, tensor).values())

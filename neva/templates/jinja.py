@@ -1,9 +1,14 @@
-"""Jinja chat templates that render what training rendered; messages hold a string, or a list of image and
-text parts.
+"""Jinja chat templates that render what training rendered; messages hold a string, or a list of image and text parts.
 
-As in llava-hf's own templates, images of a list come first, and the beginning-of-sequence token is the
-tokenizer's to add.
+As in llava-hf's own templates, images of a list come first, and the beginning-of-sequence token is the tokenizer's to
+add.
 """
+
+from __future__ import annotations
+
+from neva.errors import ConfigError
+from neva.registry import TEMPLATES
+from neva.templates.template import Template
 
 _CONTENT = """\
 {%- macro content(message, image) -%}
@@ -21,61 +26,52 @@ _SYSTEM = """\
 {%- set system = SYSTEM -%}{%- set turns = messages -%}
 {%- endif -%}
 """
-_V1 = """\
-{%- if system -%}{{ system + ' ' }}{%- endif -%}
+_TURNS = """\
 {%- for message in turns -%}
-{%- if message['role'] == 'user' -%}{{ 'USER: ' + content(message, '<image>\\n') + ' ' }}
-{%- else -%}{{ 'ASSISTANT: ' + content(message, '') + EOS }}
+{%- if message['role'] == 'user' -%}{{ HUMAN }}
+{%- else -%}{{ ANSWER }}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+{%- if add_generation_prompt -%}{{ PROMPT }}{%- endif -%}
 """
-_CHATML = """\
-{%- if system -%}{{ '<|im_start|>system\\n' + system + '<|im_end|>\\n' }}{%- endif -%}
-{%- for message in turns -%}
-{{ '<|im_start|>' + message['role'] + '\\n' + content(message, '<image>\\n') + '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
-"""
-_PLAIN = """\
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{%- if message['content'] is string -%}
-{{ '<image>' * (message['content'].split('<image>') | length - 1) }}
-{%- else -%}{{ content(message, '<image>')[:7 * (message['content'] | selectattr('type', 'equalto', 'image') |
-list | length)] }} {%- endif -%}
-{%- elif message['role'] == 'assistant' -%}{{ content(message, '') + '\\n' }}
-{%- endif -%}
-{%- endfor -%}
-"""
-TEMPLATES = {
-    "plain": _CONTENT + _PLAIN,
-    "v1": _CONTENT + _SYSTEM + _V1,
-    "chatml": _CONTENT + _SYSTEM + _CHATML,
-}
-SYSTEM_PROMPTS = {
-    "plain": "",
-    "v1": "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions.",
-    "chatml": "You are a helpful assistant.",
-}
-ENDS = {"chatml": "<|im_end|>"}
-"""Special tokens that end an answer beside the tokenizer's end of sequence."""
-ADDS_BOS = {"plain": True, "v1": True, "chatml": False}
 
 
 def chat_template(name: str, eos: str) -> str:
-    """The Jinja chat template of conversation template `name`, whose answers end with `eos`. ValueError for
-    another.
+    """Returns the Jinja chat template of conversation template `name`, whose answers end with `eos`.
+
+    Raises:
+        ConfigError: there is no such template.
     """
     if name not in TEMPLATES:
-        raise ValueError(
-            f"conv_template {name!r} has no chat template; expected one of {', '.join(sorted(TEMPLATES))}"
+        raise ConfigError(
+            f"conv_template {name!r} has no chat template; expected one of {', '.join(sorted(TEMPLATES.names()))}"
         )
-    return TEMPLATES[name].replace("SYSTEM", repr_jinja(SYSTEM_PROMPTS[name])).replace("EOS", repr_jinja(eos))
+    template: Template = TEMPLATES[name]
+    system = _SYSTEM.replace("SYSTEM", _quoted(template.default_system, '"'))
+    body = template.jinja or _body(template)
+    return _CONTENT + (system if template.system else "") + body.replace("EOS", _quoted(eos, '"'))
 
 
-def repr_jinja(text: str) -> str:
-    """`text` as a Jinja string literal."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+def _body(template: Template) -> str:
+    """Returns the turns of a template that brings no Jinja of its own."""
+    end = "EOS" if template.end is None else _quoted(template.end)
+    answer = _expression(template.gpt + template.answer, "content(message, '')", end, template.after)
+    human = _expression(template.human, "content(message, '<image>\\n')")
+    turns = _TURNS.replace("HUMAN", human).replace("ANSWER", answer).replace("PROMPT", _quoted(template.gpt))
+    if not template.system:
+        return turns.replace("in turns", "in messages")
+    system = _expression(template.system, "system")
+    return f"{{%- if system -%}}{{{{ {system} }}}}{{%- endif -%}}\n{turns}"
+
+
+def _expression(pattern: str, value: str, end: str = "", after: str = "") -> str:
+    """Returns the sum of a pattern's text and what stands for its `{}`, then `end`, then the text `after`."""
+    before, _, behind = pattern.partition("{}")
+    terms = (before and _quoted(before), value, behind and _quoted(behind), end, after and _quoted(after))
+    return " + ".join(term for term in terms if term)
+
+
+def _quoted(text: str, quote: str = "'") -> str:
+    """Returns `text` as a Jinja string literal."""
+    escaped = text.replace("\\", "\\\\").replace(quote, f"\\{quote}").replace("\n", "\\n")
+    return f"{quote}{escaped}{quote}"

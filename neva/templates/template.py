@@ -1,7 +1,6 @@
-"""Conversation templates: turns in, text segments with their loss flags out.
+"""Conversation templates: turns in, text segments with their loss flags out."""
 
-The text of `plain` and `v1` is that of haotian-liu/LLaVA (`llava/conversation.py`, `llava/train/train.py`).
-"""
+from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Literal
 
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.errors import SampleError
+from neva.registry import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Template:
-    """How turns become text; `{}` stands for what the turn says."""
+    """How turns become text (`{}` stands for what the turn says), and how other tools and exports know it."""
 
     begins_with_bos: bool
     default_system: str
@@ -48,53 +48,37 @@ class Template:
     special_tokens: tuple[str, ...] = ()
     is_caption: bool = False
     """One image question, whose words are dropped, and one answer."""
+    other_names: tuple[str, ...] = ()
+    """What other tools call it."""
+    jinja: str | None = None
+    """The chat template of its turns, where that is not the one that `neva.templates.jinja` makes of the patterns."""
+
+    @property
+    def special_end(self) -> str | None:
+        """The special token that ends an answer beside the tokenizer's end of sequence."""
+        return self.end if self.end in self.special_tokens else None
 
 
-TEMPLATES = {
-    "plain": Template(
-        begins_with_bos=True,
-        default_system="",
-        system="",
-        human="{}",
-        gpt="",
-        answer="{}",
-        end="\n",
-        after="",
-        is_caption=True,
-    ),
-    "v1": Template(
-        begins_with_bos=True,
-        default_system="A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-        system="{} ",
-        human="USER: {} ",
-        gpt="ASSISTANT:",
-        answer=" {}",
-        end=None,
-        after="",
-    ),
-    "chatml": Template(
-        begins_with_bos=False,
-        default_system="You are a helpful assistant.",
-        system="<|im_start|>system\n{}<|im_end|>\n",
-        human="<|im_start|>user\n{}<|im_end|>\n",
-        gpt="<|im_start|>assistant\n",
-        answer="{}",
-        end="<|im_end|>",
-        after="\n",
-        special_tokens=("<|im_start|>", "<|im_end|>"),
-    ),
-}
+def template_names() -> tuple[str, ...]:
+    """Returns the names of all templates, first those that any tokenizer can write."""
+    return tuple(sorted(TEMPLATES.names(), key=lambda name: len(TEMPLATES[name].special_tokens)))
+
+
+def names_elsewhere() -> dict[str, str]:
+    """Returns what other tools call a template, and its name here."""
+    return {other: name for name in TEMPLATES.names() for other in TEMPLATES[name].other_names}
 
 
 def render(
     template: Template, turns: Sequence[Turn], system: str | None = None, eos: str = "</s>"
 ) -> list[Segment]:
-    """The text of a conversation, cut where the loss begins and ends.
+    """Returns the text of a conversation, split where the loss begins and ends.
 
-    `<image>` stays in the text as the placeholder of an image. `system` replaces the template's own system
-    prompt. `eos` is the tokenizer's end-of-sequence token (`</s>` in LLaVA). Raises `SampleError` when the
-    turns do not alternate human, gpt, or when the template does not take them.
+    `<image>` stays in the text as the placeholder of an image. `system` replaces the template's own system prompt.
+    `eos` is the tokenizer's end-of-sequence token (`</s>` in LLaVA).
+
+    Raises:
+        SampleError: the turns do not alternate human, gpt, or the template does not take them.
     """
     check_turns(template, turns)
     system = template.default_system if system is None else system
@@ -132,11 +116,12 @@ def check_turns(template: Template, turns: Sequence[Turn]) -> None:
 
 
 def move_images_to_front(turns: Sequence[Turn]) -> list[Turn]:
-    """The first question with its `<image>` placeholders taken out and put in front, each on a line of its
-    own.
+    """Moves the `<image>` placeholders of the first question to its front, each on a line of its own.
 
-    LLaVA does this in `preprocess_multimodal`; NeVA under `sep_image_conv_front`. Raises `SampleError` when
-    the first turn has no placeholder.
+    LLaVA does this in `preprocess_multimodal`; NeVA under `sep_image_conv_front`.
+
+    Raises:
+        SampleError: the first turn has no placeholder.
     """
     first = turns[0].text or ""
     count = first.count(IMAGE_PLACEHOLDER)
@@ -150,8 +135,7 @@ def move_images_to_front(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def insert_image(prompt: str, side: Literal["left", "right"]) -> str:
-    """A prompt with an image placeholder put before or after it, on a line of its own (NeVA's
-    `insert_image_token`)."""
+    """Puts an image placeholder before or after a prompt, on a line of its own (NeVA's `insert_image_token`)."""
     placed = IMAGE_PLACEHOLDER + prompt if side == "left" else prompt + IMAGE_PLACEHOLDER
     return placed.replace(IMAGE_PLACEHOLDER, f"{IMAGE_PLACEHOLDER}\n")
 
@@ -162,9 +146,9 @@ def _question(template: Template, turn: Turn) -> str:
 
 
 def _fill(template: Template, pattern: str, text: str, has_loss: bool = False) -> Iterator[Segment]:
-    """The pattern with `text` in place of `{}`, its special tokens as segments of their own."""
+    """Yields the pattern with `text` in place of `{}`, its special tokens as segments of their own."""
     special = template.special_tokens
-    pieces = re.split("(" + "|".join(map(re.escape, special)) + ")", pattern) if special else [pattern]
-    for piece in pieces:
-        if piece:
-            yield Segment(piece.replace("{}", text), has_loss, piece in special)
+    stretches = re.split("(" + "|".join(map(re.escape, special)) + ")", pattern) if special else [pattern]
+    for stretch in stretches:
+        if stretch:
+            yield Segment(stretch.replace("{}", text), has_loss, stretch in special)

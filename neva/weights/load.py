@@ -14,18 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from neva.families.configs import LanguageConfig
+from neva.families.language import language_prefixes, language_table
 from neva.families.mapping import ConversionError
-from neva.families.tables import (
-    LANGUAGE,
-    LLAVA_HF,
-    LLAVA_ORIGINAL,
-    TEXT,
-    TOWER,
-    HFNaming,
-    language_table,
-    tower_prefix,
-    tower_table,
-)
+from neva.families.naming import LANGUAGE, LLAVA_HF, LLAVA_ORIGINAL, TEXT, TOWER, HFNaming, tower_prefix
+from neva.families.vision import POOLING, tower_table
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import VOCABULARY, open_nemo
 from neva.formats.nemo_header import CONFIG_FILE
@@ -33,7 +25,7 @@ from neva.weights.lazy import Filtered
 
 LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)(\..*)")
 GATED = "mlp.linear_fc1."
-UNUSED_TOWER_PART = TOWER + "head."  # SigLIP's pooling: no hidden state depends on it
+UNUSED_TOWER_PART = TOWER + POOLING  # SigLIP's pooling: no hidden state depends on it
 TIED_COPY = "language_model.output_layer.weight"
 
 
@@ -56,7 +48,7 @@ def load_language_model(model: nn.Module, source: str | Path, shape: LanguageCon
     weights = FolderWeights(source)
     layout = language_layout(weights)
     table = language_table(stored, layout)
-    load_sharded(model, table.to_native(language_part(weights, layout)), (LANGUAGE,), shape.vocab_size)
+    load_sharded(model, table.to_native(language_part(weights, layout, shape)), (LANGUAGE,), shape.vocab_size)
 
 
 def load_vision_tower(model: nn.Module, source: str | Path) -> None:
@@ -79,8 +71,8 @@ def load_vision_tower(model: nn.Module, source: str | Path) -> None:
         return
     weights = FolderWeights(source)
     prefix = tower_prefix(weights)
-    if not any(f"{prefix}head." in name for name in weights):
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
+    if not any(prefix + POOLING in name for name in weights):
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(POOLING)}
     tower = Filtered(weights, prefix) if "vision_tower" in prefix else weights
     load_sharded(model, tower_table(shapes, prefix).to_native(tower), (TOWER,))
 
@@ -102,18 +94,18 @@ def is_nemo(source: str | Path) -> bool:
     return path.is_file() or (path / CONFIG_FILE).is_file()
 
 
-def language_part(weights: Mapping[str, Tensor], layout: HFNaming) -> Filtered:
+def language_part(weights: Mapping[str, Tensor], layout: HFNaming, language: LanguageConfig) -> Filtered:
     """The language model's tensors of a folder in `layout`."""
     others = (
         (layout.tower.split("vision_tower.")[0] + "vision_tower.", layout.projector) if layout.tower else ()
     )
-    return Filtered(weights, layout.body, layout.head, without=others)
+    return Filtered(weights, *language_prefixes(language, layout), without=others)
 
 
 def language_layout(names: Iterable[str]) -> HFNaming:
     """The layout in which a folder stores its language model, told by its names."""
     names = set(names)
-    if any(name.startswith(LLAVA_HF.body) for name in names):
+    if any(name.startswith(LLAVA_HF.language) for name in names):
         return LLAVA_HF
     return LLAVA_ORIGINAL if any(name.startswith("model.mm_projector.") for name in names) else TEXT
 

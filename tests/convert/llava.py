@@ -13,7 +13,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from neva.convert.writers.hf_config import language_section, vision_section
-from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from neva.families.language import language_config_from_hf
+from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_folder import write_json
 from neva.formats.nemo import write_nemo
 from tests.convert.native import native_model

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from neva.families.language import language_config_from_hf
+from neva.families.vision import vision_config_from_hf
 from neva.model.build import build_model
 from neva.model.llava import NevaModel
 from tests.convert.tiny import TOWER_SIZES

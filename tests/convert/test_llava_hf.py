@@ -3,6 +3,7 @@ computes.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from neva.convert.lazy_model import open_model
 from neva.convert.parity.proof import Sample, answers, prove_llava
 from neva.convert.writers.llava_hf import write_llava_hf
 from neva.formats.hf_folder import FolderWeights
-from neva.templates.jinja import ENDS
+from neva.registry import TEMPLATES
 from tests.convert.llava import llava_nemo
 from tests.convert.tiny import FAMILIES
 
@@ -49,7 +50,8 @@ def test_templates_and_aspect_ratios_are_proven(tmp_path, template, aspect_ratio
 
 
 def test_every_token_that_ends_an_answer_is_in_the_generation_config(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENDS, "chatml", "filler31")
+    ends_with_filler = replace(TEMPLATES["chatml"], end="filler31", special_tokens=("filler31",))
+    monkeypatch.setitem(TEMPLATES._members, "chatml", ends_with_filler)
     _, folder = export(tmp_path, template="chatml")
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     tokens = Tokenizer.from_file(str(folder / "tokenizer.json"))

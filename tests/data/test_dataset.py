@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
-from neva.data.media.image import build_image_processor, load_image, to_pixels
+from neva.data.media.image import load_image
+from neva.data.media.processor import build_image_processor, to_pixels
 from neva.errors import SampleError
 from neva.families.configs import VisionConfig
 from tests.conftest import conversation, image_record, random_image, shared_data, write_records
@@ -43,7 +44,10 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
             "pipeline_model_parallel_size": 1,
             "encoder_seq_length": 256,
             "vocab_size": 512,
-            "mm_cfg": {"vision_encoder": OmegaConf.to_container(vision_cfg(image_size=16))},
+            "mm_cfg": {
+                "vision_encoder": OmegaConf.to_container(vision_cfg(image_size=16)),
+                "mm_mlp_adapter_type": "mlp2x_gelu",
+            },
             "data": {
                 "data_path": str(folder / "data.json"),
                 "image_folder": str(folder),

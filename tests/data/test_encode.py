@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.encode import ConversationEncoder
 from neva.errors import SampleError
-from neva.templates.template import TEMPLATES, Turn
+from neva.registry import TEMPLATES
+from neva.templates.template import Turn
 from tests.conftest import shared_data
 from tests.data import tokenizers
 from tests.data.llava_reference import Reference, expand_images

@@ -13,7 +13,8 @@ from transformers import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from neva.data.media.image import build_image_processor, expand_to_square, load_image, to_pixels
+from neva.data.media.image import expand_to_square, load_image
+from neva.data.media.processor import build_image_processor, to_pixels
 from neva.errors import SampleError
 from tests.conftest import random_image, shared_data
 

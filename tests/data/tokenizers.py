@@ -10,7 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from neva.data.tokenizer import load_tokenizer
-from neva.templates.template import TEMPLATES
+from neva.registry import TEMPLATES
 from tests.conftest import shared_data
 
 CORPUS = [

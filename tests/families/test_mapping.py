@@ -5,16 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from neva.families.connector import projector_table
+from neva.families.language import language_config_from_hf, language_table
 from neva.families.mapping import ConversionError, FusedQKV, GatedMLP, PaddedVocab, Rename, Table
-from neva.families.tables import (
-    LLAVA_HF,
-    LLAVA_ORIGINAL,
-    language_table,
-    projector_table,
-    tower_shapes,
-    tower_table,
-)
+from neva.families.naming import LLAVA_HF, LLAVA_ORIGINAL
+from neva.families.vision import tower_shapes, tower_table, vision_config_from_hf
 from tests.convert.tiny import FAMILIES, language_model, tower
 
 
@@ -77,17 +72,17 @@ def test_tower_round_trip_has_transformers_own_names(kind, layout):
 
 
 def test_projector_names_of_both_layouts():
-    assert projector_table(2, 8, 12, LLAVA_HF).hf_names == [
+    assert projector_table("mlp2x_gelu", 8, 12, LLAVA_HF).hf_names == [
         f"multi_modal_projector.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")
     ]
-    assert projector_table(3, 8, 12, LLAVA_ORIGINAL).hf_names[-1] == "model.mm_projector.4.bias"
-    assert projector_table(1, 8, 12, LLAVA_ORIGINAL).hf_names == [
+    assert projector_table("mlp3x_gelu", 8, 12, LLAVA_ORIGINAL).hf_names[-1] == "model.mm_projector.4.bias"
+    assert projector_table("linear", 8, 12, LLAVA_ORIGINAL).hf_names == [
         "model.mm_projector.weight",
         "model.mm_projector.bias",
     ]
-    assert projector_table(2, 8, 12, LLAVA_HF).native_names[2] == "projector.2.weight"
+    assert projector_table("mlp2x_gelu", 8, 12, LLAVA_HF).native_names[2] == "projector.2.weight"
     with pytest.raises(ValueError, match="2 layers"):
-        projector_table(3, 8, 12, LLAVA_HF)
+        projector_table("mlp3x_gelu", 8, 12, LLAVA_HF)
 
 
 class TestErrorsNameTheTensor:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from neva.constants import IMAGE_TOKEN_ID
+from neva.families.connector import connector_named
+from neva.families.vision import num_layers_run
 from neva.model.attention import sliding_window_mask
 from neva.model.build import build_model, count_parameters, meta_model
-from neva.model.connectors.mlp import build_projector
 from neva.model.language import transformer_config
 from neva.model.merge import merge
-from neva.model.vision import VisionTower, num_layers_run
+from neva.model.vision import VisionTower
 from tests.model.test_against_transformers import batch, shapes
 
 
@@ -62,10 +63,10 @@ def test_tower_layers_behind_the_selected_one_do_not_train(single_process: None)
 def test_projector_kinds() -> None:
     kinds = {"linear": [nn.Linear], "mlp3x_gelu": [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]}
     for kind, layers in kinds.items():
-        assert [type(layer) for layer in build_projector(kind, 8, 16)] == layers
+        assert [type(layer) for layer in connector_named(kind).build(8, 16)] == layers
     for kind in ("mlp0x_gelu", "mlpx_gelu", "identity"):
         with pytest.raises(ValueError, match="expected 'linear' or"):
-            build_projector(kind, 8, 16)
+            connector_named(kind).build(8, 16)
 
 
 def slow_merge(embeddings: Tensor, ids: Tensor, features: Tensor) -> Tensor:

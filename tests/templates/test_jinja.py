@@ -3,8 +3,8 @@
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from neva.templates import template as template_room
-from neva.templates.jinja import ADDS_BOS, SYSTEM_PROMPTS, TEMPLATES, chat_template
+from neva.registry import TEMPLATES
+from neva.templates.jinja import chat_template
 from neva.templates.template import Turn, render
 
 
@@ -31,12 +31,12 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", TEMPLATES.names())
 @pytest.mark.parametrize("turns", CONVERSATIONS)
 @pytest.mark.parametrize("form", [as_string, as_parts])
 @pytest.mark.parametrize("open_end", [False, True])
 def test_renders_what_training_renders(name, turns, form, open_end):
-    template = template_room.TEMPLATES[name]
+    template = TEMPLATES[name]
     if template.is_caption and (len(turns) > 2 or "<image>" not in turns[0].text):
         pytest.skip("the caption template takes one image and one answer")
     if open_end:
@@ -44,13 +44,6 @@ def test_renders_what_training_renders(name, turns, form, open_end):
     expected = "".join(segment.text for segment in render(template, turns))
     messages = [form(turn) for turn in turns if turn.text is not None]
     assert jinja(name, messages, open_end) == expected
-
-
-def test_system_prompts_and_bos_are_training_s_own():
-    assert {
-        name: template.default_system for name, template in template_room.TEMPLATES.items()
-    } == SYSTEM_PROMPTS
-    assert {name: template.begins_with_bos for name, template in template_room.TEMPLATES.items()} == ADDS_BOS
 
 
 def test_own_system_prompt_replaces_the_default():

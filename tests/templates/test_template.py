@@ -3,7 +3,8 @@
 import pytest
 
 from neva.errors import SampleError
-from neva.templates.template import TEMPLATES, Turn, insert_image, move_images_to_front, render
+from neva.registry import TEMPLATES
+from neva.templates.template import Turn, insert_image, move_images_to_front, render
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

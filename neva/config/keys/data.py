@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.config.keys.field import key, refused
+from neva.templates.template import names_elsewhere, template_names
 
 _VIDEO = "neva does not train on video yet"
-_TEMPLATES = ("plain", "v1", "chatml")
 _NO_TEMPLATE = dict.fromkeys(
     ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo", "mistral"),
     "neva does not have this template yet: use v1, or chatml for models that were trained on it",
@@ -23,7 +23,11 @@ class Data:
     image_folder: str = key("Folder that the records' image paths are relative to.", common=True)
     datasets_exclude: list[str] = key('Records whose "dataset" is listed are left out.')
     conv_template: str = key(
-        "How a conversation becomes text.", choices=_TEMPLATES, not_yet=_NO_TEMPLATE, common=True
+        "How a conversation becomes text.",
+        choices=template_names,
+        not_yet=_NO_TEMPLATE,
+        elsewhere=names_elsewhere,
+        common=True,
     )
     image_aspect_ratio: str = key(
         "square: resize and centre crop; pad: to a square first.",

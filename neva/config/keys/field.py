@@ -1,6 +1,6 @@
 """The two kinds of key: one that has an effect, and one that is known but refused unless it is off."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,10 @@ from typing import Any
 class Key:
     """A key with an effect. Bounds: `low`, `high` included, `above`, `below` excluded.
 
+    `choices`, `pattern` and `form` may be functions that ask a registry when a value is checked.
     `form` says `pattern` in words.
     `not_yet`: values that users of other systems know, each with the sentence that refuses it.
+    `elsewhere`: what other systems call a value, with its name here.
     `optional`: need not be in the YAML (whoever reads the section has its own documented default).
     `common`: shown by `neva train --help`.
     """
@@ -20,13 +22,19 @@ class Key:
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: tuple[Any, ...] | None = None
+    choices: tuple[Any, ...] | Callable[[], tuple[Any, ...]] | None = None
     not_yet: Mapping[Any, str] | None = None
-    pattern: str | None = None
-    form: str | None = None
+    elsewhere: Callable[[], Mapping[Any, str]] | None = None
+    pattern: str | Callable[[], str] | None = None
+    form: str | Callable[[], str] | None = None
     length: int | None = None
     optional: bool = False
     common: bool = False
+
+
+def asked(rule: Any) -> Any:
+    """Returns what a rule of `Key` says, now."""
+    return rule() if callable(rule) else rule
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from neva.config.keys.field import key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
+from neva.families.connector import connector_forms, connector_pattern
+from neva.registry import LANGUAGE_FAMILIES
 
 _NO_PROJECTOR = {
     "identity": "neva always projects: the tower's width is not the language model's",
@@ -24,6 +26,11 @@ class Llm:
 
     from_pretrained: str | None = key("Hugging Face folder or .nemo; null: random weights.", common=True)
     freeze: bool = key("Do not train the language model.", common=True)
+    family: str | None = key(
+        "Hugging Face model type of the language model; null: follows from the checkpoint or the sizes.",
+        choices=LANGUAGE_FAMILIES.names,
+        optional=True,
+    )
 
     model_type: Any = refused(
         None, why="the family follows from the checkpoint, the template from data.conv_template"
@@ -64,8 +71,8 @@ class MmCfg:
     pretrain_mm_mlp_adapter: str | None = key("A .nemo whose projector is taken (stage 1's).", common=True)
     mm_mlp_adapter_type: str = key(
         "What projects patches into the language model.",
-        pattern=r"^(linear|mlp[1-9]\d*x_gelu)$",
-        form="linear, mlp2x_gelu, mlp3x_gelu, …",
+        pattern=connector_pattern,
+        form=connector_forms,
         not_yet=_NO_PROJECTOR,
     )
     mm_mlp_adapter_freeze: bool = key("Do not train the projector.")

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from neva.families.language import language_config_from_hf
+from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_folder import FolderWeights, read_config, write_json
 
 LARGEST_KL = 1e-8

@@ -29,10 +29,12 @@ from neva.convert.parity.proof import (
     tokenizer_differences,
     write_parity,
 )
-from neva.families.hf_config import vision_config_from_hf
-from neva.families.tables import LLAVA_ORIGINAL
+from neva.families.connector import connector_named
+from neva.families.language import language_prefixes
+from neva.families.media_tokens import tokens_per_image
+from neva.families.naming import LLAVA_ORIGINAL
+from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_folder import FolderWeights, read_config, write_json
-from neva.model.connectors.mlp import build_projector
 
 
 def prove_llava_original(model: LazyModel, folder: Path) -> None:
@@ -61,6 +63,7 @@ def prove_llava_original(model: LazyModel, folder: Path) -> None:
 def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id: int) -> Any:
     """transformers' LLaVA with the weights of an original-layout folder, every one of them used."""
     text, layout = read_config(folder), LLAVA_ORIGINAL
+    body, head = language_prefixes(model.language, layout)
     config = LlavaConfig(
         text_config={**text, "model_type": "llama"},
         vision_config=read_config(tower),
@@ -69,8 +72,8 @@ def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id:
         tie_word_embeddings=text["tie_word_embeddings"],
     )
     result = LlavaForConditionalGeneration(config).float().eval()
-    result.model.multi_modal_projector = build_projector(
-        text["mm_projector_type"], text["mm_hidden_size"], text["hidden_size"]
+    result.model.multi_modal_projector = connector_named(text["mm_projector_type"]).build(
+        text["mm_hidden_size"], text["hidden_size"]
     )
     weights = FolderWeights(folder)
     single = f"{layout.projector}weight" in weights
@@ -81,12 +84,12 @@ def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id:
             renamed[f"model.multi_modal_projector.{'0.' if single else ''}{short}"] = weights[name].float()
         elif name.startswith(layout.tower):
             renamed[f"model.vision_tower.{name.removeprefix(layout.tower)}"] = weights[name].float()
-        elif name.startswith(layout.body):
-            renamed[f"model.language_model.{name.removeprefix(layout.body)}"] = weights[name].float()
+        elif name.startswith(body):
+            renamed[f"model.language_model.{name.removeprefix(body)}"] = weights[name].float()
         else:
             renamed[name] = weights[name].float()
     missing, unexpected = result.load_state_dict(renamed, strict=False)
-    missing = [name for name in missing if not (text["tie_word_embeddings"] and name == layout.head)]
+    missing = [name for name in missing if not (text["tie_word_embeddings"] and name == head)]
     if not text["unfreeze_mm_vision_tower"]:
         stored = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32, local_files_only=True)
         result.model.vision_tower.load_state_dict(stored.state_dict())
@@ -115,7 +118,7 @@ def _original_samples(model: LazyModel, tokenizer_dir: Path) -> list[Sample]:
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
     samples = []
     for (before, after), image in zip(pieces, parity_images(model.vision.image_size), strict=True):
-        ids = [*before, *[image_id] * model.vision.num_tokens, *after]
+        ids = [*before, *[image_id] * tokens_per_image(model.vision, model.connector), *after]
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         samples.append(Sample(torch.tensor([ids]), pixels, image_id))
     return samples

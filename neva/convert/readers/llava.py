@@ -16,21 +16,17 @@ from torch import Tensor
 from neva.config.compose import compose
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel, language_weights, tower_weights
-from neva.convert.writers.hf_config import language_section, vision_section
+from neva.convert.writers.hf_config import family_key, language_section, vision_section
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
-from neva.families.tables import (
-    LLAVA_HF,
-    LLAVA_ORIGINAL,
-    PROJECTOR,
-    HFNaming,
-    language_table,
-    projector_table,
-)
+from neva.families.connector import connector_named, projector_table
+from neva.families.language import language_config_from_hf, language_table
+from neva.families.media_tokens import tokens_per_image
+from neva.families.naming import LLAVA_HF, LLAVA_ORIGINAL, PROJECTOR, HFNaming
+from neva.families.vision import vision_config_from_hf, vision_family
 from neva.formats.hf_folder import FolderWeights, read_config
 from neva.formats.hf_tokenizer import check_vocabulary, read_roles, tokenizer_files
-from neva.model.connectors.mlp import build_projector, num_layers
-from neva.templates.jinja import TEMPLATES, chat_template
+from neva.registry import TEMPLATES
+from neva.templates.jinja import chat_template
 from neva.weights.lazy import Chained, Converted, Filtered
 from neva.weights.load import language_part
 
@@ -52,24 +48,24 @@ def from_llava_hf(folder: Path) -> LazyModel:
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
-    weights = FolderWeights(folder)
+    weights, kind = FolderWeights(folder), str(LLAVA_HF.connector)
     table = language_table(language, LLAVA_HF, rows)
     parts = [
-        Converted(table, language_part(weights, LLAVA_HF)),
-        _projector(weights, 2, vision, language, LLAVA_HF),
+        Converted(table, language_part(weights, LLAVA_HF, language)),
+        _projector(weights, kind, vision, language, LLAVA_HF),
     ]
     tokenizer = _tokenizer(folder, drop_image_token=vocab_size < rows)
     processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     aspect_ratio = "pad" if processor.get("do_pad") else "square"
     template = _template_of(folder)
-    section = model_section(language, vision, "mlp2x_gelu", template, aspect_ratio)
+    section = model_section(language, vision, kind, template, aspect_ratio)
     joined = Chained(*parts, tower_weights(folder, vision))
     return LazyModel(
         str(folder),
         section,
         language,
         vision,
-        2,
+        kind,
         joined,
         tokenizer,
         _native_processor(processor, vision),
@@ -98,10 +94,9 @@ def from_llava_original(folder: Path, tower_source: Path | None) -> LazyModel:
             f"{folder}: mm_vision_select_feature is {config['mm_vision_select_feature']!r}, expected 'patch'"
         )
     trained = any(name.startswith(LLAVA_ORIGINAL.tower) for name in weights)
-    layers = num_layers(kind)
     parts = [
-        Converted(language_table(language, LLAVA_ORIGINAL), language_part(weights, LLAVA_ORIGINAL)),
-        _projector(weights, layers, vision, language, LLAVA_ORIGINAL),
+        Converted(language_table(language, LLAVA_ORIGINAL), language_part(weights, LLAVA_ORIGINAL, language)),
+        _projector(weights, kind, vision, language, LLAVA_ORIGINAL),
         tower_weights(folder if trained else tower, vision),
     ]
     processor = json.loads((tower / "preprocessor_config.json").read_text(encoding="utf-8"))
@@ -111,7 +106,7 @@ def from_llava_original(folder: Path, tower_source: Path | None) -> LazyModel:
     tokenizer = _tokenizer(folder, drop_image_token=False)
     reference = None if trained else tower
     return LazyModel(
-        str(folder), section, language, vision, layers, Chained(*parts), tokenizer, processor, reference
+        str(folder), section, language, vision, kind, Chained(*parts), tokenizer, processor, reference
     )
 
 
@@ -123,16 +118,15 @@ def from_parts(
     vision = vision_config_from_hf(read_config(tower), select_layer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = build_projector(adapter_type, vision.hidden_size, language.hidden_size)
+        projector = connector_named(adapter_type).build(vision.hidden_size, language.hidden_size)
     drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
     joined = Chained(drawn, language_weights(text, language), tower_weights(tower, vision))
     section = model_section(language, vision, adapter_type, template, "square")
     processor = json.loads((tower / "preprocessor_config.json").read_text(encoding="utf-8"))
     tokenizer = _tokenizer(text, drop_image_token=False)
     check_vocabulary(text, language.vocab_size)
-    layers = num_layers(adapter_type)
     return LazyModel(
-        f"{text} + {tower}", section, language, vision, layers, joined, tokenizer, processor, tower
+        f"{text} + {tower}", section, language, vision, adapter_type, joined, tokenizer, processor, tower
     )
 
 
@@ -145,9 +139,9 @@ def model_section(
     recipe = compose("llava_7b_finetune", [])
     recipe.model.merge_with(
         {
-            **language_section(language),
+            **language_section(replace(language, family=None)),
             "mm_cfg": {
-                "llm": {"from_pretrained": None},
+                "llm": {"from_pretrained": None, **family_key(language)},
                 "vision_encoder": {"from_pretrained": None, **vision_section(vision)},
                 "mm_mlp_adapter_type": adapter_type,
                 "pretrain_mm_mlp_adapter": None,
@@ -157,15 +151,16 @@ def model_section(
     )
     section = OmegaConf.create(OmegaConf.to_container(recipe, resolve=True)).model
     side = [vision.image_size, vision.image_size]
-    section.data.merge_with({"image_token_len": vision.num_tokens, "crop_size": side, "image_size": side})
+    tokens = tokens_per_image(vision, adapter_type)
+    section.data.merge_with({"image_token_len": tokens, "crop_size": side, "image_size": side})
     section.mm_cfg.vision_encoder.crop_size = side
     return section
 
 
 def _projector(
-    weights: FolderWeights, layers: int, vision: VisionConfig, language: LanguageConfig, layout: HFNaming
+    weights: FolderWeights, kind: str, vision: VisionConfig, language: LanguageConfig, layout: HFNaming
 ) -> Mapping[str, Tensor]:
-    table = projector_table(layers, vision.hidden_size, language.hidden_size, layout)
+    table = projector_table(kind, vision.hidden_size, language.hidden_size, layout)
     return Converted(table, Filtered(weights, layout.projector))
 
 
@@ -185,9 +180,7 @@ def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict
     """The tower's own image processor: padding to a square is the recipe's `image_aspect_ratio` here."""
     settings = {key: value for key, value in exported.items() if key not in ("do_pad", "processor_class")}
     if exported.get("do_pad"):
-        settings["image_processor_type"] = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}[
-            vision.model_type
-        ]
+        settings["image_processor_type"] = vision_family(vision.model_type).image_processor
     return settings
 
 
@@ -198,7 +191,7 @@ def _template_of(folder: Path) -> str:
     path = folder / "chat_template.jinja"
     found = path.read_text(encoding="utf-8") if path.is_file() else None
     eos = read_roles(folder).get("eos_token", "</s>")
-    for name in TEMPLATES:
+    for name in TEMPLATES.names():
         if found == chat_template(name, eos):
             return name
     logger.warning(

@@ -10,11 +10,10 @@ from neva.convert.lazy_model import LazyModel, equal_tower, language_weights, re
 from neva.convert.readers.llava import model_section
 from neva.convert.readers.nemo1_file import LANGUAGE_NAMES, OLD, open_old_nemo
 from neva.families.configs import VisionConfig
-from neva.families.hf_config import vision_config_from_hf
+from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_folder import read_config
 from neva.formats.hf_tokenizer import tokenizer_files
-from neva.model.connectors.mlp import num_layers
-from neva.templates.jinja import TEMPLATES
+from neva.registry import TEMPLATES
 from neva.weights.lazy import Chained
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,8 @@ def from_old_nemo(
         tower_source or mm_cfg.vision_encoder.from_pretrained, "sizes of the tower", "--vision_encoder_path"
     )
     vision = _vision_shape(mm_cfg.vision_encoder, folder)
-    layers = num_layers(mm_cfg.mm_mlp_adapter_type)
-    sources = [old.projector(layers, vision, language)]
+    kind = mm_cfg.mm_mlp_adapter_type
+    sources = [old.projector(kind, vision, language)]
     if old.holds(*LANGUAGE_NAMES):
         sources.append(old.language(language))
     else:
@@ -49,14 +48,12 @@ def from_old_nemo(
     trained = old.holds(OLD.tower)
     sources.append(old.tower(vision) if trained else tower_weights(folder, vision))
     aspect_ratio = old.config.data.get("image_aspect_ratio", "square")
-    section = model_section(
-        language, vision, mm_cfg.mm_mlp_adapter_type, _template(old.config, source), aspect_ratio
-    )
+    section = model_section(language, vision, kind, _template(old.config, source), aspect_ratio)
     processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     files = {file.name: file.read_bytes() for file in tokenizer_files(tokenizer)}
     reference = equal_tower(sources[-1], folder, vision) if trained else folder
     return LazyModel(
-        str(source), section, language, vision, layers, Chained(*sources), files, processor, reference
+        str(source), section, language, vision, kind, Chained(*sources), files, processor, reference
     )
 
 

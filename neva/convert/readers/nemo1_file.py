@@ -16,8 +16,12 @@ from torch import Tensor
 
 from neva.config.derive import tokenizer_size
 from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.connector import projector_table
+from neva.families.language import family_of
+from neva.families.llama.table import layer_rules
 from neva.families.mapping import PaddedVocab, Rename, Rule, Table
-from neva.families.tables import LANGUAGE, HFNaming, projector_table, tower_shapes, tower_table
+from neva.families.naming import LANGUAGE, HFNaming
+from neva.families.vision import tower_shapes, tower_table
 from neva.formats.archive import ByteRange, members_of, read_range
 from neva.formats.nemo import CONFIG, MANIFEST, WEIGHTS
 from neva.formats.torch_dist import DistributedWeights
@@ -27,13 +31,11 @@ PREFIX = re.compile(r"model\.(module\.)?")
 STACKED = re.compile(r"decoder\.layers\.(?!\d)(.*)")
 EMBEDDING = "embedding.word_embeddings."
 OLD = HFNaming(
-    body="",
-    head="output_layer.weight",
     tower=f"{EMBEDDING}vision_encoder.vision_model.",
     projector=f"{EMBEDDING}adapter_layer.mm_projector_adapter.mm_projector.",
-    linear_names=("0", "2", "4", "6", "8"),
 )
-LANGUAGE_NAMES = (f"{EMBEDDING}weight", "decoder.", OLD.head)
+HEAD = "output_layer.weight"
+LANGUAGE_NAMES = (f"{EMBEDDING}weight", "decoder.", HEAD)
 FUSED_NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
@@ -79,9 +81,9 @@ class OldNemo:
         part = Filtered(self.weights, *LANGUAGE_NAMES)
         return Converted(_language_table(shape, self._vocabulary_rows() or 0, part), part)
 
-    def projector(self, layers: int, vision: VisionConfig, shape: LanguageConfig) -> Mapping[str, Tensor]:
+    def projector(self, kind: str, vision: VisionConfig, shape: LanguageConfig) -> Mapping[str, Tensor]:
         """Native tensors of the projector."""
-        table = projector_table(layers, vision.hidden_size, shape.hidden_size, OLD)
+        table = projector_table(kind, vision.hidden_size, shape.hidden_size, OLD)
         return Converted(table, Filtered(self.weights, OLD.projector))
 
     def tower(self, vision: VisionConfig) -> Mapping[str, Tensor]:
@@ -171,26 +173,14 @@ def _language_table(shape: LanguageConfig, rows: int, names: Mapping[str, Tensor
     final = "decoder.final_layernorm.weight"
     rules.append(Rename(final, LANGUAGE + final, (shape.hidden_size,)))
     if not shape.tied:
-        rules.append(vocabulary(OLD.head))
+        rules.append(vocabulary(HEAD))
     return Table(tuple(rules), ignored=(r".*\.inv_freq",))
 
 
-def _layer_shapes(shape: LanguageConfig) -> dict[str, tuple[int, ...]]:
-    hidden, heads, head_dim = shape.hidden_size, shape.num_heads, shape.head_dim
-    qkv = (heads + 2 * shape.num_query_groups) * head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attention.linear_qkv.weight": (qkv, hidden),
-        "self_attention.linear_proj.weight": (hidden, heads * head_dim),
-        "pre_mlp_layernorm.weight": (hidden,),
-        "mlp.linear_fc1.weight": (2 * shape.ffn_hidden_size, hidden),
-        "mlp.linear_fc2.weight": (hidden, shape.ffn_hidden_size),
-    }
-    if shape.qkv_bias:
-        shapes["self_attention.linear_qkv.bias"] = (qkv,)
-    if shape.qk_norm:
-        shapes |= {f"self_attention.{part}_layernorm.weight": (head_dim,) for part in "qk"}
-    return shapes
+def _layer_shapes(language: LanguageConfig) -> dict[str, tuple[int, ...]]:
+    """Native names and shapes of a layer, in the order of a Hugging Face folder."""
+    shapes = family_of(language).layer_shapes(language)
+    return {name: shapes[name] for rule in layer_rules(language, "", "") for name in rule.native}
 
 
 def _shape(config: DictConfig, where: str, vocab_size: int, names: Mapping[str, Tensor]) -> LanguageConfig:

@@ -15,8 +15,12 @@ from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
 from neva.families.configs import padded_vocab_size
+from neva.families.connector import projector_table
+from neva.families.language import language_table
 from neva.families.mapping import Table
-from neva.families.tables import LLAVA_HF, language_table, projector_table, tower_table
+from neva.families.media_tokens import tokens_per_image
+from neva.families.naming import LLAVA_HF
+from neva.families.vision import tower_table
 from neva.formats.hf_folder import write_json, write_weights
 from neva.formats.hf_tokenizer import (
     add_special_tokens,
@@ -26,7 +30,8 @@ from neva.formats.hf_tokenizer import (
     token_ids,
     write_fast_tokenizer,
 )
-from neva.templates.jinja import ADDS_BOS, ENDS, chat_template
+from neva.registry import TEMPLATES
+from neva.templates.jinja import chat_template
 from neva.weights.lazy import log_progress
 
 
@@ -66,7 +71,7 @@ def llava_table(model: LazyModel, image: ImageToken) -> Table:
     width = model.vision.hidden_size
     return (
         language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
-        + projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_HF)
+        + projector_table(model.connector, width, model.language.hidden_size, LLAVA_HF)
         + tower_table(model.tower_shapes, LLAVA_HF.tower)
     )
 
@@ -81,7 +86,7 @@ def llava_config(
         "model_type": "llava",
         "ignore_index": -100,
         "image_token_index": image.id,
-        "image_seq_length": model.vision.num_tokens,
+        "image_seq_length": tokens_per_image(model.vision, model.connector),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": model.vision.select_layer,
@@ -129,7 +134,7 @@ def _generation_config(model: LazyModel, folder: Path, ids: Mapping[str, int | N
     """Token ids, with every token that ends an answer in the model's template."""
     config: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    end = loaded.token_to_id(ENDS.get(model.config.data.conv_template, ""))
+    end = loaded.token_to_id(TEMPLATES[model.config.data.conv_template].special_end or "")
     if end is not None and end != ids["eos_token_id"]:
         config["eos_token_id"] = [ids["eos_token_id"], end]
     return config
@@ -154,11 +159,10 @@ def _write_tokenizer(
     content = json.loads(file.read_text(encoding="utf-8"))
     roles = read_roles(source)
     template = model.config.data.conv_template
-    set_bos(content, roles.get("bos_token"), ADDS_BOS.get(template, True))
+    jinja = chat_template(template, roles["eos_token"])
+    set_bos(content, roles.get("bos_token"), TEMPLATES[template].begins_with_bos)
     (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
-    write_fast_tokenizer(
-        folder, content, roles, chat_template(template, roles["eos_token"]), model.language.max_positions
-    )
+    write_fast_tokenizer(folder, content, roles, jinja, model.language.max_positions)
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
     filler = next((roles[role] for role in ("unk_token", "bos_token") if role in roles), None)
     image = ImageToken(

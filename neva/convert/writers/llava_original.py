@@ -11,9 +11,13 @@ from tokenizers import Tokenizer
 
 from neva.convert.lazy_model import LazyModel
 from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
-from neva.families.tables import LLAVA_ORIGINAL, TOWER, language_table, projector_table, tower_table
+from neva.families.connector import projector_table
+from neva.families.language import language_table
+from neva.families.naming import LLAVA_ORIGINAL, TOWER
+from neva.families.vision import tower_table
 from neva.formats.hf_folder import write_json, write_weights
 from neva.formats.hf_tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
+from neva.registry import LANGUAGE_FAMILIES
 from neva.weights.lazy import Filtered, log_progress
 
 logger = logging.getLogger(__name__)
@@ -43,7 +47,7 @@ def write_llava_original(
     written = model.dtype
     width = model.vision.hidden_size
     table = language_table(model.language, LLAVA_ORIGINAL)
-    table += projector_table(model.projector_layers, width, model.language.hidden_size, LLAVA_ORIGINAL)
+    table += projector_table(model.connector, width, model.language.hidden_size, LLAVA_ORIGINAL)
     reference = model.tower_reference
     if reference is None:
         table += tower_table(model.tower_shapes, LLAVA_ORIGINAL.tower)
@@ -75,8 +79,8 @@ def check_exportable(model: LazyModel) -> None:
     """ValueError for a model that haotian-liu/LLaVA has no classes for."""
     if model.vision.model_type != "clip" or model.vision.class_token_length != 1:
         raise ValueError(f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}")
-    shape = model.language
-    if shape.qkv_bias or shape.qk_norm or shape.sliding_window is not None:
+    language = model.language
+    if language.family is not None or not LANGUAGE_FAMILIES["llama"].computes(language):
         raise ValueError(
             "the original LLaVA layout has LLaMA language models only; export the llava-hf layout instead"
         )

@@ -152,11 +152,7 @@ def units(model: NevaModel) -> list[nn.Module]:
     """Returns the modules that are joined one after the other; each is entered by its own `forward`."""
     found: list[nn.Module] = []
     if model.vision_tower is not None and model.projector is not None:
-        tower = model.vision_tower
-        if tower.has_layers:
-            unused = [getattr(tower.model, name) for name in ("head",) if hasattr(tower.model, name)]
-            found += [*tower.model.encoder.layers, *unused]
-        found += [tower, model.projector]
+        found += [*model.vision_tower.blocks, model.vision_tower, model.projector]
     found += model.language_model.decoder.layers
     if not model.share_embeddings_and_output_weights:
         found += [model.language_model.embedding.word_embeddings, model.language_model.output_layer]

@@ -9,7 +9,8 @@ from transformers import AutoProcessor
 
 from examples.quickstart import hf_answers
 from neva.commands.convert import main
-from neva.templates.template import TEMPLATES, Turn, render
+from neva.registry import TEMPLATES
+from neva.templates.template import Turn, render
 from tests.conftest import random_image
 from tests.convert.llava import llava_nemo
 

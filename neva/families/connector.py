@@ -1,0 +1,99 @@
+"""What a connector is: the module that makes positions of the language model of a tower's patch features."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from neva.errors import CheckpointError, ConfigError
+from neva.families.mapping import Rename, Shape, Table
+from neva.families.naming import PROJECTOR, HFNaming
+from neva.registry import CONNECTORS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Connector(ABC):
+    """A connector by the `kind` that `model.mm_cfg.mm_mlp_adapter_type` gives.
+
+    A subclass is registered in `CONNECTORS` under the kind, or under a regular expression of all its kinds.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ()
+    """How messages write the kinds of a regular expression."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self, vision_hidden_size: int, hidden_size: int) -> nn.Module:
+        """Builds the module [N images, tokens in, vision_hidden_size] -> [N images, tokens out, hidden_size]."""
+
+    @abstractmethod
+    def parameter_shapes(self, vision_hidden_size: int, hidden_size: int) -> dict[str, Shape]:
+        """Returns names and shapes of the parameters, in the order of the module."""
+
+    def tokens_out(self, tokens_in: int) -> int:
+        """Returns the positions that one image takes, of whose patch features there are `tokens_in`."""
+        return tokens_in
+
+    def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
+        """Estimates the elements that a token keeps for the backward pass: the inputs of a trained one's matrices."""
+        shapes = self.parameter_shapes(vision_hidden_size, hidden_size).values()
+        return sum(shape[1] for shape in shapes if len(shape) == 2) if is_trained else 0
+
+    def stored_names(self, names: list[str], naming: HFNaming) -> dict[str, str]:
+        """Returns the name of each parameter in a Hugging Face folder, without the projector's prefix.
+
+        Raises:
+            CheckpointError: the layout has names for another connector only.
+        """
+        if naming.connector is not None:
+            raise CheckpointError(
+                f"this layout holds projectors of type {naming.connector}, this one is {self.kind}; "
+                "export the original layout instead"
+            )
+        return {name: name for name in names}
+
+
+def connector_named(kind: str) -> Connector:
+    """Returns the connector of a kind.
+
+    Raises:
+        ConfigError: no connector has this name.
+    """
+    for pattern in CONNECTORS.names():
+        if re.fullmatch(pattern, kind):
+            return CONNECTORS[pattern](kind)
+    raise ConfigError(
+        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear' or 'mlp<N>x_gelu' such as 'mlp2x_gelu'"
+    )
+
+
+def connector_pattern() -> str:
+    """Returns the regular expression of all kinds."""
+    return rf"^({'|'.join(CONNECTORS.names())})$"
+
+
+def connector_forms() -> str:
+    """Returns all kinds as messages write them."""
+    return ", ".join(form for name in CONNECTORS.names() for form in CONNECTORS[name].forms or (name,))
+
+
+def projector_table(kind: str, vision_hidden_size: int, hidden_size: int, naming: HFNaming) -> Table:
+    """Returns the table of a connector that is stored under the names of `naming`.
+
+    Raises:
+        CheckpointError: the layout cannot hold it.
+    """
+    connector = connector_named(kind)
+    shapes = connector.parameter_shapes(vision_hidden_size, hidden_size)
+    stored = connector.stored_names(list(shapes), naming)
+    return Table(
+        tuple(
+            Rename(naming.projector + stored[name], PROJECTOR + name, shape) for name, shape in shapes.items()
+        )
+    )

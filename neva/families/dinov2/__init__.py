@@ -1,0 +1,1 @@
+"""DINOv2 as a vision tower."""

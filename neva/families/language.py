@@ -1,0 +1,113 @@
+"""What a family of language models is, and the family that a model belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from neva.errors import CheckpointError, ConfigError
+from neva.families.configs import LanguageConfig
+from neva.families.mapping import Shape, Table
+from neva.families.naming import TEXT, HFNaming
+from neva.registry import LANGUAGE_FAMILIES
+
+
+class LanguageFamily(Protocol):
+    """A Hugging Face `model_type`: its `config.json`, its tensors, its sizes. Subclass `LlamaFamily` for a relative."""
+
+    model_type: str
+    body: str
+    """Prefix of the tensors, but the head's, of a folder with the language model alone."""
+    head: str
+    """Name of the head in such a folder."""
+    follows_from_sizes: bool
+    """Whether the sizes of a model tell its family again, so that nobody need record it."""
+
+    def read(self, config: Mapping[str, Any]) -> LanguageConfig:
+        """Returns the sizes that a `config.json` gives; what it omits is transformers' default.
+
+        Raises:
+            ConfigError: the configuration asks for arithmetic that neva has not.
+        """
+
+    def write(self, language: LanguageConfig) -> dict[str, Any]:
+        """Returns the keys of `config.json` that say what `language` is."""
+
+    def computes(self, language: LanguageConfig) -> bool:
+        """Whether a model of these sizes, and no recorded family, is exported as this one."""
+
+    def table(self, language: LanguageConfig, naming: HFNaming, hf_rows: int, fill_row: int) -> Table:
+        """Returns the table of all tensors; see `language_table`."""
+
+    def layer_shapes(self, language: LanguageConfig, tensor_parallel_size: int = 1) -> dict[str, Shape]:
+        """Returns native names and shapes of one layer on a tensor-parallel rank, in the module's order."""
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the language model's part of a config: `text_config` of a multimodal one, else the config itself."""
+    return config.get("text_config", config)
+
+
+def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
+    """Reads the language model of a `config.json`; of a LLaVA one its `text_config`.
+
+    `padded_vocab_size` is `vocab_size`: padding is the recipe's choice. `rope_scaling` holds transformers' keys
+    (`rope_type`, `factor`, …) without `rope_theta`, or is None.
+
+    Raises:
+        ConfigError: another architecture, or settings that would change the arithmetic unnoticed.
+    """
+    config = text_config(config)
+    model_type = config.get("model_type", "llama")
+    if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
+        model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys
+    if model_type not in LANGUAGE_FAMILIES:
+        raise ConfigError(
+            f"model_type {model_type!r} is not a language model that neva reads; expected one of "
+            f"{sorted(LANGUAGE_FAMILIES.names())} (LLaMA-type weights of another name: set model_type to 'llama')"
+        )
+    family: LanguageFamily = LANGUAGE_FAMILIES[model_type]
+    return replace(family.read(config), family=None if family.follows_from_sizes else model_type)
+
+
+def family_of(language: LanguageConfig) -> LanguageFamily:
+    """Returns the family whose tensors a model has: LLaMA for all that their sizes tell, which share its layers.
+
+    Raises:
+        ConfigError: a family that is not registered.
+    """
+    return LANGUAGE_FAMILIES[language.family or "llama"]
+
+
+def exported_family(language: LanguageConfig) -> LanguageFamily:
+    """Returns the family of transformers that computes what `language` says.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if language.family is not None:
+        return LANGUAGE_FAMILIES[language.family]
+    for family in LANGUAGE_FAMILIES:
+        if family.follows_from_sizes and family.computes(language):
+            return family
+    raise CheckpointError(
+        "no model_type of transformers has both q/k norms and QKV biases; export is not possible"
+    )
+
+
+def language_table(
+    language: LanguageConfig, naming: HFNaming = TEXT, hf_vocab_size: int | None = None, fill_row: int = 0
+) -> Table:
+    """Returns the table of a language model that is stored under the names of `naming`.
+
+    `hf_vocab_size` is the number of vocabulary rows of the Hugging Face folder where it exceeds
+    `language.vocab_size`; `fill_row` is the row that the additional ones repeat (see `PaddedVocab`).
+    """
+    return family_of(language).table(language, naming, hf_vocab_size or language.vocab_size, fill_row)
+
+
+def language_prefixes(language: LanguageConfig, naming: HFNaming) -> tuple[str, str]:
+    """Returns what the names of a language model's tensors begin with in a folder: of the body, of the head."""
+    family = family_of(language)
+    return naming.language + family.body, naming.language + family.head

@@ -1,0 +1,1 @@
+"""Mistral: LLaMA with a sliding window."""

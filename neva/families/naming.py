@@ -1,0 +1,53 @@
+"""Under which names the parts of a model are stored: here, and in each layout of Hugging Face folders.
+
+Sources: transformers `models/llava`, the hub's llava-hf folders, and https://github.com/haotian-liu/LLaVA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LANGUAGE, TOWER, PROJECTOR = "language_model.", "vision_tower.model.", "projector."
+"""Prefixes of the native names."""
+
+
+@dataclass(frozen=True)
+class HFNaming:
+    """Prefixes of the parts in a Hugging Face folder; a layout without tower and projector leaves theirs empty."""
+
+    language: str = ""
+    tower: str = ""
+    projector: str = ""
+    connector: str | None = None
+    """The one kind of projector that the layout holds; None: any, under its own names."""
+    linear_layers: tuple[str, ...] = ()
+    """What the layers of that one are called."""
+
+
+TEXT = HFNaming()
+"""A language model alone: `LlamaForCausalLM` and its relatives."""
+
+LLAVA_HF = HFNaming(
+    language="language_model.",
+    tower="vision_tower.vision_model.",
+    projector="multi_modal_projector.",
+    connector="mlp2x_gelu",
+    linear_layers=("linear_1", "linear_2"),
+)
+"""The hub's llava-hf names, which transformers 4.45 to 5.x all load."""
+
+LLAVA_ORIGINAL = HFNaming(
+    tower="model.vision_tower.vision_tower.vision_model.", projector="model.mm_projector."
+)
+"""The names of haotian-liu/LLaVA."""
+
+
+def tower_prefix(names: Iterable[str]) -> str:
+    """Returns the prefix under which a Hugging Face folder stores its vision tower.
+
+    CLIPModel and towers of transformers 4 have one, those of transformers 5 have none.
+    """
+    known = (LLAVA_HF.tower, LLAVA_ORIGINAL.tower, "vision_tower.", "model.vision_tower.", "vision_model.")
+    names = list(names)
+    return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")

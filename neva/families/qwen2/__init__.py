@@ -1,0 +1,1 @@
+"""Qwen2: LLaMA with biases on queries, keys and values."""

@@ -1,0 +1,1 @@
+"""Qwen3: LLaMA with norms on queries and keys."""

@@ -1,0 +1,311 @@
+"""What a family of vision towers is, and the family that a tower belongs to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from neva.errors import CheckpointError, ConfigError
+from neva.families.configs import VisionConfig
+from neva.families.mapping import Rename, Shape, Table
+from neva.families.naming import TOWER
+from neva.registry import VISION_FAMILIES
+
+POSITION_BUFFERS = r".*\.position_ids"
+CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
+POOLING = "head."
+"""Prefix of SigLIP's attention pooling, which no hidden state depends on."""
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """A kind of vision tower by its Hugging Face `model_type`; what no field says is asked of the built tower.
+
+    A family of another make overrides the methods that differ.
+    """
+
+    model_type: str
+    defaults: Mapping[str, Any]
+    """What a partial `config.json` omits: the defaults of transformers' config class."""
+    class_tokens: int = 0
+    """Leading tokens of a hidden state that are no patches."""
+    classes: tuple[str, str] | None = None
+    """transformers' classes of configuration and tower; None: those that its `AutoModel` chooses."""
+    exported_type: str | None = None
+    """`model_type` in the `vision_config` of an export; None: such a tower cannot be exported."""
+    image_processor: str | None = None
+    """transformers' class of the image processor that belongs to such towers; None: it must lie in the folder."""
+    before_layers: tuple[str, ...] = ("embeddings", "pre_layrnorm")
+    """Modules that run before `encoder.layers`, those that there are."""
+
+    def read(self, config: Mapping[str, Any], select_layer: int) -> VisionConfig:
+        """Returns the sizes that the tower's part of a `config.json` gives."""
+        values = {**self.defaults, **config}
+        return VisionConfig(
+            model_type=self.model_type,
+            image_size=_side(values, "image_size"),
+            patch_size=_side(values, "patch_size"),
+            hidden_size=values["hidden_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=values["num_attention_heads"],
+            ffn_hidden_size=values["intermediate_size"],
+            hidden_act=values["hidden_act"],
+            layer_norm_eps=float(values["layer_norm_eps"]),
+            select_layer=select_layer,
+            class_token_length=self.class_tokens,
+        )
+
+    def write(self, vision: VisionConfig, pooling_head: bool) -> dict[str, Any]:
+        """Returns the `vision_config` of an export's `config.json`.
+
+        Raises:
+            CheckpointError: such a tower cannot be exported.
+        """
+        if self.exported_type is None:
+            known = " or ".join(family.model_type for family in VISION_FAMILIES if family.exported_type)
+            raise CheckpointError(f"a {self.model_type!r} tower cannot be exported; expected {known}")
+        return {
+            "model_type": self.exported_type,
+            "num_channels": 3,
+            **transformers_sizes(vision),
+            "attention_dropout": 0.0,
+        }
+
+    def processor_settings(self, size: int) -> dict[str, Any]:
+        """Returns what the image processor does to make square images of `size` pixels, but for colours."""
+        return {"size": {"height": size, "width": size}}
+
+    def build_image_processor(
+        self, size: int, image_mean: Sequence[float], image_std: Sequence[float]
+    ) -> Any:
+        """Builds the image processor of such a tower, in its PIL form (no torchvision)."""
+        import transformers
+
+        settings = self.processor_settings(size)
+        processor_class = getattr(transformers, f"{self.image_processor}Pil")
+        return processor_class(**settings, image_mean=list(image_mean), image_std=list(image_std))
+
+    def tensor_shapes(self, vision: VisionConfig, pooling_head: bool) -> dict[str, Shape]:
+        """Returns names and shapes of the tower's tensors, in the order of an export."""
+        return dict(_shapes_of_built_tower(vision))
+
+    def module_shapes(self, vision: VisionConfig) -> dict[str, Shape]:
+        """Returns names and shapes of the tower's tensors, in the order of the built module."""
+        return self.tensor_shapes(vision, pooling_head=True)
+
+    def is_used(self, name: str, vision: VisionConfig) -> bool:
+        """Whether the selected hidden state depends on a tensor."""
+        return True
+
+    def build(self, vision: VisionConfig) -> Any:
+        """Builds the tower with random weights, in float32, with SDPA attention.
+
+        Raises:
+            ConfigError: transformers has no such tower.
+        """
+        import torch
+        import transformers
+
+        sizes = transformers_sizes(vision)
+        if self.classes is not None:
+            config_class, model_class = (getattr(transformers, name) for name in self.classes)
+            config = config_class(**sizes)
+            config._attn_implementation = "sdpa"
+            return model_class(config)
+        if vision.ffn_hidden_size % vision.hidden_size == 0:
+            sizes["mlp_ratio"] = vision.ffn_hidden_size // vision.hidden_size  # DINOv2's way to say it
+        try:
+            config = transformers.AutoConfig.for_model(self.model_type, **sizes)
+        except ValueError as error:
+            known = ", ".join(repr(family.model_type) for family in VISION_FAMILIES if family.classes)
+            raise ConfigError(
+                f"vision_encoder.model_type: found {self.model_type!r}, expected {known} or a model type of "
+                "transformers that has hidden states"
+            ) from error
+        return transformers.AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+
+    def modules_run(self, tower: Any, vision: VisionConfig) -> list[Any] | None:
+        """Returns the modules that make the selected hidden state, one after the other.
+
+        None: the tower is not built of `encoder.layers`; it runs as a whole.
+        """
+        if not hasattr(getattr(tower, "encoder", None), "layers"):
+            return None
+        before = [getattr(tower, name) for name in self.before_layers if hasattr(tower, name)]
+        return before + list(tower.encoder.layers[: num_layers_run(vision)])
+
+    def blocks(self, tower: Any) -> list[Any]:
+        """Returns the modules that FSDP may shard one by one: layers, and what does not run."""
+        if not hasattr(getattr(tower, "encoder", None), "layers"):
+            return []
+        pooling = getattr(tower, POOLING.removesuffix("."), None)
+        return [*tower.encoder.layers, *([] if pooling is None else [pooling])]
+
+
+@dataclass(frozen=True)
+class EncoderFamily(VisionFamily):
+    """Towers with `encoder.layers` whose tensors are known without building them: CLIP's and its relatives'."""
+
+    module_order: tuple[str, ...] = ()
+    """Prefixes of the tensors in the order in which the built module holds them."""
+    layer_order: tuple[str, ...] = ()
+    """The same inside a layer."""
+
+    def module_shapes(self, vision: VisionConfig) -> dict[str, Shape]:
+        """See `VisionFamily`."""
+
+        def place(name: str) -> tuple[int, int, int]:
+            layer = _LAYER.match(name)
+            number, rest = (int(layer[1]), name[layer.end() :]) if layer else (0, "")
+            return _first(self.module_order, name), number, _first(self.layer_order, rest)
+
+        shapes = self.tensor_shapes(vision, pooling_head=True)
+        return {name: shapes[name] for name in sorted(shapes, key=place)}
+
+    def is_used(self, name: str, vision: VisionConfig) -> bool:
+        """See `VisionFamily`."""
+        if layer := _LAYER.match(name):
+            return int(layer[1]) < num_layers_run(vision)
+        return name.startswith(tuple(f"{module}." for module in self.before_layers))
+
+
+def _first(prefixes: tuple[str, ...], name: str) -> int:
+    return next((index for index, prefix in enumerate(prefixes) if name.startswith(prefix)), len(prefixes))
+
+
+def vision_family(model_type: str) -> VisionFamily:
+    """Returns the registered family, else one for any tower of transformers that has hidden states."""
+    return VISION_FAMILIES[model_type] if model_type in VISION_FAMILIES else VisionFamily(model_type, {})
+
+
+def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the tower's part of a config: `vision_config` of a CLIP, SigLIP or LLaVA one, else the config itself."""
+    return config.get("vision_config", config)
+
+
+def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> VisionConfig:
+    """Reads the tower of a `config.json`: its own, or that of a CLIP, SigLIP or LLaVA model.
+
+    `select_layer` is the index into the tower's hidden states (-1: the last layer's output); it is the recipe's
+    choice, except that a LLaVA config brings its own `vision_feature_layer`.
+
+    Raises:
+        ConfigError: a tower that neva does not read.
+    """
+    part = vision_config(config)
+    # either spelling: clip_vision_model, clip
+    model_type = str(part.get("model_type", config.get("model_type", ""))).removesuffix("_vision_model")
+    if model_type not in VISION_FAMILIES:
+        raise ConfigError(
+            f"model_type {model_type!r} is not a vision tower that neva reads; "
+            f"expected one of {sorted(VISION_FAMILIES.names())}"
+        )
+    return VISION_FAMILIES[model_type].read(part, config.get("vision_feature_layer", select_layer))
+
+
+def _side(values: Mapping[str, Any], key: str) -> int:
+    size = values[key]
+    if isinstance(size, int):
+        return size
+    if len(set(size)) != 1:
+        raise ConfigError(f"config.json: {key} is {size}, expected a square")
+    return size[0]
+
+
+def transformers_sizes(vision: VisionConfig) -> dict[str, Any]:
+    """Returns the sizes as the arguments of transformers' config classes."""
+    return {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_size": vision.hidden_size,
+        "num_hidden_layers": vision.num_layers,
+        "num_attention_heads": vision.num_heads,
+        "intermediate_size": vision.ffn_hidden_size,
+        "hidden_act": vision.hidden_act,
+        "layer_norm_eps": vision.layer_norm_eps,
+    }
+
+
+def hidden_states(num_layers: int) -> range:
+    """Returns the indices of a tower's hidden states: 0 is the embedding, -1 the last layer's output."""
+    return range(-num_layers - 1, num_layers + 1)
+
+
+def num_layers_run(vision: VisionConfig) -> int:
+    """Returns how many layers stand before the selected hidden state.
+
+    Raises:
+        ConfigError: the tower has no such hidden state.
+    """
+    states = hidden_states(vision.num_layers)
+    if vision.select_layer not in states:
+        raise ConfigError(
+            f"vision_select_layer: found {vision.select_layer}, expected {states[0]}..{states[-1]} for a tower of "
+            f"{vision.num_layers} layers"
+        )
+    return vision.select_layer % (vision.num_layers + 1)
+
+
+@cache
+def _shapes_of_built_tower(vision: VisionConfig) -> Mapping[str, Shape]:
+    """Names and shapes of a tower whose make-up only transformers knows; it is built without memory."""
+    import torch
+
+    with torch.device("meta"):
+        tower = vision_family(vision.model_type).build(vision)
+    return {name: tuple(parameter.shape) for name, parameter in tower.named_parameters()}
+
+
+def tower_shapes(vision: VisionConfig, pooling_head: bool) -> dict[str, Shape]:
+    """Returns names and shapes of a tower in transformers 5.23's memory (no prefix), in the order of an export.
+
+    `pooling_head` says whether a SigLIP tower has its attention pooling (`vision_use_head`).
+    """
+    return vision_family(vision.model_type).tensor_shapes(vision, pooling_head)
+
+
+def tower_table(shapes: Mapping[str, Shape], hf_prefix: str) -> Table:
+    """Returns the table of a tower of these names and shapes that is stored under `hf_prefix`."""
+    rules = tuple(Rename(hf_prefix + name, TOWER + name, shape) for name, shape in shapes.items())
+    ignored: tuple[str, ...] = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
+    if not any(name.startswith(POOLING) for name in shapes):
+        ignored += (rf".*\b{re.escape(POOLING)}.*",)
+    return Table(rules, ignored)
+
+
+def linear_shapes(name: str, rows: int, columns: int) -> dict[str, Shape]:
+    """Returns weight and bias of a linear layer."""
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+
+
+def norm_shapes(name: str, width: int) -> dict[str, Shape]:
+    """Returns weight and bias of a layer norm."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def embedding_shapes(vision: VisionConfig) -> dict[str, Shape]:
+    """Returns the patch embedding's weight and the positions of patches and class tokens."""
+    hidden, patch = vision.hidden_size, vision.patch_size
+    positions = vision.num_tokens + vision_family(vision.model_type).class_tokens
+    return {
+        "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
+        "embeddings.position_embedding.weight": (positions, hidden),
+    }
+
+
+def encoder_shapes(vision: VisionConfig) -> dict[str, Shape]:
+    """Returns the layers of CLIP's make and the norm behind them."""
+    hidden, ffn = vision.hidden_size, vision.ffn_hidden_size
+    shapes: dict[str, Shape] = {}
+    for layer in range(vision.num_layers):
+        prefix = f"encoder.layers.{layer}."
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= linear_shapes(f"{prefix}self_attn.{part}", hidden, hidden)
+        shapes |= norm_shapes(f"{prefix}layer_norm1", hidden) | norm_shapes(f"{prefix}layer_norm2", hidden)
+        shapes |= linear_shapes(f"{prefix}mlp.fc1", ffn, hidden)
+        shapes |= linear_shapes(f"{prefix}mlp.fc2", hidden, ffn)
+    return shapes | norm_shapes("post_layernorm", hidden)

@@ -1,0 +1,50 @@
+"""Templates of haotian-liu/LLaVA (`llava/conversation.py`, `llava/train/train.py`)."""
+
+from __future__ import annotations
+
+from neva.registry import TEMPLATES
+from neva.templates.template import Template
+
+_PLAIN_JINJA = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{%- if message['content'] is string -%}
+{{ '<image>' * (message['content'].split('<image>') | length - 1) }}
+{%- else -%}{{ content(message, '<image>')[:7 * (message['content'] | selectattr('type', 'equalto', 'image') |
+list | length)] }} {%- endif -%}
+{%- elif message['role'] == 'assistant' -%}{{ content(message, '') + '\\n' }}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+TEMPLATES.register(
+    "plain",
+    Template(
+        begins_with_bos=True,
+        default_system="",
+        system="",
+        human="{}",
+        gpt="",
+        answer="{}",
+        end="\n",
+        after="",
+        is_caption=True,
+        other_names=("v0_plain",),
+        jinja=_PLAIN_JINJA,
+    ),
+)
+TEMPLATES.register(
+    "v1",
+    Template(
+        begins_with_bos=True,
+        default_system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        system="{} ",
+        human="USER: {} ",
+        gpt="ASSISTANT:",
+        answer=" {}",
+        end=None,
+        after="",
+        other_names=("vicuna_v1",),
+    ),
+)
