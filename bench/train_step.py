@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.data.batch import Batch
 from neva.families.configs import LanguageConfig, VisionConfig
 
 VOCAB = 32000
@@ -42,7 +42,7 @@ ANSWER_SHARE = 1 / 3  # of the text, as in LLaVA's instruction data
 AGREEMENT = 1e-5
 
 
-def batch() -> dict[str, Tensor]:
+def batch() -> Batch:
     """Returns ids [B, S], shifted labels [B, S] and pixels [B, 3, side, side]: an image, a question, an answer."""
     draw = torch.Generator().manual_seed(0)
     text = torch.randint(3, VOCAB, (BATCH, TEXT), generator=draw)
@@ -51,7 +51,7 @@ def batch() -> dict[str, Tensor]:
     answer = int(TEXT * ANSWER_SHARE)
     labels[:, -answer - 1 : -1] = input_ids[:, -answer:]
     pixels = torch.randn(BATCH, 3, VISION.image_size, VISION.image_size, generator=draw)
-    return {"input_ids": input_ids, "labels": labels, "pixel_values": pixels}
+    return Batch(input_ids, labels, pixels, [""] * BATCH, input_ids.numel())
 
 
 def neva_steps(folder: Path) -> Iterator[float]:
@@ -117,13 +117,13 @@ def transformers_steps(folder: Path) -> Iterator[float]:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
     data = batch()
-    ids = data["input_ids"].masked_fill(data["input_ids"] == IMAGE_TOKEN_ID, IMAGE_ID)
-    labels = data["labels"].roll(1, dims=1)  # transformers shifts by itself
+    ids = data.input_ids.masked_fill(data.input_ids == IMAGE_TOKEN_ID, IMAGE_ID)
+    labels = data.labels.roll(1, dims=1)  # transformers shifts by itself
     while True:
         optimizer.zero_grad()
         loss = model(
             input_ids=ids,
-            pixel_values=data["pixel_values"],
+            pixel_values=data.pixel_values,
             attention_mask=torch.ones_like(ids),
             labels=labels,
         ).loss

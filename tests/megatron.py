@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.launch import LAUNCH_VARIABLES
 
@@ -52,6 +54,11 @@ def meetings(rank: int, size: int, port: int) -> Iterator[None]:
         yield
         dist.barrier()
         groups.destroy()
+
+
+def unnamed_batch(input_ids: torch.Tensor, labels: torch.Tensor, pixel_values: torch.Tensor) -> Batch:
+    """A micro batch of records without names; the labels are shifted."""
+    return Batch(input_ids, labels, pixel_values, [""] * len(input_ids), input_ids.numel())
 
 
 @pytest.fixture

@@ -121,14 +121,14 @@ def _batch(cfg: DictConfig, report: Report) -> None:
 
 def _samples(cfg: DictConfig, report: Report) -> int | None:
     """Number of samples, None when the data cannot be read; the probed ones are really prepared."""
-    from neva.data.sources.json import read_records
+    from neva.data.sources.source import open_source
 
     data = cfg.model.data
     if not Path(data.data_path).is_file():
         report.add("samples", "unknown")
         return None
     try:
-        num_samples = len(read_records(data.data_path, list(data.datasets_exclude)))
+        num_samples = len(open_source(data.data_path, list(data.datasets_exclude)))
     except ValueError as error:
         report.problems.append(str(error))
         return None

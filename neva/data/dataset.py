@@ -1,5 +1,7 @@
 """Conversations with images as training samples."""
 
+from __future__ import annotations
+
 import logging
 import sys
 from dataclasses import replace
@@ -16,8 +18,8 @@ from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder
 from neva.data.media.image import load_image
 from neva.data.media.processor import ImageProcessor, build_image_processor, to_pixels
-from neva.data.sources.json import Records, read_records
-from neva.errors import ConfigError, SampleError
+from neva.data.sources.source import Records, open_source
+from neva.errors import ConfigError, DataError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
 from neva.registry import TEMPLATES
@@ -41,8 +43,8 @@ class Sample(NamedTuple):
 class ConversationDataset(Dataset[Sample]):
     """Reads and encodes one record an index.
 
-    With `on_error` skip, a record that raises `SampleError` is replaced by the next one that does not, in the
-    order of the file. That depends on the files alone, so every rank and every run decides alike.
+    With `on_error` skip, a record that raises `SampleError` is replaced by the next one that does not, in the order
+    of the file. That depends on the files alone, so every rank and every run decides alike.
     """
 
     def __init__(
@@ -69,8 +71,11 @@ class ConversationDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of a record or, with `on_error` skip, of the next good one; else `SampleError` names the
-        record."""
+        """Returns the sample of a record or, with `on_error` skip, of the next good one.
+
+        Raises:
+            SampleError: naming the record.
+        """
         for distance in range(len(self)):
             position = (index + distance) % len(self)
             try:
@@ -111,7 +116,7 @@ class ConversationDataset(Dataset[Sample]):
 def build_encoder(
     model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
 ) -> ConversationEncoder:
-    """The encoder of a resolved `model` section, for training and inference alike.
+    """Builds the encoder of a resolved `model` section, for training and inference alike.
 
     Raises:
         ConfigError: no such template, or the tokenizer has ids beyond the model's vocabulary.
@@ -123,9 +128,8 @@ def build_encoder(
             f"model.data.conv_template is {name!r}, expected one of {', '.join(template_names())}"
         )
     if len(tokenizer) > model_cfg.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} ids, model.vocab_size is {model_cfg.vocab_size}; use the "
-            "language "
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} ids, model.vocab_size is {model_cfg.vocab_size}; use the language "
             "model's own tokenizer or raise model.vocab_size"
         )
     encoder = ConversationEncoder(
@@ -140,30 +144,35 @@ def build_encoder(
 
 
 def _check_prompts(encoder: ConversationEncoder) -> None:
-    """Raises `ValueError` when the tokenizer joins the end of a prompt to the answer: inference would then begin
-    behind ids that training never showed."""
+    """Raises ConfigError when the tokenizer merges the end of a prompt with the beginning of the answer.
+
+    Inference would then start from ids that training never showed.
+    """
     encoder = replace(encoder, max_length=sys.maxsize)
     prompt = encoder.prompt(IMAGE_PLACEHOLDER, 1)
     for answer in ("Yes", "a dog", "1", "漢"):
         ids, _ = encoder.sample([Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", answer)], 1)
         if ids[: len(prompt)] != prompt:
-            raise ValueError(
+            raise ConfigError(
                 f"the tokenizer reads the end of a prompt otherwise when the answer {answer!r} follows it: "
-                f"{encoder.tokenizer.convert_ids_to_tokens(ids[-8:])}; it needs one that splits text at spaces"
+                f"{encoder.tokenizer.convert_ids_to_tokens(ids[-8:])}; choose a tokenizer that splits text at spaces"
             )
 
 
 def build_dataset(
     model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
 ) -> ConversationDataset:
-    """The dataset of a resolved `model` section. `ValueError` when a file or folder that it names is
-    missing."""
+    """Builds the dataset of a resolved `model` section.
+
+    Raises:
+        DataError: a file or folder that it names is missing or cannot be read.
+    """
     data = model_cfg.data
     image_folder = Path(data.image_folder)
     if not image_folder.is_dir():
-        raise ValueError(f"model.data.image_folder: no folder at {image_folder}")
+        raise DataError(f"model.data.image_folder: no folder at {image_folder}")
     return ConversationDataset(
-        records=read_records(data.data_path, list(data.datasets_exclude)),
+        records=open_source(data.data_path, list(data.datasets_exclude)),
         image_folder=image_folder,
         encoder=build_encoder(model_cfg, vision, tokenizer),
         processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),

@@ -1,5 +1,7 @@
 """From a conversation to token ids and labels: one tokenisation, loss flags by character position."""
 
+from __future__ import annotations
+
 import re
 import sys
 from bisect import bisect_right
@@ -11,7 +13,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.errors import SampleError
+from neva.errors import ConfigError, SampleError
 from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
 
 
@@ -136,7 +138,7 @@ def _check_special_tokens(segments: Sequence[Segment], tokenizer: PreTrainedToke
     for segment in segments:
         if segment.is_special:
             if segment.text not in special:
-                raise ValueError(
+                raise ConfigError(
                     f"the conversation template writes {segment.text!r}, which is not a special token of the "
                     "tokenizer; add it there or choose another model.data.conv_template"
                 )

@@ -1,20 +1,29 @@
 """Worker processes that prepare whole optimizer steps."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 
 import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from neva.data.collate import MicroBatch, collate
+from neva.data.batch import Batch
+from neva.data.collate import collate
 from neva.data.dataset import ConversationDataset, build_dataset
-from neva.data.samplers.global_batch import GlobalBatchSampler
+from neva.data.global_batch import GlobalBatchSampler
+from neva.errors import UserError
 from neva.families.configs import VisionConfig
 
 
-class RankBatchDataset(Dataset[list[MicroBatch]]):
-    """Maps the indices of one rank's share of a global batch to its micro batches."""
+class RankBatchDataset(Dataset["list[Batch] | UserError"]):
+    """Maps the indices of one rank's shard of a global batch to its micro batches.
+
+    What the user can mend is handed over as a value: of an exception, torch would give the main process the text of
+    the worker's traceback alone.
+    """
 
     def __init__(
         self,
@@ -30,9 +39,22 @@ class RankBatchDataset(Dataset[list[MicroBatch]]):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.same_length = same_length
 
-    def __getitem__(self, indices: list[int]) -> list[MicroBatch]:
-        samples = [self.samples[index] for index in indices]
+    def __getitem__(self, indices: list[int]) -> list[Batch] | UserError:
+        try:
+            samples = [self.samples[index] for index in indices]
+        except UserError as error:
+            return error
         return collate(samples, self.micro_batch_size, self.pad_id, self.pad_to_multiple_of, self.same_length)
+
+
+class RankBatchLoader(DataLoader["list[Batch] | UserError"]):
+    """Yields one rank's micro batches of each optimizer step, and raises what a worker hands over as an error."""
+
+    def __iter__(self) -> Iterator[list[Batch]]:  # type: ignore[override]  # torch names its private iterator
+        for step in super().__iter__():
+            if isinstance(step, UserError):
+                raise step
+            yield step
 
 
 def train_loader(
@@ -44,11 +66,11 @@ def train_loader(
     consumed_samples: int,
     max_steps: int,
     seed: int,
-) -> DataLoader[list[MicroBatch]]:
-    """One item an optimizer step: the micro batches of data-parallel rank `rank` of `size`.
+) -> RankBatchLoader:
+    """Builds the loader of data-parallel rank `rank` of `size`: one item an optimizer step, its micro batches.
 
-    It holds the steps from `consumed_samples` up to `max_steps` of the whole run. `loader.dataset.samples` is
-    the `ConversationDataset`, whose `skipped_count` tells what `on_error=skip` left out.
+    It holds the steps from `consumed_samples` up to `max_steps` of the whole run. `loader.dataset.samples` is the
+    `ConversationDataset`, whose `skipped_count` tells what `on_error=skip` left out.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
     sampler = GlobalBatchSampler(
@@ -61,7 +83,7 @@ def train_loader(
         seed=seed,
         dataloader_type=model_cfg.data.dataloader_type,
     )
-    shares = RankBatchDataset(
+    batches = RankBatchDataset(
         dataset,
         micro_batch_size=model_cfg.micro_batch_size,
         pad_id=tokenizer.pad_token_id,
@@ -69,19 +91,16 @@ def train_loader(
         # A pipeline stage receives activations of one shape.
         same_length=model_cfg.pipeline_model_parallel_size > 1,
     )
-    return build_loader(shares, sampler, model_cfg.data.num_workers)
+    return build_loader(batches, sampler, model_cfg.data.num_workers)
 
 
-def build_loader(
-    shares: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int
-) -> DataLoader[list[MicroBatch]]:
-    """A loader whose workers (none: this process) prepare one share each, in the sampler's order."""
+def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int) -> RankBatchLoader:
+    """Builds a loader whose workers (none: this process) prepare one step each, in the sampler's order."""
     if num_workers:
-        # Each worker tokenises on its own; threads in a forked tokenizer would be switched off with a
-        # warning.
+        # Each worker tokenises on its own; threads in a forked tokenizer would be switched off with a warning.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return DataLoader(
-        shares,
+    return RankBatchLoader(
+        batches,
         sampler=sampler,
         batch_size=None,
         num_workers=num_workers,

@@ -1,5 +1,7 @@
 """Loads fast tokenizers from local files."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
 
+from neva.errors import ConfigError, DataError
 from neva.formats.nemo_header import nemo_tokenizer
 
 SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -20,22 +23,27 @@ SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", 
 
 
 def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of `model.tokenizer`: `library` huggingface with the folder (or tokenizer.json) `type`,
-    or sentencepiece with the file `model`.
+    """Loads the tokenizer of `model.tokenizer`.
 
-    It has an end-of-sequence token and a padding token (the unknown token where none is named, as in LLaVA).
-    `ValueError` names what is missing.
+    That is `library` huggingface with the folder (or tokenizer.json) `type`, or sentencepiece with the file `model`.
+
+    Returns:
+        A tokenizer with an end-of-sequence and a padding token (the unknown token where none is named, as in LLaVA).
+
+    Raises:
+        ConfigError: a library that is not read.
+        DataError: naming the file or the token that is missing.
     """
     if tokenizer_cfg.library == "huggingface":
         tokenizer = from_folder(Path(tokenizer_cfg.type))
     elif tokenizer_cfg.library == "sentencepiece":
         tokenizer = from_sentencepiece(Path(tokenizer_cfg.model))
     else:
-        raise ValueError(
+        raise ConfigError(
             f"model.tokenizer.library is {tokenizer_cfg.library!r}; neva reads huggingface and sentencepiece"
         )
     if tokenizer.eos_token is None:
-        raise ValueError(
+        raise DataError(
             f"the tokenizer {tokenizer.name_or_path!r} names no end-of-sequence token; "
             "put eos_token into a tokenizer_config.json beside it"
         )
@@ -45,11 +53,13 @@ def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
 
 
 def from_folder(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder with tokenizer.json, tokenizer.model or other files that transformers can
-    convert, or the one inside a `.nemo` (or the folder it was extracted to).
+    """Loads the tokenizer of a folder, or the one inside a `.nemo` (or the folder it was extracted to).
 
-    A tokenizer.json is taken word for word: transformers' own LLaMA class would rebuild it with other spaces
-    after special tokens.
+    A tokenizer.json is taken word for word: transformers' own LLaMA class would rebuild it with other spaces after
+    special tokens. Else a tokenizer.model is read, or whatever transformers can convert.
+
+    Raises:
+        DataError: there is none, or none that is fast.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     if not (path.is_dir() and file.is_file()) and (files := nemo_tokenizer(str(path))) is not None:
@@ -57,27 +67,29 @@ def from_folder(path: Path) -> PreTrainedTokenizerFast:
     if file.is_file():
         return _from_json(file)
     if not path.is_dir():
-        raise ValueError(f"model.tokenizer.type: no folder or tokenizer.json at {path}")
+        raise DataError(f"model.tokenizer.type: no folder or tokenizer.json at {path}")
     if (path / "tokenizer.model").is_file():
         return from_sentencepiece(path / "tokenizer.model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise DataError(
             f"model.tokenizer.type: {path} has no tokenizer.json or tokenizer.model, and transformers cannot "
             f"load it: {error}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"model.tokenizer.type: {path} gives no fast tokenizer; provide its tokenizer.json")
+        raise DataError(f"model.tokenizer.type: {path} gives no fast tokenizer; provide its tokenizer.json")
     return tokenizer
 
 
 def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
-    """A LLaMA-type tokenizer.model as a fast tokenizer, spaces after special tokens as in LLaVA
-    (`legacy`). `ValueError` when the converted tokenizer does not agree with sentencepiece itself.
+    """Converts a LLaMA-type tokenizer.model to a fast tokenizer, spaces after special tokens as in LLaVA (`legacy`).
+
+    Raises:
+        DataError: there is no such file, or the converted tokenizer does not agree with sentencepiece itself.
     """
     if not file.is_file():
-        raise ValueError(f"model.tokenizer.model: no file at {file}")
+        raise DataError(f"model.tokenizer.model: no file at {file}")
     original = SentencePieceProcessor(model_file=str(file))
     backend = _convert(SentencePieceExtractor(str(file)))
     special = {
@@ -94,7 +106,7 @@ def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     for text in ("Hello  world", " a", "ﬁne ½ Ａ é", "漢字\n\t<b>1234</b>"):
         found, expected = tokenizer.encode(text, add_special_tokens=False), original.encode(text)
         if found != expected:
-            raise ValueError(
+            raise DataError(
                 f"{file} cannot be converted faithfully: {text!r} becomes {found}, sentencepiece says "
                 f"{expected}; use the model's tokenizer.json with model.tokenizer.library=huggingface"
             )
@@ -102,7 +114,7 @@ def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
 
 
 def _convert(source: SentencePieceExtractor) -> Tokenizer:
-    """What transformers' `LlamaConverter` with `legacy` made of a sentencepiece model before it broke (5.x)."""
+    """Returns what transformers' `LlamaConverter` with `legacy` made of a sentencepiece model before it broke (5.x)."""
     pieces = source.proto.pieces
     vocabulary = {piece.piece: number for number, piece in enumerate(pieces)}
     settings, normalizer = source.proto.trainer_spec, source.proto.normalizer_spec
@@ -138,7 +150,7 @@ def _convert(source: SentencePieceExtractor) -> Tokenizer:
 
 def _from_nemo(path: Path, files: Mapping[str, bytes]) -> PreTrainedTokenizerFast:
     if "tokenizer.json" not in files:
-        raise ValueError(f"model.tokenizer.type: {path} holds no tokenizer.json; give the tokenizer's folder")
+        raise DataError(f"model.tokenizer.type: {path} holds no tokenizer.json; give the tokenizer's folder")
     with TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)

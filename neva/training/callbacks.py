@@ -55,7 +55,7 @@ class Progress(Callback):
         """Moves the bar, or prints a line every few seconds."""
         if not trainer.is_global_zero:
             return
-        tokens = sum(int(micro["num_tokens"]) for micro in batch) * self.data_parallel_size
+        tokens = sum(micro.num_tokens for micro in batch) * self.data_parallel_size
         self.history.append((time.monotonic(), tokens))
         values = self._values(trainer)
         self.bar.set_postfix(values, refresh=False)

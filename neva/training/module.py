@@ -18,6 +18,7 @@ from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.parts import part_rules, trained_parts
 from neva.constants import PARTS
+from neva.data.batch import Batch
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
@@ -28,7 +29,7 @@ from neva.model.language import DTYPES, transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import LightningOptimizerAdapter, LossScale, build_optimizer
 from neva.optim.schedule import CosineAnnealing
-from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
+from neva.training.step import StepLoss, data_parallel, run_global_batch
 from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,10 @@ class UnsizedLoader:
     two would end the run early.
     """
 
-    def __init__(self, batches: Iterable[list[MicroBatch]]) -> None:
+    def __init__(self, batches: Iterable[list[Batch]]) -> None:
         self.batches = batches
 
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
+    def __iter__(self) -> Iterator[list[Batch]]:
         return iter(self.batches)
 
 
@@ -193,7 +194,7 @@ class MegatronNevaModel(ModelPT):
 
     # One step
 
-    def training_step(self, batch: list[MicroBatch], batch_idx: int) -> None:
+    def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         """Consumes one global batch and takes one optimizer step."""
         optimizer: Any = self.optimizers()
         for chunk in self.chunks:
@@ -216,10 +217,10 @@ class MegatronNevaModel(ModelPT):
             batch_size=1,
         )
 
-    def _refuse_nan(self, loss: StepLoss, batch: list[MicroBatch]) -> None:
+    def _refuse_nan(self, loss: StepLoss, batch: list[Batch]) -> None:
         if math.isfinite(loss.loss_sum):
             return
-        ids = [record_id for micro in batch for record_id in micro["record_ids"]]
+        ids = [record_id for micro in batch for record_id in micro.record_ids]
         raise FloatingPointError(
             f"loss is {loss.mean} at step {self.trainer.global_step} (rank {self.global_rank}); samples of this rank: "
             f"{ids}. Lower model.optim.lr or look at these samples; the last checkpoint is untouched"

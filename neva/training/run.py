@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
-from neva.data.sources.json import read_records
+from neva.data.sources.source import open_source
 from neva.distributed import consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.session import ProcessSession
@@ -86,7 +86,7 @@ def last_step(cfg: DictConfig) -> int:
     if cfg.trainer.max_epochs in (None, -1):
         return cfg.trainer.max_steps
     data = cfg.model.data
-    num_samples = len(read_records(data.data_path, list(data.datasets_exclude)))
+    num_samples = len(open_source(data.data_path, list(data.datasets_exclude)))
     return total_steps(cfg.trainer, num_samples, cfg.model.global_batch_size)
 
 

@@ -18,9 +18,8 @@ from megatron.core.distributed import (
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from neva.data.batch import Batch
 from neva.model.llava import NevaModel
-
-MicroBatch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def finalize_gradients(
 
 def run_global_batch(
     chunks: list[DistributedDataParallel],
-    batch: list[MicroBatch],
+    batch: list[Batch],
     device: torch.device,
     forward_only: bool = False,
 ) -> StepLoss:
@@ -92,8 +91,8 @@ def run_global_batch(
         data_iterator=[iter(batch) for _ in chunks] if len(chunks) > 1 else iter(batch),
         model=chunks,
         num_microbatches=len(batch),
-        seq_length=batch[0]["input_ids"].shape[1],
-        micro_batch_size=batch[0]["input_ids"].shape[0],
+        seq_length=batch[0].input_ids.shape[1],
+        micro_batch_size=batch[0].input_ids.shape[0],
         forward_only=forward_only,
     )
     total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -105,14 +104,9 @@ def run_global_batch(
     return StepLoss(loss_sum, int(num_label_tokens))
 
 
-def _forward_step(data: Iterator[MicroBatch], model: DistributedDataParallel, device: torch.device) -> Any:
-    micro = next(data)
-    losses_L = model(
-        micro["input_ids"].to(device, non_blocking=True),
-        micro["pixel_values"].to(device, non_blocking=True),
-        labels=micro["labels"].to(device, non_blocking=True),
-    )
-    return losses_L, _sum_loss
+def _forward_step(data: Iterator[Batch], model: DistributedDataParallel, device: torch.device) -> Any:
+    micro = next(data).to(device)
+    return model(micro.input_ids, micro.pixel_values, labels=micro.labels), _sum_loss
 
 
 def _sum_loss(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:

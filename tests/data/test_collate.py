@@ -3,7 +3,8 @@
 import torch
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
-from neva.data.collate import MicroBatch, collate
+from neva.data.batch import Batch
+from neva.data.collate import collate
 from neva.data.dataset import Sample
 
 PAD = 9
@@ -23,42 +24,39 @@ def test_a_share_is_written_out() -> None:
     share = [sample("a", 4), sample("c", 5, images=1), sample("b", 7, images=2), sample("d", 3)]
     first, second = collate(share, micro_batch_size=2, pad_id=PAD, pad_to_multiple_of=4, same_length=False)
     i, x = IMAGE_TOKEN_ID, IGNORE_INDEX
-    assert first["record_ids"] == ["b", "c"]
-    assert first["input_ids"].tolist() == [
+    assert first.record_ids == ["b", "c"]
+    assert first.input_ids.tolist() == [
         [100, i, i, i, i, 105, 106, PAD],
         [100, i, i, 103, 104, PAD, PAD, PAD],
     ]
-    assert first["labels"].tolist() == [[x, x, x, x, 105, 106, x, x], [x, x, 103, 104, x, x, x, x]]
-    assert first["position_ids"].tolist() == [list(range(8))] * 2
+    assert first.labels.tolist() == [[x, x, x, x, 105, 106, x, x], [x, x, 103, 104, x, x, x, x]]
     # b's two images, then c's.
-    assert first["pixel_values"][:, 0, 0, 0].tolist() == [17.0, 18.0, 15.0]
-    assert second["record_ids"] == ["a", "d"]
-    assert second["input_ids"].tolist() == [[100, 101, 102, 103], [100, 101, 102, PAD]]
-    assert second["labels"].tolist() == [[x, 102, 103, x], [101, 102, x, x]]
-    assert second["pixel_values"].shape == (0, 3, 4, 4)
+    assert first.pixel_values[:, 0, 0, 0].tolist() == [17.0, 18.0, 15.0]
+    assert second.record_ids == ["a", "d"]
+    assert second.input_ids.tolist() == [[100, 101, 102, 103], [100, 101, 102, PAD]]
+    assert second.labels.tolist() == [[x, 102, 103, x], [101, 102, x, x]]
+    assert second.pixel_values.shape == (0, 3, 4, 4)
 
 
 def test_shapes_and_types_are_those_of_the_model() -> None:
     (batch,) = collate([sample("a", 5, images=1)], 1, PAD, 1, same_length=False)
-    for name in ("input_ids", "labels", "position_ids"):
-        assert (batch[name].dtype, batch[name].shape) == (torch.int64, (1, 5))  # type: ignore[literal-required]
-    assert (batch["pixel_values"].dtype, batch["pixel_values"].shape) == (torch.float32, (1, 3, 4, 4))
+    for integers in (batch.input_ids, batch.labels):
+        assert (integers.dtype, integers.shape) == (torch.int64, (1, 5))
+    assert (batch.pixel_values.dtype, batch.pixel_values.shape) == (torch.float32, (1, 3, 4, 4))
 
 
 def test_with_same_length_every_micro_batch_is_as_long_as_the_longest() -> None:
     share = [sample("a", 4), sample("b", 11, images=1), sample("c", 5), sample("d", 3)]
-    lengths = {
-        same: [b["input_ids"].shape for b in collate(share, 2, PAD, 8, same)] for same in (False, True)
-    }
+    lengths = {same: [b.input_ids.shape for b in collate(share, 2, PAD, 8, same)] for same in (False, True)}
     assert lengths == {False: [(2, 16), (2, 8)], True: [(2, 16), (2, 16)]}
 
 
-def label_pairs(batches: list[MicroBatch]) -> list[tuple[str, int, int]]:
+def label_pairs(batches: list[Batch]) -> list[tuple[str, int, int]]:
     """(record, position, token) of every label that carries loss."""
     return sorted(
         (name, position, label)
         for batch in batches
-        for name, row in zip(batch["record_ids"], batch["labels"].tolist(), strict=True)
+        for name, row in zip(batch.record_ids, batch.labels.tolist(), strict=True)
         for position, label in enumerate(row)
         if label != IGNORE_INDEX
     )
@@ -75,22 +73,23 @@ def test_the_labels_are_the_same_however_the_share_is_cut() -> None:
         for same_length in (False, True):
             batches = collate(share, size, PAD, 8, same_length)
             assert label_pairs(batches) == expected
-            assert [len(batch["record_ids"]) for batch in batches] == [size] * (24 // size)
-            assert sum(len(batch["pixel_values"]) for batch in batches) == 24
+            assert [len(batch.record_ids) for batch in batches] == [size] * (24 // size)
+            assert sum(len(batch.pixel_values) for batch in batches) == 24
             for batch in batches:
-                images = int((batch["input_ids"] == IMAGE_TOKEN_ID).sum())
-                assert images == 2 * len(batch["pixel_values"])
+                images = int((batch.input_ids == IMAGE_TOKEN_ID).sum())
+                assert images == 2 * len(batch.pixel_values)
 
 
 def test_samples_of_similar_length_share_a_micro_batch() -> None:
     share = [sample(str(length), length) for length in (3, 30, 4, 29, 5, 28)]
     batches = collate(share, 2, PAD, 1, same_length=False)
-    assert [batch["record_ids"] for batch in batches] == [["30", "29"], ["28", "5"], ["4", "3"]]
+    assert [batch.record_ids for batch in batches] == [["30", "29"], ["28", "5"], ["4", "3"]]
 
 
 def test_a_share_is_two_blocks_of_memory() -> None:
     batches = collate([sample(str(n), 6 + n, images=1) for n in range(8)], 2, PAD, 4, same_length=False)
-    names = ("input_ids", "labels", "position_ids")
-    integers = {batch[name].untyped_storage().data_ptr() for batch in batches for name in names}  # type: ignore[literal-required]
-    pixels = {batch["pixel_values"].untyped_storage().data_ptr() for batch in batches}
+    integers = {
+        tensor.untyped_storage().data_ptr() for batch in batches for tensor in (batch.input_ids, batch.labels)
+    }
+    pixels = {batch.pixel_values.untyped_storage().data_ptr() for batch in batches}
     assert len(integers) == len(pixels) == 1

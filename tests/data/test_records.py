@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from neva.data.sources.json import Record, parse_record, read_records
+from neva.data.sources.json import JsonSource, parse_record
+from neva.data.sources.source import Record, open_source
 from neva.errors import SampleError
 from neva.templates.template import Turn
 from tests.conftest import conversation, image_record, shared_data, write_records
@@ -35,7 +36,7 @@ PARSED = [
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_json_and_jsonl_give_the_same_records(name: str, tmp_path: Path) -> None:
-    records = read_records(write_records(tmp_path / name, RECORDS))
+    records = open_source(write_records(tmp_path / name, RECORDS))
     assert [records[index] for index in range(len(records))] == PARSED
 
 
@@ -50,7 +51,7 @@ def test_json_and_jsonl_give_the_same_records(name: str, tmp_path: Path) -> None
 def test_a_json_list_is_cut_into_its_items_however_it_is_laid_out(text: str, tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(text, encoding="utf-8")
-    records = read_records(path)
+    records = JsonSource().open(path)
     assert [records.raw(index) for index in range(len(records))] == [{"a": 1}, {"a": [2, "]"]}]
 
 
@@ -59,21 +60,21 @@ def test_long_white_space_between_items_is_skipped(tmp_path: Path) -> None:
     path.write_text(
         "[" + " " * 5000 + '{"a": 1}' + "\n" * 5000 + "," + " " * 3000 + '{"a": 2}' + " " * 2000 + "]"
     )
-    assert len(read_records(path)) == 2
+    assert len(open_source(path)) == 2
 
 
 def test_blank_lines_of_a_jsonl_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('\n{"a": 1}\r\n  \n{"a": 2}')
-    assert len(read_records(path)) == 2
+    assert len(open_source(path)) == 2
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_excluded_datasets_are_left_out(name: str, tmp_path: Path) -> None:
-    records = read_records(write_records(tmp_path / name, RECORDS), ["text", "other"])
+    records = open_source(write_records(tmp_path / name, RECORDS), ["text", "other"])
     assert [records[index].id for index in range(len(records))] == ["id-0", "two"]
     with pytest.raises(ValueError, match="holds no record"):
-        read_records(write_records(tmp_path / name, RECORDS[2:]), ["text"])
+        open_source(write_records(tmp_path / name, RECORDS[2:]), ["text"])
 
 
 @pytest.mark.parametrize(
@@ -95,19 +96,19 @@ def test_a_broken_json_file_is_named(text: str, message: str, tmp_path: Path) ->
     path = tmp_path / "data.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as raised:
-        read_records(path)
+        open_source(path)
     assert str(path) in str(raised.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.data\.data_path: no file at .*absent\.json"):
-        read_records(tmp_path / "absent.json")
+        open_source(tmp_path / "absent.json")
 
 
 def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"a": 1}\n{"a": \n{"a": 2}\n')
-    records = read_records(path)
+    records = JsonSource().open(path)
     assert records.raw(2) == {"a": 2}
     with pytest.raises(SampleError, match="not valid JSON"):
         records.raw(1)
@@ -156,7 +157,7 @@ def test_messages_with_role_and_content_are_read() -> None:
 
 def test_the_real_demo_conversations_are_read(tmp_path: Path) -> None:
     shutil.copy(shared_data("demo", "mllm_demo.json"), tmp_path)
-    records = read_records(tmp_path / "mllm_demo.json")
+    records = open_source(tmp_path / "mllm_demo.json")
     raw = json.loads(shared_data("demo", "mllm_demo.json").read_text())
     assert len(records) == len(raw)
     for index, expected in enumerate(raw):

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from neva.data.samplers.global_batch import GlobalBatchSampler, epoch_order
+from neva.data.global_batch import GlobalBatchSampler
+from neva.data.samplers.orders import shuffled
 
 RECORDS, BATCH, STEPS = 53, 12, 11  # 4 steps an epoch, 5 records left over in each
 
@@ -38,7 +39,7 @@ def test_an_epoch_shows_no_record_twice_and_leaves_out_what_does_not_fill_a_batc
         seen = [index for batch in UNBROKEN[epoch * 4 : epoch * 4 + 4] for index in batch]
         assert len(set(seen)) == len(seen) == 48
         assert set(seen) <= set(range(RECORDS))
-        assert seen == epoch_order(RECORDS, 7, epoch, shuffle=True)[:48].tolist()
+        assert seen == shuffled(RECORDS, 7, epoch)[:48].tolist()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
@@ -72,9 +73,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     state = torch.get_rng_state()
     assert list(sampler()) == UNBROKEN
     assert torch.equal(torch.get_rng_state(), state)
-    orders = [
-        tuple(epoch_order(RECORDS, seed, epoch, True).tolist()) for seed in (0, 1, 2) for epoch in (0, 1, 2)
-    ]
+    orders = [tuple(shuffled(RECORDS, seed, epoch).tolist()) for seed in (0, 1, 2) for epoch in (0, 1, 2)]
     assert len(set(orders)) == 9
     assert all(sorted(order) == list(range(RECORDS)) for order in orders)
 

@@ -17,6 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.data.batch import Batch
+from neva.data.dataset import Sample
 from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
@@ -26,9 +28,9 @@ from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
-from neva.training.step import MicroBatch, data_parallel, run_global_batch
+from neva.training.step import data_parallel, run_global_batch
 from neva.weights.load import global_name, load_native
-from tests.megatron import meetings, ranks_tell
+from tests.megatron import meetings, ranks_tell, unnamed_batch
 
 VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
 VISION = VisionConfig(
@@ -137,10 +139,13 @@ def language(tensor: int, tied: bool) -> LanguageConfig:
     )  # fmt: skip
 
 
-def samples() -> list[MicroBatch]:
-    """Ragged samples: one turn or two, images at the front or in the middle, every third without an image."""
+def samples() -> list[Sample]:
+    """Ragged samples: one turn or two, images at the front or in the middle, every third without an image.
+
+    Their labels are shifted already.
+    """
     draw = torch.Generator().manual_seed(7)
-    made: list[MicroBatch] = []
+    made: list[Sample] = []
     for number in range(SAMPLES):
         images = int(number % 3 != 0)
         text = torch.randint(0, VOCAB, (6 + 3 * number,), generator=draw)
@@ -152,26 +157,26 @@ def samples() -> list[MicroBatch]:
         if number == 4:
             labels[at : at + 2] = text[at : at + 2]
         pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
-        made.append({"input_ids": input_ids, "labels": labels, "pixel_values": pixels})
+        made.append(Sample(input_ids, labels, pixels, str(number)))
     return made
 
 
-def share(case: Case, dtype: torch.dtype) -> list[MicroBatch]:
+def share(case: Case, dtype: torch.dtype) -> list[Batch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
     rows = samples()
-    length = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
+    length = -(-max(len(row.input_ids) for row in rows) // 8) * 8
     mine = rows[rank::size]
     if case.text_on_one_rank:
-        rows.sort(key=lambda row: len(row["pixel_values"]))
+        rows.sort(key=lambda row: len(row.pixel_values))
         mine = rows[rank * len(mine) : (rank + 1) * len(mine)]
     micro_batch = case.micro_batch
     return [
-        {
-            "input_ids": torch.stack([padded(row["input_ids"], length, 0) for row in part]),
-            "labels": torch.stack([padded(row["labels"], length, IGNORE_INDEX) for row in part]),
-            "pixel_values": torch.cat([row["pixel_values"] for row in part]).to(dtype),
-        }
+        unnamed_batch(
+            torch.stack([padded(row.input_ids, length, 0) for row in part]),
+            torch.stack([padded(row.labels, length, IGNORE_INDEX) for row in part]),
+            torch.cat([row.pixel_values for row in part]).to(dtype),
+        )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
     ]
 

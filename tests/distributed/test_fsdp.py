@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,11 @@ def largest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 def forward_without_images(run: Run, rank: int) -> float:
     """A forward pass where rank 1 has text alone."""
-    micro = dict(run.batch[-1])
+    micro = run.batch[-1]
     if rank == 1:
-        micro["input_ids"] = micro["input_ids"].clamp(min=0)
-        micro["labels"] = micro["input_ids"].masked_fill(micro["labels"] == IGNORE_INDEX, IGNORE_INDEX)
-        micro["pixel_values"] = micro["pixel_values"][:0]
+        input_ids = micro.input_ids.clamp(min=0)
+        labels = input_ids.masked_fill(micro.labels == IGNORE_INDEX, IGNORE_INDEX)
+        micro = replace(micro, input_ids=input_ids, labels=labels, pixel_values=micro.pixel_values[:0])
     run.model.eval()
     with torch.no_grad():
         return run_global_batch([run.chunk], [micro], torch.device("cpu"), forward_only=True).mean

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, PARTS
+from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.model.build import build_model, set_trainable
@@ -30,7 +31,7 @@ from neva.planner.activations import MicroBatchSpec, saved, transient
 from neva.planner.state import state
 from neva.planner.tensors import ModelSpec, Split, stage_weights
 from neva.training.step import data_parallel, run_global_batch
-from tests.megatron import ranks_tell
+from tests.megatron import ranks_tell, unnamed_batch
 from tests.model.test_against_transformers import shapes
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
@@ -62,18 +63,18 @@ def built(model: ModelSpec, precision: str, **switches: Any) -> NevaModel:
     return real
 
 
-def micro_batch(vision: VisionConfig, rows: int, length: int, labels: int, vocabulary: int) -> dict[str, Any]:
+def micro_batch(vision: VisionConfig, rows: int, length: int, labels: int, vocabulary: int) -> Batch:
     draw = torch.Generator().manual_seed(3)
     input_ids = torch.randint(0, vocabulary, (rows, length), generator=draw)
     input_ids[:, 1 : 1 + vision.num_tokens] = IMAGE_TOKEN_ID
     targets = torch.full_like(input_ids, IGNORE_INDEX)
     targets[:, length - labels :] = 5
     side = vision.image_size
-    return {
-        "input_ids": input_ids,
-        "labels": targets,
-        "pixel_values": torch.randn(rows, 3, side, side, generator=draw),
-    }
+    return unnamed_batch(input_ids, targets, torch.randn(rows, 3, side, side, generator=draw))
+
+
+def inputs(batch: Batch) -> list[Tensor]:
+    return [batch.input_ids, batch.labels, batch.pixel_values]
 
 
 def allocated(tensors: Iterable[Tensor]) -> int:
@@ -169,7 +170,7 @@ def test_the_distributed_optimizer_pads_its_buffer_as_megatron_does(
 def count_saved(real: NevaModel, batch: dict[str, Any]) -> int:
     """Bytes of all storages that one forward pass keeps for the backward pass, parameters and inputs aside."""
     known = {p.untyped_storage().data_ptr() for p in [*real.parameters(), *real.buffers()]}
-    known |= {value.untyped_storage().data_ptr() for value in batch.values()}
+    known |= {value.untyped_storage().data_ptr() for value in inputs(batch)}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def count_saved(real: NevaModel, batch: dict[str, Any]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = real(batch["input_ids"], batch["pixel_values"], labels=batch["labels"])
+        loss = real(batch.input_ids, batch.pixel_values, labels=batch.labels)
         total = allocated(kept.values())
     assert loss.requires_grad
     return total
@@ -194,7 +195,7 @@ def wide() -> tuple[VisionConfig, LanguageConfig]:
 
 def work_of(
     vision: VisionConfig, language: LanguageConfig, precision: str, recompute: str | None
-) -> tuple[dict[str, Any], MicroBatchSpec]:
+) -> tuple[Batch, MicroBatchSpec]:
     """A micro batch and its description."""
     rows, length, labels = 4, 96, 24
     work = MicroBatchSpec(
@@ -306,9 +307,9 @@ def test_the_peak_of_forward_and_backward_is_estimated(
     (chunk,) = data_parallel([real])
     chunk.zero_grad_buffer()
     batch, work = work_of(vision, language, precision, recompute)
-    held = [*real.parameters(), *real.buffers(), *batch.values(), *(b.grad_data for b in chunk.buffers)]
+    held = [*real.parameters(), *real.buffers(), *inputs(batch), *(b.grad_data for b in chunk.buffers)]
     with Peak(held) as peak:
-        chunk(batch["input_ids"], batch["pixel_values"], labels=batch["labels"]).sum().backward()
+        chunk(batch.input_ids, batch.pixel_values, labels=batch.labels).sum().backward()
     kept = saved(model, WHOLE, work)
     planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
     planned += transient(model, WHOLE, work).largest

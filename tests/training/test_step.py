@@ -9,11 +9,13 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.data.batch import Batch
+from neva.data.dataset import Sample
 from neva.distributed import groups
 from neva.model.build import build_model, set_trainable
 from neva.model.llava import NevaModel
-from neva.training.step import MicroBatch, StepLoss, data_parallel, run_global_batch
-from tests.megatron import ranks_tell
+from neva.training.step import StepLoss, data_parallel, run_global_batch
+from tests.megatron import ranks_tell, unnamed_batch
 from tests.model.test_against_transformers import VOCAB, shapes
 
 SAMPLES = 8
@@ -22,8 +24,11 @@ TOLERANCE = 1e-6
 CPU = torch.device("cpu")
 
 
-def samples(image_tokens: int) -> list[MicroBatch]:
-    """Samples of different lengths and numbers of label tokens, every third without an image, one without labels."""
+def samples(image_tokens: int) -> list[Sample]:
+    """Samples of different lengths and numbers of label tokens, every third without an image, one without labels.
+
+    Their labels are shifted already.
+    """
     draw = torch.Generator().manual_seed(7)
     made = []
     for number in range(SAMPLES):
@@ -34,17 +39,17 @@ def samples(image_tokens: int) -> list[MicroBatch]:
         if number != 5:
             labels[-2 - 2 * number : -1] = input_ids[-1 - 2 * number :]
         pixels = torch.randn(images, 3, 28, 28, generator=draw)
-        made.append({"input_ids": input_ids, "labels": labels, "pixel_values": pixels})
+        made.append(Sample(input_ids, labels, pixels, str(number)))
     return made
 
 
-def together(rows: list[MicroBatch]) -> MicroBatch:
+def together(rows: list[Sample]) -> Batch:
     pad = torch.nn.utils.rnn.pad_sequence
-    return {
-        "input_ids": pad([row["input_ids"] for row in rows], batch_first=True),
-        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=IGNORE_INDEX),
-        "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
-    }
+    return unnamed_batch(
+        pad([row.input_ids for row in rows], batch_first=True),
+        pad([row.labels for row in rows], batch_first=True, padding_value=IGNORE_INDEX),
+        torch.cat([row.pixel_values for row in rows]),
+    )
 
 
 def build() -> tuple[NevaModel, int]:
@@ -52,7 +57,7 @@ def build() -> tuple[NevaModel, int]:
     return build_model(vision, language, "mlp2x_gelu").train(), vision.num_tokens
 
 
-def one_step(model: NevaModel, batch: list[MicroBatch]) -> tuple[StepLoss, dict[str, Tensor]]:
+def one_step(model: NevaModel, batch: list[Batch]) -> tuple[StepLoss, dict[str, Tensor]]:
     (chunk,) = data_parallel([model])
     chunk.zero_grad_buffer()
     loss = run_global_batch([chunk], batch, CPU)
@@ -65,9 +70,9 @@ def test_loss_and_gradients_equal_a_computation_by_hand(single_process: None) ->
     rows = samples(image_tokens)
     total, count = torch.zeros(()), 0
     for row in rows:  # one sample at a time, every logit, the textbook formula
-        logits = model(row["input_ids"][None], row["pixel_values"])[0]
-        for position in (row["labels"] != IGNORE_INDEX).nonzero().flatten():
-            total = total - logits[position].log_softmax(-1)[row["labels"][position]]
+        logits = model(row.input_ids[None], row.pixel_values)[0]
+        for position in (row.labels != IGNORE_INDEX).nonzero().flatten():
+            total = total - logits[position].log_softmax(-1)[row.labels[position]]
             count += 1
     (total / count).backward()
     expected = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -119,9 +124,9 @@ def test_two_data_parallel_processes_give_the_gradients_of_one(single_process: N
 
 def test_a_batch_without_images_touches_tower_and_projector_with_zero_gradients(single_process: None) -> None:
     model, image_tokens = build()
-    text_only = [row for row in samples(image_tokens) if len(row["pixel_values"]) == 0]
+    text_only = [row for row in samples(image_tokens) if len(row.pixel_values) == 0]
     batch = together(text_only)
-    model(batch["input_ids"], batch["pixel_values"], batch["labels"]).sum().backward()
+    model(batch.input_ids, batch.pixel_values, batch.labels).sum().backward()
     for part in (model.projector, model.vision_tower):
         for parameter in part.parameters():
             assert not parameter.requires_grad or torch.count_nonzero(parameter.grad) == 0

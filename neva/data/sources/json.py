@@ -1,17 +1,20 @@
-"""Reads LLaVA-format conversation files."""
+"""LLaVA-format conversations: a `.json` list or `.jsonl` lines."""
+
+from __future__ import annotations
 
 import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from neva.errors import SampleError
+from neva.data.sources.source import Record
+from neva.errors import DataError, SampleError
+from neva.registry import SOURCES
 from neva.templates.template import Turn
 
 logger = logging.getLogger(__name__)
@@ -26,22 +29,11 @@ ROLES: dict[str, Literal["human", "gpt"]] = {
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One conversation and the names of the image files that its `<image>` placeholders stand for, in
-    order."""
-
-    id: str
-    turns: list[Turn]
-    images: list[str]
-    system: str | None
-
-
-class Records:
+class JsonRecords:
     """The records of one file as one block of JSON text, parsed one at a time.
 
-    Worker processes share the block: a list of Python objects would be copied into each of them page by page
-    as its reference counts are touched.
+    Worker processes share the block: a list of Python objects would be copied into each of them page by page as its
+    reference counts are touched.
     """
 
     def __init__(self, path: Path, lines: Iterable[bytes]) -> None:
@@ -54,7 +46,7 @@ class Records:
         return len(self._ends)
 
     def raw(self, index: int) -> Any:
-        """The parsed JSON value; `SampleError` when it is not JSON."""
+        """Returns the parsed JSON value; SampleError when it is not JSON."""
         start = 0 if index == 0 else self._ends[index - 1]
         try:
             return json.loads(self._text[start : self._ends[index]])
@@ -65,33 +57,46 @@ class Records:
         return parse_record(self.raw(index), default_id=str(index))
 
 
-def read_records(path: str | Path, datasets_exclude: Collection[str] = ()) -> Records:
-    """The records of a `.json` list or of `.jsonl` lines, without those whose `dataset` is excluded.
+class JsonSource:
+    """Reads `.json` and `.jsonl` files."""
 
-    `ValueError` names the file when it is missing, empty or not of this form.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"model.data.data_path: no file at {path}")
-    if path.suffix == ".jsonl":
-        lines: Iterable[bytes] = (line for line in path.read_bytes().splitlines() if line.strip())
-    else:
-        lines = _list_items(path)
-    if datasets_exclude:
-        lines = _without(lines, datasets_exclude)
-    records = Records(path, lines)
-    if len(records) == 0:
-        raise ValueError(
-            f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})"
-        )
-    return records
+    form = ".json (a list) or .jsonl (a record a line)"
+
+    def accepts(self, path: Path) -> bool:
+        """Returns whether `path` is such a file, by its name."""
+        return path.is_file() and path.suffix.lower() in (".json", ".jsonl")
+
+    def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> JsonRecords:
+        """Returns the records without those whose `dataset` is excluded.
+
+        Raises:
+            DataError: the file holds none, or a `.json` file is no list.
+        """
+        if path.suffix.lower() == ".jsonl":
+            lines: Iterable[bytes] = (line for line in path.read_bytes().splitlines() if line.strip())
+        else:
+            lines = _list_items(path)
+        if datasets_exclude:
+            lines = _without(lines, datasets_exclude)
+        records = JsonRecords(path, lines)
+        if len(records) == 0:
+            raise DataError(
+                f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})"
+            )
+        return records
+
+
+SOURCES.register("json", JsonSource())
 
 
 def parse_record(raw: Any, default_id: str) -> Record:
-    """A record from `{id, image, conversations: [{from, value}]}`.
+    """Returns a record from `{id, image, conversations: [{from, value}]}`.
 
-    The spelling `{messages: [{role, content}], images}` is read too; a first turn of role system becomes the
-    system prompt. Raises `SampleError` when something is missing or of the wrong type.
+    The spelling `{messages: [{role, content}], images}` is read too; a first turn of role system becomes the system
+    prompt.
+
+    Raises:
+        SampleError: something is missing or of the wrong type.
     """
     if not isinstance(raw, Mapping):
         raise SampleError(f"a record must be an object with conversations, found {type(raw).__name__}")
@@ -135,7 +140,7 @@ def _image_names(value: Any) -> list[str]:
 
 
 def _list_items(path: Path) -> Iterator[bytes]:
-    """The JSON text of each item of the list in `path`."""
+    """Yields the JSON text of each item of the list in `path`."""
     text = path.read_text(encoding="utf-8-sig")
     decode = json.JSONDecoder().raw_decode
     position = _skip(text, 0, "[", path)
@@ -145,7 +150,7 @@ def _list_items(path: Path) -> Iterator[bytes]:
         try:
             _, end = decode(text, position)
         except json.JSONDecodeError as error:
-            raise ValueError(f"model.data.data_path: {path} is not valid JSON: {error}") from error
+            raise DataError(f"model.data.data_path: {path} is not valid JSON: {error}") from error
         yield text[position:end].encode()
         rest = _skip(text, end, "", path)
         if text[rest : rest + 1] == "]":
@@ -154,10 +159,10 @@ def _list_items(path: Path) -> Iterator[bytes]:
 
 
 def _skip(text: str, position: int, expected: str, path: Path) -> int:
-    """The position after white space, `expected` and white space again."""
+    """Returns the position after white space, `expected` and white space again."""
     position = _end_of_space(text, position)
     if not text.startswith(expected, position):
-        raise ValueError(
+        raise DataError(
             f"model.data.data_path: {path} must be a JSON list of records (or .jsonl, one record a line); "
             f"expected {expected!r} at character {position}, found {text[position : position + 20]!r}"
         )

@@ -1,0 +1,42 @@
+"""What one forward pass reads: the one structure between collation and model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A micro batch: B sequences padded to S tokens, with N images of H x W pixels."""
+
+    input_ids: Tensor
+    """int64 [B, S], `IMAGE_TOKEN_ID` where image features go; padding on the right."""
+    labels: Tensor
+    """int64 [B, S], shifted: position t holds the token that t predicts, or `IGNORE_INDEX`."""
+    pixel_values: Tensor
+    """float32 [N, 3, H, W], in the order of the placeholders, row by row; N is 0 for text alone."""
+    record_ids: list[str]
+    """Names the B records in messages."""
+    num_tokens: int
+    """Tokens of the B samples, padding not counted."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Returns the batch with its tensors on `device`; a copy from pinned memory does not wait."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            pixel_values=self.pixel_values.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory; the data loader calls it where there are GPUs."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            labels=self.labels.pin_memory(),
+            pixel_values=self.pixel_values.pin_memory(),
+        )
