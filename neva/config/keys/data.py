@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.config.keys.field import key, refused
+from neva.registry import SAMPLERS
 from neva.templates.template import names_elsewhere, template_names
 
 _VIDEO = "neva does not train on video yet"
@@ -44,7 +45,7 @@ class Data:
     )
     dataloader_type: str = key(
         "cyclic: a new permutation every epoch; single, sequential: the file's order.",
-        choices=("cyclic", "single", "sequential"),
+        choices=SAMPLERS.names,
         not_yet=_NO_SAMPLER,
     )
     num_workers: int = key("Processes that read and decode, on each rank.", low=0, common=True)
