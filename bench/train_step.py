@@ -62,7 +62,7 @@ def neva_steps(folder: Path) -> Iterator[float]:
     from neva.families.connector import projector_table
     from neva.families.language import language_table
     from neva.families.naming import LLAVA_HF
-    from neva.families.vision import tower_shapes, tower_table
+    from neva.families.vision import stored_tower, tower_shapes, tower_table
     from neva.model.build import build_model
     from neva.optim.megatron import build_optimizer
     from neva.training.step import data_parallel, run_global_batch
@@ -72,7 +72,7 @@ def neva_steps(folder: Path) -> Iterator[float]:
     model = build_model(VISION, LANGUAGE, "mlp2x_gelu").train()
     table = (
         language_table(LANGUAGE, LLAVA_HF)
-        + tower_table(tower_shapes(VISION, pooling_head=False), LLAVA_HF.tower)
+        + tower_table(tower_shapes(VISION, pooling_head=False), stored_tower(VISION, LLAVA_HF))
         + projector_table("mlp2x_gelu", VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
     )
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 LANGUAGE, TOWER, PROJECTOR = "language_model.", "vision_tower.model.", "projector."
 """Prefixes of the native names."""
 
+VISION_MODEL = "vision_model."
+"""The module around the towers of CLIP and SigLIP in transformers 4, whose names the stored files keep."""
+
 
 @dataclass(frozen=True)
 class HFNaming:
@@ -30,16 +33,14 @@ TEXT = HFNaming()
 
 LLAVA_HF = HFNaming(
     language="language_model.",
-    tower="vision_tower.vision_model.",
+    tower="vision_tower.",
     projector="multi_modal_projector.",
     connector="mlp2x_gelu",
     linear_layers=("linear_1", "linear_2"),
 )
 """The hub's llava-hf names, which transformers 4.45 to 5.x all load."""
 
-LLAVA_ORIGINAL = HFNaming(
-    tower="model.vision_tower.vision_tower.vision_model.", projector="model.mm_projector."
-)
+LLAVA_ORIGINAL = HFNaming(tower="model.vision_tower.vision_tower.", projector="model.mm_projector.")
 """The names of haotian-liu/LLaVA."""
 
 
@@ -48,6 +49,8 @@ def tower_prefix(names: Iterable[str]) -> str:
 
     CLIPModel and towers of transformers 4 have one, those of transformers 5 have none.
     """
-    known = (LLAVA_HF.tower, LLAVA_ORIGINAL.tower, "vision_tower.", "model.vision_tower.", "vision_model.")
+    parents = (LLAVA_HF.tower, LLAVA_ORIGINAL.tower)
+    wrapped = tuple(parent + VISION_MODEL for parent in parents)
+    known = (*wrapped, LLAVA_HF.tower, "model.vision_tower.", VISION_MODEL)
     names = list(names)
     return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")

@@ -11,7 +11,7 @@ from typing import Any
 from neva.errors import CheckpointError, ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Rename, Shape, Table
-from neva.families.naming import TOWER
+from neva.families.naming import TOWER, VISION_MODEL, HFNaming
 from neva.registry import VISION_FAMILIES
 
 POSITION_BUFFERS = r".*\.position_ids"
@@ -39,6 +39,8 @@ class VisionFamily:
     """`model_type` in the `vision_config` of an export; None: such a tower cannot be exported."""
     image_processor: str | None = None
     """transformers' class of the image processor that belongs to such towers; None: it must lie in the folder."""
+    wrapper: str = ""
+    """Module around the tower in the names of an export."""
     before_layers: tuple[str, ...] = ("embeddings", "pre_layrnorm")
     """Modules that run before `encoder.layers`, those that there are."""
 
@@ -150,6 +152,8 @@ class VisionFamily:
 class EncoderFamily(VisionFamily):
     """Towers with `encoder.layers` whose tensors are known without building them: CLIP's and its relatives'."""
 
+    wrapper: str = VISION_MODEL
+
     module_order: tuple[str, ...] = ()
     """Prefixes of the tensors in the order in which the built module holds them."""
     layer_order: tuple[str, ...] = ()
@@ -197,14 +201,14 @@ def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> 
         ConfigError: a tower that neva does not read.
     """
     part = vision_config(config)
-    # either spelling: clip_vision_model, clip
-    model_type = str(part.get("model_type", config.get("model_type", ""))).removesuffix("_vision_model")
-    if model_type not in VISION_FAMILIES:
-        raise ConfigError(
-            f"model_type {model_type!r} is not a vision tower that neva reads; "
-            f"expected one of {sorted(VISION_FAMILIES.names())}"
-        )
-    return VISION_FAMILIES[model_type].read(part, config.get("vision_feature_layer", select_layer))
+    stored_type = str(part.get("model_type", config.get("model_type", "")))
+    for family in VISION_FAMILIES:
+        if stored_type in (family.model_type, family.exported_type):
+            return family.read(part, config.get("vision_feature_layer", select_layer))
+    raise ConfigError(
+        f"model_type {stored_type.removesuffix('_vision_model')!r} is not a vision tower that neva reads; "
+        f"expected one of {sorted(VISION_FAMILIES.names())}"
+    )
 
 
 def _side(values: Mapping[str, Any], key: str) -> int:
@@ -266,6 +270,11 @@ def tower_shapes(vision: VisionConfig, pooling_head: bool) -> dict[str, Shape]:
     `pooling_head` says whether a SigLIP tower has its attention pooling (`vision_use_head`).
     """
     return vision_family(vision.model_type).tensor_shapes(vision, pooling_head)
+
+
+def stored_tower(vision: VisionConfig, naming: HFNaming) -> str:
+    """Returns the prefix of a tower's tensors in a folder."""
+    return naming.tower + vision_family(vision.model_type).wrapper
 
 
 def tower_table(shapes: Mapping[str, Shape], hf_prefix: str) -> Table:

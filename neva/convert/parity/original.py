@@ -33,7 +33,7 @@ from neva.families.connector import connector_named
 from neva.families.language import language_prefixes
 from neva.families.media_tokens import tokens_per_image
 from neva.families.naming import LLAVA_ORIGINAL
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision import stored_tower, vision_config_from_hf
 from neva.formats.hf_folder import FolderWeights, read_config, write_json
 
 
@@ -64,6 +64,7 @@ def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id:
     """transformers' LLaVA with the weights of an original-layout folder, every one of them used."""
     text, layout = read_config(folder), LLAVA_ORIGINAL
     body, head = language_prefixes(model.language, layout)
+    prefix = stored_tower(model.vision, layout)
     config = LlavaConfig(
         text_config={**text, "model_type": "llama"},
         vision_config=read_config(tower),
@@ -76,14 +77,14 @@ def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id:
         text["mm_hidden_size"], text["hidden_size"]
     )
     weights = FolderWeights(folder)
-    single = f"{layout.projector}weight" in weights
+    single = text["mm_projector_type"] == "linear"
     renamed = {}
     for name in weights:
         if name.startswith(layout.projector):
             short = name.removeprefix(layout.projector)
             renamed[f"model.multi_modal_projector.{'0.' if single else ''}{short}"] = weights[name].float()
-        elif name.startswith(layout.tower):
-            renamed[f"model.vision_tower.{name.removeprefix(layout.tower)}"] = weights[name].float()
+        elif name.startswith(prefix):
+            renamed[f"model.vision_tower.{name.removeprefix(prefix)}"] = weights[name].float()
         elif name.startswith(body):
             renamed[f"model.language_model.{name.removeprefix(body)}"] = weights[name].float()
         else:

@@ -20,7 +20,7 @@ from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
 from neva.families.naming import LLAVA_HF
-from neva.families.vision import tower_table
+from neva.families.vision import stored_tower, tower_table
 from neva.formats.hf_folder import write_json, write_weights
 from neva.formats.hf_tokenizer import (
     add_special_tokens,
@@ -72,7 +72,7 @@ def llava_table(model: LazyModel, image: ImageToken) -> Table:
     return (
         language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
         + projector_table(model.connector, width, model.language.hidden_size, LLAVA_HF)
-        + tower_table(model.tower_shapes, LLAVA_HF.tower)
+        + tower_table(model.tower_shapes, stored_tower(model.vision, LLAVA_HF))
     )
 
 

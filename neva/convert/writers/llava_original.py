@@ -13,8 +13,8 @@ from neva.convert.lazy_model import LazyModel
 from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
 from neva.families.connector import projector_table
 from neva.families.language import language_table
-from neva.families.naming import LLAVA_ORIGINAL, TOWER
-from neva.families.vision import tower_table
+from neva.families.naming import LLAVA_ORIGINAL, TOWER, VISION_MODEL
+from neva.families.vision import stored_tower, tower_table
 from neva.formats.hf_folder import write_json, write_weights
 from neva.formats.hf_tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
 from neva.registry import LANGUAGE_FAMILIES
@@ -50,7 +50,7 @@ def write_llava_original(
     table += projector_table(model.connector, width, model.language.hidden_size, LLAVA_ORIGINAL)
     reference = model.tower_reference
     if reference is None:
-        table += tower_table(model.tower_shapes, LLAVA_ORIGINAL.tower)
+        table += tower_table(model.tower_shapes, stored_tower(model.vision, LLAVA_ORIGINAL))
         (folder / TOWER_FOLDER).mkdir()
         _write_tower(model, folder / TOWER_FOLDER)
     tower = tower_name or str((reference or target / TOWER_FOLDER).resolve())
@@ -117,5 +117,5 @@ def _write_tower(model: LazyModel, folder: Path) -> None:
     write_json(folder / "config.json", {**config, "architectures": ["CLIPVisionModel"]})
     if model.image_processor is not None:
         write_json(folder / "preprocessor_config.json", model.image_processor)
-    table = tower_table(model.tower_shapes, "vision_model.")
+    table = tower_table(model.tower_shapes, VISION_MODEL)
     write_weights(folder, table.to_hf(Filtered(model.weights, TOWER)))
