@@ -59,13 +59,14 @@ def neva_steps(folder: Path) -> Iterator[float]:
     from omegaconf import OmegaConf
 
     from neva.distributed import groups
+    from neva.distributed.megatron_ddp import data_parallel
     from neva.families.connector import projector_table
     from neva.families.language import language_table
     from neva.families.naming import LLAVA_HF
     from neva.families.vision import stored_tower, tower_shapes, tower_table
     from neva.model.build import build_model
     from neva.optim.megatron import build_optimizer
-    from neva.training.step import data_parallel, run_global_batch
+    from neva.training.step import run_global_batch
 
     device = groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.ParallelSizes(), seed=1)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import pytest
 import torch
 
 from neva import cli
-from neva.config.load import load
 from neva.formats.nemo import open_nemo
 from tests.conftest import random_image
 from tests.convert.llava import write_tokenizer
@@ -34,7 +31,9 @@ SIZES = {
 
 def modules() -> dict[str, str]:
     """Content of each module of the page, by path."""
-    blocks = re.findall(r"^```python\n# (my_parts/\w+\.py)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```python\n# (my_parts/\w+\.py)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE
+    )
     return dict(blocks)
 
 

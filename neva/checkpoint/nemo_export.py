@@ -18,7 +18,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerBase
 
 from neva.checkpoint import store
+from neva.checkpoint.state import sharded_state
 from neva.data.media.processor import build_image_processor
+from neva.distributed.backend import Backend
 from neva.formats.nemo import write_nemo
 from neva.model.llava import NevaModel
 
@@ -26,6 +28,7 @@ from neva.model.llava import NevaModel
 def save(
     path: str,
     model_cfg: DictConfig,
+    backend: Backend,
     models: Sequence[NevaModel],
     parts: Collection[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -38,22 +41,23 @@ def save(
     Args:
         path: the `.nemo` file; one that is there is replaced when the new one is complete.
         model_cfg: the resolved `model` section.
-        models: the pieces of the model that this rank holds.
+        backend: how the model is spread.
+        models: the virtual stages of the model that this rank holds.
         parts: names of the parts to save; the others are named by their `from_pretrained` in the configuration.
         sources: where each part's first weights came from, for the manifest.
         trained: names of the parts that this run trained.
         is_writer: whether this rank writes.
     """
-    # every rank writes its shards of a checkpoint; one rank reads them back whole
+    # every rank writes its shards of a checkpoint; one rank reads the full tensors
     shards = Path(path).with_suffix(".shards")
-    store.save(shards, store.sharded_state(models, parts, optimizer=None), common={})
+    store.save(shards, sharded_state(backend, models, parts, optimizer=None), common={})
     if is_writer:
         with tempfile.TemporaryDirectory() as tokenizer_dir:
             tokenizer.save_pretrained(tokenizer_dir)
             write_nemo(
                 path,
                 portable_config(model_cfg),
-                _whole_tensors(shards),
+                _full_tensors(shards),
                 tokenizer_dir,
                 build_image_processor(model_cfg.mm_cfg.vision_encoder).to_dict(),
                 source=", ".join(f"{name} from {origin}" for name, origin in sources.items()),
@@ -70,8 +74,8 @@ def portable_config(model_cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(model_cfg, [str(key) for key in model_cfg if key not in added])
 
 
-def _whole_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields the whole tensors of a distributed checkpoint, one in memory at a time, read by this process alone."""
+def _full_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the full tensors of a distributed checkpoint, one in memory at a time, read by this process alone."""
     reader = FileSystemReader(folder)
     for name, stored in sorted(reader.read_metadata().state_dict_metadata.items()):
         if isinstance(stored, TensorStorageMetadata):

@@ -1,82 +1,26 @@
-"""Training checkpoints: Megatron's distributed checkpoints, readable in any layout."""
+"""Folders of training checkpoints: Megatron's distributed checkpoints, readable in any layout."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed.fsdp import FSDPModule
-
-from neva.constants import PARTS
-from neva.distributed.fsdp import fsdp_state
-from neva.distributed.fsdp.adamw import ShardedAdamW
-from neva.model.llava import NevaModel
-from neva.optim import optimizer_state
 
 LIGHTNING_STATE = "lightning"
-OPTIMIZER = "optimizer"
+"""Where a checkpoint keeps what is no sharded tensor."""
+
 UNFINISHED = ".writing"
-"""Folder beside the checkpoints for those that are not whole; NeMo's search for checkpoints passes over its name."""
-
-
-def sharded_state(
-    models: Sequence[NevaModel],
-    parts: Collection[str],
-    optimizer: MegatronOptimizer | ShardedAdamW | None,
-    is_loading: bool = False,
-    gather_full: bool = False,
-) -> dict[str, Any]:
-    """Returns the sharded tensors of the saved parts of a rank's model pieces and, if given, of the optimizer.
-
-    With `gather_full`, rank 0 has all that FSDP cut into shares.
-    """
-    state: dict[str, Any] = {"model": _tensors(models, parts, gather_full)}
-    if isinstance(optimizer, ShardedAdamW):
-        state[OPTIMIZER] = fsdp_state.optimizer_state(optimizer, is_loading, gather_full)
-    elif optimizer is not None:
-        # the optimizer finds the names of its parameters among those of the whole model
-        state[OPTIMIZER] = optimizer_state.sharded(optimizer, _tensors(models, PARTS), is_loading)
-    return state
-
-
-def load_optimizer(optimizer: MegatronOptimizer | ShardedAdamW, loaded: Mapping[str, Any]) -> None:
-    """Fills the optimizer with what `load` returned."""
-    state, common = loaded[OPTIMIZER], loaded[LIGHTNING_STATE][OPTIMIZER]
-    if isinstance(optimizer, ShardedAdamW):
-        fsdp_state.load_optimizer(optimizer, state, common["step"])
-    else:
-        optimizer_state.load(optimizer, state, common)
-
-
-def _tensors(
-    models: Sequence[NevaModel], parts: Collection[str], gather_full: bool = False
-) -> dict[str, Any]:
-    return {
-        str(number): fsdp_state.model_state(model, parts, gather_full)
-        if isinstance(model, FSDPModule)
-        else _without_empty_extras(model.sharded_state_dict(), parts)
-        for number, model in enumerate(models)
-    }
-
-
-def _without_empty_extras(state: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
-    """Keeps the tensors of `parts`; Megatron's `_extra_state` objects carry nothing outside Transformer Engine."""
-    return {
-        name: value
-        for name, value in state.items()
-        if name.split(".", 1)[0] in parts and not name.endswith("_extra_state")
-    }
+"""Folder beside the checkpoints for those that are not complete; NeMo's search for checkpoints passes over its name."""
 
 
 def save(folder: Path, state: dict[str, Any], common: Mapping[str, Any]) -> None:
-    """Writes a checkpoint aside and moves it to `folder` when it is whole. Called by every rank.
+    """Writes a checkpoint aside and moves it to `folder` when it is complete. Called by every rank.
 
     What an interrupted save left behind is removed by the next one.
     """

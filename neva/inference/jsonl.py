@@ -21,7 +21,7 @@ from neva.inference.generate import Prompt, generate
 from neva.inference.load import Assistant, load_assistant
 from neva.inference.prompts import Request, answered, read_requests, result_row
 from neva.inference.sampling import Sampling
-from neva.model.language import DTYPES
+from neva.precision import precision_named
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _assistant(cfg: DictConfig, device: torch.device) -> Assistant:
         return load_assistant(
             cfg.neva_model_file,
             device,
-            DTYPES[str(cfg.trainer.precision)],
+            precision_named(cfg.trainer.precision).dtype,
             cfg.base_model_file,
             cfg.vision_encoder_path,
             cfg.tokenizer_type,

@@ -34,9 +34,6 @@ from neva.families.configs import LanguageConfig
 from neva.model.attention import RMSNorm, SDPAttention
 from neva.model.seeding import SeededLayer, seed_for
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
-"""What `trainer.precision` calls them."""
-
 
 class LanguageModel(GPTModel):
     """A decoder that computes logits only where they are wanted."""

@@ -1,13 +1,10 @@
-"""Megatron's optimizer, its parameter groups, and the face that Lightning wants to see."""
+"""Megatron's AdamW with neva's parameter groups."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -22,8 +19,7 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from omegaconf import DictConfig
 
-from neva.optim import offload
-from neva.optim.schedule import CosineAnnealing
+from neva.optim.rules import is_inside, is_vector
 
 
 @dataclass(frozen=True)
@@ -95,75 +91,5 @@ def _overrides(lr_ratios: Mapping[str, float]) -> dict[ParamKey, ParamGroupOverr
     return overrides
 
 
-def is_vector(parameter: torch.nn.Parameter) -> bool:
-    """Whether a parameter is one that does not decay."""
-    return parameter.dim() == 1
-
-
-def is_inside(part: str, name: str) -> bool:
-    """Whether the parameter called `name` belongs to a part."""
-    return re.search(rf"(^|\.){part}\.", name) is not None
-
-
 def _is_parameter_inside(part: str, _: torch.nn.Parameter, name: str) -> bool:
     return is_inside(part, name)
-
-
-class OptimizerProtocol(Protocol):
-    """What a step asks of an optimizer, Megatron's or FSDP's."""
-
-    config: OptimizerConfig
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]: ...
-
-    def zero_grad(self, set_to_none: bool = True) -> None: ...
-
-    def step(self) -> tuple[bool, float | None, Any]: ...
-
-    def get_loss_scale(self) -> torch.Tensor: ...
-
-
-class LightningOptimizerAdapter(torch.optim.Optimizer):
-    """Megatron's optimizer as Lightning's step counter sees it. The strategy saves its state, not Lightning."""
-
-    def __init__(
-        self,
-        megatron: OptimizerProtocol,
-        schedule: CosineAnnealing,
-        offloaded_from: torch.device | None = None,
-    ) -> None:
-        """`offloaded_from` is the device of a step when the state waits in CPU memory between steps."""
-        # torch's constructor would refuse the empty list of a rank that trains nothing and copy all parameters
-        self.megatron = megatron
-        self.schedule = schedule
-        self.state: dict[Any, Any] = {}  # type: ignore[assignment]
-        self.defaults: dict[str, Any] = {}
-        self.grad_norm = 0.0
-        self.offloaded_from = offloaded_from
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return self.megatron.param_groups
-
-    def set_step(self, step: int) -> float:
-        """Sets the learning rate of optimizer step `step` in every group and returns the base rate."""
-        lr = self.schedule(step)
-        for group in self.megatron.param_groups:
-            group["lr"] = lr * group["lr_mult"]
-        return lr
-
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        if closure is not None:
-            closure()
-        device = self.offloaded_from
-        with nullcontext() if device is None else offload.state_on_device(self.megatron, device):
-            _, grad_norm, _ = self.megatron.step()
-        self.grad_norm = float(grad_norm or 0.0)  # none of a step that overflowed and was skipped
-
-    def loss_scale(self) -> dict[str, float]:
-        """Returns the loss scale, as a metric; nothing where there is none."""
-        return {"loss_scale": float(self.megatron.get_loss_scale())} if self.megatron.config.fp16 else {}
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.megatron.zero_grad(set_to_none)

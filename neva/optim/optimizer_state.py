@@ -1,13 +1,13 @@
 """Adam's state by parameter: one form for every optimizer, under the names of the model's tensors.
 
-A checkpoint holds `optimizer.state.<kind>.<tensor>` whether the state lay whole on each rank or in shards, so a run
+A checkpoint holds `optimizer.state.<kind>.<tensor>` whether the state was sharded or not, so a run
 continues with another optimizer, layout or number of ranks. Kinds are `exp_avg`, `exp_avg_sq` and, where weights are
 in 16 bits, `fp32_param`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -24,12 +24,9 @@ from torch import Tensor, nn
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAIN = "fp32_param"
 
-State = dict[int, dict[str, Any]]
-"""Number of the parameter -> kind -> tensor, or its sharded form."""
 
-
-def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_loading: bool) -> State:
-    """Returns the sharded state of the parameters of this rank, named after the model's sharded tensors.
+def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_loading: bool) -> dict[int, dict[str, Any]]:
+    """Returns the sharded tensors of each kind of state, by number of the parameter, named after the model's.
 
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
     """
@@ -50,7 +47,7 @@ def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_load
     }
 
 
-def load(optimizer: MegatronOptimizer, state: State, common: dict[str, Any]) -> None:
+def load(optimizer: MegatronOptimizer, state: Mapping[int, Any], common: Mapping[str, Any]) -> None:
     """Fills the optimizer with what `sharded` described and `common_state` returned."""
     (member,) = members(optimizer)
     if isinstance(member, DistributedOptimizer):
@@ -114,7 +111,7 @@ def _renamed(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, A
     return kinds
 
 
-def _load_shards(member: DistributedOptimizer, state: State) -> None:
+def _load_shards(member: DistributedOptimizer, state: Mapping[int, Any]) -> None:
     for values in member.optimizer.state.values():
         values.pop("step", None)  # Megatron expects moments alone
     parameters = [parameter for buffer in member.buffers for parameter in buffer.param_index_map]

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from megatron.core.optimizer import MegatronOptimizer
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
 from neva.checkpoint import nemo_export
-from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.model_config import language_config_of, vision_config_of
-from neva.config.parts import part_rules, trained_parts
+from neva.config.parts import trained_parts
 from neva.constants import PARTS
 from neva.data.batch import Batch
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
-from neva.distributed.fsdp import fsdp_state, sharding
-from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.distributed.backend import backend_for
 from neva.model.build import build_model, count_parameters, set_trainable
-from neva.model.language import DTYPES, transformer_config
+from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
-from neva.optim.megatron import LightningOptimizerAdapter, LossScale, build_optimizer
+from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import CosineAnnealing
-from neva.training.step import StepLoss, data_parallel, run_global_batch
+from neva.training.megatron_switches import megatron_switches
+from neva.training.step import StepLoss, run_global_batch
 from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -72,8 +70,7 @@ class MegatronNevaModel(ModelPT):
         """Builds the model on this rank's device, with its initial weights, wrapped for data parallel."""
         self.vision, self.language = vision_config_of(self.cfg), language_config_of(self.cfg)
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
-        dtype = DTYPES[str(self.cfg.precision)]
-        config = transformer_config(self.language, **self._megatron_switches(dtype))
+        config = transformer_config(self.language, **megatron_switches(self.cfg))
         trained = trained_parts(self.cfg)
         for piece in groups.pipeline_stages():
             model = build_model(
@@ -90,68 +87,17 @@ class MegatronNevaModel(ModelPT):
             self.models.append(model)
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
         self.saved_parts = [name for name in PARTS if name in trained or self.sources[name].embedded]
-        self.chunks = self._spread(self.trainer.strategy.root_device)
+        self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)
+        self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
             for name, (total, num_trained) in count_parameters(*self.models).items():
                 source = self.sources[name].path
                 logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, source)
 
-    def _spread(self, device: torch.device) -> list[Any]:
-        """Moves the model to the device, wrapped for data parallel."""
-        self.sharding = sharding.sharding(self.cfg, node_ranks=self.trainer.num_devices)
-        if self.sharding is not None:
-            (model,) = self.models
-            return [sharding.fully_sharded(model, self.sharding, device)]
-        return [*data_parallel([model.to(device) for model in self.models], self._shards_optimizer)]
-
-    @property
-    def saves_sharded(self) -> bool:
-        """Whether each rank writes its part of a checkpoint; else rank 0 writes what FSDP cut."""
-        return not self.cfg.fsdp or self.cfg.fsdp_sharded_checkpoint
-
-    @property
-    def _shards_optimizer(self) -> bool:
-        return self.cfg.optim.name in DISTRIBUTED_OPTIMIZERS
-
-    def _megatron_switches(self, dtype: torch.dtype) -> dict[str, Any]:
-        cfg = self.cfg
-        return {
-            "tensor_model_parallel_size": cfg.tensor_model_parallel_size,
-            "pipeline_model_parallel_size": cfg.pipeline_model_parallel_size,
-            "virtual_pipeline_model_parallel_size": cfg.virtual_pipeline_model_parallel_size,
-            "num_layers_in_first_pipeline_stage": cfg.num_layers_in_first_pipeline_stage,
-            "num_layers_in_last_pipeline_stage": cfg.num_layers_in_last_pipeline_stage,
-            "context_parallel_size": cfg.context_parallel_size,
-            "sequence_parallel": cfg.sequence_parallel,
-            "params_dtype": dtype,
-            "pipeline_dtype": dtype,
-            "bf16": dtype == torch.bfloat16,
-            "fp16": dtype == torch.float16,
-            "init_method_std": cfg.init_method_std,
-            "recompute_granularity": cfg.activations_checkpoint_granularity,
-            "recompute_method": cfg.activations_checkpoint_method,
-            "recompute_num_layers": cfg.activations_checkpoint_num_layers,
-        }
-
     def configure_optimizers(self) -> LightningOptimizerAdapter:
-        """Builds Megatron's optimizer; the learning rate follows from the step alone."""
+        """Builds the backend's optimizer; the learning rate follows from the step alone."""
         optim = self.cfg.optim
-        ratios = {name: rule.lr_ratio for name, rule in part_rules(self.cfg).items()}
-        self.inner_optimizer: MegatronOptimizer | ShardedAdamW
-        if self.sharding is not None:
-            self.inner_optimizer = ShardedAdamW(self.chunks[0], optim, ratios, self.clip_grad)
-        else:
-            self.inner_optimizer = build_optimizer(
-                self.chunks,
-                optim,
-                ratios,
-                self.clip_grad,
-                DTYPES[str(self.cfg.precision)],
-                self._shards_optimizer,
-                LossScale(
-                    self.cfg.native_amp_init_scale, self.cfg.native_amp_growth_interval, self.cfg.hysteresis
-                ),
-            )
+        self.inner_optimizer = self.backend.build_optimizer(self.chunks, self.cfg, self.clip_grad)
         schedule = CosineAnnealing(
             optim.lr,
             optim.sched.min_lr,
@@ -236,28 +182,12 @@ class MegatronNevaModel(ModelPT):
         """Restores the position in the data."""
         self.consumed_samples = checkpoint["consumed_samples"]
 
-    def load_parts(self, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Fills the saved parts from a checkpoint; what is not saved keeps its initial weights."""
-        for number, model in enumerate(self.models):
-            if self.sharding is not None:
-                fsdp_state.load_model(model, tensors[str(number)])
-                continue
-            missing, unexpected = model.load_state_dict(tensors[str(number)], strict=False)
-            lost = [
-                name
-                for name in missing
-                if name.split(".", 1)[0] in self.saved_parts and not name.endswith("_extra_state")
-            ]
-            if lost or unexpected:
-                raise ValueError(
-                    f"checkpoint does not fit the model: missing {lost}, unexpected {unexpected}"
-                )
-
     def save_to(self, save_path: str) -> None:
         """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""
         nemo_export.save(
             save_path,
             self.cfg,
+            self.backend,
             self.models,
             self.saved_parts,
             self.tokenizer,

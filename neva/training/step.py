@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,16 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from neva.data.batch import Batch
-from neva.model.llava import NevaModel
 
 
 @dataclass(frozen=True)
@@ -35,42 +30,8 @@ class StepLoss:
         return self.loss_sum / max(1, self.num_label_tokens)
 
 
-def data_parallel(
-    models: Sequence[NevaModel], distributed_optimizer: bool = False
-) -> list[DistributedDataParallel]:
-    """Wraps a rank's model pieces for Megatron: gradient buffers for what trains, summed in float32 over the ranks.
-
-    With `distributed_optimizer`, each data-parallel rank receives the gradients of its share of the parameters.
-    """
-    model_config = models[0].config
-    config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=model_config.params_dtype in (torch.bfloat16, torch.float16),
-        use_distributed_optimizer=distributed_optimizer,
-    )
-    chunks = [
-        DistributedDataParallel(config=model_config, ddp_config=config, module=model) for model in models
-    ]
-    model_config.finalize_model_grads_func = finalize_gradients
-    no_sync = [chunk.no_sync for chunk in chunks]
-    model_config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
-    return chunks
-
-
-def finalize_gradients(
-    chunks: list[DistributedDataParallel], num_tokens: Tensor | None, **arguments: Any
-) -> None:
-    """Sums tower and projector gradients over the tensor-parallel ranks, then does what Megatron does."""
-    gradients = [parameter.main_grad for chunk in chunks for parameter in chunk.module.image_parameters()]
-    if gradients and parallel_state.get_tensor_model_parallel_world_size() > 1:
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=parallel_state.get_tensor_model_parallel_group())
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
-    finalize_model_grads(chunks, num_tokens, **arguments)
-
-
 def run_global_batch(
-    chunks: list[DistributedDataParallel],
+    chunks: list[MegatronModule],
     batch: list[Batch],
     device: torch.device,
     forward_only: bool = False,
@@ -104,7 +65,7 @@ def run_global_batch(
     return StepLoss(loss_sum, int(num_label_tokens))
 
 
-def _forward_step(data: Iterator[Batch], model: DistributedDataParallel, device: torch.device) -> Any:
+def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.device) -> Any:
     micro = next(data).to(device)
     return model(micro.input_ids, micro.pixel_values, labels=micro.labels), _sum_loss
 

@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from nemo.utils.model_utils import ckpt_to_dir
 
 from neva.checkpoint import store
+from neva.checkpoint.state import OPTIMIZER, load_state, sharded_state
 from neva.distributed import groups
 from neva.distributed.session import ProcessSession
-from neva.optim import optimizer_state
 
 
 class MegatronStrategy(DDPStrategy):
@@ -36,12 +36,12 @@ class MegatronStrategy(DDPStrategy):
         self.gathering.show()
 
     def configure_ddp(self) -> None:
-        """Nothing: the module wraps its model chunks in Megatron's own data parallel."""
+        """Nothing: the backend wraps the model."""
 
     def model_to_device(self) -> None:
         """Nothing: the module builds its model on the device."""
 
-    # Checkpoints: tensors by shards, the rest as Lightning made it.
+    # Checkpoints: sharded tensors by the backend, the rest as Lightning made it.
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -54,11 +54,11 @@ class MegatronStrategy(DDPStrategy):
         return False
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Empty: the weights go by shards."""
+        """Empty: the backend saves the weights."""
         return {}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, torch.Tensor]:
-        """Empty: the optimizer state goes by shards."""
+        """Empty: the backend saves the optimizer's state."""
         return {}
 
     def save_checkpoint(
@@ -66,28 +66,27 @@ class MegatronStrategy(DDPStrategy):
     ) -> None:
         """Writes weights, optimizer and Lightning's own state into one folder."""
         module: Any = self.lightning_module
-        state = store.sharded_state(
+        backend = module.backend
+        state = sharded_state(
+            backend,
             module.models,
             module.saved_parts,
             module.inner_optimizer,
-            gather_full=not module.saves_sharded,
+            gather_full=not backend.saves_sharded,
         )
         # the configuration stands in the run folder; as an object it would need pickle to be read
         common = {
             key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
         }
-        common[store.OPTIMIZER] = optimizer_state.common_state(module.inner_optimizer)
+        common[OPTIMIZER] = backend.common_state(module.inner_optimizer)
         store.save(ckpt_to_dir(filepath), state, common)
 
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
-        state = store.sharded_state(
-            module.models, module.saved_parts, module.inner_optimizer, is_loading=True
-        )
-        loaded = store.load(ckpt_to_dir(checkpoint_path), state)
-        module.load_parts(loaded["model"])
-        store.load_optimizer(module.inner_optimizer, loaded)
+        model = (module.backend, module.models, module.saved_parts, module.inner_optimizer)
+        loaded = store.load(ckpt_to_dir(checkpoint_path), sharded_state(*model, is_loading=True))
+        load_state(*model, loaded)
         return loaded[store.LIGHTNING_STATE]
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

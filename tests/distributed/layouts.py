@@ -22,13 +22,14 @@ from neva.data.dataset import Sample
 from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
+from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.formats.nemo import VOCABULARY
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
-from neva.training.step import data_parallel, run_global_batch
+from neva.training.step import run_global_batch
 from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 

@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from neva.checkpoint import store
+from neva.checkpoint.state import OPTIMIZER, load_state, sharded_state
 from neva.constants import IGNORE_INDEX, PARTS
 from neva.distributed import groups
-from neva.distributed.fsdp import fsdp_state
+from neva.distributed.backend import Backend
 from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.distributed.fsdp.backend import FSDPBackend
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
+from neva.distributed.megatron_ddp import MegatronDDP, data_parallel
 from neva.model.build import set_trainable
-from neva.optim import optimizer_state
 from neva.optim.megatron import build_optimizer
-from neva.training.step import data_parallel, run_global_batch
+from neva.training.step import run_global_batch
 from neva.weights.load import load_native
 from tests.distributed import layouts
 from tests.distributed.layouts import VOCAB, Case, build, joined, named, share
@@ -45,11 +47,14 @@ class Run:
         set_trainable(self.model, TRAINED)
         self.chunk: Any
         self.optimizer: Any
+        self.backend: Backend
         if strategy is None:
+            self.backend = MegatronDDP(shards_optimizer=True)
             (self.chunk,) = data_parallel([self.model], distributed_optimizer=True)
             self.optimizer = build_optimizer([self.chunk], OPTIM, RATIOS, 1.0, dtype, distributed=True)
         else:
             choice = Sharding(strategy, SIZE, reduce, cpu_offload=False)
+            self.backend = FSDPBackend(choice)
             self.chunk = fully_sharded(self.model, choice, torch.device("cpu"))
             self.optimizer = ShardedAdamW(self.chunk, OPTIM, RATIOS, 1.0)
         self.batch = share(Case(SIZE, micro_batch=1), dtype)
@@ -64,18 +69,14 @@ class Run:
         return losses
 
     def save(self, folder: Path, gather_full: bool) -> None:
-        state = store.sharded_state([self.model], PARTS, self.optimizer, gather_full=gather_full)
-        common = {store.OPTIMIZER: optimizer_state.common_state(self.optimizer)}
+        state = sharded_state(self.backend, [self.model], PARTS, self.optimizer, gather_full=gather_full)
+        common = {OPTIMIZER: self.backend.common_state(self.optimizer)}
         store.save(folder, state, common)
 
     def load(self, folder: Path) -> None:
-        state = store.sharded_state([self.model], PARTS, self.optimizer, is_loading=True)
+        state = sharded_state(self.backend, [self.model], PARTS, self.optimizer, is_loading=True)
         loaded = store.load(folder, state)
-        if isinstance(self.optimizer, ShardedAdamW):
-            fsdp_state.load_model(self.model, loaded["model"]["0"])
-        else:
-            self.model.load_state_dict(loaded["model"]["0"], strict=False)
-        store.load_optimizer(self.optimizer, loaded)
+        load_state(self.backend, [self.model], PARTS, self.optimizer, loaded)
 
     def weights(self) -> dict[str, Tensor]:
         values = {name: joined(value.detach()).float() for name, value in named([self.model])}

@@ -29,6 +29,7 @@ from neva.config.load import load
 from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded, local
+from neva.distributed.megatron_ddp import data_parallel
 from neva.errors import ConfigError
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -37,7 +38,7 @@ from neva.planner.estimate import Candidate, Job, in_flight, layouts, plan, sort
 from neva.planner.job import job_of
 from neva.planner.state import state
 from neva.planner.tensors import ModelSpec, Split, stage_weights
-from neva.training.step import data_parallel, run_global_batch
+from neva.training.step import run_global_batch
 from tests.megatron import free_ports, meetings, ranks_tell
 from tests.model.test_against_transformers import shapes
 from tests.planner.test_plan_memory import DTYPES, allocated, micro_batch, tensors_in

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, PARTS
 from neva.data.batch import Batch
 from neva.distributed import groups
+from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -30,7 +31,7 @@ from neva.optim.megatron import build_optimizer
 from neva.planner.activations import MicroBatchSpec, saved, transient
 from neva.planner.state import state
 from neva.planner.tensors import ModelSpec, Split, stage_weights
-from neva.training.step import data_parallel, run_global_batch
+from neva.training.step import run_global_batch
 from tests.megatron import ranks_tell, unnamed_batch
 from tests.model.test_against_transformers import shapes
 

@@ -12,9 +12,10 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
 from neva.data.dataset import Sample
 from neva.distributed import groups
+from neva.distributed.megatron_ddp import data_parallel
 from neva.model.build import build_model, set_trainable
 from neva.model.llava import NevaModel
-from neva.training.step import StepLoss, data_parallel, run_global_batch
+from neva.training.step import StepLoss, run_global_batch
 from tests.megatron import ranks_tell, unnamed_batch
 from tests.model.test_against_transformers import VOCAB, shapes
 

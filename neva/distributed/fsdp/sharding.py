@@ -30,10 +30,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from neva.model.llava import NevaModel
+from neva.precision import precision_named
 
 REPLICATE, SHARD = "replicate", "shard"
-REDUCE_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
-"""What `fsdp_grad_reduce_dtype` calls them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def sharding(model_cfg: DictConfig, node_ranks: int) -> Sharding | None:
     return Sharding(
         model_cfg.fsdp_sharding_strategy,
         node_ranks,
-        REDUCE_DTYPES[str(model_cfg.fsdp_grad_reduce_dtype)],
+        precision_named(model_cfg.fsdp_grad_reduce_dtype).dtype,
         model_cfg.fsdp_cpu_offload,
     )
 
