@@ -25,7 +25,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 MAIN = "fp32_param"
 
 
-def sharded(optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_loading: bool) -> dict[int, dict[str, Any]]:
+def sharded(
+    optimizer: MegatronOptimizer, model_tensors: dict[str, Any], is_loading: bool
+) -> dict[int, dict[str, Any]]:
     """Returns the sharded tensors of each kind of state, by number of the parameter, named after the model's.
 
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
