@@ -57,7 +57,7 @@ def init_model_parallel(layout: ParallelSizes, seed: int, timeout_s: float = 180
 
 @dataclass(frozen=True)
 class PipelineStage:
-    """A piece of the pipeline on this rank; `virtual` is its number where a rank holds several."""
+    """A pipeline stage on this rank; `virtual` is its number where a rank holds several virtual stages."""
 
     virtual: int | None
     is_first: bool
@@ -65,7 +65,7 @@ class PipelineStage:
 
 
 def pipeline_stages() -> list[PipelineStage]:
-    """Returns the pieces that this rank holds, in their order."""
+    """Returns the (virtual) stages that this rank holds, in their order."""
     size = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     numbers = [None] if size is None else list(range(size))
     return [

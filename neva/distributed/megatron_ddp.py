@@ -1,4 +1,4 @@
-"""Megatron's data parallel: every rank has the whole of its stage; gradients are summed, state may be sharded."""
+"""Megatron's data parallel: every rank holds its stage in full; gradients are summed, state may be sharded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTRA_STATE = "_extra_state"
 
 @dataclass(frozen=True)
 class MegatronDDP:
-    """A `Backend`; with `shards_optimizer` the ranks share out main weights and Adam's state."""
+    """A `Backend`; with `shards_optimizer` main weights and Adam's state are sharded over the ranks."""
 
     shards_optimizer: bool
     saves_sharded: bool = True
@@ -114,9 +114,9 @@ class MegatronDDP:
 def data_parallel(
     models: Sequence[NevaModel], distributed_optimizer: bool = False
 ) -> list[DistributedDataParallel]:
-    """Wraps a rank's model pieces for Megatron: gradient buffers for what trains, summed in float32 over the ranks.
+    """Wraps a rank's virtual stages for Megatron: gradient buffers for what trains, summed in float32 over the ranks.
 
-    With `distributed_optimizer`, each data-parallel rank receives the gradients of its share of the parameters.
+    With `distributed_optimizer`, each data-parallel rank receives the gradients of its shard of the parameters.
     """
     model_config = models[0].config
     config = DistributedDataParallelConfig(

@@ -3,7 +3,7 @@
 Megatron's local attention builds its mask with a literal CUDA device and materialises the scores; its local norm
 refuses sequence parallel. On a GPU, SDPA picks the FlashAttention kernel, so Transformer Engine is not needed.
 
-Dimensions: S query positions, K key positions (under context parallel S is a share of K), B micro batch,
+Dimensions: S query positions, K key positions (under context parallel S is a shard of K), B micro batch,
 H heads of this rank, G query groups of this rank, D head size.
 """
 

@@ -1,7 +1,7 @@
-"""How context-parallel ranks share a sequence: Megatron's zigzag of 2 chunks a rank, which balances causal attention.
+"""How a sequence is sharded over context-parallel ranks: Megatron's zigzag of 2 chunks a rank, which balances causal attention.
 
-A sequence is cut into 2C equal chunks for C ranks; rank r holds the chunks r and 2C-1-r.
-Dimensions: S whole sequence, s a rank's share.
+A sequence is split into 2C equal chunks for C ranks; rank r holds the chunks r and 2C-1-r.
+Dimensions: S whole sequence, s a rank's shard.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 
 def positions(length: int, group: ProcessGroup, device: torch.device) -> Tensor | None:
-    """Returns the positions [s] of this rank's share of a sequence, in its order; None where it is all of it.
+    """Returns the positions [s] of this rank's shard of a sequence, in its order; None where it is all of it.
 
     Raises:
         ValueError: when the length cannot be cut into 2C chunks.
@@ -30,12 +30,12 @@ def positions(length: int, group: ProcessGroup, device: torch.device) -> Tensor 
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def gather_sequence(share: Tensor, group: ProcessGroup) -> Tensor:
-    """Returns the whole sequence [S, ...] in reading order from the ranks' shares [s, ...].
+def gather_sequence(shard: Tensor, group: ProcessGroup) -> Tensor:
+    """Returns the whole sequence [S, ...] in reading order from the ranks' shards [s, ...].
 
     Gradients of a position are summed over the ranks that used it and go to the rank that holds it.
     """
-    gathered = gather_from_sequence_parallel_region(share, tensor_parallel_output_grad=True, group=group)
+    gathered = gather_from_sequence_parallel_region(shard, tensor_parallel_output_grad=True, group=group)
     size = group.size()
     chunks = gathered.chunk(2 * size)  # of rank 0: 0 and 2C-1, of rank 1: 1 and 2C-2, …
     return torch.cat([*chunks[0::2], *reversed(chunks[1::2])])

@@ -27,7 +27,7 @@ from neva.model.vision import VisionTower
 class NevaModel(MegatronModule):
     """One pipeline stage of a LLaVA model: tower, projector and embeddings live on the first, the head on the last.
 
-    `encode_empty_batches`: tower and projector run for every batch, because their weights are joined over the ranks.
+    `encode_empty_batches`: tower and projector run for every batch, because all ranks gather their weights together.
     """
 
     def __init__(
@@ -73,25 +73,25 @@ class NevaModel(MegatronModule):
             ValueError: when image positions and image features differ in number.
         """
         decoder_input_SBD = None
-        share = positions(input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device)
-        if labels is not None and share is not None:
-            labels = labels[:, share]
+        shard = positions(input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device)
+        if labels is not None and shard is not None:
+            labels = labels[:, shard]
         if self.pre_process:
-            decoder_input_SBD = self.embed(input_ids, pixel_values, share).transpose(0, 1).contiguous()
+            decoder_input_SBD = self.embed(input_ids, pixel_values, shard).transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
         return self.language_model(
             decoder_input_SBD, labels, attention_mask, inference_context, slot_positions, last_positions
         )
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, share: Tensor | None = None) -> Tensor:
-        """Returns embeddings [B, S, D] (of the positions `share`, if given) with image features at their positions."""
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, shard: Tensor | None = None) -> Tensor:
+        """Returns embeddings [B, S, D] (of the positions `shard`, if given) with image features at their positions."""
         ids = text_ids(input_ids)
-        embeddings_BSD = self.language_model.embed(ids if share is None else ids[:, share])
+        embeddings_BSD = self.language_model.embed(ids if shard is None else ids[:, shard])
         if pixel_values is None:
             return embeddings_BSD
         if len(pixel_values) > 0:
-            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values), share)
+            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values), shard)
         if not (self.encode_empty_batches or (self.training and torch.is_grad_enabled())):
             return embeddings_BSD
         # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
@@ -101,7 +101,7 @@ class NevaModel(MegatronModule):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Returns projected features [N, P, D] of images [N, 3, height, width].
 
-        Each tensor- and context-parallel rank encodes its share of the images and all gather the features: an image
+        Each tensor- and context-parallel rank encodes its shard of the images and all gather the features: an image
         is encoded once. The gradients of tower and projector are therefore partial sums, see `image_parameters`.
         """
         assert self.vision_tower is not None and self.projector is not None
@@ -142,7 +142,7 @@ class NevaModel(MegatronModule):
 
 
 def shard_images(pixel_values: Tensor, rank: int, size: int) -> Tensor:
-    """Returns this rank's images [ceil(N / size), 3, height, width]; zero images fill up the last shares."""
+    """Returns this rank's images [ceil(N / size), 3, height, width]; zero images fill up the last shards."""
     missing = -len(pixel_values) % size
     filler = pixel_values.new_zeros((missing, *pixel_values.shape[1:]))
     return torch.cat([pixel_values, filler]).chunk(size)[rank]

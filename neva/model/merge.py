@@ -1,6 +1,6 @@
 """Where image features enter the sequence.
 
-Dimensions: B micro batch, S sequence, s share of it, N images, P tokens per image, D hidden.
+Dimensions: B micro batch, S sequence, s shard of it, N images, P tokens per image, D hidden.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def merge(
         embeddings_BsD: token embeddings; what stands at image positions is replaced.
         input_ids_BS: ids, `IMAGE_TOKEN_ID` at each image position.
         features_NPD: projected features of all images of the batch, in the order in which they occur.
-        positions_s: positions of the embeddings where they are a share of the sequence; an image may straddle its cuts.
+        positions_s: positions of the embeddings where they are a shard of the sequence; an image may straddle its ends.
 
     Returns:
         [B, s, D].

@@ -72,15 +72,15 @@ class MegatronNevaModel(ModelPT):
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
         config = transformer_config(self.language, **megatron_switches(self.cfg))
         trained = trained_parts(self.cfg)
-        for piece in groups.pipeline_stages():
+        for pipeline_stage in groups.pipeline_stages():
             model = build_model(
                 self.vision,
                 self.language,
                 self.cfg.mm_cfg.mm_mlp_adapter_type,
                 config,
-                pre_process=piece.is_first,
-                post_process=piece.is_last,
-                virtual_stage=piece.virtual,
+                pre_process=pipeline_stage.is_first,
+                post_process=pipeline_stage.is_last,
+                virtual_stage=pipeline_stage.virtual,
             )
             self.sources = load_initial_weights(model, self.cfg)
             set_trainable(model, trained)

@@ -1,4 +1,4 @@
-"""AdamW on the shares of FSDP, with the face of Megatron's optimizers."""
+"""AdamW on FSDP's shards, with the interface of Megatron's optimizers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from neva.distributed.fsdp.sharding import SHARD, FullyShardedModel, local
-from neva.optim.megatron import is_inside, is_vector
+from neva.optim.megatron import is_vector, lr_ratio
 
 CLIP_EPSILON = 1e-6
 """Megatron's addend to the norm before it divides by it."""
 
 
 class ShardedAdamW:
-    """Each rank updates its share of every trained parameter; the gradient norm is that of the whole model.
+    """Each rank updates its shard of every trained parameter; the gradient norm is that of the whole model.
 
     Args:
-        chunk: the model in shares.
+        chunk: the sharded model.
         optim_cfg: `model.optim`.
         lr_ratios: factor on the learning rate by part; absent means 1.
         clip_grad: largest global gradient norm; 0 switches clipping off.
@@ -75,10 +75,10 @@ class ShardedAdamW:
         return norm
 
 
-def total_norm(shares: list[Tensor], parameter: nn.Parameter) -> float:
-    """Returns the norm over the shares of all ranks among which `parameter` is cut; copies of a share count once."""
+def total_norm(shards: list[Tensor], parameter: nn.Parameter) -> float:
+    """Returns the norm over all ranks' shards of parameters sharded like `parameter`; replicas count once."""
     assert isinstance(parameter, DTensor)
-    square = nn.utils.get_total_norm(shares).square().to(parameter.device_mesh.device_type)
+    square = nn.utils.get_total_norm(shards).square().to(parameter.device_mesh.device_type)
     dist.all_reduce(square, group=parameter.device_mesh.get_group(SHARD))
     return float(square.sqrt())
 
@@ -89,8 +89,9 @@ def parameter_groups(
     """Returns groups as Megatron makes them: no decay for vectors, a learning-rate ratio by part."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
-        ratio = next((ratio for part, ratio in lr_ratios.items() if is_inside(part, name)), 1.0)
-        groups.setdefault((0.0 if is_vector(parameter) else 1.0, ratio), []).append(parameter)
+        groups.setdefault((0.0 if is_vector(parameter) else 1.0, lr_ratio(name, lr_ratios)), []).append(
+            parameter
+        )
     return [
         {"params": members, "wd_mult": wd_mult, "lr_mult": lr_mult, "weight_decay": weight_decay * wd_mult}
         for (wd_mult, lr_mult), members in groups.items()

@@ -1,7 +1,7 @@
-"""Checkpoints of a model in shares, under the names that Megatron's checkpoints have.
+"""Checkpoints of a sharded model, under the names that Megatron's checkpoints have.
 
 A rank writes its rows of each tensor (`dim` 0, of uneven number, none where there are fewer rows than ranks) or, where
-whole tensors are wanted, rank 0 writes all of them. Any layout reads both.
+full tensors are wanted, rank 0 writes all of them. Any layout reads both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from neva.formats.nemo import VOCABULARY
 from neva.model.llava import NevaModel
 from neva.optim.optimizer_state import MAIN, MOMENTS
 
-Stored = dict[str, ShardedTensor]
 
-
-def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> Stored:
+def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> dict[str, ShardedTensor]:
     """Returns what this rank stores of the parts' weights, by name, in the precision that the model runs in."""
     dtype = model.config.params_dtype
     weights = {
@@ -34,7 +32,9 @@ def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> 
     return _stored(weights, "", gather_full)
 
 
-def optimizer_state(optimizer: ShardedAdamW, is_loading: bool, gather_full: bool) -> dict[str, Stored]:
+def optimizer_state(
+    optimizer: ShardedAdamW, is_loading: bool, gather_full: bool
+) -> dict[str, dict[str, ShardedTensor]]:
     """Returns what this rank stores of the optimizer's state, by kind and name.
 
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
@@ -49,12 +49,12 @@ def optimizer_state(optimizer: ShardedAdamW, is_loading: bool, gather_full: bool
 
 
 def load_model(model: NevaModel, stored: Mapping[str, Tensor]) -> None:
-    """Copies what was read into this rank's share of the weights."""
+    """Copies what was read into this rank's shards of the weights."""
     _fill(dict(model.state_dict()), stored)
 
 
 def load_optimizer(optimizer: ShardedAdamW, stored: Mapping[str, Mapping[str, Tensor]], step: float) -> None:
-    """Copies what was read into this rank's share of the state; every parameter has taken `step` steps."""
+    """Copies what was read into this rank's shards of the state; every parameter has taken `step` steps."""
     for kind, values in _kinds(optimizer).items():
         _fill(values, stored[kind])
     for state in optimizer.optimizer.state.values():
@@ -80,7 +80,7 @@ def _initialize(optimizer: ShardedAdamW) -> None:
 
 def _stored(values: Mapping[str, Tensor], prefix: str, gather_full: bool) -> dict[str, ShardedTensor]:
     """Returns the sharded form of tensors, without those of which this rank stores nothing."""
-    pieces = _whole(values) if gather_full else _shares(values)
+    tensors = _full_tensors(values) if gather_full else _shards(values)
     return {
         name: ShardedTensor(
             key=prefix + name,
@@ -89,15 +89,15 @@ def _stored(values: Mapping[str, Tensor], prefix: str, gather_full: bool) -> dic
             local_shape=tuple(data.shape),
             global_shape=tuple(values[name].shape),
             global_offset=(first_row, *(0,) * data.dim())[: data.dim()],
-            axis_fragmentations=None,  # pieces of uneven size
+            axis_fragmentations=None,  # shards of uneven size
             replica_id=copy,
             allow_shape_mismatch=name in VOCABULARY,  # its padding depends on the layout
         )
-        for name, data, first_row, copy in pieces
+        for name, data, first_row, copy in tensors
     }
 
 
-def _shares(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
+def _shards(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
     """Yields name, rows of this rank, number of the first, and number of the copy."""
     for name, value in values.items():
         if not isinstance(value, DTensor):
@@ -110,12 +110,12 @@ def _shares(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, in
             yield name, rows, first, mesh.get_local_rank(REPLICATE) if REPLICATE in names else 0
 
 
-def _whole(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
-    """Yields the same for whole tensors, joined one after the other by all ranks and kept by rank 0 in CPU memory."""
+def _full_tensors(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
+    """Yields the same for full tensors, all-gathered one by one and kept by rank 0 in CPU memory."""
     for name, value in values.items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        full = value.full_tensor() if isinstance(value, DTensor) else value
         if dist.get_rank() == 0:
-            yield name, whole.cpu(), 0, 0
+            yield name, full.cpu(), 0, 0
 
 
 def _fill(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
-"""FSDP: each data-parallel rank keeps a share of parameters, gradients and optimizer state (torch's `fully_shard`).
+"""FSDP: each data-parallel rank keeps a shard of parameters, gradients and optimizer state (torch's `fully_shard`).
 
-A parameter is cut along its first dimension and joined for as long as its unit runs: a layer of the language model or
-of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is joined for
+A parameter is sharded along its first dimension and all-gathered for as long as its unit runs: a layer of the language model or
+of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is all-gathered for
 the whole pass. Gradients are summed, never averaged: Megatron's schedule divides them by the label tokens of the
 global batch.
 """
@@ -39,8 +39,8 @@ REPLICATE, SHARD = "replicate", "shard"
 class Sharding:
     """What `model.fsdp_*` choose.
 
-    `strategy` is `full`, `grad` (parameters stay joined from the first forward to the last backward pass of a step) or
-    `hybrid` (shares within `node_ranks` neighbouring ranks, copies between them).
+    `strategy` is `full`, `grad` (parameters stay unsharded from the first forward to the last backward pass of a step) or
+    `hybrid` (shards within `node_ranks` neighbouring ranks, replicas between them).
     """
 
     strategy: str
@@ -62,7 +62,7 @@ def sharding(model_cfg: DictConfig, node_ranks: int) -> Sharding | None:
 
 
 class FullyShardedModel(_BaseDataParallel):
-    """A model in shares, with the face that Megatron's schedule knows from its own data parallel."""
+    """A sharded model, with the interface of Megatron's own data parallel, which its schedule calls."""
 
     def __init__(self, model: NevaModel, choice: Sharding, device: torch.device) -> None:
         super().__init__(config=model.config, module=model)
@@ -79,7 +79,7 @@ class FullyShardedModel(_BaseDataParallel):
     def no_sync(self) -> Iterator[None]:
         """Leaves for later what need not be sent with every micro batch.
 
-        Gradients are summed into shares each time: whole ones would take what sharding saved.
+        Gradients are reduced to shards each time: full ones would take the memory that sharding saved.
         """
         self._set_last_micro_batch(False)
         try:
@@ -110,7 +110,7 @@ class FullyShardedModel(_BaseDataParallel):
 
 
 def fully_sharded(model: NevaModel, choice: Sharding, device: torch.device) -> FullyShardedModel:
-    """Cuts `model`, moves this rank's share to `device` unit by unit, and hooks it into Megatron's schedule."""
+    """Shards `model`, moves this rank's shards to `device` unit by unit, and hooks it into Megatron's schedule."""
     chunk = FullyShardedModel(model, choice, device)
     model.config.finalize_model_grads_func = finalize_model_grads
     model.config.no_sync_func = chunk.no_sync
@@ -137,8 +137,7 @@ def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
         ),
         "offload_policy": offload,
     }
-    joined: list[nn.Module] = [*units(model), model]
-    for unit in joined:
+    for unit in [*units(model), model]:
         fully_shard(unit, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -148,7 +147,7 @@ def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
 
 
 def units(model: NevaModel) -> list[nn.Module]:
-    """Returns the modules that are joined one after the other; each is entered by its own `forward`."""
+    """Returns the modules that are all-gathered one after the other; each is entered by its own `forward`."""
     found: list[nn.Module] = []
     if model.vision_tower is not None and model.projector is not None:
         found += [*model.vision_tower.blocks, model.vision_tower, model.projector]
@@ -168,6 +167,6 @@ def mesh(choice: Sharding, device: torch.device) -> DeviceMesh:
 
 
 def local(tensor: Tensor | None) -> Tensor:
-    """Returns this rank's share, which may be empty, as a view of the tensor's memory."""
+    """Returns this rank's shard, which may be empty, as a view of the tensor's memory."""
     assert isinstance(tensor, DTensor)
     return tensor.to_local()
