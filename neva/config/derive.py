@@ -10,7 +10,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from neva.config.fsdp import fill_fsdp
 from neva.errors import ConfigError
 from neva.families.hf_config import CLASS_TOKENS, language_config_from_hf, vision_config_from_hf
-from neva.formats.nemo_header import nemo_config, nemo_tokenizer
+from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
+from neva.formats.json import read_json
+from neva.formats.nemo_header import nemo_config
+from neva.formats.vocabulary import tokenizer_size
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -95,13 +98,8 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
 
 def hf_config(folder: str | None) -> dict[str, Any] | None:
     """`config.json` of a Hugging Face folder, or None when there is no such file (yet)."""
-    path = Path(folder) / "config.json" if folder else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
+    path = Path(folder) / MODEL_CONFIG if folder else None
+    return read_json(path, ConfigError) if path is not None and path.is_file() else None
 
 
 def tower_sizes(folder: str | None) -> dict[str, Any]:
@@ -111,9 +109,9 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
         return {}
     shape = vision_config_from_hf(config)
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
-    preprocessor = Path(str(folder)) / "preprocessor_config.json"
+    preprocessor = Path(str(folder)) / IMAGE_PROCESSOR_CONFIG
     if preprocessor.is_file():
-        statistics = json.loads(preprocessor.read_text(encoding="utf-8"))
+        statistics = read_json(preprocessor, ConfigError)
         sizes |= {key: statistics[key] for key in ("image_mean", "image_std") if key in statistics}
     return sizes
 
@@ -128,25 +126,6 @@ def language_sizes(source: str | None) -> dict[str, Any]:
         return {}
     shape = language_config_from_hf(config)
     return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
-
-
-def tokenizer_size(source: str | None) -> int | None:
-    """One more than the highest token id in `tokenizer.json` of a folder or `.nemo`, or None without that file."""
-    text = _tokenizer_json(source)
-    if text is None:
-        return None
-    tokenizer = json.loads(text)
-    vocabulary = tokenizer["model"]["vocab"]
-    highest = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
-    return 1 + max([highest, *(token["id"] for token in tokenizer.get("added_tokens", []))])
-
-
-def _tokenizer_json(source: str | None) -> bytes | None:
-    path = Path(source or "")
-    path = path if path.suffix == ".json" else path / "tokenizer.json"
-    if path.is_file():
-        return path.read_bytes()
-    return (nemo_tokenizer(source) or {}).get("tokenizer.json")
 
 
 def _vision(model_cfg: DictConfig) -> None:

@@ -16,10 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neva.errors import CheckpointError
+
 Shape = tuple[int, ...]
 
 
-class ConversionError(ValueError):
+class ConversionError(CheckpointError):
     """Weights that do not fit the table; the message names the tensors."""
 
 

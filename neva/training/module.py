@@ -92,8 +92,8 @@ class MegatronNevaModel(ModelPT):
         self.chunks = self._spread(self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
             for name, (total, num_trained) in count_parameters(*self.models).items():
-                source = self.sources[name].path
-                logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, source)
+                origin = self.sources[name]
+                logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, origin)
 
     def _spread(self, device: torch.device) -> list[Any]:
         """Moves the model to the device, wrapped for data parallel."""
@@ -260,7 +260,7 @@ class MegatronNevaModel(ModelPT):
             self.models,
             self.saved_parts,
             self.tokenizer,
-            {name: source.path for name, source in self.sources.items()},
+            {name: str(origin) for name, origin in self.sources.items()},
             trained_parts(self.cfg),
             is_writer=self.trainer.is_global_zero,
         )

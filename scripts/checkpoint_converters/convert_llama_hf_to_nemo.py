@@ -5,7 +5,8 @@ X.nemo`.
 import argparse
 import sys
 
-from neva.commands.convert import PRECISIONS, main
+from neva.commands.convert import main
+from neva.precision import PRECISIONS
 
 
 def parse() -> argparse.Namespace:

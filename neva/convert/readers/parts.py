@@ -1,0 +1,42 @@
+"""New LLaVA models: a language model and a tower with a fresh projector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
+from neva.convert.part_weights import language_weights, tower_weights
+from neva.convert.readers.section import model_section, stored_tokenizer
+from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
+from neva.families.tables import PROJECTOR
+from neva.formats.hf_files import read_config, read_image_processor
+from neva.formats.hf_tokenizer import check_vocabulary
+from neva.model.connectors.mlp import build_projector, num_layers
+from neva.weights.lazy import Chained
+
+
+def read(folder: Path, options: Options) -> LazyModel:
+    """Joins the language model of `folder` and the tower of `options.tower_path` with a randomly drawn projector."""
+    tower = options.tower_path
+    assert tower is not None
+    language = language_config_from_hf(read_config(folder))
+    vision = vision_config_from_hf(read_config(tower), options.select_layer)
+    check_vocabulary(folder, language.vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        projector = build_projector(options.adapter_type, vision.hidden_size, language.hidden_size)
+    drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
+    return LazyModel(
+        name=f"{folder} + {tower}",
+        config=model_section(language, vision, options.adapter_type, options.conv_template, "square"),
+        language=language,
+        vision=vision,
+        projector_layers=num_layers(options.adapter_type),
+        weights=Chained(drawn, language_weights(folder, language), tower_weights(tower, vision)),
+        tokenizer=stored_tokenizer(folder),
+        image_processor=read_image_processor(tower),
+        tower_reference=tower,
+    )
