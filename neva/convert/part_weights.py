@@ -1,4 +1,4 @@
-"""Single parts of a model as native tensors, from Hugging Face folders or `.nemo` files."""
+"""Parts of a LLaVA model as native tensors, checked against the sizes of the model that takes them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,17 @@ from torch import Tensor
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.hf_config import language_config_from_hf
-from neva.families.tables import (
-    LANGUAGE,
-    TOWER,
-    HFNaming,
-    language_table,
-    projector_table,
-    tower_prefix,
-    tower_shapes,
-    tower_table,
-)
+from neva.families.tables import HFNaming, projector_table, tower_shapes
 from neva.formats.hf_files import read_config
-from neva.formats.hf_folder import FolderWeights
-from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo, is_nemo1
 from neva.weights.lazy import Converted, Filtered
-from neva.weights.load import language_layout, language_part
+from neva.weights.parts import language_weights, tower_weights
 
 logger = logging.getLogger(__name__)
 
 
-def language_weights(source: Path, language: LanguageConfig) -> Mapping[str, Tensor]:
-    """Returns the tensors of a language model in a Hugging Face folder or a `.nemo`.
+def checked_language_weights(source: Path, language: LanguageConfig) -> Mapping[str, Tensor]:
+    """Returns the tensors of a language model in a Hugging Face folder or a `.nemo`, of NeMo 1 too.
 
     Raises:
         CheckpointError: it has other sizes than `language`.
@@ -43,27 +32,18 @@ def language_weights(source: Path, language: LanguageConfig) -> Mapping[str, Ten
         from neva.formats.nemo1 import open_nemo1
 
         return nemo1_tables.language_part(open_nemo1(source), language)
-    if is_nemo(source):
-        return Filtered(open_nemo(source).weights, LANGUAGE)
-    found = language_config_from_hf(read_config(source))
-    if found.vocab_size != language.vocab_size:
-        raise CheckpointError(
-            f"{source} has {found.vocab_size} vocabulary rows, the model {language.vocab_size}"
-        )
-    weights = FolderWeights(source)
-    layout = language_layout(weights)
-    return Converted(language_table(language, layout), language_part(weights, layout))
+    if not is_nemo(source):
+        found = language_config_from_hf(read_config(source))
+        if found.vocab_size != language.vocab_size:
+            raise CheckpointError(
+                f"{source} has {found.vocab_size} vocabulary rows, the model {language.vocab_size}"
+            )
+    return language_weights(source, language)
 
 
-def tower_weights(source: Path, vision: VisionConfig) -> Mapping[str, Tensor]:
+def vision_weights(source: Path, vision: VisionConfig) -> Mapping[str, Tensor]:
     """Returns the tensors of a vision tower in a Hugging Face folder or a `.nemo`."""
-    if is_nemo(source):
-        return Filtered(open_nemo(source).weights, TOWER)
-    weights = FolderWeights(source)
-    prefix = tower_prefix(weights)
-    has_head = f"{prefix}head.probe" in weights
-    stored = Filtered(weights, prefix) if "vision_tower" in prefix else weights
-    return Converted(tower_table(tower_shapes(vision, has_head), prefix), stored)
+    return tower_weights(source, tower_shapes(vision, pooling_head=True))
 
 
 def projector_weights(
@@ -95,7 +75,7 @@ def equal_tower(held: Mapping[str, Tensor], folder: str | Path | None, vision: V
     """Returns `folder` when its tower is bit for bit the one held, else None."""
     if folder is None or not Path(folder).exists():
         return None
-    original = tower_weights(Path(folder), vision)
+    original = vision_weights(Path(folder), vision)
     changed = [name for name in held if name not in original or not torch.equal(held[name], original[name])]
     if changed:
         logger.info(

@@ -15,22 +15,7 @@ from tokenizers import Tokenizer
 from neva.errors import DataError
 from neva.formats.hf_files import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_CONFIG, tokenizer_files
 from neva.formats.json import json_text, parse_json, read_json, write_json
-from neva.formats.vocabulary import base_ids, tokenizer_size
-
-
-def check_vocabulary(folder: str | Path, vocab_size: int) -> None:
-    """Compares the tokenizer of `folder` with a vocabulary of `vocab_size` rows.
-
-    Raises:
-        DataError: it has an id without a row of its own.
-    """
-    size = tokenizer_size(folder)
-    if size is not None and size > vocab_size:
-        raise DataError(
-            f"{folder}: the tokenizer's highest id is {size - 1}, but the model has {vocab_size} vocabulary rows, so "
-            "it would fall into the padding; use the tokenizer the model was trained with, or train with "
-            f"model.vocab_size={size}"
-        )
+from neva.formats.vocabulary import base_ids
 
 
 def copy_portable(source: str | Path, target: Path) -> None:

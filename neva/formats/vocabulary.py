@@ -29,6 +29,21 @@ def tokenizer_size(source: str | Path | None) -> int | None:
     return 1 + max([*base_ids(tokenizer).values(), *added])
 
 
+def check_vocabulary(folder: str | Path, vocab_size: int) -> None:
+    """Compares the tokenizer of `folder` with a vocabulary of `vocab_size` rows.
+
+    Raises:
+        DataError: it has an id without a row of its own.
+    """
+    size = tokenizer_size(folder)
+    if size is not None and size > vocab_size:
+        raise DataError(
+            f"{folder}: the tokenizer's highest id is {size - 1}, but the model has {vocab_size} vocabulary rows, so "
+            "it would fall into the padding; use the tokenizer the model was trained with, or train with "
+            f"model.vocab_size={size}"
+        )
+
+
 def _tokenizer_json(source: str | Path | None) -> bytes | None:
     path = Path(source or "")
     path = path if path.suffix == ".json" else path / "tokenizer.json"

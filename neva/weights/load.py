@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +17,16 @@ from torch import Tensor, nn
 from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import ConversionError
-from neva.families.tables import (
-    LANGUAGE,
-    LLAVA_HF,
-    LLAVA_ORIGINAL,
-    TEXT,
-    TOWER,
-    HFNaming,
-    language_table,
-    tower_prefix,
-    tower_table,
-)
-from neva.formats.hf_folder import FolderWeights
+from neva.families.tables import LANGUAGE, TOWER
 from neva.formats.nemo import VOCABULARY, open_nemo
-from neva.formats.nemo_header import is_nemo
 from neva.weights.lazy import Filtered
-from neva.weights.resolve import Origin
+from neva.weights.parts import POOLING_HEAD, language_weights, tower_weights
+
+if TYPE_CHECKING:
+    from neva.weights.resolve import Origin
 
 LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)(\..*)")
 GATED = "mlp.linear_fc1."
-UNUSED_TOWER_PART = TOWER + "head."  # SigLIP's pooling: no hidden state depends on it
 TIED_COPY = "language_model.output_layer.weight"
 
 
@@ -65,13 +54,7 @@ def load_language_model(model: nn.Module, source: str | Path, language: Language
     Raises:
         CheckpointError: names or shapes do not fit `language`; it names the tensors. Nothing may be missing.
     """
-    if is_nemo(source):
-        load_native(model, open_nemo(source).weights, language.vocab_size, (LANGUAGE,))
-        return
-    weights = FolderWeights(source)
-    layout = language_layout(weights)
-    table = language_table(replace(language, padded_vocab_size=language.vocab_size), layout)
-    load_sharded(model, table.to_native(language_part(weights, layout)), (LANGUAGE,), language.vocab_size)
+    load_native(model, language_weights(source, language), language.vocab_size, (LANGUAGE,))
 
 
 def load_vision_tower(model: nn.Module, source: str | Path) -> None:
@@ -82,22 +65,13 @@ def load_vision_tower(model: nn.Module, source: str | Path) -> None:
     Raises:
         CheckpointError: names or shapes do not fit; it names the tensors.
     """
-    if is_nemo(source):
-        load_native(model, open_nemo(source).weights, prefixes=(TOWER,))
-        return
     shapes = {
         name.removeprefix(TOWER): tuple(parameter.shape)
         for name, parameter in model.named_parameters()
         if name.startswith(TOWER)
     }
-    if not shapes:
-        return
-    weights = FolderWeights(source)
-    prefix = tower_prefix(weights)
-    if not any(f"{prefix}head." in name for name in weights):
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("head.")}
-    tower = Filtered(weights, prefix) if "vision_tower" in prefix else weights
-    load_sharded(model, tower_table(shapes, prefix).to_native(tower), (TOWER,))
+    if shapes:
+        load_native(model, tower_weights(source, shapes), prefixes=(TOWER,))
 
 
 def load_native(
@@ -119,22 +93,6 @@ def load_native(
     """
     chosen = Filtered(weights, *prefixes) if prefixes else weights
     load_sharded(model, ((name, chosen[name]) for name in chosen), prefixes or ("",), vocab_size)
-
-
-def language_part(weights: Mapping[str, Tensor], layout: HFNaming) -> Filtered:
-    """Returns the language model's tensors of a folder in `layout`."""
-    others = (
-        (layout.tower.split("vision_tower.")[0] + "vision_tower.", layout.projector) if layout.tower else ()
-    )
-    return Filtered(weights, layout.body, layout.head, without=others)
-
-
-def language_layout(names: Iterable[str]) -> HFNaming:
-    """Returns the layout in which a folder stores its language model, which its names tell."""
-    names = set(names)
-    if any(name.startswith(LLAVA_HF.body) for name in names):
-        return LLAVA_HF
-    return LLAVA_ORIGINAL if any(name.startswith("model.mm_projector.") for name in names) else TEXT
 
 
 def load_sharded(
@@ -172,7 +130,7 @@ def load_sharded(
             remaining.discard(name)
         elif not _lives_elsewhere(model, name):
             raise ConversionError(f"the model has no parameter {name}")
-    missing = sorted(name for name in remaining if not name.startswith(UNUSED_TOWER_PART))
+    missing = sorted(name for name in remaining if not name.startswith(TOWER + POOLING_HEAD))
     if missing:
         raise ConversionError(f"no weights for {len(missing)} parameters: {', '.join(missing[:5])}")
 

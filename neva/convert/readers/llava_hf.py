@@ -11,7 +11,7 @@ from typing import Any
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import projector_weights, tower_weights
+from neva.convert.part_weights import projector_weights, vision_weights
 from neva.convert.readers.section import model_section, stored_tokenizer
 from neva.errors import CheckpointError, DataError
 from neva.families.configs import VisionConfig
@@ -23,7 +23,7 @@ from neva.formats.hf_tokenizer import read_roles
 from neva.formats.json import json_text, parse_json
 from neva.templates.jinja import TEMPLATES, chat_template
 from neva.weights.lazy import Chained, Converted
-from neva.weights.load import language_part
+from neva.weights.parts import language_part
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def read(folder: Path, options: Options) -> LazyModel:
         weights=Chained(
             Converted(language_table(language, LLAVA_HF, rows), language_part(weights, LLAVA_HF)),
             projector_weights(weights, 2, vision, language, LLAVA_HF),
-            tower_weights(folder, vision),
+            vision_weights(folder, vision),
         ),
         tokenizer=_tokenizer(folder, drop_image_token=vocab_size < rows),
         image_processor=_native_processor(processor, vision),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import projector_weights, tower_weights
+from neva.convert.part_weights import projector_weights, vision_weights
 from neva.convert.readers.section import model_section, stored_tokenizer
 from neva.errors import CheckpointError
 from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
@@ -15,7 +15,7 @@ from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processo
 from neva.formats.hf_folder import FolderWeights
 from neva.model.connectors.mlp import num_layers
 from neva.weights.lazy import Chained, Converted
-from neva.weights.load import language_part
+from neva.weights.parts import language_part
 
 
 def read(folder: Path, options: Options) -> LazyModel:
@@ -53,7 +53,7 @@ def read(folder: Path, options: Options) -> LazyModel:
         weights=Chained(
             Converted(language_table(language, LLAVA_ORIGINAL), language_part(weights, LLAVA_ORIGINAL)),
             projector_weights(weights, layers, vision, language, LLAVA_ORIGINAL),
-            tower_weights(folder if is_trained else tower, vision),
+            vision_weights(folder if is_trained else tower, vision),
         ),
         tokenizer=stored_tokenizer(folder),
         image_processor=read_image_processor(tower),

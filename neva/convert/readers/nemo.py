@@ -11,7 +11,7 @@ from neva.config.model_config import vision_config_of
 from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import equal_tower, language_weights, require_path, tower_weights
+from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
 from neva.convert.writers.hf_config import stored_config
 from neva.errors import CheckpointError
 from neva.families.tables import TOWER
@@ -53,14 +53,14 @@ def open_model(
         )
     if not origins[LANGUAGE_MODEL].is_held:
         folder = require_path(origins[LANGUAGE_MODEL].path, "language model", "--llm_path")
-        weights.append(language_weights(folder, language))
+        weights.append(checked_language_weights(folder, language))
     tower_folder = named_folder(mm_cfg, VISION_TOWER, overrides)
     reference: Path | None
     if origins[VISION_TOWER].is_held:
         reference = equal_tower(Filtered(nemo.weights, TOWER), tower_folder, vision)
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
-        weights.append(tower_weights(reference, vision))
+        weights.append(vision_weights(reference, vision))
     return LazyModel(
         name=str(source),
         config=nemo.config,

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import equal_tower, language_weights, require_path, tower_weights
+from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
 from neva.convert.readers import nemo1_tables
 from neva.convert.readers.section import model_section
 from neva.errors import CheckpointError
@@ -58,10 +58,10 @@ def read(source: Path, options: Options) -> LazyModel:
     else:
         language_source = named_folder(mm_cfg, LANGUAGE_MODEL, overrides)
         weights.append(
-            language_weights(require_path(language_source, "language model", "--llm_path"), language)
+            checked_language_weights(require_path(language_source, "language model", "--llm_path"), language)
         )
     is_trained = VISION_TOWER in held
-    tower = nemo1_tables.tower_part(nemo1, vision) if is_trained else tower_weights(folder, vision)
+    tower = nemo1_tables.tower_part(nemo1, vision) if is_trained else vision_weights(folder, vision)
     aspect_ratio = nemo1.config.data.get("image_aspect_ratio", "square")
     return LazyModel(
         name=str(source),

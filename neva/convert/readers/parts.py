@@ -8,12 +8,12 @@ import torch
 
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import language_weights, tower_weights
+from neva.convert.part_weights import checked_language_weights, vision_weights
 from neva.convert.readers.section import model_section, stored_tokenizer
 from neva.families.hf_config import language_config_from_hf, vision_config_from_hf
 from neva.families.tables import PROJECTOR
 from neva.formats.hf_files import read_config, read_image_processor
-from neva.formats.hf_tokenizer import check_vocabulary
+from neva.formats.vocabulary import check_vocabulary
 from neva.model.connectors.mlp import build_projector, num_layers
 from neva.weights.lazy import Chained
 
@@ -35,7 +35,7 @@ def read(folder: Path, options: Options) -> LazyModel:
         language=language,
         vision=vision,
         projector_layers=num_layers(options.adapter_type),
-        weights=Chained(drawn, language_weights(folder, language), tower_weights(tower, vision)),
+        weights=Chained(drawn, checked_language_weights(folder, language), vision_weights(tower, vision)),
         tokenizer=stored_tokenizer(folder),
         image_processor=read_image_processor(tower),
         tower_reference=tower,

@@ -8,15 +8,13 @@ from omegaconf import OmegaConf
 
 from neva.convert.lazy_model import LazyLanguageModel
 from neva.convert.options import Options
-from neva.convert.part_weights import language_weights
 from neva.convert.writers.hf_config import language_section, stored_config
 from neva.families.hf_config import language_config_from_hf
-from neva.families.tables import LANGUAGE
 from neva.formats.hf_files import read_config, tokenizer_files
-from neva.formats.hf_tokenizer import check_vocabulary
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo
-from neva.weights.lazy import Filtered
+from neva.formats.vocabulary import check_vocabulary
+from neva.weights.parts import language_weights
 
 
 def read(source: Path, options: Options) -> LazyLanguageModel:
@@ -30,11 +28,12 @@ def read(source: Path, options: Options) -> LazyLanguageModel:
 
 def _from_nemo(source: Path) -> LazyLanguageModel:
     nemo = open_nemo(source)
+    language = stored_config(nemo.config)
     return LazyLanguageModel(
         name=str(source),
         config=nemo.config,
-        language=stored_config(nemo.config),
-        weights=Filtered(nemo.weights, LANGUAGE),
+        language=language,
+        weights=language_weights(source, language),
         tokenizer=nemo.tokenizer(),
     )
 

@@ -23,13 +23,13 @@ from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MOD
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (
     add_special_tokens,
-    check_vocabulary,
     read_roles,
     set_bos,
     token_ids,
     write_fast_tokenizer,
 )
 from neva.formats.json import read_json, write_json
+from neva.formats.vocabulary import check_vocabulary
 from neva.templates.jinja import ADDS_BOS, ENDS, chat_template
 from neva.weights.lazy import log_progress
 

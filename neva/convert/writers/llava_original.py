@@ -17,8 +17,9 @@ from neva.errors import CheckpointError
 from neva.families.tables import LLAVA_ORIGINAL, TOWER, language_table, projector_table, tower_table
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
-from neva.formats.hf_tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
+from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
 from neva.formats.json import write_json
+from neva.formats.vocabulary import check_vocabulary
 from neva.weights.lazy import Filtered, log_progress
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from neva.convert.writers.proven_folder import proven_folder
 from neva.families.tables import language_table
 from neva.formats.hf_files import GENERATION_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
-from neva.formats.hf_tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
+from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
 from neva.formats.json import read_json, write_json
 from neva.formats.nemo import VOCABULARY
+from neva.formats.vocabulary import check_vocabulary
 from neva.weights.lazy import log_progress
 
 
