@@ -1,7 +1,7 @@
 """Detects the source format and converts it to the requested target.
 
-To add a source: a module under `readers` and a line in `detect`. To add a target: a module under `writers` and a line
-in `targets`.
+A new source is a module under `readers` and a line in `detect`, a new target a module under `writers` and a line in
+`targets`.
 """
 
 from __future__ import annotations

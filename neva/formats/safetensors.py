@@ -3,8 +3,8 @@
 The `safetensors` package maps whole files and writes whole dictionaries. Here a file may lie inside an
 uncompressed tar, a read takes one tensor's bytes, and a writer holds one tensor: it reserves the header's
 place and fills it in at the end.
-Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header padded with spaces, data
-without holes).
+Format: https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header padded with spaces, and data
+without holes.
 """
 
 from __future__ import annotations

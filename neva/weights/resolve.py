@@ -7,10 +7,11 @@ A `.nemo` that holds a part comes first: `model.restore_from_path`, then, for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from omegaconf import DictConfig
 
 from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER
 from neva.errors import CheckpointError
@@ -50,7 +51,7 @@ class Origin:
         return SCRATCH if self.path is None else self.path
 
 
-def resolve_weights(model_cfg: Any) -> dict[str, Origin]:
+def resolve_weights(model_cfg: DictConfig) -> dict[str, Origin]:
     """Returns the origin of each part's first weights in training.
 
     Args:
@@ -70,7 +71,7 @@ def resolve_weights(model_cfg: Any) -> dict[str, Origin]:
 
 
 def resolve_nemo(
-    path: str | Path, mm_cfg: Any, overrides: Mapping[str, str | Path | None] | None = None
+    path: str | Path, mm_cfg: DictConfig, overrides: Mapping[str, str | Path | None] | None = None
 ) -> dict[str, Origin]:
     """Returns the origin of each part of a model in a `.nemo`.
 
@@ -83,7 +84,7 @@ def resolve_nemo(
 
 
 def origins(
-    held: Mapping[str, str], mm_cfg: Any, overrides: Mapping[str, str | Path | None] | None = None
+    held: Mapping[str, str], mm_cfg: DictConfig, overrides: Mapping[str, str | Path | None] | None = None
 ) -> dict[str, Origin]:
     """Returns the origin of each part: the file in `held`, else the folder that is named for it."""
     return {
@@ -95,7 +96,7 @@ def origins(
 
 
 def named_folder(
-    mm_cfg: Any, part: str, overrides: Mapping[str, str | Path | None] | None = None
+    mm_cfg: DictConfig, part: str, overrides: Mapping[str, str | Path | None] | None = None
 ) -> str | None:
     """Returns the folder that `overrides` or `from_pretrained` name for a part; None: neither does."""
     folder = (overrides or {}).get(part)
@@ -104,7 +105,7 @@ def named_folder(
     return None if folder is None else str(folder)
 
 
-def parts_among(names: Any) -> list[str]:
+def parts_among(names: Iterable[str]) -> list[str]:
     """Returns the parts to which tensors of these native names belong."""
     prefixes = {name.split(".", 1)[0] for name in names}
     return [part for part in PARTS if part in prefixes]

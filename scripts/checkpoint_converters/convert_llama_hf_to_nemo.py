@@ -1,6 +1,6 @@
-"""Hugging Face language model -> .nemo, by the flags that NeVA's users type. The same as `neva convert HF_DIR
-X.nemo`.
-"""
+"""Hugging Face language model -> .nemo, by the flags of NeMo's script: the same as `neva convert HF_DIR X.nemo`."""
+
+from __future__ import annotations
 
 import argparse
 import sys

@@ -1,6 +1,6 @@
-"""LLaVA .nemo -> Hugging Face folder, by the flags that NeVA's users type. The same as `neva convert X.nemo
-HF_DIR`.
-"""
+"""LLaVA .nemo -> Hugging Face folder, by the flags of NeMo's script: the same as `neva convert X.nemo HF_DIR`."""
+
+from __future__ import annotations
 
 import argparse
 import sys

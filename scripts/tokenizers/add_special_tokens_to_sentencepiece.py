@@ -4,6 +4,8 @@ python scripts/tokenizers/add_special_tokens_to_sentencepiece.py --input_file to
     --output_file tokenizer_neva.model --is_userdefined --tokens "<extra_id_0>" "<extra_id_1>"
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 

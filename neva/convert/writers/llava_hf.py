@@ -36,9 +36,7 @@ from neva.weights.lazy import log_progress
 
 @dataclass(frozen=True)
 class ImageToken:
-    """The `<image>` token of an export. `rows` is the vocabulary that holds it, `fill_row` what its row
-    repeats.
-    """
+    """The `<image>` token of an export; `rows` is the vocabulary that holds it, `fill_row` what its row repeats."""
 
     id: int
     rows: int
