@@ -62,7 +62,11 @@ def make(folder: Path, gigabytes: float) -> None:
 
 def run_step(step: str, folder: Path) -> None:
     """One step, measured from inside its own process; prints seconds and gigabytes as JSON."""
-    from neva.convert.text import text_to_hf, text_to_nemo
+    import neva.convert.readers.text
+    import neva.convert.writers.nemo
+    import neva.convert.writers.text_hf  # noqa: F401
+    from neva.convert.convert import convert
+    from neva.convert.options import Options
 
     imported = peak()
     start = time.perf_counter()
@@ -75,9 +79,9 @@ def run_step(step: str, folder: Path) -> None:
                     folder / "copy" / file.name,
                 )
     elif step == "to_nemo":
-        text_to_nemo(folder / "source", folder / "model.nemo")
+        convert(folder / "source", folder / "model.nemo", Options())
     else:
-        text_to_hf(folder / "model.nemo", folder / "back", verify=False)
+        convert(folder / "model.nemo", folder / "back", Options(verify=False))
     os.sync()
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "above_imports": peak() - imported, "imports": imported}))

@@ -1,5 +1,7 @@
 """`neva convert SOURCE TARGET`: its flags, without anything heavy imported before they are read."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
@@ -7,18 +9,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.convert.options import Options
+from neva.convert.targets import LAYOUTS
+from neva.errors import UserError
 from neva.formats.atomic_write import check_source, check_target
+from neva.precision import PRECISIONS
 
-PRECISIONS = {
-    "16": "float16",
-    "16-mixed": "float16",
-    "fp16": "float16",
-    "32": "float32",
-    "32-true": "float32",
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "bf16-mixed": "bfloat16",
-}
+DEFAULTS = Options()
 FAILED = 1
 DESCRIPTION = """\
 Converts between Hugging Face folders and .nemo files. What SOURCE holds and what TARGET is called decide:
@@ -46,9 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify", action="store_true", help="write the export without its proof, and record that"
     )
-    parser.add_argument(
-        "--layout", choices=("llava-hf", "original"), default="llava-hf", help="of a LLaVA folder"
-    )
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), default=DEFAULTS.layout, help="of a LLaVA folder")
     parser.add_argument(
         "--llm_path", type=Path, help="language model that the .nemo refers to, where it is now"
     )
@@ -68,13 +63,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="special tokens to add to a language model",
     )
-    parser.add_argument("--adapter_type", default="mlp2x_gelu", help="kind of a fresh projector")
-    parser.add_argument("--select_layer", type=int, default=-2, help="tower layer for a fresh projector")
-    parser.add_argument("--conv_template", default="v1", help="conversation template of a new model")
+    parser.add_argument("--adapter_type", default=DEFAULTS.adapter_type, help="kind of a fresh projector")
     parser.add_argument(
-        "--pad_vocab_to", type=int, default=1, metavar="N", help="rows of a llava-hf folder: a multiple of N"
+        "--select_layer", type=int, default=DEFAULTS.select_layer, help="tower layer for a fresh projector"
     )
-    parser.add_argument("--seed", type=int, default=1234, help="of a fresh projector")
+    parser.add_argument(
+        "--conv_template", default=DEFAULTS.conv_template, help="conversation template of a new model"
+    )
+    parser.add_argument(
+        "--pad_vocab_to",
+        type=int,
+        default=DEFAULTS.vocab_multiple,
+        metavar="N",
+        help="rows of a llava-hf folder: a multiple of N",
+    )
+    parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of a fresh projector")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_source(arguments.source)
         check_target(arguments.target, arguments.force)
         done = _convert(arguments)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"neva convert: {error}\n")
         return FAILED
     sys.stdout.write(done + "\n")
@@ -104,14 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> str:
     # Megatron warns that it runs without Transformer Engine and Apex, as neva intends.
     warnings.filterwarnings("ignore", module=r"megatron\..*")
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from neva.convert.convert import Options, convert
+    from neva.convert.convert import convert
 
     disable_progress_bar()
     options = Options(
-        dtype=getattr(torch, PRECISIONS[arguments.precision]) if arguments.precision else None,
+        dtype=PRECISIONS[arguments.precision].dtype if arguments.precision else None,
         layout=arguments.layout,
         overwrite=arguments.force,
         verify=not arguments.no_verify,

@@ -13,7 +13,10 @@ from neva.errors import ConfigError
 from neva.families.language import language_config_from_hf
 from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import vision_config_from_hf
-from neva.formats.nemo_header import nemo_config, nemo_tokenizer
+from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
+from neva.formats.json import read_json
+from neva.formats.nemo_header import nemo_config
+from neva.formats.vocabulary import tokenizer_size
 from neva.registry import VISION_FAMILIES
 
 TOWER_KEYS = {
@@ -99,13 +102,8 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
 
 def hf_config(folder: str | None) -> dict[str, Any] | None:
     """`config.json` of a Hugging Face folder, or None when there is no such file (yet)."""
-    path = Path(folder) / "config.json" if folder else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}): fetch the checkpoint again") from error
+    path = Path(folder) / MODEL_CONFIG if folder else None
+    return read_json(path, ConfigError) if path is not None and path.is_file() else None
 
 
 def tower_sizes(folder: str | None) -> dict[str, Any]:
@@ -115,9 +113,9 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
         return {}
     shape = vision_config_from_hf(config)
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
-    preprocessor = Path(str(folder)) / "preprocessor_config.json"
+    preprocessor = Path(str(folder)) / IMAGE_PROCESSOR_CONFIG
     if preprocessor.is_file():
-        statistics = json.loads(preprocessor.read_text(encoding="utf-8"))
+        statistics = read_json(preprocessor, ConfigError)
         sizes |= {key: statistics[key] for key in ("image_mean", "image_std") if key in statistics}
     return sizes
 
@@ -141,25 +139,6 @@ def language_family(source: str | None) -> str | None:
         return recorded_family(recorded)
     config = hf_config(source)
     return None if config is None else language_config_from_hf(config).family
-
-
-def tokenizer_size(source: str | None) -> int | None:
-    """One more than the highest token id in `tokenizer.json` of a folder or `.nemo`, or None without that file."""
-    text = _tokenizer_json(source)
-    if text is None:
-        return None
-    tokenizer = json.loads(text)
-    vocabulary = tokenizer["model"]["vocab"]
-    highest = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
-    return 1 + max([highest, *(token["id"] for token in tokenizer.get("added_tokens", []))])
-
-
-def _tokenizer_json(source: str | None) -> bytes | None:
-    path = Path(source or "")
-    path = path if path.suffix == ".json" else path / "tokenizer.json"
-    if path.is_file():
-        return path.read_bytes()
-    return (nemo_tokenizer(source) or {}).get("tokenizer.json")
 
 
 def _vision(model_cfg: DictConfig) -> None:

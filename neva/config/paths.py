@@ -1,18 +1,15 @@
 """Files and folders that a configuration names: are they there, and can results be written?"""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.formats.nemo_header import CONFIG_FILE, nemo_tokenizer
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Weights of a Hugging Face folder, in one file or, with `.index.json` behind the name, in several."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+from neva.errors import ConfigError
+from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of
+from neva.formats.json import read_json
+from neva.formats.nemo_header import is_nemo, nemo_tokenizer
 
 
 def run_folder(cfg: DictConfig) -> Path:
@@ -90,23 +87,21 @@ def _no_tokenizer(key: str, path: str) -> Iterator[str]:
 
 def _no_weights(key: str, source: str | None) -> Iterator[str]:
     """Problems of a Hugging Face folder or a .nemo; a partly fetched folder names what it lacks."""
-    if source is None or (source.endswith(".nemo") and Path(source).is_file()):
+    if source is None or is_nemo(source):
         return
     folder = Path(source)
     if not folder.is_dir():
         yield f"{key}: no folder at {source}: fetch the checkpoint, or set the key to null for random weights"
         return
-    if (folder / CONFIG_FILE).is_file():
-        return
-    if not (folder / "config.json").is_file():
-        yield f"{key}: {source} holds no config.json"
-    indices = [folder / f"{name}.index.json" for name in WEIGHT_FILES]
+    if not (folder / MODEL_CONFIG).is_file():
+        yield f"{key}: {source} holds no {MODEL_CONFIG}"
+    indices = [folder / index_of(name) for name in WEIGHT_FILES]
     index = next((path for path in indices if path.is_file()), None)
     if index is None:
         if not any((folder / name).is_file() for name in WEIGHT_FILES):
             yield f"{key}: {source} holds neither {' nor '.join(WEIGHT_FILES)} (nor an index of either)"
         return
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    shards = set(read_json(index, ConfigError)["weight_map"].values())
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         yield f"{key}: {source} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}"

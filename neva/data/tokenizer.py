@@ -16,10 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
 
 from neva.errors import ConfigError, DataError
+from neva.formats.hf_files import SPECIAL_TOKENS
 from neva.formats.nemo_header import nemo_tokenizer
-
-SPECIAL_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-"""What LLaMA-type vocabularies call their special tokens; used where no tokenizer_config.json says it."""
 
 
 def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
@@ -167,8 +165,8 @@ def _from_json(file: Path) -> PreTrainedTokenizerFast:
     else:
         added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"]
         special = {token["content"] for token in added if token["special"]}
-        settings = {name: token for name, token in SPECIAL_NAMES.items() if token in special}
-    names = {name: _content(settings[name]) for name in SPECIAL_NAMES if settings.get(name) is not None}
+        settings = {name: token for name, token in SPECIAL_TOKENS.items() if token in special}
+    names = {name: _content(settings[name]) for name in SPECIAL_TOKENS if settings.get(name) is not None}
     backend = Tokenizer.from_file(str(file))
     backend.no_truncation()
     backend.no_padding()

@@ -18,6 +18,7 @@ from neva.errors import CheckpointError
 if TYPE_CHECKING:  # planning reads names and shapes from these rules, without torch
     from torch import Tensor
 
+
 Shape = tuple[int, ...]
 
 

@@ -1,6 +1,6 @@
-"""Targets that exist only when they are finished: written under a temporary name beside them, then
-renamed.
-"""
+"""Targets that exist only when they are finished: written under a temporary name beside them, then renamed."""
+
+from __future__ import annotations
 
 import os
 import shutil
@@ -9,26 +9,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from neva.errors import CheckpointError, UserError
+
 
 def check_source(source: Path) -> None:
-    """ValueError when there is nothing at `source`."""
+    """Raises CheckpointError when there is nothing at `source`."""
     if not source.exists():
-        raise ValueError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
+        raise CheckpointError(f"{source} does not exist; expected a .nemo file or a Hugging Face folder")
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """ValueError when there is something at `target` that must not be replaced."""
+    """Raises UserError when there is something at `target` that must not be replaced."""
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists; choose another target, or pass --force to replace it")
+        raise UserError(f"{target} exists; choose another target, or pass --force to replace it")
 
 
 @contextmanager
 def finished_target(target: str | Path, overwrite: bool = False, folder: bool = False) -> Iterator[Path]:
-    """Yields a temporary path (of an existing empty directory when `folder`) that becomes `target` on
-    success.
+    """Yields a temporary path, which becomes `target` when the block ends without an error, else is removed.
 
-    An error or an interruption removes it. A target that exists is refused with ValueError unless
-    `overwrite`; it then stays in place until its replacement is complete.
+    Args:
+        target: the final path.
+        overwrite: replace what is at `target`; it stays in place until its replacement is complete.
+        folder: yield an existing empty folder, not the path of a file to write.
+
+    Raises:
+        UserError: `target` exists and `overwrite` is false.
     """
     target = Path(target)
     check_target(target, overwrite)

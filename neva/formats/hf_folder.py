@@ -3,33 +3,30 @@
 Both stream: about one tensor is in memory at any time.
 """
 
-import json
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from neva.errors import CheckpointError
+from neva.formats.hf_files import WEIGHT_FILES, index_of
+from neva.formats.json import read_json, write_json
 from neva.formats.safetensors import TensorFile, TensorFileWriter
 
 SHARD_BYTES = 5 * 10**9  # transformers' own default for a long time
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's `config.json`. ValueError when there is none."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 class FolderWeights(Mapping[str, Tensor]):
-    """The weights of a folder: `*.safetensors`, else `pytorch_model*.bin`, in one file or several with an
-    index.
+    """The weights of a folder: `*.safetensors`, else `pytorch_model*.bin`, in one file or several with an index.
 
-    A tensor is read when it is asked for. A .bin file is mapped and loaded with `weights_only=True`: nothing
-    in it is executed. ValueError when the folder holds no weights, or an index and its files disagree.
+    A tensor is read when it is asked for. A .bin file is mapped and loaded with `weights_only=True`: nothing in it
+    is executed.
+
+    Raises:
+        CheckpointError: the folder holds no weights, or an index and its files disagree.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,21 +35,21 @@ class FolderWeights(Mapping[str, Tensor]):
         self._current: tuple[Path, Mapping[str, Tensor]] | None = None
 
     def _find(self) -> dict[str, Path]:
-        for name in ("model.safetensors", "pytorch_model.bin"):
-            index, single = self.folder / f"{name}.index.json", self.folder / name
+        for name in WEIGHT_FILES:
+            index, single = self.folder / index_of(name), self.folder / name
             if index.is_file():
-                entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                entries = read_json(index)["weight_map"]
                 return {tensor: self._shard(file) for tensor, file in entries.items()}
             if single.is_file():
                 return dict.fromkeys(open_weights(single), single)
-        raise ValueError(
-            f"{self.folder} has neither model.safetensors nor pytorch_model.bin, nor an index of either"
+        raise CheckpointError(
+            f"{self.folder} has neither {' nor '.join(WEIGHT_FILES)}, nor an index of either"
         )
 
     def _shard(self, file: str) -> Path:
         path = self.folder / file
         if Path(file).name != file or not path.is_file():
-            raise ValueError(f"{self.folder}: the index names the file {file!r}, which is not there")
+            raise CheckpointError(f"{self.folder}: the index names the file {file!r}, which is not there")
         return path
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,7 +57,7 @@ class FolderWeights(Mapping[str, Tensor]):
         if self._current is None or self._current[0] != path:
             self._current = (path, open_weights(path))
         if name not in self._current[1]:
-            raise ValueError(f"{path} does not hold {name}, which the index places there")
+            raise CheckpointError(f"{path} does not hold {name}, which the index places there")
         return self._current[1][name]
 
     def __iter__(self) -> Iterator[str]:
@@ -71,7 +68,7 @@ class FolderWeights(Mapping[str, Tensor]):
 
 
 def open_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of one .safetensors or .bin file."""
+    """Returns the tensors of one .safetensors or .bin file."""
     if path.suffix == ".safetensors":
         return TensorFile(path)
     try:
@@ -81,10 +78,12 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> int:
-    """Writes `model.safetensors`, or shards of at most `shard_bytes` with their index. Returns the number of
-    tensors.
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` with their index.
 
     The caller provides a folder that is not yet the finished one (see `finished_target`).
+
+    Returns:
+        The number of tensors.
     """
     shards: list[tuple[Path, list[str]]] = []
     total = 0
@@ -92,7 +91,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         shards.append((folder / f"part-{len(shards)}", names))
         total += data_bytes
     if len(shards) == 1:
-        shards[0][0].rename(folder / "model.safetensors")
+        shards[0][0].rename(folder / WEIGHT_FILES[0])
         return len(shards[0][1])
     weight_map = {}
     for number, (path, names) in enumerate(shards, start=1):
@@ -100,7 +99,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         path.rename(folder / file)
         weight_map.update(dict.fromkeys(names, file))
     write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        folder / index_of(WEIGHT_FILES[0]), {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
     return len(weight_map)
 
@@ -121,10 +120,3 @@ def _write_shards(
             writer.finish()
         yield writer.names, writer.data_bytes
         number += 1
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file as transformers does: two spaces, sorted keys, a final newline."""
-    path.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )

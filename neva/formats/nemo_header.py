@@ -1,4 +1,15 @@
-"""What is read from a `.nemo`, or the folder it was extracted to, before any weight: configuration and tokenizer."""
+"""What a `.nemo`, or the folder it was extracted to, says before any weight is read: no torch is imported here.
+
+    model_config.yaml                      the resolved `model` section
+    tokenizer/…                            files of a Hugging Face tokenizer
+    image_processor/preprocessor_config.json
+    model_weights/model-00001.safetensors  whole (unsharded) tensors under native names, with their index
+    manifest.json                          sha256 of each member, versions, source, trained and frozen parts
+
+NeMo 1 wrote a configuration and a distributed checkpoint, and no manifest.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -6,16 +17,44 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neva.errors import ConfigError
-from neva.formats.archive import members_of, read_range
+from neva.errors import CheckpointError, ConfigError
+from neva.formats.archive import ByteRange, members_of, read_range
+from neva.formats.json import parse_json
 
 CONFIG_FILE = "model_config.yaml"
+MANIFEST_FILE = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer/"
+IMAGE_PROCESSOR_FILE = "image_processor/preprocessor_config.json"
+WEIGHTS_FOLDER = "model_weights/"
+WEIGHTS_INDEX = f"{WEIGHTS_FOLDER}model.safetensors.index.json"
 
 
-def nemo_config(source: str | None) -> dict[str, Any] | None:
-    """`model_config.yaml` of a `.nemo` or of the folder it was extracted to; None for anything else."""
-    if not _is_nemo(source):
+def is_nemo(source: str | Path | None) -> bool:
+    """Whether `source` is a file called `*.nemo`, or the folder that one was extracted to."""
+    if not source:
+        return False
+    path = Path(source)
+    return (path.suffix == ".nemo" and path.is_file()) or (path / CONFIG_FILE).is_file()
+
+
+def is_nemo1(source: str | Path) -> bool:
+    """Whether `source` is a `.nemo`, or the folder of an extracted one, that NeMo 1 wrote."""
+    if not is_nemo(source):
+        return False
+    path = Path(source)
+    if path.is_dir():
+        return not (path / MANIFEST_FILE).is_file()
+    members = members_of(path)
+    return CONFIG_FILE in members and MANIFEST_FILE not in members
+
+
+def nemo_config(source: str | Path | None) -> dict[str, Any] | None:
+    """Returns `model_config.yaml` of a `.nemo` or of the folder it was extracted to; None for anything else.
+
+    Raises:
+        ConfigError: there is no such member, or it refers to what it does not hold.
+    """
+    if not is_nemo(source):
         return None
     found = _members(Path(str(source)), CONFIG_FILE)
     if CONFIG_FILE not in found:
@@ -31,25 +70,50 @@ def nemo_config(source: str | None) -> dict[str, Any] | None:
     return {str(key): value for key, value in plain.items()}
 
 
-def nemo_tokenizer(source: str | None) -> dict[str, bytes] | None:
-    """The tokenizer's files of a `.nemo` or of the folder it was extracted to, by name; None for anything else."""
-    if not _is_nemo(source):
+def nemo_tokenizer(source: str | Path | None) -> dict[str, bytes] | None:
+    """Returns the tokenizer's files of a `.nemo` or of its extracted folder, by name; None for anything else."""
+    if not is_nemo(source):
         return None
     found = _members(Path(str(source)), TOKENIZER_FOLDER)
     return {name.removeprefix(TOKENIZER_FOLDER): content for name, content in found.items()}
 
 
-def _is_nemo(source: str | None) -> bool:
-    path = Path(source or "")
-    if path.suffix == ".nemo" and path.is_file():
-        return True
-    return bool(source) and (path / CONFIG_FILE).is_file()
+def nemo_members(path: str | Path) -> dict[str, ByteRange]:
+    """Returns where each member of a `.nemo`, or of the folder of an extracted one, lies.
+
+    Raises:
+        CheckpointError: nothing is there, or it is not one of neva, or is incomplete.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(
+            f"{path} does not exist; expected a .nemo file or the folder of an extracted one"
+        )
+    members = members_of(Path(path))
+    for required in (CONFIG_FILE, MANIFEST_FILE):
+        if required not in members:
+            raise CheckpointError(
+                f"{path} has no {required}; it is incomplete or was not written by neva (a file of NeMo 1 is read by "
+                "`neva convert OLD.nemo NEW.nemo`)"
+            )
+    return members
+
+
+def tensor_names(path: str | Path) -> list[str]:
+    """Returns the native names of the tensors that a `.nemo` holds.
+
+    Raises:
+        CheckpointError: it is not one of neva, or is incomplete.
+    """
+    members = nemo_members(path)
+    if WEIGHTS_INDEX not in members:
+        raise CheckpointError(f"{path} has no {WEIGHTS_INDEX}; it is incomplete")
+    return list(parse_json(read_range(members[WEIGHTS_INDEX]), f"{WEIGHTS_INDEX} of {path}")["weight_map"])
 
 
 def _members(path: Path, prefix: str) -> dict[str, bytes]:
-    """Content of the members whose names start with `prefix`."""
+    """Returns the content of the members whose names start with `prefix`."""
     try:
         places = members_of(path)
-    except ValueError as error:
+    except CheckpointError as error:
         raise ConfigError(str(error)) from error
     return {name: read_range(place) for name, place in places.items() if name.startswith(prefix)}

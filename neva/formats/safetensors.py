@@ -1,12 +1,13 @@
-"""Safetensors files, one tensor at a time: read at an offset inside another file, written without knowing the
-end.
+"""Safetensors files, one tensor at a time: read at an offset inside another file, written without knowing the end.
 
 The `safetensors` package maps whole files and writes whole dictionaries. Here a file may lie inside an
 uncompressed tar, a read takes one tensor's bytes, and a writer holds one tensor: it reserves the header's
 place and fills it in at the end.
-Format: https://huggingface.co/docs/safetensors (8 bytes header length, JSON header padded with spaces, data
-without holes).
+Format: https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header padded with spaces, and data
+without holes.
 """
+
+from __future__ import annotations
 
 import json
 import mmap
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from neva.errors import CheckpointError
 
 DTYPES = {
     "F64": torch.float64,
@@ -37,9 +40,7 @@ LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file of `size` bytes that starts at byte `start` of `path`. Reads on
-    demand.
-    """
+    """The tensors of a safetensors file of `size` bytes that starts at byte `start` of `path`, read on demand."""
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None) -> None:
         self.path = path
@@ -48,7 +49,7 @@ class TensorFile(Mapping[str, Tensor]):
             file.seek(start)
             length = int.from_bytes(file.read(8), "little")
             if length > min(LARGEST_HEADER, size - 8):
-                raise ValueError(
+                raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header claims {length} bytes"
                 )
             header: dict[str, Any] = json.loads(file.read(length))
@@ -57,7 +58,7 @@ class TensorFile(Mapping[str, Tensor]):
         self._entries = header
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if 8 + length + end > size:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} is cut short: its tensors end at byte {8 + length + end}, it has {size}"
             )
 
@@ -65,7 +66,7 @@ class TensorFile(Mapping[str, Tensor]):
         wanted = self.empty(name)
         begin, end = self._entries[name]["data_offsets"]
         if end - begin != wanted.nbytes:
-            raise ValueError(
+            raise CheckpointError(
                 f"{self.path}: {name} takes {end - begin} bytes, its shape needs {wanted.nbytes}"
             )
         if wanted.numel() == 0:
@@ -84,10 +85,10 @@ class TensorFile(Mapping[str, Tensor]):
         return data.view(wanted.dtype).view(wanted.shape)
 
     def empty(self, name: str, device: str = "meta") -> Tensor:
-        """A tensor of `name`'s shape and dtype without its values; on the meta device it takes no memory."""
+        """Returns a tensor of `name`'s shape and dtype without its values; on the meta device it takes no memory."""
         entry = self._entries[name]
         if entry["dtype"] not in DTYPES:
-            raise ValueError(
+            raise CheckpointError(
                 f"{self.path}: {name} has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}"
             )
         return torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device=device)
@@ -115,9 +116,7 @@ class TensorFileWriter:
         return [name for name in self._entries if name != "__metadata__"]
 
     def has_room(self, name: str, tensor: Tensor, limit_bytes: int) -> bool:
-        """Whether another tensor fits: into the header, and into `limit_bytes` of data (a first one always
-        does).
-        """
+        """Whether another tensor fits: into the header, and into `limit_bytes` of data (a first one always does)."""
         fits = self.data_bytes == 0 or self.data_bytes + tensor.nbytes <= limit_bytes
         return fits and self._header_room >= len(name) + ENTRY_BYTES
 
@@ -142,5 +141,5 @@ class TensorFileWriter:
 
 
 def _bytes_of(tensor: Tensor) -> Any:
-    """The memory of a contiguous CPU tensor as a numpy array of bytes."""
+    """Returns the memory of a contiguous CPU tensor as a numpy array of bytes."""
     return tensor.reshape(-1).view(torch.uint8).numpy()

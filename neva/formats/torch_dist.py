@@ -5,6 +5,8 @@ The metadata is unpickled with inert stand-ins for all classes, the chunks with 
 `distributed/checkpoint/{metadata,filesystem}.py`, megatron-core `dist_checkpointing/strategies/torch.py`.
 """
 
+from __future__ import annotations
+
 import io
 import pickle
 from collections import OrderedDict, defaultdict
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neva.errors import CheckpointError
 from neva.formats.archive import ByteRange, read_range
 
 EXTRA_STATE = "_extra_state"  # Transformer Engine's fp8 scales: no weights
@@ -22,13 +25,18 @@ EXTRA_STATE = "_extra_state"  # Transformer Engine's fp8 scales: no weights
 class DistributedWeights(Mapping[str, Tensor]):
     """The tensors of a distributed checkpoint under their stored names, each read when it is asked for.
 
-    `members` places its files by name. ValueError for another format, or for content that is not understood.
+    Args:
+        members: where its files lie, by name.
+        where: what messages call it.
+
+    Raises:
+        CheckpointError: another format, or content that is not understood.
     """
 
     def __init__(self, members: Mapping[str, ByteRange], where: str) -> None:
         if ".metadata" not in members:
             found = "a zarr checkpoint" if any(name.endswith(".zarray") for name in members) else "none"
-            raise ValueError(
+            raise CheckpointError(
                 f"{where}: expected a distributed checkpoint in torch_dist format, found {found}; "
                 "save it again with dist_ckpt_format=torch_dist"
             )
@@ -39,7 +47,7 @@ class DistributedWeights(Mapping[str, Tensor]):
         self._dtypes = {name: entry.properties.state[0] for name, entry in entries if name in self.shapes}
         others = [name for name, _ in entries if name not in self.shapes and EXTRA_STATE not in name]
         if others:
-            raise ValueError(f"{where}: {others[0]} is not a tensor; expected weights alone")
+            raise CheckpointError(f"{where}: {others[0]} is not a tensor; expected weights alone")
         self._chunks: dict[str, list[tuple[tuple[int, ...], Any]]] = defaultdict(list)
         for index, place in metadata.storage_data.items():
             if index.fqn in self.shapes:
@@ -49,7 +57,7 @@ class DistributedWeights(Mapping[str, Tensor]):
         return self._assemble(name, None)
 
     def slice(self, name: str, index: int) -> Tensor:
-        """`self[name][index]`, without reading the rest."""
+        """Returns `self[name][index]`, without reading the rest."""
         return self._assemble(name, index)
 
     def __iter__(self) -> Iterator[str]:
@@ -76,15 +84,17 @@ class DistributedWeights(Mapping[str, Tensor]):
             view.copy_(chunk)
             filled += chunk.numel()
         if filled != whole.numel():
-            raise ValueError(f"{self._where}: {name} has {whole.numel()} elements, its chunks {filled}")
+            raise CheckpointError(f"{self._where}: {name} has {whole.numel()} elements, its chunks {filled}")
         return whole
 
     def _chunk(self, place: Any) -> Tensor:
         if place.relative_path not in self._members:
-            raise ValueError(f"{self._where}: {place.relative_path} is missing; the checkpoint is incomplete")
+            raise CheckpointError(
+                f"{self._where}: {place.relative_path} is missing; the checkpoint is incomplete"
+            )
         file, start, size = self._members[place.relative_path]
         if place.offset + place.length > size:
-            raise ValueError(f"{self._where}: {place.relative_path} is cut short")
+            raise CheckpointError(f"{self._where}: {place.relative_path} is cut short")
         content = read_range((file, start + place.offset, place.length))
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
@@ -115,5 +125,7 @@ def _unpickle(content: bytes, where: str) -> Any:
         metadata = _Unpickler(io.BytesIO(content)).load()
         metadata.state_dict_metadata, metadata.storage_data  # noqa: B018
     except Exception as error:  # whatever a broken pickle raises
-        raise ValueError(f"{where}: .metadata is not that of a distributed checkpoint ({error})") from error
+        raise CheckpointError(
+            f"{where}: .metadata is not that of a distributed checkpoint ({error})"
+        ) from error
     return metadata

@@ -13,16 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from neva.config.model_config import language_config_of, vision_config_of
-from neva.constants import PARTS
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
+from neva.errors import CheckpointError
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
-from neva.weights.load import load_language_model, load_native, load_vision_tower
+from neva.weights.load import load_parts
+from neva.weights.resolve import resolve_nemo
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def load_assistant(
         tokenizer_type: folder of another tokenizer; None: the `.nemo`'s own.
 
     Raises:
-        ValueError: when a part is neither in the `.nemo` nor where it should be.
+        CheckpointError: a part is neither in the `.nemo` nor where it should be.
     """
     nemo = open_nemo(neva_model_file)
     if "mm_cfg" not in nemo.config:
-        raise ValueError(
+        raise CheckpointError(
             f"{neva_model_file} holds a language model alone; expected what a LLaVA training wrote"
         )
     model_cfg = copy.deepcopy(nemo.config)
@@ -89,18 +90,11 @@ def load_assistant(
 
 
 def _fill(model: NevaModel, nemo: NemoFile, model_cfg: DictConfig) -> None:
-    held = [part for part in PARTS if any(name.startswith(f"{part}.") for name in nemo.weights)]
-    load_native(model, nemo.weights, model_cfg.vocab_size, tuple(f"{part}." for part in held))
-    for part, key in (("language_model", "llm"), ("vision_tower", "vision_encoder")):
-        source = model_cfg.mm_cfg[key].from_pretrained
-        if part in held:
-            continue
-        if source is None:
-            raise ValueError(f"{nemo.path} holds no {part} and names no folder that has it")
-        if part == "language_model":
-            load_language_model(model, source, language_config_of(model_cfg))
-        else:
-            load_vision_tower(model, source)
+    origins = resolve_nemo(nemo.path, model_cfg.mm_cfg)
+    for part, origin in origins.items():
+        if origin.path is None:
+            raise CheckpointError(f"{nemo.path} holds no {part} and names no folder that has it")
+    load_parts(model, origins, language_config_of(model_cfg))
 
 
 def _tokenizer(nemo: NemoFile, tokenizer_type: str | None) -> PreTrainedTokenizerFast:

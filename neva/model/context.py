@@ -1,4 +1,4 @@
-"""How a sequence is sharded over context-parallel ranks: Megatron's zigzag of 2 chunks a rank, which balances causal attention.
+"""How a sequence is sharded over context-parallel ranks: Megatron's zigzag, which balances causal attention.
 
 A sequence is split into 2C equal chunks for C ranks; rank r holds the chunks r and 2C-1-r.
 Dimensions: S whole sequence, s a rank's shard.

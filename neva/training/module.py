@@ -91,8 +91,8 @@ class MegatronNevaModel(ModelPT):
         self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
             for name, (total, num_trained) in count_parameters(*self.models).items():
-                source = self.sources[name].path
-                logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, source)
+                origin = self.sources[name]
+                logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, origin)
 
     def configure_optimizers(self) -> LightningOptimizerAdapter:
         """Builds the backend's optimizer; the learning rate follows from the step alone."""
@@ -191,7 +191,7 @@ class MegatronNevaModel(ModelPT):
             self.models,
             self.saved_parts,
             self.tokenizer,
-            {name: source.path for name, source in self.sources.items()},
+            {name: str(origin) for name, origin in self.sources.items()},
             trained_parts(self.cfg),
             is_writer=self.trainer.is_global_zero,
         )

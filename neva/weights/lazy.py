@@ -1,6 +1,6 @@
-"""Lazy mappings from names to tensors: parts, unions, casts and translations that hold no tensor
-themselves.
-"""
+"""Lazy mappings from names to tensors, over others: each reads, casts or converts a tensor when it is asked for."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,9 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Filtered(Mapping[str, Tensor]):
-    """Those tensors of a lazy mapping whose names start with one of `prefixes` and none of `without`, under
-    full names.
-    """
+    """The tensors of a mapping whose names start with one of `prefixes` and with none of `without`."""
 
     def __init__(self, source: Mapping[str, Tensor], *prefixes: str, without: tuple[str, ...] = ()) -> None:
         self._source = source
@@ -36,7 +34,7 @@ class Filtered(Mapping[str, Tensor]):
 
 
 class Chained(Mapping[str, Tensor]):
-    """Several lazy mappings as one. A name of several belongs to the first."""
+    """Several mappings as one; a name that several have is read from the first of them."""
 
     def __init__(self, *sources: Mapping[str, Tensor]) -> None:
         self._source_of = {name: source for source in reversed(sources) for name in source}
@@ -52,7 +50,7 @@ class Chained(Mapping[str, Tensor]):
 
 
 class Cast(Mapping[str, Tensor]):
-    """A lazy mapping whose tensors are cast to another dtype when they are asked for."""
+    """The tensors of a mapping in another dtype."""
 
     def __init__(self, source: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self._source, self._dtype = source, dtype
@@ -68,10 +66,14 @@ class Cast(Mapping[str, Tensor]):
 
 
 class Converted(Mapping[str, Tensor]):
-    """The native tensors of a Hugging Face source, each computed by its rule when it is asked for."""
+    """The native tensors of a source that has other names, each made by its rule of a table.
+
+    Raises:
+        ConversionError: names that do not match the table's.
+    """
 
     def __init__(self, table: Table, source: Mapping[str, Tensor]) -> None:
-        table.to_native(source)  # raises when the names do not match
+        table.to_native(source)  # compares the names
         self._source = source
         self._rule_of: dict[str, Rule] = {name: rule for rule in table.rules for name in rule.native}
 
@@ -88,7 +90,7 @@ class Converted(Mapping[str, Tensor]):
 def log_progress(
     pairs: Iterable[tuple[str, Tensor]], total: int, target: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors, with a line in the log at every tenth of the way."""
+    """Yields the same pairs, and logs a line at every tenth of `total`."""
     done = 0
     for done, pair in enumerate(pairs, start=1):
         yield pair

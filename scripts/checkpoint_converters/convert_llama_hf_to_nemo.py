@@ -1,11 +1,12 @@
-"""Hugging Face language model -> .nemo, by the flags that NeVA's users type. The same as `neva convert HF_DIR
-X.nemo`.
-"""
+"""Hugging Face language model -> .nemo, by the flags of NeMo's script: the same as `neva convert HF_DIR X.nemo`."""
+
+from __future__ import annotations
 
 import argparse
 import sys
 
-from neva.commands.convert import PRECISIONS, main
+from neva.commands.convert import main
+from neva.precision import PRECISIONS
 
 
 def parse() -> argparse.Namespace:

@@ -1,13 +1,14 @@
-"""LLaVA .nemo -> Hugging Face folder, by the flags that NeVA's users type. The same as `neva convert X.nemo
-HF_DIR`.
-"""
+"""LLaVA .nemo -> Hugging Face folder, by the flags of NeMo's script: the same as `neva convert X.nemo HF_DIR`."""
+
+from __future__ import annotations
 
 import argparse
 import sys
 
-from neva.commands.convert import PRECISIONS, main
+from neva.commands.convert import main
 from neva.errors import ConfigError
 from neva.formats.nemo_header import nemo_config
+from neva.precision import PRECISIONS
 
 NOT_NEEDED = ("output_path", "hf_input_path", "vision_tower_type", "processor_type", "hf_output_tokenizer")
 
@@ -31,7 +32,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check(flags: argparse.Namespace) -> None:
+def check_flags(flags: argparse.Namespace) -> None:
     """Says which flags do nothing; ends when one names another tower than the .nemo file holds."""
     given = [name for name in NOT_NEEDED if getattr(flags, name)]
     if given:
@@ -51,7 +52,7 @@ def check(flags: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     flags = parse()
-    check(flags)
+    check_flags(flags)
     arguments = [flags.input_name_or_path, flags.hf_output_path, "--layout", flags.layout]
     for name in ("input_tokenizer", "vision_encoder_path", "llm_path", "precision"):
         arguments += [f"--{name}", getattr(flags, name)] if getattr(flags, name) else []

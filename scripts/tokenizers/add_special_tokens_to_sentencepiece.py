@@ -4,9 +4,12 @@ python scripts/tokenizers/add_special_tokens_to_sentencepiece.py --input_file to
     --output_file tokenizer_neva.model --is_userdefined --tokens "<extra_id_0>" "<extra_id_1>"
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 
+from neva.errors import UserError
 from neva.formats.sentencepiece import add_to_sentencepiece
 
 
@@ -23,7 +26,7 @@ def main() -> None:
         ids = add_to_sentencepiece(
             flags.input_file, flags.output_file, flags.tokens, flags.is_userdefined, flags.force
         )
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     for token, number in zip(flags.tokens, ids, strict=True):
         print(f"{token} {number}")

@@ -10,11 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from neva.config.compose import compose
-from neva.config.derive import language_sizes, resolve, tokenizer_size, total_steps
+from neva.config.derive import language_sizes, resolve, total_steps
 from neva.config.load import load
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.errors import ConfigError
 from neva.families.configs import padded_vocab_size
+from neva.formats.vocabulary import tokenizer_size
 
 LLAMA = {
     "model_type": "llama",

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neva.commands.convert import main
-from neva.convert.parity import proof
+from neva.convert.parity import llava
 from neva.convert.writers.llava_original import name_advice
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo, write_nemo
@@ -244,7 +244,7 @@ def test_a_name_that_the_llava_package_misreads_is_said(name, advice):
 
 def test_failed_proof_leaves_no_target(tmp_path, capsys, monkeypatch):
     source = llava_nemo(tmp_path)
-    monkeypatch.setattr(proof, "configuration_differences", lambda *_: ["config.json gives rope_theta=1"])
+    monkeypatch.setattr(llava, "configuration_differences", lambda *_: ["config.json gives rope_theta=1"])
     before = set(tmp_path.iterdir())
     assert convert(source, tmp_path / "hf") == 1
     assert "failed its proof: config.json gives rope_theta=1" in capsys.readouterr().err

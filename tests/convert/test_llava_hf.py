@@ -10,8 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlavaForConditionalGeneration
 
-from neva.convert.lazy_model import open_model
-from neva.convert.parity.proof import Sample, answers, prove_llava
+from neva.convert.parity.llava import prove_llava
+from neva.convert.parity.reference import greedy_outputs
+from neva.convert.parity.samples import ParityInput
+from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
 from neva.formats.hf_folder import FolderWeights
 from neva.registry import TEMPLATES
@@ -99,9 +101,9 @@ def test_a_model_that_would_answer_with_the_image_token_is_still_compared(tmp_pa
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     image_id = model.config.image_token_index
     ids = torch.tensor([[1, *[image_id] * 16, 7, 8]])
-    sample = Sample(ids, torch.randn(1, 3, 28, 28), image_id)
+    sample = ParityInput(ids, torch.randn(1, 3, 28, 28), image_id)
     hidden = model.model(input_ids=ids, pixel_values=sample.pixel_values).last_hidden_state
     model.lm_head.weight[image_id] = hidden[0, -1]
-    (answered,) = answers(model, [sample])
+    (answered,) = greedy_outputs(model, [sample])
     assert answered.sample.input_ids[0, :19].tolist() == ids[0].tolist()
     assert image_id not in answered.sample.input_ids[0, 19:]

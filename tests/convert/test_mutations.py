@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neva.convert.lazy_model import open_model
-from neva.convert.parity.figures import check, parity_report
-from neva.convert.parity.proof import prove_llava
+from neva.convert.parity.figures import parity_report, require_parity
+from neva.convert.parity.llava import prove_llava
+from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
 from tests.convert.llava import llava_nemo
 
@@ -170,7 +170,7 @@ def test_a_model_that_gives_no_numbers_fails(side, sample):
         f"{part}_differences": [] for part in ("configuration", "weights", "tokenizer", "image_processor")
     }
     with pytest.raises(ValueError, match="KL per position reaches nan"):
-        check({**report, **lists})
+        require_parity({**report, **lists})
 
 
 def test_not_a_number_fails():
@@ -184,4 +184,4 @@ def test_not_a_number_fails():
         f"{part}_differences": [] for part in ("configuration", "weights", "tokenizer", "image_processor")
     }
     with pytest.raises(ValueError, match="KL per position reaches nan"):
-        check({**figures, **lists, "positions": 1})
+        require_parity({**figures, **lists, "positions": 1})

@@ -187,7 +187,7 @@ class TestRefused:
         flags = ("--input_tokenizer", tmp_path / "tokenizer")
         more = {**native.weights, "language_model.strange.weight": torch.ones(4)}
         assert convert(write_old(tmp_path / "a", more, config), tmp_path / "x.nemo", *flags) == 1
-        assert "1 tensors have no load_sharded in NeVA: strange.weight" in capsys.readouterr().err
+        assert "1 tensors have no place in NeVA: strange.weight" in capsys.readouterr().err
         name = "language_model.decoder.final_layernorm.weight"
         less = {key: tensor for key, tensor in native.weights.items() if key != name}
         assert convert(write_old(tmp_path / "b", less, config), tmp_path / "x.nemo", *flags) == 1

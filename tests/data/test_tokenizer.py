@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
-from neva.config.derive import tokenizer_size
 from neva.data.tokenizer import load_tokenizer
+from neva.formats.vocabulary import tokenizer_size
 from tests.conftest import shared_data
 from tests.data import tokenizers
 

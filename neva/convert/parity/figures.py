@@ -1,43 +1,47 @@
-"""The proof of an export: native model and transformers, from the written folder, on the same inputs in
-float32.
+"""The figures of a proof: native model and transformers, from the written folder, on the same inputs in float32.
 
-Dimensions: B prompts, S sequence, V vocabulary.
+Dimensions: S sequence, V vocabulary.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import language_config_from_hf
 from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_folder import FolderWeights, read_config, write_json
+from neva.formats.hf_files import read_config
+from neva.formats.hf_folder import FolderWeights
+from neva.formats.json import write_json
+
+if TYPE_CHECKING:
+    from neva.convert.parity.reference import ReferenceOutput
 
 LARGEST_KL = 1e-8
-"""Float32 noise between two implementations is about 1e-12; a lost RoPE permutation of a 7B model gives
-5e-6.
-"""
+"""Float32 noise between two implementations is about 1e-12; a lost RoPE permutation of a 7B model gives 5e-6."""
 TIE = 1e-5
-"""Two likeliest tokens whose logits differ by less, relative to the largest logit, are equally likely in
-float32.
-"""
+"""Two likeliest tokens whose logits differ by less, relative to the largest logit, are equally likely in float32."""
+COMPARED = ("configuration", "weights", "tokenizer", "image_processor")
+"""What a proof compares beside logits; a report lists the differences of each."""
 REPORT = "parity.json"
 
 
-class ParityError(ValueError):
+class ParityError(CheckpointError):
     """The exported model does not compute what the native one computes."""
 
 
 def parity_report(
     native_logits: Sequence[Tensor], reference_logits: Sequence[Tensor], answer_lengths: Sequence[int]
 ) -> dict[str, Any]:
-    """Compares logits [S, V] of each sample; the last `answer_lengths` positions before the end predicted the
-    greedy answer.
+    """Compares logits [S, V] of each sample, whose last `answer_lengths` positions predicted the greedy answer.
 
     Columns beyond the native vocabulary (rows that the export added) are left out.
     """
@@ -63,17 +67,17 @@ def parity_report(
 
 
 def _larger(first: float, second: float) -> float:
-    """The larger of two numbers, NaN when one is NaN: Python's own `max` may drop it."""
+    """Returns the larger of two numbers, NaN when one is NaN: Python's own `max` may drop it."""
     return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)
 
 
 def divergence(native_SV: Tensor, reference_SV: Tensor) -> Tensor:
-    """KL(native || reference) of each position [S], in float64."""
+    """Returns KL(native || reference) of each position [S], in float64."""
     native, reference = native_SV.double().log_softmax(-1), reference_SV.double().log_softmax(-1)
     return (native.exp() * (native - reference)).sum(-1)
 
 
-def check(report: Mapping[str, Any]) -> None:
+def require_parity(report: Mapping[str, Any]) -> None:
     """Raises ParityError naming every figure of the report that is not as it must be."""
     problems = []
     if not report["max_kl_per_position"] <= LARGEST_KL:  # also true for a NaN
@@ -86,7 +90,7 @@ def check(report: Mapping[str, Any]) -> None:
         )
     if report["greedy_answers_equal"] != report["samples"]:
         problems.append(f"{report['greedy_answers_equal']} of {report['samples']} greedy answers are equal")
-    for part in ("configuration", "weights", "tokenizer", "image_processor"):
+    for part in COMPARED:
         problems += report[f"{part}_differences"]
     if problems:
         raise ParityError("the export failed its proof: " + "; ".join(problems))
@@ -95,7 +99,7 @@ def check(report: Mapping[str, Any]) -> None:
 def configuration_differences(
     folder: Path, language: LanguageConfig, vision: VisionConfig | None
 ) -> list[str]:
-    """What the written `config.json` says otherwise than the native model, field by field."""
+    """Returns what the written `config.json` says otherwise than the native model, field by field."""
     config = read_config(folder)
     found_language = language_config_from_hf(config)
     expected = replace(
@@ -110,6 +114,30 @@ def configuration_differences(
         for field in vars(wanted)
         if getattr(found, field) != getattr(wanted, field)
     ]
+
+
+def write_parity(
+    folder: Path,
+    answered: Sequence[ReferenceOutput],
+    native: Sequence[Tensor],
+    differences: Mapping[str, list[str]],
+) -> None:
+    """Writes `parity.json` into an export that passed.
+
+    Args:
+        folder: the export.
+        answered: transformers' answers and logits.
+        native: the native model's logits [S, V] of the same inputs.
+        differences: those found in each of `COMPARED`.
+
+    Raises:
+        ParityError: a figure is not as it must be.
+    """
+    lengths = [item.answer_length for item in answered]
+    report = parity_report(native, [item.logits for item in answered], lengths)
+    report |= {f"{part}_differences": differences.get(part, []) for part in COMPARED}
+    require_parity(report)
+    write_report(folder, {"verified": True, **report})
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

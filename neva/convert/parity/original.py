@@ -4,64 +4,55 @@ Its tensors are read into transformers' `LlavaForConditionalGeneration` under th
 conversion script gives them (`models/llava/convert_llava_weights_to_hf.py`), not through our table.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from transformers import (
-    AutoImageProcessor,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.clip import CLIPVisionModel
 
 from neva.convert.lazy_model import LazyModel
-from neva.convert.parity.figures import ParityError, configuration_differences
-from neva.convert.parity.proof import (
-    QUESTIONS,
-    Sample,
-    answers,
-    llava_logits,
-    parity_images,
-    tokenizer_differences,
-    write_parity,
-)
+from neva.convert.parity.figures import ParityError, configuration_differences, write_parity
+from neva.convert.parity.native import native_logits
+from neva.convert.parity.reference import greedy_outputs, tokenizer_differences
+from neva.convert.parity.samples import original_inputs
 from neva.families.connector import connector_named
 from neva.families.language import language_prefixes
-from neva.families.media_tokens import tokens_per_image
 from neva.families.naming import LLAVA_ORIGINAL
 from neva.families.vision import stored_tower, vision_config_from_hf
-from neva.formats.hf_folder import FolderWeights, read_config, write_json
+from neva.formats.hf_files import read_config
+from neva.formats.hf_folder import FolderWeights
 
 
 def prove_llava_original(model: LazyModel, folder: Path) -> None:
     """Proves a folder in the original layout and writes `parity.json`.
 
-    Its tensors are read into transformers' `LlavaForConditionalGeneration`, the tower from where
-    `mm_vision_tower` points unless it lies among the weights.
+    The tower is read from where `mm_vision_tower` points, unless it lies among the weights.
+
+    Raises:
+        ParityError: a figure is not as it must be.
     """
     config = read_config(folder)
     with model.tokenizer_dir() as tokenizer_dir:
-        samples = _original_samples(model, tokenizer_dir)
-        differences = tokenizer_differences(folder, tokenizer_dir, PreTrainedTokenizerFast)
+        inputs = original_inputs(model, tokenizer_dir)
+        tokenizer = tokenizer_differences(folder, tokenizer_dir, PreTrainedTokenizerFast)
     tower = folder / "vision_tower" if config["unfreeze_mm_vision_tower"] else model.tower_reference
     assert tower is not None
-    image_id = samples[0].image_token_id
+    image_id = inputs[0].image_token_id
     assert image_id is not None
-    answered = answers(_original_model(model, folder, tower, image_id), samples)
-    native = llava_logits(model, answered)
+    answered = greedy_outputs(_original_model(model, folder, tower, image_id), inputs)
+    native = native_logits(model, answered)
     vision = vision_config_from_hf(read_config(tower), config["mm_vision_select_layer"])
-    fields = configuration_differences(folder, model.language, None)
+    configuration = configuration_differences(folder, model.language, None)
     if vision != model.vision:
-        fields.append(f"the tower in {tower} is {vision}, the model has {model.vision}")
-    write_parity(folder, answered, native, [], differences, [], fields)
+        configuration.append(f"the tower in {tower} is {vision}, the model has {model.vision}")
+    write_parity(folder, answered, native, {"configuration": configuration, "tokenizer": tokenizer})
 
 
 def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id: int) -> Any:
-    """transformers' LLaVA with the weights of an original-layout folder, every one of them used."""
+    """Returns transformers' LLaVA with the weights of an original-layout folder, every one of them used."""
     text, layout = read_config(folder), LLAVA_ORIGINAL
     body, head = language_prefixes(model.language, layout)
     prefix = stored_tower(model.vision, layout)
@@ -100,26 +91,3 @@ def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id:
             f"the export lacks {missing[:5]} or has {unexpected[:5]} beyond what transformers knows"
         )
     return result
-
-
-def _original_samples(model: LazyModel, tokenizer_dir: Path) -> list[Sample]:
-    """A question about each picture, tokenised around the image as LLaVA's `tokenizer_image_token` does."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-    pieces = [
-        (
-            tokenizer.encode("USER: ").ids,
-            tokenizer.encode(f"\n{question} ASSISTANT:", add_special_tokens=False).ids,
-        )
-        for question in QUESTIONS
-    ]
-    used = {token for piece in pieces for half in piece for token in half}
-    image_id = next(number for number in range(model.language.vocab_size) if number not in used)
-    with TemporaryDirectory() as folder:
-        write_json(Path(folder) / "preprocessor_config.json", model.image_processor or {})
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    samples = []
-    for (before, after), image in zip(pieces, parity_images(model.vision.image_size), strict=True):
-        ids = [*before, *[image_id] * tokens_per_image(model.vision, model.connector), *after]
-        pixels = processor(image, return_tensors="pt")["pixel_values"]
-        samples.append(Sample(torch.tensor([ids]), pixels, image_id))
-    return samples

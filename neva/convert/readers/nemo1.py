@@ -1,70 +1,88 @@
 """NeVA models of NeMo 1: what their file does not hold comes from the folders that trained them."""
 
-import json
+from __future__ import annotations
+
 import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.convert.lazy_model import LazyModel, equal_tower, language_weights, require_path, tower_weights
-from neva.convert.readers.llava import model_section
-from neva.convert.readers.nemo1_file import LANGUAGE_NAMES, OLD, open_old_nemo
+from neva.constants import LANGUAGE_MODEL, VISION_TOWER
+from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
+from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
+from neva.convert.readers import nemo1_tables
+from neva.convert.readers.section import model_section
+from neva.errors import CheckpointError
 from neva.families.configs import VisionConfig
 from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_folder import read_config
-from neva.formats.hf_tokenizer import tokenizer_files
+from neva.formats.hf_files import read_config, read_image_processor, tokenizer_files
+from neva.formats.nemo1 import open_nemo1
 from neva.registry import TEMPLATES
 from neva.weights.lazy import Chained
+from neva.weights.resolve import named_folder
 
 logger = logging.getLogger(__name__)
 
 
-def from_old_nemo(
-    source: Path, language_source: Path | None, tower_source: Path | None, tokenizer: Path | None
-) -> LazyModel:
-    """The model of a NeVA `.nemo` file or extracted folder, parts that it does not hold taken from elsewhere.
+def read(source: Path, options: Options) -> LazyModel:
+    """Opens the model of a file or extracted folder, parts that it does not hold taken from elsewhere.
 
-    The tower's folder is needed always: it has the sizes and the image processor. `tokenizer` is a folder with the
-    tokenizer.json of training. ValueError says what is missing or does not fit.
+    The tower's folder is needed always: it has the sizes and the image processor. `options.tokenizer_path` is a folder
+    with the tokenizer.json of training.
+
+    Raises:
+        CheckpointError: what is missing or does not fit.
     """
-    old = open_old_nemo(source)
-    if "mm_cfg" not in old.config:
-        raise ValueError(f"{source} is a language model of NeMo 1; convert its Hugging Face folder instead")
-    if tokenizer is None:
-        raise ValueError(f"{source} holds no tokenizer.json; say where the folder is with --input_tokenizer")
-    old.refuse_others()
-    language, mm_cfg = old.language_config_of(tokenizer), old.config.mm_cfg
+    nemo1 = open_nemo1(source)
+    if "mm_cfg" not in nemo1.config:
+        raise CheckpointError(
+            f"{source} is a language model of NeMo 1; convert its Hugging Face folder instead"
+        )
+    if options.tokenizer_path is None:
+        raise CheckpointError(
+            f"{source} holds no tokenizer.json; say where the folder is with --input_tokenizer"
+        )
+    held = nemo1_tables.held_parts(nemo1)
+    language, mm_cfg = nemo1_tables.language_config(nemo1, options.tokenizer_path), nemo1.config.mm_cfg
+    overrides = {LANGUAGE_MODEL: options.llm_path, VISION_TOWER: options.tower_path}
     folder = require_path(
-        tower_source or mm_cfg.vision_encoder.from_pretrained, "sizes of the tower", "--vision_encoder_path"
+        named_folder(mm_cfg, VISION_TOWER, overrides), "sizes of the tower", "--vision_encoder_path"
     )
-    vision = _vision_shape(mm_cfg.vision_encoder, folder)
+    vision = _vision_config(mm_cfg.vision_encoder, folder)
     kind = mm_cfg.mm_mlp_adapter_type
-    sources = [old.projector(kind, vision, language)]
-    if old.holds(*LANGUAGE_NAMES):
-        sources.append(old.language(language))
+    weights = [nemo1_tables.projector_part(nemo1, kind, vision, language)]
+    if LANGUAGE_MODEL in held:
+        weights.append(nemo1_tables.language_part(nemo1, language))
     else:
-        place = language_source or mm_cfg.llm.from_pretrained
-        sources.append(language_weights(require_path(place, "language model", "--llm_path"), language))
-    trained = old.holds(OLD.tower)
-    sources.append(old.tower(vision) if trained else tower_weights(folder, vision))
-    aspect_ratio = old.config.data.get("image_aspect_ratio", "square")
-    section = model_section(language, vision, kind, _template(old.config, source), aspect_ratio)
-    processor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    files = {file.name: file.read_bytes() for file in tokenizer_files(tokenizer)}
-    reference = equal_tower(sources[-1], folder, vision) if trained else folder
+        language_source = named_folder(mm_cfg, LANGUAGE_MODEL, overrides)
+        weights.append(
+            checked_language_weights(require_path(language_source, "language model", "--llm_path"), language)
+        )
+    is_trained = VISION_TOWER in held
+    tower = nemo1_tables.tower_part(nemo1, vision) if is_trained else vision_weights(folder, vision)
+    aspect_ratio = nemo1.config.data.get("image_aspect_ratio", "square")
     return LazyModel(
-        str(source), section, language, vision, kind, Chained(*sources), files, processor, reference
+        name=str(source),
+        config=model_section(language, vision, kind, _template(nemo1.config, source), aspect_ratio),
+        language=language,
+        vision=vision,
+        connector=kind,
+        weights=Chained(*weights, tower),
+        tokenizer=tokenizer_files(options.tokenizer_path),
+        image_processor=read_image_processor(folder),
+        tower_reference=equal_tower(tower, folder, vision) if is_trained else folder,
     )
 
 
-def _vision_shape(encoder: DictConfig, folder: Path) -> VisionConfig:
-    shape = vision_config_from_hf(read_config(folder), encoder.vision_select_layer)
-    if (recorded := encoder.get("class_token_length")) not in (None, shape.class_token_length):
-        raise ValueError(
-            f"class_token_length is {recorded} in the .nemo file, expected {shape.class_token_length} for the tower "
+def _vision_config(encoder: DictConfig, folder: Path) -> VisionConfig:
+    vision = vision_config_from_hf(read_config(folder), encoder.vision_select_layer)
+    if (recorded := encoder.get("class_token_length")) not in (None, vision.class_token_length):
+        raise CheckpointError(
+            f"class_token_length is {recorded} in the .nemo file, expected {vision.class_token_length} for the tower "
             f"in {folder}"
         )
-    return shape
+    return vision
 
 
 def _template(config: DictConfig, source: Path) -> str:

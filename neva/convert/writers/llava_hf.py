@@ -1,8 +1,7 @@
-"""A LLaVA model as a llava-hf folder: what transformers 4.45 to 5.x load as
-`LlavaForConditionalGeneration`.
-"""
+"""A LLaVA model as a llava-hf folder: what transformers 4.45 to 5.x load as `LlavaForConditionalGeneration`."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,10 @@ from tokenizers import Tokenizer
 
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
 from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
+from neva.convert.writers.proven_folder import proven_folder
+from neva.errors import CheckpointError, DataError
 from neva.families.configs import padded_vocab_size
 from neva.families.connector import projector_table
 from neva.families.language import language_table
@@ -21,15 +23,17 @@ from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
 from neva.families.naming import LLAVA_HF
 from neva.families.vision import stored_tower, tower_table
-from neva.formats.hf_folder import write_json, write_weights
+from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
+from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (
     add_special_tokens,
-    check_vocabulary,
     read_roles,
     set_bos,
     token_ids,
     write_fast_tokenizer,
 )
+from neva.formats.json import read_json, write_json
+from neva.formats.vocabulary import check_vocabulary
 from neva.registry import TEMPLATES
 from neva.templates.jinja import chat_template
 from neva.weights.lazy import log_progress
@@ -37,13 +41,23 @@ from neva.weights.lazy import log_progress
 
 @dataclass(frozen=True)
 class ImageToken:
-    """The `<image>` token of an export. `rows` is the vocabulary that holds it, `fill_row` what its row
-    repeats.
-    """
+    """The `<image>` token of an export; `rows` is the vocabulary that holds it, `fill_row` what its row repeats."""
 
     id: int
     rows: int
     fill_row: int
+
+
+def write(model: LazyModel, target: Path, options: Options) -> None:
+    """Writes the folder and proves it."""
+
+    def prove(folder: Path) -> None:
+        from neva.convert.parity.llava import prove_llava
+
+        prove_llava(model.rounded(options.dtype), folder)
+
+    with proven_folder(target, options, prove) as folder:
+        write_llava_hf(model, folder, options.dtype, options.vocab_multiple)
 
 
 def write_llava_hf(
@@ -52,22 +66,25 @@ def write_llava_hf(
     """Writes weights, configurations, processor, tokenizer and chat template into the empty `folder`.
 
     `dtype` None keeps the weights' own. The vocabulary, with the image token, is padded to a multiple of
-    `vocab_multiple` rows. ValueError for what a llava-hf folder cannot hold: another projector than
-    mlp2x_gelu, another tower than CLIP or SigLIP.
+    `vocab_multiple` rows.
+
+    Raises:
+        CheckpointError: the model has what a llava-hf folder cannot hold: another projector than mlp2x_gelu, another
+            tower than CLIP or SigLIP.
     """
     with model.tokenizer_dir() as tokenizer_dir:
         image, ids = _write_tokenizer(model, tokenizer_dir, folder, vocab_multiple)
-    write_json(folder / "config.json", llava_config(model, image, ids, dtype or model.dtype))
-    write_json(folder / "preprocessor_config.json", preprocessor_config(model))
+    write_json(folder / MODEL_CONFIG, llava_config(model, image, ids, dtype or model.dtype))
+    write_json(folder / IMAGE_PROCESSOR_CONFIG, preprocessor_config(model))
     write_json(folder / "processor_config.json", _processor_config(model))
-    write_json(folder / "generation_config.json", _generation_config(model, folder, ids))
+    write_json(folder / GENERATION_CONFIG, _generation_config(model, folder, ids))
     table = llava_table(model, image)
     pairs = table.to_hf(model.rounded(dtype).weights)
     write_weights(folder, log_progress(pairs, len(table.hf_names), model.name))
 
 
 def llava_table(model: LazyModel, image: ImageToken) -> Table:
-    """The table of all three parts in the llava-hf layout."""
+    """Returns the table of all three parts in the llava-hf layout."""
     width = model.vision.hidden_size
     return (
         language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
@@ -79,7 +96,7 @@ def llava_table(model: LazyModel, image: ImageToken) -> Table:
 def llava_config(
     model: LazyModel, image: ImageToken, ids: Mapping[str, int | None], dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The content of `config.json`."""
+    """Returns the content of `config.json`."""
     language = replace(model.language, vocab_size=image.rows)
     return {
         "architectures": ["LlavaForConditionalGeneration"],
@@ -100,12 +117,10 @@ def llava_config(
 
 
 def preprocessor_config(model: LazyModel) -> dict[str, Any]:
-    """The image processor that does what training did; padding to a square needs transformers 4.49 or
-    later.
-    """
+    """Returns the image processor that does what training did; padding to a square needs transformers 4.49 or later."""
     stored = model.image_processor
     if stored is None:
-        raise ValueError(f"{model.name} has no image processor; expected a preprocessor_config.json")
+        raise CheckpointError(f"{model.name} has no image processor; expected a preprocessor_config.json")
     settings = {**stored, "processor_class": "LlavaProcessor"}
     settings.pop("image_processor_class", None)
     if model.config.data.image_aspect_ratio == "pad":
@@ -131,7 +146,7 @@ def _processor_config(model: LazyModel) -> dict[str, Any]:
 
 
 def _generation_config(model: LazyModel, folder: Path, ids: Mapping[str, int | None]) -> dict[str, Any]:
-    """Token ids, with every token that ends an answer in the model's template."""
+    """Returns token ids, with every token that ends an answer in the model's template."""
     config: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
     end = loaded.token_to_id(TEMPLATES[model.config.data.conv_template].special_end or "")
@@ -143,7 +158,7 @@ def _generation_config(model: LazyModel, folder: Path, ids: Mapping[str, int | N
 def _select_strategy(model: LazyModel) -> str:
     length = model.vision.class_token_length
     if length > 1:
-        raise ValueError(
+        raise CheckpointError(
             f"class_token_length is {length}; a llava-hf folder can drop one class token or none"
         )
     return "default" if length == 1 else "full"
@@ -155,8 +170,8 @@ def _write_tokenizer(
     check_vocabulary(source, model.language.vocab_size)
     file = source / "tokenizer.json"
     if not file.is_file():
-        raise ValueError(f"{source} has no tokenizer.json, which a llava-hf folder needs")
-    content = json.loads(file.read_text(encoding="utf-8"))
+        raise DataError(f"{source} has no tokenizer.json, which a llava-hf folder needs")
+    content = read_json(file, DataError)
     roles = read_roles(source)
     template = model.config.data.conv_template
     jinja = chat_template(template, roles["eos_token"])

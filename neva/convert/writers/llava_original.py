@@ -1,6 +1,6 @@
-"""A LLaVA model as haotian-liu/LLaVA's own folder: what the `llava` package and VLMEvalKit's `llava_v1.5_*`
-load.
-"""
+"""A LLaVA model as haotian-liu/LLaVA's own folder: what the `llava` package and VLMEvalKit's `llava_v1.5_*` load."""
+
+from __future__ import annotations
 
 import logging
 from pathlib import Path
@@ -10,19 +10,36 @@ import torch
 from tokenizers import Tokenizer
 
 from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
 from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
+from neva.convert.writers.proven_folder import proven_folder
+from neva.errors import CheckpointError
 from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.naming import LLAVA_ORIGINAL, TOWER, VISION_MODEL
 from neva.families.vision import stored_tower, tower_table
-from neva.formats.hf_folder import write_json, write_weights
-from neva.formats.hf_tokenizer import check_vocabulary, copy_portable, read_roles, token_ids
-from neva.registry import LANGUAGE_FAMILIES
+from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
+from neva.formats.hf_folder import write_weights
+from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
+from neva.formats.json import write_json
+from neva.formats.vocabulary import check_vocabulary
 from neva.weights.lazy import Filtered, log_progress
 
 logger = logging.getLogger(__name__)
 
 TOWER_FOLDER = "vision_tower"
+
+
+def write(model: LazyModel, target: Path, options: Options) -> None:
+    """Writes the folder and proves it."""
+
+    def prove(folder: Path) -> None:
+        from neva.convert.parity.original import prove_llava_original
+
+        prove_llava_original(model.rounded(options.dtype), folder)
+
+    with proven_folder(target, options, prove) as folder:
+        write_llava_original(model, folder, options.dtype, target, options.tower_name)
 
 
 def write_llava_original(
@@ -32,8 +49,10 @@ def write_llava_original(
 
     A tower that is bit-equal to a folder's is only referenced, by `tower_name` or by that folder; another one
     is stored among the weights, and beside them as a folder of its own that `mm_vision_tower` names.
-    ValueError for a model that the `llava` package cannot build: a tower other than CLIP, a language model
-    other than LLaMA.
+
+    Raises:
+        CheckpointError: the `llava` package cannot build the model: a tower other than CLIP, a language model other
+            than LLaMA.
     """
     check_exportable(model)
     if advice := name_advice(target.name):
@@ -55,13 +74,13 @@ def write_llava_original(
         _write_tower(model, folder / TOWER_FOLDER)
     tower = tower_name or str((reference or target / TOWER_FOLDER).resolve())
     config = original_config(model, ids, written, tower, trained=reference is None)
-    write_json(folder / "config.json", config)
+    write_json(folder / MODEL_CONFIG, config)
     weights = Filtered(model.weights, *table.native_names)
     write_weights(folder, log_progress(table.to_hf(weights), len(table.hf_names), str(target)))
 
 
 def name_advice(name: str) -> str | None:
-    """What is wrong with a folder's name, from which the `llava` package guesses what it holds; None: nothing.
+    """Returns what is wrong with a folder's name, from which the `llava` package guesses what it holds; None: nothing.
 
     Source: haotian-liu/LLaVA, `load_pretrained_model` in llava/model/builder.py.
     """
@@ -76,12 +95,14 @@ def name_advice(name: str) -> str | None:
 
 
 def check_exportable(model: LazyModel) -> None:
-    """ValueError for a model that haotian-liu/LLaVA has no classes for."""
+    """Raises CheckpointError for a model that haotian-liu/LLaVA has no classes for."""
     if model.vision.model_type != "clip" or model.vision.class_token_length != 1:
-        raise ValueError(f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}")
+        raise CheckpointError(
+            f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}"
+        )
     language = model.language
     if language.family is not None or not LANGUAGE_FAMILIES["llama"].computes(language):
-        raise ValueError(
+        raise CheckpointError(
             "the original LLaVA layout has LLaMA language models only; export the llava-hf layout instead"
         )
 
@@ -89,7 +110,7 @@ def check_exportable(model: LazyModel) -> None:
 def original_config(
     model: LazyModel, ids: dict[str, int | None], dtype: torch.dtype, tower: str, trained: bool
 ) -> dict[str, Any]:
-    """The content of `config.json`; `tower` is the value of `mm_vision_tower`."""
+    """Returns the content of `config.json`; `tower` is the value of `mm_vision_tower`."""
     return {
         **text_config(model.language, dtype, ids),
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -112,10 +133,10 @@ def original_config(
 
 
 def _write_tower(model: LazyModel, folder: Path) -> None:
-    """The tower as a folder of its own, with the names that transformers 4 and 5 both load."""
+    """Writes the tower as a folder of its own, with the names that transformers 4 and 5 both load."""
     config = vision_config(model.vision, model.dtype, model.has_pooling_head)
-    write_json(folder / "config.json", {**config, "architectures": ["CLIPVisionModel"]})
+    write_json(folder / MODEL_CONFIG, {**config, "architectures": ["CLIPVisionModel"]})
     if model.image_processor is not None:
-        write_json(folder / "preprocessor_config.json", model.image_processor)
+        write_json(folder / IMAGE_PROCESSOR_CONFIG, model.image_processor)
     table = tower_table(model.tower_shapes, VISION_MODEL)
     write_weights(folder, table.to_hf(Filtered(model.weights, TOWER)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from neva.distributed.fsdp.sharding import SHARD, FullyShardedModel, local
-from neva.optim.megatron import is_vector, lr_ratio
+from neva.optim.rules import is_vector, lr_ratio
 
 CLIP_EPSILON = 1e-6
 """Megatron's addend to the norm before it divides by it."""

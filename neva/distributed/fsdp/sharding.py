@@ -1,9 +1,9 @@
 """FSDP: each data-parallel rank keeps a shard of parameters, gradients and optimizer state (torch's `fully_shard`).
 
-A parameter is sharded along its first dimension and all-gathered for as long as its unit runs: a layer of the language model or
-of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is all-gathered for
-the whole pass. Gradients are summed, never averaged: Megatron's schedule divides them by the label tokens of the
-global batch.
+A parameter is sharded along its first dimension and all-gathered for as long as its unit runs: a layer of the language
+model or of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is
+all-gathered for the whole pass. Gradients are summed, never averaged: Megatron's schedule divides them by the label
+tokens of the global batch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ REPLICATE, SHARD = "replicate", "shard"
 class Sharding:
     """What `model.fsdp_*` choose.
 
-    `strategy` is `full`, `grad` (parameters stay unsharded from the first forward to the last backward pass of a step) or
-    `hybrid` (shards within `node_ranks` neighbouring ranks, replicas between them).
+    `strategy` is `full`, `grad` (parameters stay unsharded from the first forward to the last backward pass of a step)
+    or `hybrid` (shards within `node_ranks` neighbouring ranks, replicas between them).
     """
 
     strategy: str
@@ -137,7 +137,8 @@ def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
         ),
         "offload_policy": offload,
     }
-    for unit in [*units(model), model]:
+    modules: list[nn.Module] = [*units(model), model]
+    for unit in modules:
         fully_shard(unit, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -1,0 +1,73 @@
+"""What a source holds, and which module of `readers` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neva.formats.atomic_write import check_source
+from neva.formats.hf_files import read_config
+from neva.formats.nemo_header import is_nemo, is_nemo1, nemo_config, nemo_members
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A kind of source.
+
+    Attributes:
+        words: what messages call it.
+        reader: module of `neva.convert.readers`, whose `read(source, options)` returns the model.
+        has_tower: whether the model is a LLaVA model, not a language model alone.
+        recognizes: whether a folder's `config.json` is one of this kind.
+    """
+
+    words: str
+    reader: str
+    has_tower: bool = True
+    recognizes: Callable[[Mapping[str, Any]], bool] = lambda config: False
+
+
+TEXT = SourceKind("language model", "text", has_tower=False)
+PARTS = SourceKind("language model", "parts")
+NEMO = SourceKind("LLaVA model", "nemo")
+NEMO1 = SourceKind("NeVA model of NeMo 1", "nemo1")
+
+FOLDERS = (
+    SourceKind(
+        "LLaVA model in the original layout",
+        "llava_original",
+        recognizes=lambda config: "mm_vision_tower" in config,
+    ),
+    SourceKind(
+        "LLaVA model in llava-hf layout",
+        "llava_hf",
+        recognizes=lambda config: config.get("model_type") == "llava",
+    ),
+)
+"""Layouts of LLaVA folders: the first that recognizes a folder reads it."""
+
+
+def detect(source: Path, adds_tower: bool = False) -> SourceKind:
+    """Returns what `source` holds.
+
+    Args:
+        source: a `.nemo`, the folder of an extracted one, or a Hugging Face folder.
+        adds_tower: a language model becomes a LLaVA model with a tower of another folder.
+
+    Raises:
+        CheckpointError: `source` is none of these.
+    """
+    check_source(source)
+    if is_nemo1(source):
+        return NEMO1
+    if is_nemo(source):
+        nemo_members(source)  # refuses what is incomplete
+        is_llava = "mm_cfg" in (nemo_config(source) or {})
+        return (
+            NEMO if is_llava or adds_tower else TEXT
+        )  # a tower is added to folders alone: the reader refuses
+    config = read_config(source)
+    kind = next((kind for kind in FOLDERS if kind.recognizes(config)), TEXT)
+    return PARTS if kind is TEXT and adds_tower else kind

@@ -1,0 +1,102 @@
+"""What transformers makes of a written folder: answers, logits, ids and pixels.
+
+Dimensions: S sequence, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from neva.convert.lazy_model import LazyModel
+from neva.convert.parity.samples import ROUND_TRIP_TEXTS, ParityInput, native_processor, parity_images
+
+NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class ReferenceOutput:
+    """An input continued by transformers' greedy answer, with the logits [S, V] of every position."""
+
+    sample: ParityInput
+    logits: Tensor
+    answer_length: int
+
+
+def reference_outputs(
+    model_class: Any, folder: Path, inputs: Sequence[ParityInput]
+) -> tuple[list[ReferenceOutput], list[str]]:
+    """Returns what transformers computes from `folder`, and the tensors that it missed or had no use for."""
+    model, info = model_class.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    not_loaded = [
+        f"transformers reports {kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:5])}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if (names := info[kind])
+    ]
+    return greedy_outputs(model.eval(), inputs), not_loaded
+
+
+@torch.no_grad()
+def greedy_outputs(model: Any, inputs: Sequence[ParityInput]) -> list[ReferenceOutput]:
+    """Returns greedy answers without the image token: one that stood in an answer would be asked for an image."""
+    answered = []
+    for sample in inputs:
+        images = {} if sample.pixel_values is None else {"pixel_values": sample.pixel_values}
+        never = None if sample.image_token_id is None else [sample.image_token_id]
+        mask = torch.ones_like(sample.input_ids)
+        ids = model.generate(
+            input_ids=sample.input_ids,
+            attention_mask=mask,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            suppress_tokens=never,
+            **images,
+        )
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits[0].float()
+        continued = ParityInput(ids, sample.pixel_values, sample.image_token_id)
+        answered.append(ReferenceOutput(continued, logits, ids.shape[1] - sample.input_ids.shape[1] + 1))
+    return answered
+
+
+def tokenizer_differences(folder: Path, source: Path, loader: Any = AutoTokenizer) -> list[str]:
+    """Returns the texts that transformers' tokenizer of the export encodes otherwise than the native one."""
+    exported = loader.from_pretrained(folder, local_files_only=True)
+    native = Tokenizer.from_file(str(source / "tokenizer.json"))
+    differences = []
+    for text in ROUND_TRIP_TEXTS:
+        expected = native.encode(text, add_special_tokens=False).ids
+        found = exported(text, add_special_tokens=False)["input_ids"]
+        if found != expected:
+            differences.append(f"the tokenizer gives {found} for {text!r}, the native one {expected}")
+    return differences
+
+
+def image_processor_differences(model: LazyModel, processor: Any) -> list[str]:
+    """Returns the pictures whose pixels from the export are not bit-equal to those that training saw."""
+    native = native_processor(model)
+    differences = []
+    for image in parity_images(model.vision.image_size):
+        found = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        if model.config.data.image_aspect_ratio == "pad":
+            image = _on_square(image, tuple(int(mean * 255) for mean in native.image_mean))
+        largest = (found - native(image, return_tensors="pt")["pixel_values"]).abs().max().item()
+        if largest != 0.0:
+            differences.append(f"pixels of a picture of {image.size} differ by {largest}")
+    return differences
+
+
+def _on_square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), background)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,0 +1,100 @@
+"""LLaVA models in llava-hf folders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from neva.constants import IMAGE_PLACEHOLDER
+from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
+from neva.convert.part_weights import projector_weights, vision_weights
+from neva.convert.readers.section import model_section, stored_tokenizer
+from neva.errors import CheckpointError, DataError
+from neva.families.configs import VisionConfig
+from neva.families.language import language_config_from_hf, language_table
+from neva.families.naming import LLAVA_HF
+from neva.families.vision import vision_config_from_hf, vision_family
+from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
+from neva.formats.hf_folder import FolderWeights
+from neva.formats.hf_tokenizer import read_roles
+from neva.formats.json import json_text, parse_json
+from neva.registry import TEMPLATES
+from neva.templates.jinja import chat_template
+from neva.weights.lazy import Chained, Converted
+from neva.weights.parts import language_part
+
+logger = logging.getLogger(__name__)
+
+
+def read(folder: Path, options: Options) -> LazyModel:
+    """Opens the model of a folder. A vocabulary row that only the image token has is left out with its token.
+
+    Raises:
+        CheckpointError: neva has no such model, or tensors do not fit.
+    """
+    config = read_config(folder)
+    if config["projector_hidden_act"] != "gelu" or not config.get("multimodal_projector_bias", True):
+        raise CheckpointError(
+            f"{folder}: the projector is not linear, GELU, linear with biases; neva has no such projector"
+        )
+    stored, vision = language_config_from_hf(config), vision_config_from_hf(config)
+    strategy = config.get("vision_feature_select_strategy", "default")
+    vision = replace(vision, class_token_length=1 if strategy == "default" else 0)
+    rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
+    vocab_size = rows - 1 if image_id == rows - 1 else rows
+    language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+    weights, kind = FolderWeights(folder), str(LLAVA_HF.connector)
+    processor = read_image_processor(folder)
+    aspect_ratio = "pad" if processor.get("do_pad") else "square"
+    return LazyModel(
+        name=str(folder),
+        config=model_section(language, vision, kind, _template_of(folder), aspect_ratio),
+        language=language,
+        vision=vision,
+        connector=kind,
+        weights=Chained(
+            Converted(language_table(language, LLAVA_HF, rows), language_part(weights, LLAVA_HF, language)),
+            projector_weights(weights, kind, vision, language, LLAVA_HF),
+            vision_weights(folder, vision),
+        ),
+        tokenizer=_tokenizer(folder, drop_image_token=vocab_size < rows),
+        image_processor=_native_processor(processor, vision),
+        tower_reference=None,
+    )
+
+
+def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:
+    files = stored_tokenizer(folder)
+    if drop_image_token and "tokenizer.json" in files:
+        content = parse_json(files["tokenizer.json"], folder / "tokenizer.json", DataError)
+        content["added_tokens"] = [
+            token for token in content["added_tokens"] if token["content"] != IMAGE_PLACEHOLDER
+        ]
+        files["tokenizer.json"] = json_text(content).encode()
+    return files
+
+
+def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict[str, Any]:
+    """Returns the tower's own image processor: padding to a square is the recipe's `image_aspect_ratio` here."""
+    settings = {key: value for key, value in exported.items() if key not in ("do_pad", "processor_class")}
+    if exported.get("do_pad"):
+        settings["image_processor_type"] = vision_family(vision.model_type).image_processor
+    return settings
+
+
+def _template_of(folder: Path) -> str:
+    """Returns the template whose chat template the folder holds; v1 (LLaVA-1.5's) when it is another one."""
+    path = folder / CHAT_TEMPLATE
+    found = path.read_text(encoding="utf-8") if path.is_file() else None
+    eos = read_roles(folder).get("eos_token", "</s>")
+    for name in TEMPLATES.names():
+        if found == chat_template(name, eos):
+            return name
+    logger.warning(
+        "%s has a chat template that neva does not know; the model is recorded with conv_template v1", folder
+    )
+    return "v1"

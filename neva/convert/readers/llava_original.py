@@ -1,0 +1,62 @@
+"""LLaVA models in folders that haotian-liu/LLaVA wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
+from neva.convert.part_weights import projector_weights, vision_weights
+from neva.convert.readers.section import model_section, stored_tokenizer
+from neva.errors import CheckpointError
+from neva.families.language import language_config_from_hf, language_table
+from neva.families.naming import LLAVA_ORIGINAL
+from neva.families.vision import vision_config_from_hf
+from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor
+from neva.formats.hf_folder import FolderWeights
+from neva.weights.lazy import Chained, Converted
+from neva.weights.parts import language_part
+
+
+def read(folder: Path, options: Options) -> LazyModel:
+    """Opens the model of a folder; its tower lies in it when it was trained, else where `mm_vision_tower` points.
+
+    `options.tower_path` says where the tower is if that is no folder here.
+
+    Raises:
+        CheckpointError: neva has no such model, there is no tower, or tensors do not fit.
+    """
+    config = read_config(folder)
+    kind = config.get("mm_projector_type", "linear")
+    language = language_config_from_hf(config)
+    weights = FolderWeights(folder)
+    tower = options.tower_path or Path(str(config["mm_vision_tower"]))
+    if not (tower / MODEL_CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} takes its vision tower from {tower}, which is no folder here; give --vision_encoder_path"
+        )
+    vision = vision_config_from_hf(read_config(tower), config["mm_vision_select_layer"])
+    if config.get("mm_vision_select_feature", "patch") != "patch":
+        raise CheckpointError(
+            f"{folder}: mm_vision_select_feature is {config['mm_vision_select_feature']!r}, expected 'patch'"
+        )
+    is_trained = any(name.startswith(LLAVA_ORIGINAL.tower) for name in weights)
+    section = model_section(language, vision, kind, "v1", config.get("image_aspect_ratio", "square"))
+    section.mm_cfg.vision_encoder.from_pretrained = None if is_trained else str(tower)
+    return LazyModel(
+        name=str(folder),
+        config=section,
+        language=language,
+        vision=vision,
+        connector=kind,
+        weights=Chained(
+            Converted(
+                language_table(language, LLAVA_ORIGINAL), language_part(weights, LLAVA_ORIGINAL, language)
+            ),
+            projector_weights(weights, kind, vision, language, LLAVA_ORIGINAL),
+            vision_weights(folder if is_trained else tower, vision),
+        ),
+        tokenizer=stored_tokenizer(folder),
+        image_processor=read_image_processor(tower),
+        tower_reference=None if is_trained else tower,
+    )

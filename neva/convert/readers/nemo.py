@@ -1,0 +1,73 @@
+"""LLaVA `.nemo` files; parts that one does not hold are taken from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from neva.config.model_config import vision_config_of
+from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
+from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
+from neva.convert.writers.hf_config import stored_config
+from neva.errors import CheckpointError
+from neva.families.naming import TOWER
+from neva.formats.nemo import open_nemo
+from neva.weights.lazy import Chained, Filtered
+from neva.weights.resolve import named_folder, resolve_nemo
+
+
+def read(source: Path, options: Options) -> LazyModel:
+    """See `open_model`."""
+    return open_model(source, options.llm_path, options.tower_path)
+
+
+def open_model(
+    source: str | Path, language_source: str | Path | None = None, tower_source: str | Path | None = None
+) -> LazyModel:
+    """Opens the model of a LLaVA `.nemo`.
+
+    A stage-1 file holds a projector, a fine-tuned one language model and projector; the rest is where
+    `mm_cfg.llm.from_pretrained` and `mm_cfg.vision_encoder.from_pretrained` say, or in `language_source` and
+    `tower_source`.
+
+    Raises:
+        CheckpointError: a part is nowhere, or its tensors do not fit.
+    """
+    nemo = open_nemo(source)
+    if "mm_cfg" not in nemo.config:
+        raise CheckpointError(
+            f"{source} holds a language model alone; expected a LLaVA model, with mm_cfg in its configuration"
+        )
+    language, vision, mm_cfg = stored_config(nemo.config), vision_config_of(nemo.config), nemo.config.mm_cfg
+    overrides = {LANGUAGE_MODEL: language_source, VISION_TOWER: tower_source}
+    origins = resolve_nemo(source, mm_cfg, overrides)
+    weights: list[Mapping[str, Tensor]] = [nemo.weights]
+    if not origins[PROJECTOR].is_held:
+        raise CheckpointError(
+            f"{source} holds no projector; expected a .nemo file that a LLaVA training wrote"
+        )
+    if not origins[LANGUAGE_MODEL].is_held:
+        folder = require_path(origins[LANGUAGE_MODEL].path, "language model", "--llm_path")
+        weights.append(checked_language_weights(folder, language))
+    tower_folder = named_folder(mm_cfg, VISION_TOWER, overrides)
+    reference: Path | None
+    if origins[VISION_TOWER].is_held:
+        reference = equal_tower(Filtered(nemo.weights, TOWER), tower_folder, vision)
+    else:
+        reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
+        weights.append(vision_weights(reference, vision))
+    return LazyModel(
+        name=str(source),
+        config=nemo.config,
+        language=language,
+        vision=vision,
+        connector=mm_cfg.mm_mlp_adapter_type,
+        weights=Chained(*weights),
+        tokenizer=nemo.tokenizer(),
+        image_processor=nemo.image_processor,
+        tower_reference=reference,
+    )

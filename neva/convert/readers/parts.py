@@ -1,0 +1,43 @@
+"""New LLaVA models: a language model and a tower with a fresh projector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from neva.convert.lazy_model import LazyModel
+from neva.convert.options import Options
+from neva.convert.part_weights import checked_language_weights, vision_weights
+from neva.convert.readers.section import model_section, stored_tokenizer
+from neva.families.connector import connector_named
+from neva.families.language import language_config_from_hf
+from neva.families.naming import PROJECTOR
+from neva.families.vision import vision_config_from_hf
+from neva.formats.hf_files import read_config, read_image_processor
+from neva.formats.vocabulary import check_vocabulary
+from neva.weights.lazy import Chained
+
+
+def read(folder: Path, options: Options) -> LazyModel:
+    """Joins the language model of `folder` and the tower of `options.tower_path` with a randomly drawn projector."""
+    tower = options.tower_path
+    assert tower is not None
+    language = language_config_from_hf(read_config(folder))
+    vision = vision_config_from_hf(read_config(tower), options.select_layer)
+    check_vocabulary(folder, language.vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        projector = connector_named(options.adapter_type).build(vision.hidden_size, language.hidden_size)
+    drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
+    return LazyModel(
+        name=f"{folder} + {tower}",
+        config=model_section(language, vision, options.adapter_type, options.conv_template, "square"),
+        language=language,
+        vision=vision,
+        connector=options.adapter_type,
+        weights=Chained(drawn, checked_language_weights(folder, language), vision_weights(tower, vision)),
+        tokenizer=stored_tokenizer(folder),
+        image_processor=read_image_processor(tower),
+        tower_reference=tower,
+    )

@@ -1,0 +1,46 @@
+"""What a `.nemo` records beside weights, for models that come from Hugging Face folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from neva.config.compose import compose
+from neva.convert.writers.hf_config import family_key, language_section, vision_section
+from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.media_tokens import tokens_per_image
+from neva.formats.hf_files import CHAT_TEMPLATE, tokenizer_files
+
+
+def model_section(
+    language: LanguageConfig, vision: VisionConfig, adapter_type: str, template: str, aspect_ratio: str
+) -> DictConfig:
+    """Returns a complete `model` section for these sizes: what they do not say is what the fine-tuning recipe says."""
+    recipe = compose("llava_7b_finetune", [])
+    recipe.model.merge_with(
+        {
+            **language_section(replace(language, family=None)),
+            "mm_cfg": {
+                "llm": {"from_pretrained": None, **family_key(language)},
+                "vision_encoder": {"from_pretrained": None, **vision_section(vision)},
+                "mm_mlp_adapter_type": adapter_type,
+                "pretrain_mm_mlp_adapter": None,
+            },
+            "data": {"conv_template": template, "image_aspect_ratio": aspect_ratio},
+        }
+    )
+    section = OmegaConf.create(OmegaConf.to_container(recipe, resolve=True)).model
+    tokens = tokens_per_image(vision, adapter_type)
+    side = [vision.image_size, vision.image_size]
+    section.data.merge_with({"image_token_len": tokens, "crop_size": side, "image_size": side})
+    section.mm_cfg.vision_encoder.crop_size = side
+    return section
+
+
+def stored_tokenizer(folder: Path) -> dict[str, bytes]:
+    """Returns the tokenizer's files of a folder; its chat template follows from `conv_template` here."""
+    files = tokenizer_files(folder)
+    files.pop(CHAT_TEMPLATE, None)
+    return files

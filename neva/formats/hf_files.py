@@ -1,0 +1,63 @@
+"""Names of the files of a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from neva.errors import CheckpointError
+from neva.formats.json import read_json
+
+MODEL_CONFIG = "config.json"
+IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in one file or, with `.index.json` behind the name, in several."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG)
+"""At least one of these makes a folder one of a tokenizer."""
+
+COPIED_FILES = (
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+)
+"""What a tokenizer may consist of, and the `generation_config.json` that names its end tokens."""
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+"""Role of a special token -> what LLaMA-type tokenizers call it."""
+
+
+def index_of(weight_file: str) -> str:
+    """Returns the name of the index of `weight_file`'s shards."""
+    return f"{weight_file}.index.json"
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Returns the folder's `config.json`.
+
+    Raises:
+        CheckpointError: there is none, or it is not valid JSON.
+    """
+    path = Path(folder) / MODEL_CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a Hugging Face model folder: it has no {MODEL_CONFIG}")
+    return read_json(path)
+
+
+def read_image_processor(folder: str | Path) -> dict[str, Any]:
+    """Returns the folder's `preprocessor_config.json`."""
+    return read_json(Path(folder) / IMAGE_PROCESSOR_CONFIG)
+
+
+def tokenizer_files(folder: str | Path) -> dict[str, bytes]:
+    """Returns the tokenizer's files of a folder, by name."""
+    found = (Path(folder) / name for name in COPIED_FILES)
+    return {path.name: path.read_bytes() for path in found if path.is_file()}

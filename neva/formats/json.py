@@ -1,0 +1,41 @@
+"""JSON files, whose errors name the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neva.errors import CheckpointError, UserError
+
+
+def read_json(path: str | Path, error_kind: type[UserError] = CheckpointError) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+        UserError: of `error_kind`, when it is not valid JSON.
+    """
+    return parse_json(Path(path).read_bytes(), path, error_kind)
+
+
+def parse_json(content: bytes, name: str | Path, error_kind: type[UserError] = CheckpointError) -> Any:
+    """Returns the content of a JSON file that was read from `name`.
+
+    Raises:
+        UserError: of `error_kind`, when it is not valid JSON.
+    """
+    try:
+        return json.loads(content)
+    except ValueError as error:  # syntax, or bytes that are not UTF-8
+        raise error_kind(f"{name} is not valid JSON ({error}): fetch the checkpoint again") from error
+
+
+def json_text(content: Any, sort_keys: bool = False) -> str:
+    """Returns JSON as Hugging Face's tools write it: two spaces, no escapes."""
+    return json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file as transformers does: two spaces, sorted keys, a final newline."""
+    path.write_text(json_text(content, sort_keys=True) + "\n", encoding="utf-8")

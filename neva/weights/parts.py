@@ -1,0 +1,73 @@
+"""Parts of a model as native tensors, read from Hugging Face folders or `.nemo` files when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from neva.families.configs import LanguageConfig
+from neva.families.language import language_prefixes, language_table
+from neva.families.mapping import Shape
+from neva.families.naming import LANGUAGE, LLAVA_HF, LLAVA_ORIGINAL, TEXT, TOWER, HFNaming, tower_prefix
+from neva.families.vision import POOLING, tower_table
+from neva.formats.hf_folder import FolderWeights
+from neva.formats.nemo import open_nemo
+from neva.formats.nemo_header import is_nemo
+from neva.weights.lazy import Converted, Filtered
+
+
+def language_weights(source: str | Path, language: LanguageConfig) -> Mapping[str, Tensor]:
+    """Returns the tensors of a language model, without vocabulary padding.
+
+    Args:
+        source: a Hugging Face folder (text or LLaVA), or a `.nemo` that holds a language model.
+        language: its sizes.
+
+    Raises:
+        CheckpointError: names that do not fit; a tensor whose shape does not fit raises when it is read.
+    """
+    if is_nemo(source):
+        return Filtered(open_nemo(source).weights, LANGUAGE)
+    weights = FolderWeights(source)
+    naming = language_naming(weights)
+    table = language_table(replace(language, padded_vocab_size=language.vocab_size), naming)
+    return Converted(table, language_part(weights, naming, language))
+
+
+def tower_weights(source: str | Path, shapes: Mapping[str, Shape]) -> Mapping[str, Tensor]:
+    """Returns the tensors of a vision tower.
+
+    Args:
+        source: a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a `.nemo`.
+        shapes: names and shapes of the tower's tensors; its pooling head is left out where the folder has none.
+
+    Raises:
+        CheckpointError: names that do not fit; a tensor whose shape does not fit raises when it is read.
+    """
+    if is_nemo(source):
+        return Filtered(open_nemo(source).weights, TOWER)
+    weights = FolderWeights(source)
+    prefix = tower_prefix(weights)
+    if not any(prefix + POOLING in name for name in weights):
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(POOLING)}
+    stored = Filtered(weights, prefix) if "vision_tower" in prefix else weights
+    return Converted(tower_table(shapes, prefix), stored)
+
+
+def language_naming(names: Iterable[str]) -> HFNaming:
+    """Returns the layout in which a folder stores its language model, which its names tell."""
+    names = set(names)
+    if any(name.startswith(LLAVA_HF.language) for name in names):
+        return LLAVA_HF
+    return LLAVA_ORIGINAL if any(name.startswith(LLAVA_ORIGINAL.projector) for name in names) else TEXT
+
+
+def language_part(weights: Mapping[str, Tensor], naming: HFNaming, language: LanguageConfig) -> Filtered:
+    """Returns the language model's tensors of a folder."""
+    others = (
+        (naming.tower.split("vision_tower.")[0] + "vision_tower.", naming.projector) if naming.tower else ()
+    )
+    return Filtered(weights, *language_prefixes(language, naming), without=others)

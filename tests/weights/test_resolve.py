@@ -1,0 +1,60 @@
+"""Each part's weights come from one place, by one rule."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER
+from neva.errors import CheckpointError
+from neva.formats.nemo import write_nemo
+from neva.weights.resolve import Origin, resolve_nemo, resolve_weights
+
+
+def nemo(path, *parts):
+    weights = [(f"{part}.model.x", torch.ones(2)) for part in parts]
+    write_nemo(path, {"vocab_size": 2}, weights, None, None, "test", {})
+    return str(path)
+
+
+def section(language=None, tower=None, adapter=None, restored=None):
+    mm_cfg = {
+        "llm": {"from_pretrained": language},
+        "vision_encoder": {"from_pretrained": tower},
+        "pretrain_mm_mlp_adapter": adapter,
+    }
+    return OmegaConf.create({"mm_cfg": mm_cfg, "restore_from_path": restored})
+
+
+def test_without_sources_every_part_starts_from_random_weights_and_is_saved():
+    found = resolve_weights(section())
+    assert found == dict.fromkeys(PARTS, Origin(None, is_held=False))
+    assert all(origin.embedded and str(origin) == "scratch" for origin in found.values())
+
+
+def test_a_restored_file_comes_before_a_stage_1_projector_and_that_before_folders(tmp_path):
+    adapter, restored = (
+        nemo(tmp_path / "a.nemo", *PARTS),
+        nemo(tmp_path / "r.nemo", PROJECTOR, LANGUAGE_MODEL),
+    )
+    found = resolve_weights(section("llm", "eye", adapter))
+    assert found[PROJECTOR] == Origin(adapter, is_held=True)
+    assert found[LANGUAGE_MODEL] == Origin("llm", is_held=False)
+    found = resolve_weights(section("llm", "eye", adapter, restored))
+    assert found[PROJECTOR] == found[LANGUAGE_MODEL] == Origin(restored, is_held=True)
+    assert found[VISION_TOWER] == Origin("eye", is_held=False)
+    assert not found[VISION_TOWER].embedded
+
+
+def test_a_part_that_a_nemo_does_not_hold_is_where_an_override_or_its_configuration_says(tmp_path):
+    path, mm_cfg = nemo(tmp_path / "m.nemo", PROJECTOR), section("llm", "eye").mm_cfg
+    assert [str(origin) for origin in resolve_nemo(path, mm_cfg).values()] == ["eye", path, "llm"]
+    moved = resolve_nemo(path, mm_cfg, {LANGUAGE_MODEL: tmp_path, VISION_TOWER: None})
+    assert [str(origin) for origin in moved.values()] == ["eye", path, str(tmp_path)]
+
+
+def test_files_that_hold_no_such_part_are_refused(tmp_path):
+    tower = nemo(tmp_path / "tower.nemo", VISION_TOWER)
+    with pytest.raises(CheckpointError, match="tower.nemo holds none of projector; expected a .nemo of neva"):
+        resolve_weights(section(adapter=tower))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        resolve_weights(section(restored=str(tmp_path / "none.nemo")))
