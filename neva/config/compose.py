@@ -1,5 +1,7 @@
 """Hydra's composition of `conf/` into one tree."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Sequence

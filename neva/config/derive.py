@@ -1,5 +1,7 @@
 """Values that follow from others: filled in where the YAML says null, compared where it gives one."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
+from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.hf_config import CLASS_TOKENS, language_config_from_hf, vision_config_from_hf
 from neva.formats.nemo_header import nemo_config, nemo_tokenizer
@@ -220,7 +223,9 @@ def _fill_or_compare(
         if given is None:
             section[key] = value
         elif given != value:
-            problems.append(f"{path}.{key}={_show(given)} but {source} gives {_show(value)}: {remedy}")
+            problems.append(
+                f"{path}.{key}={as_override(given)} but {source} gives {as_override(value)}: {remedy}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -231,7 +236,3 @@ def _require(section: DictConfig, keys: tuple[str, ...], path: str, folder: str 
         names = ", ".join(f"{path}.{key}" for key in unknown)
         found = f"{folder}/config.json does not exist or lacks them" if folder else "no checkpoint gives them"
         raise ConfigError(f"not known: {names}; {found}: give the values or the checkpoint folder")
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value).replace(" ", "")

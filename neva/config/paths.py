@@ -1,5 +1,7 @@
 """Files and folders that a configuration names: are they there, and can results be written?"""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator

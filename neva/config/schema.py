@@ -1,7 +1,8 @@
 """Checks a configuration tree against the keys that exist."""
 
+from __future__ import annotations
+
 import difflib
-import json
 import re
 import types
 import typing
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neva.config.keys.field import Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
+from neva.config.show import as_override
 from neva.errors import ConfigError
 
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
@@ -45,7 +47,7 @@ def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refu
             yield path, hint, field.metadata["rule"]
 
 
-def check(cfg: DictConfig) -> None:
+def check_keys(cfg: DictConfig) -> None:
     """Raise when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
 
     Raises:
@@ -70,7 +72,7 @@ def check(cfg: DictConfig) -> None:
 def _section(section: type, values: Any, written: Any, prefix: str, known: list[str]) -> Iterator[str]:
     """Problems of one section; `written` is what stands in the YAML, interpolations included."""
     if not isinstance(values, dict):
-        yield f"{prefix[:-1]}={show(values)}: expected a section with keys of its own, not a value"
+        yield f"{prefix[:-1]}={as_override(values)}: expected a section with keys of its own, not a value"
         return
     written = written if isinstance(written, dict) else values
     hints = typing.get_type_hints(section)
@@ -114,14 +116,14 @@ def _needed(hint: Any, rule: Key | Refused | None) -> bool:
 def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[str]:
     if isinstance(rule, Refused):
         if not any(_same(value, off) for off in rule.off):
-            remedy = " or ".join(show(off) for off in rule.off)
-            yield f"{path}={show(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
+            remedy = " or ".join(as_override(off) for off in rule.off)
+            yield f"{path}={as_override(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
     elif not _has_type(value, hint):
-        yield f"{path}={show(value)}: expected {type_name(hint)}"
+        yield f"{path}={as_override(value)}: expected {type_name(hint)}"
     elif rule.not_yet is not None and value in rule.not_yet:
-        yield f"{path}={show(value)} is refused: {rule.not_yet[value]}"
+        yield f"{path}={as_override(value)} is refused: {rule.not_yet[value]}"
     elif value is not None and not _in_range(value, rule):
-        yield f"{path}={show(value)}: must be {range_text(rule)}"
+        yield f"{path}={as_override(value)}: must be {range_text(rule)}"
 
 
 def _doc(rule: Key | Refused | None) -> str:
@@ -206,8 +208,3 @@ def nearest(path: str, known: list[str]) -> list[str]:
     return list(dict.fromkeys(same_leaf + close))[:3] or difflib.get_close_matches(
         path, known, n=1, cutoff=0.0
     )
-
-
-def show(value: Any) -> str:
-    """A value as a command-line override writes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace(" ", "")

@@ -1,12 +1,15 @@
 """What must hold between keys, once every value is known."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
 from neva.config.fsdp import fsdp_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
-from neva.errors import ConfigError, as_typed
+from neva.config.show import as_override
+from neva.errors import ConfigError
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
@@ -90,7 +93,7 @@ def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if optim.cpu_offload and (trainer.precision == 32 or cfg.model.fsdp):
         yield (
             f"model.optim.cpu_offload=true with trainer.precision={trainer.precision} and model.fsdp="
-            f"{as_typed(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
+            f"{as_override(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
             "model.fsdp_cpu_offload instead"
         )
     if optim.sched.min_lr > optim.lr:
@@ -111,9 +114,9 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
             yield f"model.activations_checkpoint_num_layers={layers} exceeds the {most} layers"
     elif method is not None or layers is not None:
         yield (
-            f"model.activations_checkpoint_method={as_typed(method)} and "
-            f"model.activations_checkpoint_num_layers={as_typed(layers)} act only with "
-            f"model.activations_checkpoint_granularity=full, which is {as_typed(granularity)}"
+            f"model.activations_checkpoint_method={as_override(method)} and "
+            f"model.activations_checkpoint_num_layers={as_override(layers)} act only with "
+            f"model.activations_checkpoint_granularity=full, which is {as_override(granularity)}"
         )
 
 
