@@ -20,6 +20,7 @@ PRECISIONS = {
     "bf16-mixed": "bfloat16",
 }
 FAILED = 1
+SUMMARY = "between Hugging Face folders and .nemo files, with proof"
 DESCRIPTION = """\
 Converts between Hugging Face folders and .nemo files. What SOURCE holds and what TARGET is called decide:
 
