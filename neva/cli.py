@@ -37,10 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def verbs() -> dict[str, ModuleType]:
     """Imports every verb, by name; none of them imports anything heavy before it runs."""
-    modules = {
-        found.name: importlib.import_module(f"{commands.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(commands.__path__)
-    }
+    modules = {name: importlib.import_module(f"{commands.__name__}.{name}") for name in _names()}
     return {name: module for name, module in modules.items() if hasattr(module, "SUMMARY")}
 
 
@@ -50,11 +47,16 @@ def _verb(name: str) -> ModuleType:
     Raises:
         ConfigError: there is none of that name.
     """
-    if any(found.name == name for found in pkgutil.iter_modules(commands.__path__)):
+    if name in _names():
         module = importlib.import_module(f"{commands.__name__}.{name}")
         if hasattr(module, "SUMMARY"):
             return module
     raise ConfigError(f"no verb {name!r}; there are {', '.join(verbs())}")
+
+
+def _names() -> list[str]:
+    """Names of the modules of `commands`: verbs, and what verbs have in common."""
+    return [module.name for module in pkgutil.iter_modules(commands.__path__)]
 
 
 def _help() -> str:

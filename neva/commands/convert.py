@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neva.formats.atomic_write import check_source, check_target
+from neva.registry import load_plugins
 
 PRECISIONS = {
     "16": "float16",
@@ -76,6 +77,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--pad_vocab_to", type=int, default=1, metavar="N", help="rows of a llava-hf folder: a multiple of N"
     )
     parser.add_argument("--seed", type=int, default=1234, help="of a fresh projector")
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="NAME", help="your packages that register families"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neva").setLevel(logging.INFO)
     try:
+        load_plugins(arguments.plugins)
         check_source(arguments.source)
         check_target(arguments.target, arguments.force)
         done = _convert(arguments)
