@@ -10,7 +10,7 @@ from neva.config.show import as_override
 
 
 def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
-    """Ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
+    """Returns the ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
     return world_size // (
         model_cfg.tensor_model_parallel_size
         * model_cfg.pipeline_model_parallel_size
@@ -19,7 +19,7 @@ def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
 
 
 def layers_of_stages(model_cfg: DictConfig) -> list[int] | None:
-    """Layers of each pipeline stage; None when they cannot be assigned as the keys ask."""
+    """Returns the layers of each pipeline stage; None when they cannot be assigned as the keys ask."""
     return stage_layers(
         model_cfg.num_layers,
         model_cfg.pipeline_model_parallel_size,
@@ -112,7 +112,7 @@ def _sequence(model: DictConfig, world_size: int) -> Iterator[str]:
 def stage_layers(
     num_layers: int, pipeline: int, first: int | None = None, last: int | None = None
 ) -> list[int] | None:
-    """Layers of each pipeline stage, `first` and `last` as given; None when the rest cannot be assigned evenly."""
+    """Returns the layers of each pipeline stage; None when those beside `first` and `last` cannot be assigned evenly."""
     ends = {0: first, pipeline - 1: last} if pipeline > 1 else {}
     given = {stage: layers for stage, layers in ends.items() if layers is not None}
     left, stages = num_layers - sum(given.values()), pipeline - len(given)

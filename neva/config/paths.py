@@ -18,7 +18,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """Where exp_manager puts a training run; the folder of the answers for inference."""
+    """Returns where exp_manager puts a training run; the folder of the answers for inference."""
     if "exp_manager" not in cfg:
         return Path(cfg.output_file).parent
     manager = cfg.exp_manager
@@ -28,7 +28,7 @@ def run_folder(cfg: DictConfig) -> Path:
 
 
 def path_problems(cfg: DictConfig) -> list[str]:
-    """One line for every file or folder of a resolved tree that is missing, incomplete or not writable."""
+    """Returns a line for every file or folder of a resolved tree that is missing, incomplete or not writable."""
     problems = _training(cfg) if "model" in cfg else _inference(cfg)
     return [*problems, *_not_writable("the run folder", run_folder(cfg))]
 
@@ -91,7 +91,7 @@ def _no_tokenizer(key: str, path: str) -> Iterator[str]:
 
 
 def _no_weights(key: str, source: str | None) -> Iterator[str]:
-    """Problems of a Hugging Face folder or a .nemo; a partly fetched folder names what it lacks."""
+    """Yields the problems of a Hugging Face folder or a .nemo; a partly fetched folder names what it lacks."""
     if source is None or (source.endswith(".nemo") and Path(source).is_file()):
         return
     folder = Path(source)

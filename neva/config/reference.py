@@ -20,19 +20,19 @@ stands in the files of `conf/`. How they are chosen and overridden: [configurati
 
 
 def recipe_summaries(is_training: bool) -> list[tuple[str, str]]:
-    """Name and first comment line of each recipe for training or for inference."""
+    """Returns name and first comment line of each recipe for training or for inference."""
     names = [name for name in recipes() if name.endswith("_inference") != is_training]
     return [(name, _first_comment(CONF_DIR / f"{name}.yaml")) for name in names]
 
 
 def common_keys(is_training: bool) -> list[tuple[str, str]]:
-    """Path and one-line documentation of the most used keys."""
+    """Returns path and one-line documentation of the most used keys."""
     root = Training if is_training else Inference
     return [(path, rule.doc) for path, _, rule in walk(root) if isinstance(rule, Key) and rule.common]
 
 
 def page() -> str:
-    """The reference page in Markdown: keys with an effect, then refused ones, for training and for inference."""
+    """Returns the reference page in Markdown: keys with an effect, then refused ones, for both purposes."""
     parts = [PAGE_HEAD]
     for title, root in (("Training", Training), ("Inference", Inference)):
         rows = list(walk(root))

@@ -23,12 +23,12 @@ REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
 def root_of(cfg: DictConfig) -> type:
-    """`Training` or `Inference`: a tree that names a `neva_model_file` is one for inference."""
+    """Returns `Training` or `Inference`: a tree that names a `neva_model_file` is one for inference."""
     return Inference if "neva_model_file" in cfg else Training
 
 
 def check_purpose(cfg: DictConfig, wanted: type) -> None:
-    """Raise ConfigError when a tree for inference was chosen to train, or one for training to infer."""
+    """Raises ConfigError when a tree for inference was chosen to train, or one for training to infer."""
     if root_of(cfg) is not wanted:
         is_for, verb = ("training", "train") if wanted is Inference else ("inference", "infer")
         raise ConfigError(
@@ -37,7 +37,7 @@ def check_purpose(cfg: DictConfig, wanted: type) -> None:
 
 
 def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refused]]:
-    """Dotted path, type and rule of every key below `section`."""
+    """Yields dotted path, type and rule of every key below `section`."""
     hints = typing.get_type_hints(section)
     for field in fields(section):
         path, hint = prefix + field.name, hints[field.name]
@@ -48,7 +48,7 @@ def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refu
 
 
 def check_keys(cfg: DictConfig) -> None:
-    """Raise when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
+    """Raises when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
 
     Raises:
         ConfigError: all problems of the tree, a line each.
@@ -70,7 +70,7 @@ def check_keys(cfg: DictConfig) -> None:
 
 
 def _section(section: type, values: Any, written: Any, prefix: str, known: list[str]) -> Iterator[str]:
-    """Problems of one section; `written` is what stands in the YAML, interpolations included."""
+    """Yields the problems of one section; `written` is what stands in the YAML, interpolations included."""
     if not isinstance(values, dict):
         yield f"{prefix[:-1]}={as_override(values)}: expected a section with keys of its own, not a value"
         return
@@ -92,7 +92,7 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
 
 
 def _leaves(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of everything in a tree, an empty section being a value."""
+    """Yields dotted path and value of everything in a tree, an empty section being a value."""
     if isinstance(values, dict) and values:
         for name, below in values.items():
             yield from _leaves(f"{prefix}{name}.", below)
@@ -131,7 +131,7 @@ def _doc(rule: Key | Refused | None) -> str:
 
 
 def _same(value: Any, off: Any) -> bool:
-    """Equal, and not a number in a boolean's place: `False` is not 0."""
+    """Whether they are equal, and not a number in a boolean's place: `False` is not 0."""
     return value == off and isinstance(value, bool) == isinstance(off, bool)
 
 
@@ -165,7 +165,7 @@ def _in_range(value: Any, rule: Key) -> bool:
 
 
 def range_text(rule: Key) -> str:
-    """The values a rule allows, in words; empty when it allows all of the type."""
+    """Returns the values a rule allows, in words; empty when it allows all of the type."""
     parts = [
         f"{sign} {bound:g}"
         for sign, bound in ((">=", rule.low), (">", rule.above), ("<=", rule.high), ("<", rule.below))
@@ -183,7 +183,7 @@ def range_text(rule: Key) -> str:
 
 
 def type_name(hint: Any) -> str:
-    """A type in words: `a number or null`."""
+    """Returns a type in words: `a number or null`."""
     words = {
         bool: "true or false",
         int: "a whole number",
@@ -201,7 +201,7 @@ def type_name(hint: Any) -> str:
 
 
 def nearest(path: str, known: list[str]) -> list[str]:
-    """Up to three known paths nearest to an unknown one, those with the same last name first."""
+    """Returns up to three known paths nearest to an unknown one, those with the same last name first."""
     leaf = path.rpartition(".")[2]
     same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.7)

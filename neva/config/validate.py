@@ -13,12 +13,12 @@ from neva.errors import ConfigError
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
-    """Processes of the run: `devices * num_nodes`. That the launch agrees is checked by `neva.distributed.launch`."""
+    """Returns the processes of the run; that the launch agrees is checked by `neva.distributed.launch`."""
     return trainer_cfg.devices * trainer_cfg.num_nodes
 
 
 def validate(cfg: DictConfig, world_size: int) -> None:
-    """Raise when values of a resolved tree cannot go together on `world_size` processes.
+    """Raises when values of a resolved tree cannot go together on `world_size` processes.
 
     Raises:
         ConfigError: all problems, a line each.
