@@ -1,0 +1,1 @@
+"""Worked examples, each a folder that a script or a make target starts."""

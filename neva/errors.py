@@ -36,8 +36,3 @@ class CheckpointError(UserError):
 
 class LaunchError(UserError):
     """Processes that do not meet, or do not run the same thing."""
-
-
-def as_typed(value: object) -> str:
-    """A value of the configuration as one types it: null, true, 8."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

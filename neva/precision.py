@@ -23,6 +23,11 @@ class Precision:
 
         return getattr(torch, self.dtype_name)
 
+    @property
+    def adam_bytes(self) -> int:
+        """Bytes of optimizer state for a trained parameter: two float32 moments and, in 16 bits, a float32 weight."""
+        return 2 * FLOAT32.num_bytes + (0 if self == FLOAT32 else FLOAT32.num_bytes)
+
 
 FLOAT32 = Precision("float32", 4)
 BFLOAT16 = Precision("bfloat16", 2)

@@ -13,27 +13,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CONFIG = {"constants", "config"}
-GROUPS = {"parallel.emulation", "parallel.groups"}
-"""The two modules of `parallel` that know torch and Megatron only: a model needs the one, a process the other."""
-
-MAY_IMPORT: dict[str, set[str]] = {
-    "constants": set(),
-    "config": {"constants"},
-    "data": CONFIG,
-    "model": CONFIG | {"parallel.emulation"},
-    "convert": CONFIG | GROUPS | {"model"},
-    "parallel.emulation": set(),
-    "parallel.groups": {"parallel.emulation"},
-    "parallel": CONFIG | GROUPS | {"data", "model", "convert"},
-    "training": CONFIG | GROUPS | {"data", "model", "convert", "parallel"},
-    "inference": CONFIG | GROUPS | {"data", "model", "convert", "parallel", "training"},
-    "evaluation": CONFIG | GROUPS | {"data", "model", "convert", "parallel", "training", "inference"},
-}
-"""What each room may use beside itself."""
-
-ENTRY_POINTS = {"quickstart"}
-"""Rooms that, like the modules directly under `neva/`, may use all the others."""
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("constants", "errors"),
+    ("findings", "precision", "registry"),
+    ("formats",),
+    ("families", "templates"),
+    ("config",),
+    ("data", "model"),
+    ("weights",),
+    ("optim",),
+    ("distributed",),
+    ("checkpoint",),
+    ("training",),
+    ("inference",),
+    ("convert", "planner"),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+"""Rooms, and modules directly under `neva/`: each may import those of the levels above its own, and itself."""
 
 HEAVY = {
     "torch",
@@ -46,13 +44,32 @@ HEAVY = {
     "pandas",
     "matplotlib",
 }
+NEVER_HEAVY = {"constants", "errors", "findings", "registry", "templates", "config"}
+"""Rooms that import nothing of HEAVY even inside functions."""
+
 ONLY_IN: dict[str, set[str]] = {
     "lightning": {"training"},
     "pytorch_lightning": set(),
     "nemo": {"training"},
-    "megatron": GROUPS | {"model", "parallel", "convert", "training", "inference"},
-    "hydra": {"config", "entry point"},
+    "hydra": {"config", "commands"},
 }
+"""Third-party packages that one or two rooms may import."""
+
+ASK_FOR_GROUPS = ("neva.distributed", "neva.checkpoint", "neva.optim", "neva.training.step")
+"""Where Megatron's `parallel_state` may be asked."""
+
+LIGHT_IMPORTS = (
+    "import neva",
+    "import neva.cli",
+    "import neva.config.load",
+    "import neva.distributed.launch",
+    "import neva.planner.rank, neva.planner.report",
+    "from neva import cli; cli.verbs()",
+    "import neva.formats.archive, neva.formats.nemo_header",
+    "from neva import registry as r; [r.LANGUAGE_FAMILIES.names(), r.VISION_FAMILIES.names(), r.CONNECTORS.names()]",
+    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names(), r.SOURCES.names()]",
+)
+"""What help, a configuration error, `neva plan` and a look into the registries run."""
 
 
 def modules() -> list[Path]:
@@ -67,12 +84,18 @@ def name_of(path: Path) -> str:
 
 
 def room_of(name: str) -> str:
-    """Room of module `name`: the part after `neva`, the modules of GROUPS apart from theirs."""
-    inside = name.removeprefix("neva").lstrip(".")
-    if inside in GROUPS:
-        return inside
-    room = inside.split(".")[0]
-    return room if room in MAY_IMPORT else "entry point"
+    """Room of module `name`, or the module itself where it lies directly under `neva/`."""
+    return name.split(".")[1]
+
+
+def level_of(room: str) -> int:
+    """Number of the level that `room` is on."""
+    return next(number for number, rooms in enumerate(LEVELS) if room in rooms)
+
+
+def may_import(room: str, target: str) -> bool:
+    """Whether modules of `room` may import those of `target`."""
+    return room == target or level_of(target) < level_of(room)
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -93,17 +116,15 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{base}.{alias.name}" if is_module else base
 
 
-def test_each_room_imports_only_the_rooms_below_it() -> None:
+def test_each_room_imports_only_the_rooms_above_it() -> None:
     upward = []
     for path in modules():
-        room = room_of(name_of(path))
-        if room == "entry point":
-            continue
-        allowed = MAY_IMPORT[room] | {room}
+        name = name_of(path)
         upward += [
-            f"{path.relative_to(ROOT)}:{line} imports {target}: {room} may use {sorted(allowed)}"
+            f"{path.relative_to(ROOT)}:{line} imports {target}"
             for line, target in imports(path)
-            if target.split(".")[0] == "neva" and target != "neva" and room_of(target) not in allowed
+            if name != "neva" and target.startswith("neva.")
+            if not may_import(room_of(name), room_of(target))
         ]
     assert upward == []
 
@@ -111,8 +132,8 @@ def test_each_room_imports_only_the_rooms_below_it() -> None:
 def test_every_room_is_a_package_with_a_place_in_the_order() -> None:
     folders = {path.parent for path in modules()}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
-    rooms = {folder.name for folder in folders if folder.parent == ROOT / "neva"}
-    assert rooms - set(MAY_IMPORT) - ENTRY_POINTS == set()
+    rooms = {room_of(name) for path in modules() if (name := name_of(path)) != "neva"}
+    assert rooms - {room for level in LEVELS for room in level} == set()
 
 
 def test_third_party_packages_stay_in_their_rooms() -> None:
@@ -120,34 +141,35 @@ def test_third_party_packages_stay_in_their_rooms() -> None:
         f"{path.relative_to(ROOT)}:{line} imports {target}"
         for path in modules()
         for line, target in imports(path)
-        if room_of(name_of(path)) not in ONLY_IN.get(target.split(".")[0], {room_of(name_of(path))})
+        if (only := ONLY_IN.get(target.split(".")[0])) is not None and room_of(name_of(path)) not in only
     ]
     assert strays == []
 
 
 def test_process_groups_are_asked_for_only_where_work_is_spread_or_weights_are_sharded() -> None:
-    free = {"constants", "config", "data", "model", "inference", "evaluation"}
     asking = [
         name
         for path in modules()
-        if room_of(name := name_of(path)) in free and "parallel_state" in path.read_text()
+        if not (name := name_of(path)).startswith(ASK_FOR_GROUPS) and "parallel_state" in path.read_text()
     ]
     assert asking == []
 
 
-def test_config_needs_nothing_heavy_even_inside_its_functions() -> None:
+def test_rooms_that_start_up_needs_import_nothing_heavy_even_inside_their_functions() -> None:
     heavy = [
         f"{path.relative_to(ROOT)}:{line} imports {target}"
         for path in modules()
         for line, target in imports(path)
-        if room_of(name_of(path)) in ("constants", "config") and target.split(".")[0] in HEAVY
+        if (name := name_of(path)) != "neva"
+        and room_of(name) in NEVER_HEAVY
+        and target.split(".")[0] in HEAVY
     ]
     assert heavy == []
 
 
-@pytest.mark.parametrize("module", ["neva", "neva.cli", "neva.config.load", "neva.distributed.launch"])
-def test_importing_the_command_loads_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
+@pytest.mark.parametrize("statements", LIGHT_IMPORTS)
+def test_start_up_loads_nothing_heavy(statements: str) -> None:
+    code = f"{statements}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY!r}))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -168,10 +190,11 @@ def test_every_third_party_import_is_declared_in_setup_cfg() -> None:
     providers = packages_distributions()
     wanted = declared()
     undeclared = []
-    for path in [*modules(), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]:
+    own = [path for folder in ("examples", "scripts", "bench") for path in (ROOT / folder).rglob("*.py")]
+    for path in [*modules(), *own]:
         for line, target in imports(path):
             top = target.split(".")[0]
-            if top == "neva" or top in sys.stdlib_module_names:
+            if top in ("neva", "examples") or top in sys.stdlib_module_names:
                 continue
             provided_by = {re.sub(r"[-_.]+", "-", name).lower() for name in providers.get(top, [top])}
             if not provided_by & wanted:
@@ -193,4 +216,4 @@ def test_the_walk_sees_an_upward_import(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         bad.write_text(f"def f():\n    {text}\n")
         with pytest.raises(AssertionError, match=r"neva/data/sample\.py:2 imports neva\.model"):
-            test_each_room_imports_only_the_rooms_below_it()
+            test_each_room_imports_only_the_rooms_above_it()

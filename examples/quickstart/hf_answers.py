@@ -1,6 +1,6 @@
 """transformers answers questions from an exported folder; run as a process of its own.
 
-`python -m examples.quickstart.hf_answers FOLDER QUESTIONS IMAGES COUNT OUTPUT` uses nothing of neva: the model, the
+`python examples/quickstart/hf_answers.py FOLDER QUESTIONS IMAGES COUNT OUTPUT` uses nothing of neva: the model, the
 processor and the chat template are those of FOLDER.
 """
 

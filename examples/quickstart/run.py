@@ -17,6 +17,7 @@ DATA = Path("datasets/quickstart")
 RUNS = Path("nemo_experiments")
 RUN = RUNS / "quickstart_finetune"
 TRAINED, EXPORT = RUN / "checkpoints" / "quickstart_finetune.nemo", RUN / "hf"
+HF_ANSWERS = Path(__file__).with_name("hf_answers.py")
 QUESTIONS_TO_TRANSFORMERS, ANSWERS = 200, "hf_answers.json"
 COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 4, 1234
 
@@ -89,7 +90,7 @@ def ask_transformers() -> dict[str, float]:
     count, output = QUESTIONS_TO_TRANSFORMERS, RUN / ANSWERS
     say(f"transformers answers the first {count} test questions from {EXPORT}")
     files = [EXPORT, DATA / "test.jsonl", DATA / "images", count, output]
-    call(["-m", "examples.quickstart.hf_answers", *map(str, files)], {})
+    call([*map(str, [HF_ANSWERS, *files])], {})
     rows = report.read_predictions(RUN / "predictions.jsonl")[:count]
     answers = [{**row, "text": text} for row, text in zip(rows, json.loads(output.read_text()), strict=True)]
     equal = sum(row["text"].strip() == answer["text"] for row, answer in zip(rows, answers, strict=True))

@@ -1,0 +1,1 @@
+"""Training checkpoints, readable in any layout, and the `.nemo` that a run leaves."""

@@ -14,9 +14,11 @@ from neva.convert.targets import LAYOUTS
 from neva.errors import UserError
 from neva.formats.atomic_write import check_source, check_target
 from neva.precision import PRECISIONS
+from neva.registry import load_plugins
 
 DEFAULTS = Options()
 FAILED = 1
+SUMMARY = "between Hugging Face folders and .nemo files, with proof"
 DESCRIPTION = """\
 Converts between Hugging Face folders and .nemo files. What SOURCE holds and what TARGET is called decide:
 
@@ -78,6 +80,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rows of a llava-hf folder: a multiple of N",
     )
     parser.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of a fresh projector")
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="NAME", help="your packages that register families"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neva").setLevel(logging.INFO)
     try:
+        load_plugins(arguments.plugins)
         check_source(arguments.source)
         check_target(arguments.target, arguments.force)
         done = _convert(arguments)

@@ -1,54 +1,55 @@
 """What a dry run found, on a terminal."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-PART_NAMES = {"vision_tower": "vision tower", "projector": "projector", "language_model": "language model"}
+from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.findings import Findings
+from neva.model.preflight import PartSize
+
+PART_NAMES = {VISION_TOWER: "vision tower", PROJECTOR: "projector", LANGUAGE_MODEL: "language model"}
 
 
-@dataclass
-class Report:
-    """What a dry run found. `facts` are pairs of a name and a line."""
+@dataclass(frozen=True)
+class ReportedPart:
+    """A part of the model, and whether checkpoints hold it."""
 
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    parts: list[tuple[str, int, int, bool]] = field(default_factory=list)
-    """Part, parameters, those trained, whether checkpoints hold it."""
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, name: str, line: str) -> None:
-        """One more fact."""
-        self.facts.append((name, line))
+    size: PartSize
+    is_saved: bool
 
 
-def show(report: Report, name: str) -> None:
-    """Print a report: parameters by part, facts, notes, problems, verdict."""
+def print_report(found: Findings, parts: list[ReportedPart], name: str) -> None:
+    """Prints parameters by part, facts, notes, problems and the verdict."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"dry run of {name}\n", style="bold")
-    if report.parts:
-        console.print(_table(report.parts))
+    if parts:
+        console.print(_table(parts))
         console.print()
-    for fact, line in report.facts:
+    for fact, line in found.facts:
         console.print(f"{fact:<14} {line}")
-    for note in report.notes:
+    for note in found.notes:
         console.print(f"note: {note}", style="yellow")
-    if report.problems:
-        console.print(f"\nnot ready, {len(report.problems)} to mend:", style="bold red")
-        for problem in report.problems:
+    if found.problems:
+        console.print(f"\nnot ready, {len(found.problems)} to mend:", style="bold red")
+        for problem in found.problems:
             console.print(f"- {problem}")
     else:
         console.print("\nready", style="bold green")
 
 
-def _table(parts: list[tuple[str, int, int, bool]]) -> Table:
+def _table(parts: list[ReportedPart]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
     for column in ("parameters", "trained"):
         table.add_column(column, justify="right")
     table.add_column("in checkpoints")
-    for part, total, trained, saved in parts:
-        table.add_row(PART_NAMES[part], f"{total:,}", f"{trained:,}", "yes" if saved else "no, read again")
-    table.add_row("total", f"{sum(p[1] for p in parts):,}", f"{sum(p[2] for p in parts):,}", "")
+    for part in parts:
+        size, saved = part.size, "yes" if part.is_saved else "no, read again"
+        table.add_row(PART_NAMES[size.name], f"{size.total:,}", f"{size.trained:,}", saved)
+    total, trained = (sum(getattr(part.size, name) for part in parts) for name in ("total", "trained"))
+    table.add_row("total", f"{total:,}", f"{trained:,}", "")
     return table

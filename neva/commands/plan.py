@@ -6,22 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from neva.config.compose import CONF_DIR, RECIPE_ENVIRONMENT_VARIABLE, compose
-from neva.config.derive import resolve
-from neva.config.schema import check
+from neva.commands.options import recipe_parser
+from neva.config.compose import compose
+from neva.config.load import complete
 from neva.config.validate import validate
 from neva.errors import ConfigError
-from neva.planner.estimate import Candidate, Job, Plan, layouts, plan, sort_key
-from neva.planner.job import choose, is_possible, job_of, keys
-from neva.planner.report import show
+from neva.planner.candidates import Candidate, candidate_keys, set_keys
+from neva.planner.job import job_of
+from neva.planner.rank import rank
+from neva.planner.report import GIB, as_json, print_tables
 
-GIB = 1024**3
+SUMMARY = "memory of every layout of a number of GPUs, best first"
 NOTHING_FITS = 1
 NODE_GPUS = 8
 RESERVE_GIB = 4.0
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: the recipe is wrong whatever the layout.
     """
-    options = _parser().parse_intermixed_args(list(arguments))
+    options = parse(arguments)
     cfg = _recipe(options)
     node = min(options.gpus, options.gpus_per_node)
     if options.gpus % node:
@@ -54,79 +52,29 @@ def main(arguments: Sequence[str]) -> int:
     limit = int((options.gpu_memory - options.reserve) * GIB)
     ranked = rank(cfg, job, limit)
     if options.json:
-        sys.stdout.write(json.dumps(report(job, ranked, limit), indent=1) + "\n")
+        sys.stdout.write(json.dumps(as_json(job, ranked, limit), indent=1) + "\n")
     else:
-        show(job, ranked, limit, options.gpu_memory, options.reserve, options.top)
+        print_tables(job, ranked, limit, options.gpu_memory, options.reserve, options.top)
     return 0 if ranked and ranked[0].peak <= limit else NOTHING_FITS
-
-
-def rank(cfg: DictConfig, job: Job, limit: int) -> list[Plan]:
-    """Returns all layouts that training accepts, best first."""
-    plans = [plan(job, layout) for layout in layouts(job) if is_possible(cfg, job, layout)]
-    return sorted(plans, key=lambda found: sort_key(found, limit))
 
 
 def _recipe(options: argparse.Namespace) -> DictConfig:
     """The resolved recipe, checked apart from the layout that it names: all layouts are compared."""
-    composed = compose(options.config_name, options.overrides, options.config_dir)
-    check(composed)
-    if "model" not in composed:
+    cfg = complete(compose(options.config_name, options.overrides, options.config_dir))
+    if "model" not in cfg:
         raise ConfigError("a recipe for inference has no layouts to plan: name one for training")
-    cfg = resolve(composed)
     alone = Candidate(1, 1, 1, 1, False, "none", cfg.model.activations_checkpoint_granularity)
-    choose(cfg, keys(job_of(cfg, 1, 1, options.images, options.label_share), alone))
+    set_keys(cfg, candidate_keys(job_of(cfg, 1, 1, options.images, options.label_share), alone))
     validate(cfg, 1)
     return cfg
 
 
-def report(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:
-    """Returns everything that was found, sizes in bytes."""
-    return {
-        "gpus": job.gpus,
-        "limit": limit,
-        "label_share": job.label_share,
-        "images_per_sample": job.images_per_sample,
-        "sequence_length": job.sequence_length,
-        "layouts": [
-            {
-                **asdict(found.layout),
-                "fits": found.peak <= limit,
-                "peak": found.peak,
-                "micro_batches": found.micro_batches,
-                "bubble": found.bubble,
-                "keys": keys(job, found.layout),
-                "stages": [
-                    {
-                        **asdict(stage),
-                        "activations": stage.activations,
-                        "workspace": stage.workspace,
-                        "peak": stage.peak,
-                    }
-                    for stage in found.stages
-                ],
-            }
-            for found in ranked
-        ],
-    }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="neva plan",
-        description="Memory of every layout that a number of GPUs allows, per pipeline stage, best layout first.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="any key of the configuration, dotted"
-    )
-    parser.add_argument(
-        "-cn",
-        "--config-name",
-        help=f"recipe; without it the environment variable {RECIPE_ENVIRONMENT_VARIABLE}",
-    )
-    parser.add_argument(
-        "-cd", "--config-dir", type=Path, default=CONF_DIR, help="use this tree instead of conf/"
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the flags of `neva plan`."""
+    parser = recipe_parser(
+        "plan",
+        "Memory of every layout that a number of GPUs allows, per pipeline stage, best layout first.",
+        EXAMPLES,
     )
     parser.add_argument("--gpus", type=_positive, required=True, help="GPUs in all")
     parser.add_argument("--gpu-memory", type=float, required=True, help="of one GPU, GiB")
@@ -147,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=_positive, default=1, help="images in a sample; default: 1")
     parser.add_argument("--top", type=_positive, default=10, help="layouts in the table; default: 10")
     parser.add_argument("--json", action="store_true", help="all layouts and stages, in bytes")
-    return parser
+    return parser.parse_intermixed_args(list(arguments))
 
 
 def _positive(text: str) -> int:

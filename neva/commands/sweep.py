@@ -1,5 +1,7 @@
 """Hydra multirun: one `neva train` process for each combination of swept values."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from neva.config.compose import register_resolvers, to_force_add
-from neva.config.derive import resolve
 from neva.config.keys.model import Training
-from neva.config.schema import check, check_purpose
+from neva.config.load import complete
+from neva.config.schema import check_purpose
 from neva.config.validate import validate, world_size
 from neva.distributed import launch
 from neva.errors import ConfigError
@@ -30,7 +32,7 @@ HYDRA_OVERRIDES = (
 
 
 def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
-    """Check every job, then run them one after another (or as Hydra's launcher plugin does).
+    """Checks every job, then runs them one after another (or as Hydra's launcher plugin does).
 
     Each job is a process of its own, so that nothing of one leaks into the next; its run name is the recipe's with
     the swept values behind it, so that the same command resumes the same jobs.
@@ -49,8 +51,7 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
     def check_job(cfg: DictConfig) -> None:
         try:
             check_purpose(cfg, Training)
-            check(cfg)
-            resolved = resolve(cfg)
+            resolved = complete(cfg)
             validate(resolved, world_size(resolved.trainer))
             if not resolved.dry_run:
                 launch.identify(resolved.trainer.devices, resolved.trainer.num_nodes)
@@ -61,16 +62,7 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
         words = [*HydraConfig.get().overrides.task]
         if not any(_key(word) == RUN_NAME for word in opened):
             words.append(f"{RUN_NAME}={job_name(cfg.exp_manager.name, words, opened)}")
-        command = [
-            sys.executable,
-            "-m",
-            "neva",
-            "train",
-            "--config-name",
-            recipe,
-            "--config-dir",
-            str(conf_dir),
-        ]
+        command = [sys.executable, "-m", "neva", "train", "-cn", recipe, "-cd", str(conf_dir)]
         codes.append(subprocess.run([*command, *words], check=False).returncode)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -83,7 +75,7 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
 
 
 def job_name(base: str, words: Sequence[str], swept: Sequence[str]) -> str:
-    """`base` with the last name and the value of each swept key: `quickstart_pretrain-lr_0.001`."""
+    """Returns `base` with the last name and the value of each swept key: `quickstart_pretrain-lr_0.001`."""
     parser = OverridesParser.create()
     keys = [
         override.key_or_group
@@ -103,7 +95,7 @@ def _key(override: str) -> str:
 def _multirun(
     task: Callable[[DictConfig], None], recipe: str, overrides: Sequence[str], conf_dir: Path
 ) -> None:
-    """Hydra reads its command line from `sys.argv` only."""
+    """Runs Hydra, which reads its command line from `sys.argv`."""
     arguments = sys.argv
     sys.argv = [arguments[0], "--multirun", *HYDRA_OVERRIDES, *overrides]
     try:

@@ -1,5 +1,7 @@
 """Hydra's composition of `conf/` into one tree."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Sequence
@@ -14,22 +16,25 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 RECIPE_ENVIRONMENT_VARIABLE = "NEMO_CONFIG"
 
-
 QUOTING = """write key=value, and quote a value with spaces or one of , = [ ] { } ( ) twice: 'key="a, b"'"""
 
 
 def register_resolvers() -> None:
-    """Make `${multiply:a,b}` known to OmegaConf, as NeMo's YAML files use it."""
+    """Makes `${multiply:a,b}` known to OmegaConf, as NeMo's YAML files use it."""
     OmegaConf.register_new_resolver("multiply", lambda x, y: x * y, replace=True)
 
 
 def recipes(conf_dir: Path = CONF_DIR) -> list[str]:
-    """Names of all recipes: the YAML files at the top of the tree."""
+    """Returns the names of all recipes: the YAML files at the top of the tree."""
     return sorted(path.stem for path in conf_dir.glob("*.yaml"))
 
 
 def recipe_name(config_name: str | None, conf_dir: Path = CONF_DIR) -> str:
-    """`config_name`, else the environment variable NEMO_CONFIG; ConfigError for one that `conf_dir` lacks."""
+    """Returns `config_name`, else the environment variable NEMO_CONFIG.
+
+    Raises:
+        ConfigError: neither names a recipe of `conf_dir`.
+    """
     name = config_name or os.environ.get(RECIPE_ENVIRONMENT_VARIABLE)
     if not name:
         raise ConfigError(
@@ -48,7 +53,7 @@ def is_group(key: str, conf_dir: Path = CONF_DIR) -> bool:
 
 
 def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
-    """`a.b=c` or `+a.b=c` as `++a.b=c`: an unknown key is for our schema, which knows the nearest names.
+    """Returns `a.b=c` or `+a.b=c` as `++a.b=c`: an unknown key is for our schema, which knows the nearest names.
 
     Group choices, deletions (`~a.b`) and Hydra's own keys are returned as they are.
     """
@@ -60,7 +65,7 @@ def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
 
 
 def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
-    """The tree of recipe `config_name` (else of NEMO_CONFIG) with `overrides`, unchecked and unresolved.
+    """Returns the tree of recipe `config_name` (else of NEMO_CONFIG) with `overrides`, unchecked and unresolved.
 
     Raises:
         ConfigError: no such recipe, or an override that Hydra cannot read.

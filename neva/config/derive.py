@@ -1,6 +1,7 @@
 """Values that follow from others: filled in where the YAML says null, compared where it gives one."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
-from neva.config.model_config import recorded_family, vision_config_of
+from neva.config.model_config import LANGUAGE_KEYS, TOWER_KEYS, recorded_family, vision_config_of
+from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.language import language_config_from_hf
 from neva.families.media_tokens import tokens_per_image
@@ -19,43 +21,12 @@ from neva.formats.nemo_header import nemo_config
 from neva.formats.vocabulary import tokenizer_size
 from neva.registry import VISION_FAMILIES
 
-TOWER_KEYS = {
-    "model_type": "model_type",
-    "image_size": "image_size",
-    "patch_dim": "patch_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "ffn_hidden_size": "ffn_hidden_size",
-    "hidden_act": "hidden_act",
-    "layernorm_epsilon": "layer_norm_eps",
-}
-"""Key of `mm_cfg.vision_encoder` -> field of VisionConfig."""
-
-LANGUAGE_KEYS = {
-    "num_layers": "num_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "ffn_hidden_size",
-    "num_attention_heads": "num_heads",
-    "num_query_groups": "num_query_groups",
-    "kv_channels": "head_dim",
-    "vocab_size": "vocab_size",
-    "rotary_base": "rope_theta",
-    "rope_scaling": "rope_scaling",
-    "layernorm_epsilon": "rms_norm_eps",
-    "share_embeddings_and_output_weights": "tied",
-    "add_qkv_bias": "qkv_bias",
-    "qk_layernorm": "qk_norm",
-    "window_size": "sliding_window",
-}
-"""Key of `model` -> field of LanguageConfig."""
-
 NULLABLE = ("rope_scaling", "window_size")
 """Language keys whose null says that the model has no such thing."""
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """A copy of `cfg` without interpolations and with every derived null filled in.
+    """Returns a copy of `cfg` without interpolations and with every derived null filled in.
 
     Sizes come from the `config.json` of the `from_pretrained` folders where those exist, else from the YAML.
     A tree without a `model` section (inference) is only resolved: its sizes are those of the .nemo.
@@ -77,7 +48,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 
 def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps of the run: `max_steps` or the whole global batches of `max_epochs`, if that is less.
+    """Returns the optimizer steps of the run: `max_steps` or the whole global batches of `max_epochs`, if that is less.
 
     Raises:
         ConfigError: neither is given, or an epoch holds no whole global batch.
@@ -107,7 +78,7 @@ def hf_config(folder: str | None) -> dict[str, Any] | None:
 
 
 def tower_sizes(folder: str | None) -> dict[str, Any]:
-    """Our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint."""
+    """Returns our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint."""
     config = hf_config(folder)
     if config is None:
         return {}
@@ -121,7 +92,7 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
 
 
 def language_sizes(source: str | None) -> dict[str, Any]:
-    """Our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
+    """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
     recorded = nemo_config(source)
     if recorded is not None:
         return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
@@ -203,7 +174,7 @@ def _checkpoints(cfg: DictConfig) -> None:
 def _fill_or_compare(
     section: DictConfig, expected: Mapping[str, Any], path: str, source: str, group: str | None = None
 ) -> None:
-    """Fill nulls of `section` with `expected`; raise when a given value differs, with all differences."""
+    """Fills nulls of `section` with `expected`; raises when a given value differs, with all differences."""
     remedy = (
         f"correct the key, or read every size from the checkpoint with {group}=from_checkpoint"
         if group
@@ -216,7 +187,9 @@ def _fill_or_compare(
         if given is None:
             section[key] = value
         elif given != value:
-            problems.append(f"{path}.{key}={_show(given)} but {source} gives {_show(value)}: {remedy}")
+            problems.append(
+                f"{path}.{key}={as_override(given)} but {source} gives {as_override(value)}: {remedy}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -227,7 +200,3 @@ def _require(section: DictConfig, keys: tuple[str, ...], path: str, folder: str 
         names = ", ".join(f"{path}.{key}" for key in unknown)
         found = f"{folder}/config.json does not exist or lacks them" if folder else "no checkpoint gives them"
         raise ConfigError(f"not known: {names}; {found}: give the values or the checkpoint folder")
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value).replace(" ", "")

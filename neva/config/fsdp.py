@@ -1,10 +1,12 @@
 """The keys of FSDP: what `model.fsdp=true` alone means, and what goes with it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.errors import as_typed
+from neva.config.show import as_override
 
 FSDP = {
     "fsdp_sharding_strategy": "full",
@@ -27,7 +29,7 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model, trainer = cfg.model, cfg.trainer
     if not model.fsdp:
         for key in (key for key in FSDP if key in model):
-            yield f"model.{key}={as_typed(model[key])} acts only with model.fsdp=true: leave it out"
+            yield f"model.{key}={as_override(model[key])} acts only with model.fsdp=true: leave it out"
         return
     for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
         if model[key] > 1:

@@ -1,14 +1,16 @@
 """Which parallel layouts a model and a number of processes allow."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.errors import as_typed
+from neva.config.show import as_override
 
 
 def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
-    """Ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
+    """Returns the ranks that see different samples: `world_size / (tensor x pipeline x context parallel)`."""
     return world_size // (
         model_cfg.tensor_model_parallel_size
         * model_cfg.pipeline_model_parallel_size
@@ -17,7 +19,7 @@ def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
 
 
 def layers_of_stages(model_cfg: DictConfig) -> list[int] | None:
-    """Layers of each pipeline stage; None when they cannot be dealt as the keys ask."""
+    """Returns the layers of each pipeline stage; None when they cannot be assigned as the keys ask."""
     return stage_layers(
         model_cfg.num_layers,
         model_cfg.pipeline_model_parallel_size,
@@ -56,8 +58,9 @@ def _pipeline(model: DictConfig, world_size: int) -> Iterator[str]:
     first, last = model.num_layers_in_first_pipeline_stage, model.num_layers_in_last_pipeline_stage
     if pipeline == 1 and (first, last) != (None, None):
         yield (
-            f"model.num_layers_in_first_pipeline_stage={as_typed(first)} and model.num_layers_in_last_pipeline_stage="
-            f"{as_typed(last)} act only with model.pipeline_model_parallel_size > 1: leave them out"
+            f"model.num_layers_in_first_pipeline_stage={as_override(first)} and "
+            f"model.num_layers_in_last_pipeline_stage={as_override(last)} "
+            "act only with model.pipeline_model_parallel_size > 1: leave them out"
         )
     elif first is None and last is None:
         if layers % pipeline:
@@ -65,7 +68,7 @@ def _pipeline(model: DictConfig, world_size: int) -> Iterator[str]:
     elif layers_of_stages(model) is None:
         yield (
             f"model.num_layers={layers} less {first or 0} on the first and {last or 0} on the last of {pipeline} "
-            "stages cannot be dealt evenly, one or more each, to the stages that are left: change "
+            "stages cannot be assigned evenly, one or more each, to the stages that are left: change "
             "model.num_layers_in_first_pipeline_stage or model.num_layers_in_last_pipeline_stage"
         )
 
@@ -109,7 +112,7 @@ def _sequence(model: DictConfig, world_size: int) -> Iterator[str]:
 def stage_layers(
     num_layers: int, pipeline: int, first: int | None = None, last: int | None = None
 ) -> list[int] | None:
-    """Layers of each pipeline stage, `first` and `last` as given; None when the rest cannot be dealt evenly."""
+    """Returns the layers of each stage; None when those beside `first` and `last` cannot be assigned evenly."""
     ends = {0: first, pipeline - 1: last} if pipeline > 1 else {}
     given = {stage: layers for stage, layers in ends.items() if layers is not None}
     left, stages = num_layers - sum(given.values()), pipeline - len(given)

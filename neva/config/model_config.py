@@ -1,4 +1,4 @@
-"""Tower and language model of a resolved `model` section."""
+"""Tower and language model of a resolved `model` section: which key is which size."""
 
 from __future__ import annotations
 
@@ -9,47 +9,58 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 
+TOWER_KEYS = {
+    "model_type": "model_type",
+    "image_size": "image_size",
+    "patch_dim": "patch_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "hidden_act": "hidden_act",
+    "layernorm_epsilon": "layer_norm_eps",
+}
+"""Key of `mm_cfg.vision_encoder` -> field of VisionConfig."""
+
+LANGUAGE_KEYS = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "num_attention_heads": "num_heads",
+    "num_query_groups": "num_query_groups",
+    "kv_channels": "head_dim",
+    "vocab_size": "vocab_size",
+    "rotary_base": "rope_theta",
+    "rope_scaling": "rope_scaling",
+    "layernorm_epsilon": "rms_norm_eps",
+    "share_embeddings_and_output_weights": "tied",
+    "add_qkv_bias": "qkv_bias",
+    "qk_layernorm": "qk_norm",
+    "window_size": "sliding_window",
+}
+"""Key of `model` -> field of LanguageConfig."""
+
 
 def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
     """Returns the tower of a resolved `model` section."""
     tower = model_cfg.mm_cfg.vision_encoder
+    sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
     return VisionConfig(
-        model_type=tower.model_type,
-        image_size=tower.image_size,
-        patch_size=tower.patch_dim,
-        hidden_size=tower.hidden_size,
-        num_layers=tower.num_layers,
-        num_heads=tower.num_attention_heads,
-        ffn_hidden_size=tower.ffn_hidden_size,
-        hidden_act=tower.hidden_act,
-        layer_norm_eps=tower.layernorm_epsilon,
-        select_layer=tower.vision_select_layer,
-        class_token_length=tower.class_token_length,
+        **sizes, select_layer=tower.vision_select_layer, class_token_length=tower.class_token_length
     )
 
 
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     """Returns the language model of a resolved `model` section."""
-    rope_scaling = model_cfg.rope_scaling
+    sizes = {field: model_cfg[key] for key, field in LANGUAGE_KEYS.items()}
+    if sizes["rope_scaling"] is not None:
+        sizes["rope_scaling"] = OmegaConf.to_container(sizes["rope_scaling"])
     return LanguageConfig(
-        num_layers=model_cfg.num_layers,
-        hidden_size=model_cfg.hidden_size,
-        ffn_hidden_size=model_cfg.ffn_hidden_size,
-        num_heads=model_cfg.num_attention_heads,
-        num_query_groups=model_cfg.num_query_groups,
-        head_dim=model_cfg.kv_channels,
-        vocab_size=model_cfg.vocab_size,
+        **sizes,
         padded_vocab_size=padded_vocab_size(
             model_cfg.vocab_size, model_cfg.make_vocab_size_divisible_by, model_cfg.tensor_model_parallel_size
         ),
         max_positions=model_cfg.max_position_embeddings,
-        rope_theta=model_cfg.rotary_base,
-        rope_scaling=None if rope_scaling is None else OmegaConf.to_container(rope_scaling),  # type: ignore[arg-type]
-        rms_norm_eps=model_cfg.layernorm_epsilon,
-        tied=model_cfg.share_embeddings_and_output_weights,
-        qkv_bias=model_cfg.add_qkv_bias,
-        qk_norm=model_cfg.qk_layernorm,
-        sliding_window=model_cfg.window_size,
         family=recorded_family(model_cfg),
     )
 

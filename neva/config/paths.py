@@ -1,5 +1,7 @@
 """Files and folders that a configuration names: are they there, and can results be written?"""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from neva.formats.nemo_header import is_nemo, nemo_tokenizer
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """Where exp_manager puts a training run; the folder of the answers for inference."""
+    """Returns where exp_manager puts a training run; the folder of the answers for inference."""
     if "exp_manager" not in cfg:
         return Path(cfg.output_file).parent
     manager = cfg.exp_manager
@@ -23,7 +25,7 @@ def run_folder(cfg: DictConfig) -> Path:
 
 
 def path_problems(cfg: DictConfig) -> list[str]:
-    """One line for every file or folder of a resolved tree that is missing, incomplete or not writable."""
+    """Returns a line for every file or folder of a resolved tree that is missing, incomplete or not writable."""
     problems = _training(cfg) if "model" in cfg else _inference(cfg)
     return [*problems, *_not_writable("the run folder", run_folder(cfg))]
 

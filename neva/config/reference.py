@@ -1,12 +1,15 @@
 """The keys as text: for `--help` and for the reference page."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from neva.config.compose import CONF_DIR, recipes
 from neva.config.keys.field import Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.schema import range_text, show, type_name, walk
+from neva.config.schema import range_text, type_name, walk
+from neva.config.show import as_override
 
 PAGE_HEAD = """\
 # Keys
@@ -17,19 +20,19 @@ stands in the files of `conf/`. How they are chosen and overridden: [configurati
 
 
 def recipe_summaries(is_training: bool) -> list[tuple[str, str]]:
-    """Name and first comment line of each recipe for training or for inference."""
+    """Returns name and first comment line of each recipe for training or for inference."""
     names = [name for name in recipes() if name.endswith("_inference") != is_training]
     return [(name, _first_comment(CONF_DIR / f"{name}.yaml")) for name in names]
 
 
 def common_keys(is_training: bool) -> list[tuple[str, str]]:
-    """Path and one-line documentation of the most used keys."""
+    """Returns path and one-line documentation of the most used keys."""
     root = Training if is_training else Inference
     return [(path, rule.doc) for path, _, rule in walk(root) if isinstance(rule, Key) and rule.common]
 
 
 def page() -> str:
-    """The reference page in Markdown: keys with an effect, then refused ones, for training and for inference."""
+    """Returns the reference page in Markdown: keys with an effect, then refused ones, for both purposes."""
     parts = [PAGE_HEAD]
     for title, root in (("Training", Training), ("Inference", Inference)):
         rows = list(walk(root))
@@ -47,13 +50,13 @@ def _key_row(path: str, hint: object, rule: Key) -> str:
     parts = [range_text(rule), "null" if "null" in kind else ""] if rule.choices else [kind, range_text(rule)]
     values_by_reason: dict[str, list[str]] = {}
     for value, why in (rule.not_yet or {}).items():
-        values_by_reason.setdefault(why, []).append(f"`{show(value)}`")
+        values_by_reason.setdefault(why, []).append(f"`{as_override(value)}`")
     refused = "".join(f" {', '.join(values)}: {why}." for why, values in values_by_reason.items())
     return f"| `{path}` | {_cell(', '.join(part for part in parts if part))} | {_cell(rule.doc + refused)} |"
 
 
 def _refused_row(path: str, rule: Refused) -> str:
-    return f"| `{path}` | {', '.join(f'`{show(off)}`' for off in rule.off)} | {_cell(rule.why)} |"
+    return f"| `{path}` | {', '.join(f'`{as_override(off)}`' for off in rule.off)} | {_cell(rule.why)} |"
 
 
 def _cell(text: str) -> str:

@@ -1,7 +1,8 @@
 """Checks a configuration tree against the keys that exist."""
 
+from __future__ import annotations
+
 import difflib
-import json
 import re
 import types
 import typing
@@ -15,18 +16,19 @@ from omegaconf.errors import OmegaConfBaseException
 from neva.config.keys.field import Key, Refused, asked
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
+from neva.config.show import as_override
 from neva.errors import ConfigError
 
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
 def root_of(cfg: DictConfig) -> type:
-    """`Training` or `Inference`: a tree that names a `neva_model_file` is one for inference."""
+    """Returns `Training` or `Inference`: a tree that names a `neva_model_file` is one for inference."""
     return Inference if "neva_model_file" in cfg else Training
 
 
 def check_purpose(cfg: DictConfig, wanted: type) -> None:
-    """Raise ConfigError when a tree for inference was chosen to train, or one for training to infer."""
+    """Raises ConfigError when a tree for inference was chosen to train, or one for training to infer."""
     if root_of(cfg) is not wanted:
         is_for, verb = ("training", "train") if wanted is Inference else ("inference", "infer")
         raise ConfigError(
@@ -35,7 +37,7 @@ def check_purpose(cfg: DictConfig, wanted: type) -> None:
 
 
 def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refused]]:
-    """Dotted path, type and rule of every key below `section`."""
+    """Yields dotted path, type and rule of every key below `section`."""
     hints = typing.get_type_hints(section)
     for field in fields(section):
         path, hint = prefix + field.name, hints[field.name]
@@ -45,8 +47,8 @@ def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refu
             yield path, hint, field.metadata["rule"]
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
+def check_keys(cfg: DictConfig) -> None:
+    """Raises when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
 
     Raises:
         ConfigError: all problems of the tree, a line each.
@@ -68,9 +70,9 @@ def check(cfg: DictConfig) -> None:
 
 
 def _section(section: type, values: Any, written: Any, prefix: str, known: list[str]) -> Iterator[str]:
-    """Problems of one section; `written` is what stands in the YAML, interpolations included."""
+    """Yields the problems of one section; `written` is what stands in the YAML, interpolations included."""
     if not isinstance(values, dict):
-        yield f"{prefix[:-1]}={show(values)}: expected a section with keys of its own, not a value"
+        yield f"{prefix[:-1]}={as_override(values)}: expected a section with keys of its own, not a value"
         return
     written = written if isinstance(written, dict) else values
     hints = typing.get_type_hints(section)
@@ -90,7 +92,7 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
 
 
 def _leaves(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of everything in a tree, an empty section being a value."""
+    """Yields dotted path and value of everything in a tree, an empty section being a value."""
     if isinstance(values, dict) and values:
         for name, below in values.items():
             yield from _leaves(f"{prefix}{name}.", below)
@@ -114,17 +116,17 @@ def _needed(hint: Any, rule: Key | Refused | None) -> bool:
 def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[str]:
     if isinstance(rule, Refused):
         if not any(_same(value, off) for off in rule.off):
-            remedy = " or ".join(show(off) for off in rule.off)
-            yield f"{path}={show(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
+            remedy = " or ".join(as_override(off) for off in rule.off)
+            yield f"{path}={as_override(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
     elif not _has_type(value, hint):
-        yield f"{path}={show(value)}: expected {type_name(hint)}"
+        yield f"{path}={as_override(value)}: expected {type_name(hint)}"
     elif value is not None and not _in_range(value, rule):
         if rule.not_yet is not None and value in rule.not_yet:
-            yield f"{path}={show(value)} is refused: {rule.not_yet[value]}"
+            yield f"{path}={as_override(value)} is refused: {rule.not_yet[value]}"
         elif rule.elsewhere is not None and value in (names := rule.elsewhere()):
-            yield f"{path}={show(value)}: neva calls it {names[value]}"
+            yield f"{path}={as_override(value)}: neva calls it {names[value]}"
         else:
-            yield f"{path}={show(value)}: must be {range_text(rule)}"
+            yield f"{path}={as_override(value)}: must be {range_text(rule)}"
 
 
 def _doc(rule: Key | Refused | None) -> str:
@@ -132,7 +134,7 @@ def _doc(rule: Key | Refused | None) -> str:
 
 
 def _same(value: Any, off: Any) -> bool:
-    """Equal, and not a number in a boolean's place: `False` is not 0."""
+    """Whether they are equal, and not a number in a boolean's place: `False` is not 0."""
     return value == off and isinstance(value, bool) == isinstance(off, bool)
 
 
@@ -166,7 +168,7 @@ def _in_range(value: Any, rule: Key) -> bool:
 
 
 def range_text(rule: Key) -> str:
-    """The values a rule allows, in words; empty when it allows all of the type."""
+    """Returns the values a rule allows, in words; empty when it allows all of the type."""
     parts = [
         f"{sign} {bound:g}"
         for sign, bound in ((">=", rule.low), (">", rule.above), ("<=", rule.high), ("<", rule.below))
@@ -182,7 +184,7 @@ def range_text(rule: Key) -> str:
 
 
 def type_name(hint: Any) -> str:
-    """A type in words: `a number or null`."""
+    """Returns a type in words: `a number or null`."""
     words = {
         bool: "true or false",
         int: "a whole number",
@@ -200,15 +202,10 @@ def type_name(hint: Any) -> str:
 
 
 def nearest(path: str, known: list[str]) -> list[str]:
-    """Up to three known paths nearest to an unknown one, those with the same last name first."""
+    """Returns up to three known paths nearest to an unknown one, those with the same last name first."""
     leaf = path.rpartition(".")[2]
     same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.7)
     return list(dict.fromkeys(same_leaf + close))[:3] or difflib.get_close_matches(
         path, known, n=1, cutoff=0.0
     )
-
-
-def show(value: Any) -> str:
-    """A value as a command-line override writes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace(" ", "")

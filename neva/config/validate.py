@@ -1,5 +1,7 @@
 """What must hold between keys, once every value is known."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
@@ -7,18 +9,19 @@ from omegaconf import DictConfig
 from neva.config.fsdp import fsdp_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
 from neva.config.model_config import recorded_family
-from neva.errors import ConfigError, as_typed
+from neva.config.show import as_override
+from neva.errors import ConfigError
 from neva.families.vision import hidden_states
 from neva.registry import LANGUAGE_FAMILIES
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
-    """Processes of the run: `devices * num_nodes`. That the launch agrees is checked by `neva.distributed.launch`."""
+    """Returns the processes of the run; that the launch agrees is checked by `neva.distributed.launch`."""
     return trainer_cfg.devices * trainer_cfg.num_nodes
 
 
 def validate(cfg: DictConfig, world_size: int) -> None:
-    """Raise when values of a resolved tree cannot go together on `world_size` processes.
+    """Raises when values of a resolved tree cannot go together on `world_size` processes.
 
     Raises:
         ConfigError: all problems, a line each.
@@ -96,7 +99,7 @@ def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if optim.cpu_offload and (trainer.precision == 32 or cfg.model.fsdp):
         yield (
             f"model.optim.cpu_offload=true with trainer.precision={trainer.precision} and model.fsdp="
-            f"{as_typed(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
+            f"{as_override(cfg.model.fsdp)}: it moves main weights of 16-bit training; use bf16 or 16, and with FSDP "
             "model.fsdp_cpu_offload instead"
         )
     if optim.sched.min_lr > optim.lr:
@@ -117,9 +120,9 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
             yield f"model.activations_checkpoint_num_layers={layers} exceeds the {most} layers"
     elif method is not None or layers is not None:
         yield (
-            f"model.activations_checkpoint_method={as_typed(method)} and "
-            f"model.activations_checkpoint_num_layers={as_typed(layers)} act only with "
-            f"model.activations_checkpoint_granularity=full, which is {as_typed(granularity)}"
+            f"model.activations_checkpoint_method={as_override(method)} and "
+            f"model.activations_checkpoint_num_layers={as_override(layers)} act only with "
+            f"model.activations_checkpoint_granularity=full, which is {as_override(granularity)}"
         )
 
 

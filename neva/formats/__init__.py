@@ -1,0 +1,1 @@
+"""Files without models: archives, `.nemo`, safetensors, Hugging Face folders, tokenizers, atomic writes."""

@@ -1,0 +1,1 @@
+"""Optimizer, learning rate schedule and what the optimizer keeps of each parameter."""

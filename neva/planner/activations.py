@@ -13,7 +13,6 @@ from neva.families.configs import VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
 from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import num_layers_run
-from neva.planner.state import FLOAT32, PRECISION_BYTES
 from neva.planner.tensors import (
     LANGUAGE,
     PROJECTOR,
@@ -22,6 +21,9 @@ from neva.planner.tensors import (
     Split,
     layer_shapes,
 )
+from neva.precision import FLOAT32, precision_named
+
+FLOAT_BYTES = FLOAT32.num_bytes
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class MicroBatchSpec:
     @property
     def width(self) -> int:
         """Bytes of an activation's element."""
-        return PRECISION_BYTES[self.precision]
+        return precision_named(self.precision).num_bytes
 
     @property
     def tokens(self) -> int:
@@ -84,7 +86,7 @@ class PeakWorkspace:
         return max(self.vision_tower, self.logits, self.layer)
 
 
-def saved(model: ModelSpec, split: Split, work: MicroBatchSpec) -> SavedActivations:
+def saved_activations(model: ModelSpec, split: Split, work: MicroBatchSpec) -> SavedActivations:
     """Counts what one micro batch keeps on a rank of a stage."""
     number, hidden = model.language.num_layers // split.pipeline, _hidden(model, split, work)
     one = layer_bytes(model, split, work)
@@ -114,9 +116,9 @@ def _hidden(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
 def _norm_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Counts what an RMSNorm of the decoder saves."""
     if work.fused_norm:
-        return _hidden(model, split, work) + work.tokens * FLOAT32
+        return _hidden(model, split, work) + work.tokens * FLOAT_BYTES
     copies = 1 + (LANGUAGE in model.trained_parts)
-    return copies * FLOAT32 * _hidden(model, split, work) // work.width
+    return copies * FLOAT_BYTES * _hidden(model, split, work) // work.width
 
 
 def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -134,26 +136,26 @@ def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
 
 def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Counts what lies between the outputs of linear_qkv and the input of linear_proj."""
-    shape, tokens = model.language, work.tokens
-    queries = tokens * shape.num_heads * shape.head_dim * work.width // split.tensor
-    keys = tokens * shape.num_query_groups * shape.head_dim * work.width // split.tensor
+    language, tokens = model.language, work.tokens
+    queries = tokens * language.num_heads * language.head_dim * work.width // split.tensor
+    keys = tokens * language.num_query_groups * language.head_dim * work.width // split.tensor
     is_trained, is_kept = LANGUAGE in model.trained_parts, work.recompute != "selective"
     is_gathered = work.context > 1 and is_kept
     total = queries  # queries after RoPE
     total += (
         2 * keys * work.context if is_gathered else keys
     )  # and keys; under context parallel those of all ranks
-    if not is_gathered or shape.qk_norm:
+    if not is_gathered or language.qk_norm:
         total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
-    if shape.qk_norm and shape.num_heads != shape.num_query_groups:
+    if language.qk_norm and language.num_heads != language.num_query_groups:
         total += queries  # grouped queries are copied before their norm
     # Cosine and sine, for queries and for keys.
-    total += 4 * work.sequence_length // work.context * shape.head_dim * work.width
+    total += 4 * work.sequence_length // work.context * language.head_dim * work.width
     # Attention's output and the input of linear_proj, which are one tensor where the sequence is whole.
     total += queries * (is_kept + is_trained if work.context > 1 else is_kept or is_trained)
     if is_kept:
-        total += tokens * shape.num_heads // split.tensor * FLOAT32  # attention's log sums
-    if shape.sliding_window and work.sequence_length > shape.sliding_window:
+        total += tokens * language.num_heads // split.tensor * FLOAT_BYTES  # attention's log sums
+    if language.sliding_window and work.sequence_length > language.sliding_window:
         total += work.sequence_length**2 // work.context * work.width  # the mask
     return total
 
@@ -177,7 +179,7 @@ def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     widths = 8 * vision.hidden_size
     # Input and output of the activation, and QuickGELU's sigmoid.
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
-    sums = vision.num_heads * FLOAT32
+    sums = vision.num_heads * FLOAT_BYTES
     pixels = 3 * vision.image_size**2 * _images(split, work) * work.width
     return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
 
@@ -194,7 +196,7 @@ def _tower_tokens(vision: VisionConfig) -> int:
 def _logits_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Softmax over the vocabulary in float32 and the hidden states of the label positions."""
     rows = work.label_tokens * model.language.hidden_size * work.width
-    return work.label_tokens * _columns(model, split) * FLOAT32 + rows * (LANGUAGE in model.trained_parts)
+    return work.label_tokens * _columns(model, split) * FLOAT_BYTES + rows * (LANGUAGE in model.trained_parts)
 
 
 def _columns(model: ModelSpec, split: Split) -> int:
@@ -202,9 +204,9 @@ def _columns(model: ModelSpec, split: Split) -> int:
     return rows // split.tensor
 
 
-def transient(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorkspace:
+def peak_workspace(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorkspace:
     """Estimates the moments: a tower that only runs forward, logits on their way, one layer going backward."""
-    shape, vision = model.language, model.vision
+    language, vision = model.language, model.vision
     tower = 0
     if split.is_first and TOWER not in model.trained_parts:
         images = _images(split, work)
@@ -215,15 +217,15 @@ def transient(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorks
             * work.width
         )
         positions = images * tokens_per_image(vision, model.adapter_type)
-        tower += positions * 2 * shape.hidden_size * work.width  # the projector's
+        tower += positions * 2 * language.hidden_size * work.width  # the projector's
     logits = 0
     if split.is_last:
         columns = _columns(model, split)
         # In the model's precision, or their gradient; and the gradient of the head before it joins the buffer.
         logits = work.label_tokens * columns * work.width
-        if columns * split.tensor != shape.vocab_size:
-            logits += work.label_tokens * columns * FLOAT32  # with the padding masked
-        logits += columns * shape.hidden_size * work.width * (LANGUAGE in model.trained_parts)
+        if columns * split.tensor != language.vocab_size:
+            logits += work.label_tokens * columns * FLOAT_BYTES  # with the padding masked
+        logits += columns * language.hidden_size * work.width * (LANGUAGE in model.trained_parts)
     return PeakWorkspace(tower, logits, _layer_moment(model, split, work))
 
 

@@ -1,28 +1,25 @@
-"""The planner's tables: ranked layouts, the stages of the best, and what was compared with what."""
+"""What the planner found: ranked layouts, the stages of the best, what was compared with what; tables or JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from neva.errors import as_typed
-from neva.planner.estimate import Job, Plan, StageMemory
-from neva.planner.job import keys
+from neva.config.show import as_override
+from neva.constants import PROJECTOR, VISION_TOWER
+from neva.planner.candidates import candidate_keys
+from neva.planner.estimate import Plan, StageMemory
+from neva.planner.job import Job
 
 GIB = 1024**3
-SHARDING_NAMES = {
-    "none": "-",
-    "optimizer": "optimizer",
-    "fsdp_grad": "FSDP grad",
-    "fsdp_hybrid": "FSDP hybrid",
-    "fsdp_full": "FSDP full",
-}
 ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
     ("parameters", lambda stage: stage.state.parameters),
-    ("  vision tower", lambda stage: stage.state.parameters_by_part["vision_tower"]),
-    ("  projector", lambda stage: stage.state.parameters_by_part["projector"]),
+    ("  vision tower", lambda stage: stage.state.parameters_by_part[VISION_TOWER]),
+    ("  projector", lambda stage: stage.state.parameters_by_part[PROJECTOR]),
     ("gradients", lambda stage: stage.state.gradients),
     ("optimizer", lambda stage: stage.state.optimizer),
     ("activations", lambda stage: stage.activations),
@@ -36,14 +33,48 @@ ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
 LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
-  (FSDP full and grad as well; hybrid against nothing)
+  (FSDP full and grad as well; hybrid not compared)
 activations: counted, against saved tensors on a CPU, within 3 %
 workspace: estimated; with the activations, against the peak of a forward and a
-  backward pass on a CPU: 1 % below to 13 % above; Adam's step: against nothing"""
+  backward pass on a CPU: 1 % below to 13 % above; Adam's step: not compared"""
 
 
-def show(job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gib: float, top: int) -> None:
-    """Prints the report."""
+def as_json(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:
+    """Returns everything that was found, sizes in bytes."""
+    return {
+        "gpus": job.gpus,
+        "limit": limit,
+        "label_share": job.label_share,
+        "images_per_sample": job.images_per_sample,
+        "sequence_length": job.sequence_length,
+        "layouts": [_layout_json(job, found, limit) for found in ranked],
+    }
+
+
+def _layout_json(job: Job, found: Plan, limit: int) -> dict[str, Any]:
+    return {
+        **asdict(found.layout),
+        "fits": found.peak <= limit,
+        "peak": found.peak,
+        "micro_batches": found.micro_batches,
+        "bubble": found.bubble,
+        "keys": candidate_keys(job, found.layout),
+        "stages": [
+            {
+                **asdict(stage),
+                "activations": stage.activations,
+                "workspace": stage.workspace,
+                "peak": stage.peak,
+            }
+            for stage in found.stages
+        ],
+    }
+
+
+def print_tables(
+    job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gib: float, top: int
+) -> None:
+    """Prints what was assumed, the best layouts, the stages of the best one and its keys."""
     console = Console(highlight=False, markup=False)
 
     def line(text: str, style: str | None = None) -> None:
@@ -70,7 +101,9 @@ def show(job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gi
     if not fitting:
         line("nothing fits: more GPUs, or a smaller model.micro_batch_size", style="bold red")
         return
-    chosen = "\n".join(f"  {path}={as_typed(value)}" for path, value in keys(job, best.layout).items())
+    chosen = "\n".join(
+        f"  {path}={as_override(value)}" for path, value in candidate_keys(job, best.layout).items()
+    )
     line(f"keys of the first:\n{chosen}")
 
 
@@ -100,7 +133,7 @@ def layout_table(rows: list[Plan], limit: int) -> Table:
             str(layout.virtual or "-"),
             str(layout.context),
             "yes" if layout.sequence_parallel else "-",
-            SHARDING_NAMES[layout.sharding],
+            layout.state_sharding.label,
             layout.recompute or "-",
             str(found.micro_batches),
             f"{found.bubble:.0%}",

@@ -3,31 +3,29 @@
 The rules are those of the objects that training builds: Megatron's `DistributedDataParallel` holds a float32 gradient
 for every trained parameter, its mixed-precision optimizer a float32 copy of it, Adam two float32 moments and a
 float32 step counter a tensor. The distributed optimizer lays parameters into one padded buffer and cuts that into
-equal shards. FSDP keeps float32 pieces of what trains and gradients of the same size.
+equal shards. FSDP keeps float32 shards of what trains and gradients of the same size.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from neva.planner.tensors import LANGUAGE, PROJECTOR, TOWER, Weight
+from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
+from neva.constants import PARTS
+from neva.planner.buffer import sharded_buffer
+from neva.planner.tensors import Weight
+from neva.precision import FLOAT32, Precision
 
-PRECISION_BYTES = {"32": 4, "bf16": 2, "16": 2}
-FLOAT32 = 4
-MOMENTS = 2 * FLOAT32
-STEP = FLOAT32
-PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128
-"""Elements: Megatron starts each parameter and each bucket of a sharded buffer at a multiple of these."""
-
-SHARDINGS = ("none", "optimizer", "fsdp_grad", "fsdp_hybrid", "fsdp_full")
-"""What data parallel ranks share out, least communication first: nothing; optimizer state; with FSDP gradients and
-optimizer state, parameters as well within a node, parameters as well over all ranks."""
+FLOAT_BYTES = FLOAT32.num_bytes
+MOMENTS = FLOAT32.adam_bytes
+STEP = FLOAT_BYTES
+PLAIN_OPTIMIZER = "fused_adam"
 
 
 @dataclass(frozen=True)
-class State:
+class RankState:
     """Bytes that stay for the whole run on the fullest rank of a stage."""
 
     parameters: int
@@ -41,90 +39,158 @@ class State:
         return self.parameters + self.gradients + self.optimizer
 
 
-def state(weights: Sequence[Weight], precision: str, sharding: str, ranks: int, node_ranks: int) -> State:
-    """Counts the state of one rank.
+class StateSharding(Protocol):
+    """How data (times context) parallel ranks share out what stays for the whole run.
 
-    Args:
-        weights: what the rank's stage holds.
-        precision: `32`, `bf16` or `16`.
-        sharding: one of `SHARDINGS`.
-        ranks: data (times context) parallel ranks that may share it out.
-        node_ranks: those of them on one node.
+    `label` names it in tables, `keys` and `optimizer_name` choose it in a recipe.
     """
-    if sharding.startswith("fsdp"):
-        return _fsdp(weights, precision, sharding, ranks, node_ranks)
-    width = PRECISION_BYTES[precision]
-    trained = [weight for weight in weights if weight.is_trained]
-    main = 0 if precision == "32" else FLOAT32
-    parts = {
-        part: width * sum(weight.numel for weight in weights if weight.part == part)
-        for part in (TOWER, PROJECTOR, LANGUAGE)
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def optimizer_name(self) -> str: ...
+
+    @property
+    def keys(self) -> Mapping[str, Any]: ...
+
+    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
+        """Whether it goes with tensor x pipeline parallel `model_ranks` and shards something over `ranks`."""
+
+    def state(
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+    ) -> RankState:
+        """Counts the state of one rank: of a stage's weights, sharded over `ranks`, `node_ranks` of them on a node."""
+
+    def gathered(self, largest_unit: int, precision: Precision) -> int:
+        """Bytes of what is all-gathered for a moment, given the elements of the largest unit."""
+
+    def step(self, state: RankState, precision: Precision) -> int:
+        """Bytes that Adam needs beside its state for a moment: a float32 for each parameter that it updates."""
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """Every rank holds everything."""
+
+    label: str = "-"
+    optimizer_name: str = PLAIN_OPTIMIZER
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
+        """Always."""
+        return True
+
+    def state(
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+    ) -> RankState:
+        """Counts what every rank holds."""
+        trained, parts = _trained(weights), _by_part(weights, precision)
+        numel = sum(weight.numel for weight in trained)
+        optimizer = numel * precision.adam_bytes + STEP * len(trained)
+        return RankState(sum(parts.values()), numel * FLOAT_BYTES, optimizer, parts)
+
+    def gathered(self, largest_unit: int, precision: Precision) -> int:
+        """Nothing."""
+        return 0
+
+    def step(self, state: RankState, precision: Precision) -> int:
+        """One float32 beside the two or three that a parameter has in the state."""
+        return state.optimizer // (precision.adam_bytes // FLOAT_BYTES)
+
+
+@dataclass(frozen=True)
+class OptimizerSharded(Replicated):
+    """Megatron's distributed optimizer: main weights and moments are sharded."""
+
+    label: str = "optimizer"
+    optimizer_name: str = DISTRIBUTED_OPTIMIZERS[0]
+
+    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
+        """Where there are ranks to share it out."""
+        return ranks > 1
+
+    def state(
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+    ) -> RankState:
+        """Counts the padded buffer and the fullest shard."""
+        trained, parts = _trained(weights), _by_part(weights, precision)
+        buffer, shards = sharded_buffer(trained, ranks)
+        padding = buffer - sum(weight.numel for weight in trained)
+        parameters = sum(parts.values()) + precision.num_bytes * padding
+        optimizer = max(count * precision.adam_bytes + STEP * tensors for count, tensors in shards)
+        return RankState(parameters, buffer * FLOAT_BYTES, optimizer, parts)
+
+
+@dataclass(frozen=True)
+class FullySharded:
+    """torch's `fully_shard`: each parameter cut along its first dimension, every shard as large as the first.
+
+    A trained shard is float32, its own main weight. Under `grad` the shards of all ranks, all-gathered in the
+    precision of the model, lie beside it from the first forward to the last backward pass of a step. Under `hybrid`
+    each node holds a copy.
+    """
+
+    strategy: str
+    label: str
+    optimizer_name: str = PLAIN_OPTIMIZER
+
+    @property
+    def keys(self) -> Mapping[str, Any]:
+        """The keys of FSDP."""
+        return {"model.fsdp": True, "model.fsdp_sharding_strategy": self.strategy}
+
+    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
+        """Whole models only; within one node hybrid is full."""
+        return model_ranks == 1 and ranks > (node_ranks if self.strategy == "hybrid" else 1)
+
+    def state(
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+    ) -> RankState:
+        """Counts the shards and, under `grad`, the all-gathered parameters."""
+        ways = node_ranks if self.strategy == "hybrid" else ranks
+        gathered = ways * precision.num_bytes if self.strategy == "grad" else 0
+        parts = dict.fromkeys(PARTS, 0)
+        for weight in weights:
+            kept = FLOAT_BYTES if weight.is_trained else precision.num_bytes
+            parts[weight.part] += (kept + gathered) * _shard(weight, ways)
+        trained = _trained(weights)
+        numel = sum(_shard(weight, ways) for weight in trained)
+        optimizer = numel * MOMENTS + STEP * len(trained)
+        return RankState(sum(parts.values()), numel * FLOAT_BYTES, optimizer, parts)
+
+    def gathered(self, largest_unit: int, precision: Precision) -> int:
+        """The largest unit (a layer, an embedding) and the next, unless all are, and a unit's float32 gradient."""
+        units = 0 if self.strategy == "grad" else 2
+        return largest_unit * (FLOAT_BYTES + units * precision.num_bytes)
+
+    def step(self, state: RankState, precision: Precision) -> int:
+        """One float32 beside the two moments."""
+        return state.optimizer // (MOMENTS // FLOAT_BYTES)
+
+
+SHARDINGS: dict[str, StateSharding] = {
+    "none": Replicated(),
+    "optimizer": OptimizerSharded(),
+    "fsdp_grad": FullySharded("grad", "FSDP grad"),
+    "fsdp_hybrid": FullySharded("hybrid", "FSDP hybrid"),
+    "fsdp_full": FullySharded("full", "FSDP full"),
+}
+"""Least communication first."""
+
+
+def _trained(weights: Sequence[Weight]) -> list[Weight]:
+    return [weight for weight in weights if weight.is_trained]
+
+
+def _by_part(weights: Sequence[Weight], precision: Precision) -> dict[str, int]:
+    """Bytes of whole weights by part."""
+    return {
+        part: precision.num_bytes * sum(weight.numel for weight in weights if weight.part == part)
+        for part in PARTS
     }
-    numel = sum(weight.numel for weight in trained)
-    if sharding == "none":
-        optimizer = numel * (main + MOMENTS) + STEP * len(trained)
-        return State(sum(parts.values()), numel * FLOAT32, optimizer, parts)
-    buffer, shards = sharded_buffer(trained, ranks)
-    parameters = sum(parts.values()) + width * (buffer - numel)
-    optimizer = max(count * (main + MOMENTS) + STEP * tensors for count, tensors in shards)
-    return State(parameters, buffer * FLOAT32, optimizer, parts)
 
 
-def sharded_buffer(trained: Sequence[Weight], ranks: int) -> tuple[int, list[tuple[int, int]]]:
-    """Lays parameters out as Megatron's distributed optimizer does, last parameter first, padded, in buckets.
-
-    Returns:
-        The buffer's elements, and for each rank the parameter elements and the parameters that its shard touches.
-    """
-    buckets: list[tuple[int, int, list[tuple[int, int]]]] = []
-    spans: list[tuple[int, int]] = []
-    bucket_start = end = 0
-
-    def close(stop: int) -> int:
-        multiple = math.lcm(ranks, BUCKET_ALIGNMENT)
-        padded = -(-stop // multiple) * multiple
-        buckets.append((bucket_start, padded, list(spans)))
-        spans.clear()
-        return padded
-
-    for weight in reversed(trained):
-        start = -(-end // PARAMETER_ALIGNMENT) * PARAMETER_ALIGNMENT
-        if weight.is_shared and spans:  # a tied embedding has a bucket of its own
-            start = bucket_start = close(start)
-        end = start + weight.numel
-        spans.append((start, end))
-        if weight.is_shared:
-            end = bucket_start = close(end)
-    if spans:
-        end = close(end)
-    shards = [(0, 0)] * ranks
-    for first, stop, members in buckets:
-        size = (stop - first) // ranks
-        for rank in range(ranks):
-            low = first + rank * size
-            overlaps = [min(b, low + size) - max(a, low) for a, b in members]
-            taken = [overlap for overlap in overlaps if overlap > 0]
-            shards[rank] = (shards[rank][0] + sum(taken), shards[rank][1] + len(taken))
-    return end, shards
-
-
-def _fsdp(weights: Sequence[Weight], precision: str, sharding: str, ranks: int, node_ranks: int) -> State:
-    """Each parameter is cut along its first dimension, every rank's piece as large as the first's (`fully_shard`).
-
-    A trained piece is float32, its own main weight. Under `grad` the pieces of all ranks, joined in the precision of
-    the model, lie beside it from the first forward to the last backward pass of a step.
-    """
-    ways = node_ranks if sharding == "fsdp_hybrid" else ranks
-    width = PRECISION_BYTES[precision]
-    joined = ways * width if sharding == "fsdp_grad" else 0
-    parts = dict.fromkeys((TOWER, PROJECTOR, LANGUAGE), 0)
-    for weight in weights:
-        kept = FLOAT32 if weight.is_trained else width
-        parts[weight.part] += (kept + joined) * _piece(weight, ways)
-    trained = [weight for weight in weights if weight.is_trained]
-    numel = sum(_piece(weight, ways) for weight in trained)
-    return State(sum(parts.values()), numel * FLOAT32, numel * MOMENTS + STEP * len(trained), parts)
-
-
-def _piece(weight: Weight, ways: int) -> int:
+def _shard(weight: Weight, ways: int) -> int:
+    """Elements of the first shard."""
     return -(-weight.shape[0] // ways) * (weight.numel // weight.shape[0])

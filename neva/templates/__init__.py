@@ -1,0 +1,1 @@
+"""Conversation templates: turns as segments of text, with or without a loss."""

@@ -1,0 +1,1 @@
+"""From tensors of files, read lazily, to the shards of this rank's parameters."""

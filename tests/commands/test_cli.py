@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from neva import cli
+from neva import cli, commands
+from neva.commands import train
 from neva.commands.sweep import job_name
 from neva.config.compose import recipes
 from neva.config.load import load
@@ -122,15 +123,14 @@ def test_help_shows_recipes_keys_and_examples(capsys: pytest.CaptureFixture[str]
 def test_only_verbs_that_work_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name, verb in cli.VERBS.items():
-        assert f"  {name:<8} {verb.summary}" in text
-        module, _, function = verb.function.partition(":")
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
-        assert f"def {function}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    assert set(cli.verbs()) == {"train", "infer", "convert", "plan"}
+    for name, verb in cli.verbs().items():
+        assert f"  {name:<8} {verb.SUMMARY}" in text
+        assert callable(verb.main)
 
 
 def test_options_and_overrides_may_stand_in_any_order() -> None:
-    options = cli._options("train", ["a.b=1", "--config-name", "x", "c=2", "--dry-run", "~d"])
+    options = train.parse(["a.b=1", "--config-name", "x", "c=2", "--dry-run", "~d"])
     assert (options.config_name, options.overrides, options.dry_run) == ("x", ["a.b=1", "c=2", "~d"], True)
 
 
@@ -158,6 +158,47 @@ def test_a_sweep_with_a_wrong_value_starts_no_job(tmp_path: Path) -> None:
         "neva: model.optim.lr=-2: must be > 0",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plugins_are_imported_by_the_command_and_by_every_job_of_a_sweep(tmp_path: Path) -> None:
+    (tmp_path / "my_package.py").write_text("import sys\nsys.stderr.write('imported\\n')\n")
+    (tmp_path / "results").touch()  # so that no job starts
+    words = ["-cn", "quickstart_pretrain", "+plugins=[my_package]", "exp_manager.exp_dir=results"]
+    one = run("-m", "neva", "train", *words, cwd=tmp_path)
+    assert one.stderr.startswith("imported\nneva: model.data.data_path: no file")
+    sweep = run("-m", "neva", "train", "-m", *words, "model.seed=1,2", cwd=tmp_path)
+    assert sweep.stderr.splitlines().count("imported") == 3
+    plan = run("-m", "neva", "plan", *words, "--gpus", "1", "--gpu-memory", "8", cwd=tmp_path)
+    assert (plan.returncode, plan.stderr) == (0, "imported\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "[no_such_package]",
+            "plugins: no package no_such_package in the current folder or among the installed",
+        ),
+        ("no_such_package", "plugins=no_such_package: expected a list, each text"),
+    ],
+)
+def test_plugins_that_do_not_exist_are_a_config_error(
+    value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "-cn", "quickstart_pretrain", f"+plugins={value}"]) == 2
+    assert capsys.readouterr().err.startswith(f"neva: {message}")
+
+
+def test_a_verb_is_a_module_of_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "greet.py").write_text("SUMMARY = 'say hello'\ndef main(arguments): return len(arguments)\n")
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    assert cli.main(["greet", "a", "b", "c"]) == 3
+    assert cli.main(["--help"]) == 0
+    assert "  greet    say hello" in capsys.readouterr().out
+    assert cli.main(["options"]) == 2
+    assert "no verb 'options'; there are convert, infer, plan, train, greet" in capsys.readouterr().err
 
 
 def test_a_job_is_named_by_what_is_swept() -> None:

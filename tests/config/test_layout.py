@@ -26,7 +26,7 @@ LAYERS_32 = "llava_7b_finetune"
         ((4, 2, 1), [1, 3]),
     ],
 )
-def test_layers_are_dealt_to_stages(arguments: tuple[int, ...], expected: list[int] | None) -> None:
+def test_layers_are_assigned_to_stages(arguments: tuple[int, ...], expected: list[int] | None) -> None:
     assert stage_layers(*arguments) == expected
 
 
@@ -52,7 +52,7 @@ def test_a_preset_says_what_it_is_named_for() -> None:
             "8 processes cannot be divided into tensor 1 x pipeline 1 x context 3 = 3",
         ),
         ("num_layers_in_first_pipeline_stage=7", "act only with model.pipeline_model_parallel_size > 1"),
-        ("pipeline_model_parallel_size=4 num_layers_in_first_pipeline_stage=7", "cannot be dealt evenly"),
+        ("pipeline_model_parallel_size=4 num_layers_in_first_pipeline_stage=7", "cannot be assigned evenly"),
         ("virtual_pipeline_model_parallel_size=2", "interleaving takes 2 or more of both"),
         (
             "pipeline_model_parallel_size=8 virtual_pipeline_model_parallel_size=3",

@@ -14,7 +14,8 @@ from neva.config.compose import compose
 from neva.config.keys.field import Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.schema import check, show, walk
+from neva.config.schema import check_keys, walk
+from neva.config.show import as_override
 from neva.errors import ConfigError
 
 RECIPES = {Training: "llava_7b_finetune", Inference: "llava_7b_inference"}
@@ -95,7 +96,7 @@ def written_out(text: str) -> set[str]:
 
 def problems(*overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        check(compose("llava_7b_finetune", overrides))
+        check_keys(compose("llava_7b_finetune", overrides))
     return str(caught.value)
 
 
@@ -120,10 +121,12 @@ def test_every_key_of_neva_is_known(root: type, text: str) -> None:
 def test_a_refused_key_is_refused_and_its_off_values_pass(root: type, path: str, rule: Refused) -> None:
     value = next(other for other in ("something else", True) if other not in rule.off)
     with pytest.raises(ConfigError) as caught:
-        check(changed(root, path, value))
-    assert str(caught.value).startswith(f"{path}={show(value)} is refused: {rule.why}; leave the key out")
+        check_keys(changed(root, path, value))
+    assert str(caught.value).startswith(
+        f"{path}={as_override(value)} is refused: {rule.why}; leave the key out"
+    )
     for off in rule.off:
-        check(changed(root, path, off))
+        check_keys(changed(root, path, off))
 
 
 @pytest.mark.parametrize(("root", "path", "value", "why"), NOT_YET)
@@ -131,8 +134,8 @@ def test_a_value_of_another_system_is_refused_with_its_reason(
     root: type, path: str, value: Any, why: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(changed(root, path, value))
-    assert f"{path}={show(value)} is refused: {why}" in str(caught.value)
+        check_keys(changed(root, path, value))
+    assert f"{path}={as_override(value)} is refused: {why}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def test_a_key_that_awaits_a_value_says_what_for() -> None:
     with pytest.raises(
         ConfigError, match=r"^model\.mm_cfg\.llm\.from_pretrained needs a value: Hugging Face folder"
     ):
-        check(cfg)
+        check_keys(cfg)
 
 
 def test_one_wrong_value_is_one_problem_where_others_refer_to_it() -> None:
@@ -225,7 +228,7 @@ def test_an_interpolation_to_nowhere_is_a_config_error() -> None:
 def test_a_section_may_be_another_one() -> None:
     cfg = compose("llava_7b_finetune", ["model.optim.sched=${copy}", "copy={name: CosineAnnealing}"])
     with pytest.raises(ConfigError, match=r"missing key model\.optim\.sched\.warmup_steps"):
-        check(cfg)
+        check_keys(cfg)
 
 
 def test_zero_does_not_pass_for_false() -> None:

@@ -33,11 +33,14 @@ from neva.distributed.megatron_ddp import data_parallel
 from neva.errors import ConfigError
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
-from neva.planner import job as job_module
-from neva.planner.estimate import Candidate, Job, in_flight, layouts, plan, sort_key
-from neva.planner.job import job_of
-from neva.planner.state import state
-from neva.planner.tensors import ModelSpec, Split, stage_weights
+from neva.planner import candidates as candidates_module
+from neva.planner.candidates import Candidate, candidates
+from neva.planner.estimate import estimate, in_flight
+from neva.planner.job import Job, job_of
+from neva.planner.rank import sort_key
+from neva.planner.state import SHARDINGS, RankState
+from neva.planner.tensors import ModelSpec, Split, Weight, stage_weights
+from neva.precision import precision_named
 from neva.training.step import run_global_batch
 from tests.megatron import free_ports, meetings, ranks_tell
 from tests.model.test_against_transformers import shapes
@@ -52,6 +55,10 @@ def tiny(tied: bool) -> ModelSpec:
     vision, language = shapes("clip", groups=2, tied=tied)
     language = dataclasses.replace(language, num_layers=4)
     return ModelSpec(vision, language, "mlp2x_gelu", 128, frozenset({"projector", "language_model"}))
+
+
+def state(weights: list[Weight], precision: str, sharding: str, ranks: int, node_ranks: int) -> RankState:
+    return SHARDINGS[sharding].state(weights, precision_named(precision), ranks, node_ranks)
 
 
 def llava() -> Job:
@@ -243,13 +250,13 @@ def test_state_shards_add_up_to_the_unsharded_state() -> None:
 
 def test_activations_of_stages_and_ranks_add_up() -> None:
     job = llava()
-    one = plan(job, Candidate(1, 1, 1, 8, False, "none", None)).stages[0].saved
+    one = estimate(job, Candidate(1, 1, 1, 8, False, "none", None)).stages[0].saved
     sent = 8 * 2048 * 4096 * 2  # what a stage sends on, in bf16
-    stages = plan(job, Candidate(1, 4, 1, 2, False, "none", None)).stages
+    stages = estimate(job, Candidate(1, 4, 1, 2, False, "none", None)).stages
     assert sum(stage.saved.layers for stage in stages) == one.layers + 3 * sent
     assert [stage.in_flight for stage in stages] == [4, 3, 2, 1]
     assert [stage.saved.logits for stage in stages] == [0, 0, 0, one.logits]
-    split = plan(job, Candidate(2, 1, 1, 4, True, "none", None)).stages[0].saved
+    split = estimate(job, Candidate(2, 1, 1, 4, True, "none", None)).stages[0].saved
     # Cosine and sine, and the statistics of the norms, are not cut.
     uncut = 32 * (4 * 2048 * 128 * 2 + 2 * 8 * 2048 * 4) + 8 * 2048 * 4
     assert 2 * split.layers - one.layers == uncut
@@ -312,10 +319,10 @@ def test_as_many_micro_batches_are_in_flight_as_in_the_real_schedule(free_port: 
 
 
 def test_one_forward_one_backward_waits_for_the_stages_behind() -> None:
-    found = plan(llava(), Candidate(1, 4, 1, 2, False, "none", None))
+    found = estimate(llava(), Candidate(1, 4, 1, 2, False, "none", None))
     assert found.micro_batches == 8
     assert found.bubble == 3 / 11
-    interleaved = plan(llava(), Candidate(1, 4, 1, 2, False, "none", None, 2))
+    interleaved = estimate(llava(), Candidate(1, 4, 1, 2, False, "none", None, 2))
     assert interleaved.bubble == 1.5 / 9.5
 
 
@@ -325,7 +332,7 @@ def test_one_forward_one_backward_waits_for_the_stages_behind() -> None:
 def test_data_parallel_comes_first_where_it_fits_and_tensor_parallel_where_it_does_not() -> None:
     job = llava()
     limit = 76 * 1024**3
-    ranked = sorted((plan(job, layout) for layout in layouts(job)), key=lambda p: sort_key(p, limit))
+    ranked = sorted((estimate(job, layout) for layout in candidates(job)), key=lambda p: sort_key(p, limit))
     assert (ranked[0].layout.data, ranked[0].layout.sharding) == (8, "optimizer")
     assert ranked[0].peak <= limit
     fitting = [found.layout.replica for found in ranked if found.peak <= limit]
@@ -339,8 +346,8 @@ def test_data_parallel_comes_first_where_it_fits_and_tensor_parallel_where_it_do
 def test_a_pipeline_that_mostly_waits_is_not_preferred_to_tensor_parallel() -> None:
     job = dataclasses.replace(llava(), gpus=64)
     four = {
-        (layout.tensor, layout.pipeline): plan(job, layout)
-        for layout in layouts(job)
+        (layout.tensor, layout.pipeline): estimate(job, layout)
+        for layout in candidates(job)
         if layout.replica == 4 and (layout.sharding, layout.recompute) == ("optimizer", "full")
         if layout.sequence_parallel == (layout.tensor > 1)
     }
@@ -351,7 +358,7 @@ def test_a_pipeline_that_mostly_waits_is_not_preferred_to_tensor_parallel() -> N
 
 def test_tensor_parallel_stays_inside_a_node_and_fsdp_goes_without_it() -> None:
     job = dataclasses.replace(llava(), gpus=16)
-    found = list(layouts(job))
+    found = list(candidates(job))
     assert max(layout.tensor * layout.context for layout in found) == 8
     assert {layout.replica for layout in found if layout.sharding == "fsdp_hybrid"} == {1, 2, 4, 8}
     assert all(layout.tensor * layout.pipeline == 1 for layout in found if layout.sharding.startswith("fsdp"))
@@ -386,7 +393,7 @@ def test_layouts_that_training_refuses_are_left_out(
         if cfg.model.pipeline_model_parallel_size > 1:
             raise ConfigError("a pipeline is refused: for this test")
 
-    monkeypatch.setattr(job_module, "validate", refuse_pipelines)
+    monkeypatch.setattr(candidates_module, "validate", refuse_pipelines)
     assert {layout["pipeline"] for layout in found_json(capsys, *EIGHT)[1]["layouts"]} == {1}
 
 

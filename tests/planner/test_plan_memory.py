@@ -28,9 +28,10 @@ from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
-from neva.planner.activations import MicroBatchSpec, saved, transient
-from neva.planner.state import state
+from neva.planner.activations import MicroBatchSpec, peak_workspace, saved_activations
+from neva.planner.state import SHARDINGS
 from neva.planner.tensors import ModelSpec, Split, stage_weights
+from neva.precision import precision_named
 from neva.training.step import run_global_batch
 from tests.megatron import ranks_tell, unnamed_batch
 from tests.model.test_against_transformers import shapes
@@ -125,7 +126,9 @@ def test_parameters_gradients_and_optimizer_state_are_exact(
     batch = micro_batch(vision, rows=2, length=24, labels=5, vocabulary=language.vocab_size)
     run_global_batch([chunk], [batch], torch.device("cpu"))
     assert optimizer.step()[0]
-    planned = state(stage_weights(model, WHOLE), precision, "none", ranks=1, node_ranks=1)
+    planned = SHARDINGS["none"].state(
+        stage_weights(model, WHOLE), precision_named(precision), ranks=1, node_ranks=1
+    )
     assert planned.parameters == allocated(real.parameters())
     assert planned.gradients == allocated(buffer.grad_data for buffer in chunk.buffers)
     main = (p for group in optimizer.param_groups for p in group["params"]) if precision == "bf16" else ()
@@ -146,7 +149,9 @@ def test_the_distributed_optimizer_pads_its_buffer_as_megatron_does(
         grad_reduce_in_fp32=dtype != torch.float32, use_distributed_optimizer=True
     )
     chunk = DistributedDataParallel(config=real.config, ddp_config=ddp, module=real)
-    planned = state(stage_weights(model, WHOLE), precision, "optimizer", ranks=1, node_ranks=1)
+    planned = SHARDINGS["optimizer"].state(
+        stage_weights(model, WHOLE), precision_named(precision), ranks=1, node_ranks=1
+    )
     assert planned.parameters == allocated(real.parameters())
     assert planned.gradients == allocated(buffer.grad_data for buffer in chunk.buffers)
     config = OptimizerConfig(
@@ -232,7 +237,7 @@ def test_activations_match_saved_tensors(
     model = described(vision, language, trained)
     real = built(model, precision, **RECOMPUTE[recompute])
     batch, work = work_of(vision, language, precision, recompute)
-    kept = saved(model, WHOLE, work)
+    kept = saved_activations(model, WHOLE, work)
     planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
     measured = count_saved(real, batch)
     assert planned == pytest.approx(measured, rel=SMALL_CHANGE)
@@ -249,7 +254,7 @@ def count_share(rank: int, port: int, results: Any) -> None:
         model = described(vision, language, trained)
         real = built(model, "bf16", context_parallel_size=2, **switches)
         batch, work = work_of(vision, language, "bf16", recompute)
-        kept = saved(model, WHOLE, dataclasses.replace(work, context=2))
+        kept = saved_activations(model, WHOLE, dataclasses.replace(work, context=2))
         planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
         chunk, is_kept = work.sequence_length // 4, recompute is None
         # the two chunks of queries look at five chunks of keys in all
@@ -311,8 +316,8 @@ def test_the_peak_of_forward_and_backward_is_estimated(
     held = [*real.parameters(), *real.buffers(), *inputs(batch), *(b.grad_data for b in chunk.buffers)]
     with Peak(held) as peak:
         chunk(batch.input_ids, batch.pixel_values, labels=batch.labels).sum().backward()
-    kept = saved(model, WHOLE, work)
+    kept = saved_activations(model, WHOLE, work)
     planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
-    planned += transient(model, WHOLE, work).largest
+    planned += peak_workspace(model, WHOLE, work).largest
     # an estimate of one moment: 0.5 % below to 12.5 % above, highest with full recomputation
     assert 0.99 < planned / peak.highest < 1.13

@@ -1,5 +1,7 @@
 """`exp_manager.*`: what nemo.utils.exp_manager is given. Optional keys have NeMo's own defaults."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The tree of `neva infer`: prompts in, answers out."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +56,9 @@ class Inference:
     """Root of an inference recipe."""
 
     dry_run: bool = key("Check and report, run nothing.")
+    plugins: list[str] = key(
+        "Your packages that register families, connectors, templates, sources, samplers.", optional=True
+    )
     neva_model_file: str = key("The .nemo, or the folder it was extracted to.", common=True)
     base_model_file: str | None = key("Language model, when the .nemo holds none; null: as recorded in it.")
     vision_encoder_path: str | None = key("Tower, when the .nemo holds none; null: as recorded in it.")

@@ -184,6 +184,9 @@ class Training:
     """Root of a training recipe."""
 
     dry_run: bool = key("Check and report, train nothing.")
+    plugins: list[str] = key(
+        "Your packages that register families, connectors, templates, sources, samplers.", optional=True
+    )
     trainer: Trainer = section()
     exp_manager: ExpManager = section()
     model: ModelKeys = section()

@@ -1,5 +1,7 @@
 """`model.optim.*`: optimizer and learning rate schedule."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from neva.config.keys.field import key, section

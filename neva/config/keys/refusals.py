@@ -1,5 +1,7 @@
 """Keys of `model` in NeMo 1.x NeVA that `neva` refuses unless they say what happens anyway."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

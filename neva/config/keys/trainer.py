@@ -1,5 +1,7 @@
 """`trainer.*`: what lightning.Trainer is given."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -23,6 +23,7 @@ from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
 from neva.formats.json import write_json
 from neva.formats.vocabulary import check_vocabulary
+from neva.registry import LANGUAGE_FAMILIES
 from neva.weights.lazy import Filtered, log_progress
 
 logger = logging.getLogger(__name__)

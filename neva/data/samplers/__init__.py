@@ -1,0 +1,1 @@
+"""Orders of an epoch: pure functions of seed, epoch and number of samples."""

@@ -1,0 +1,1 @@
+"""Files of records: each source opens one form of them."""

@@ -1,0 +1,1 @@
+"""Parameters, gradients and optimizer state sharded over data-parallel ranks by torch's FSDP."""

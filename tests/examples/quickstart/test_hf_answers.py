@@ -37,7 +37,7 @@ def test_batches_answer_as_single_questions_do(export, tmp_path):
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     output = tmp_path / "answers.json"
     files = [export, tmp_path / "test.jsonl", tmp_path, 3, output]
-    command = [sys.executable, "-W", "ignore", "-m", "examples.quickstart.hf_answers", *map(str, files)]
+    command = [sys.executable, "-W", "ignore", hf_answers.__file__, *map(str, files)]
     subprocess.run(command, check=True)
     single = [hf_answers.answers(str(export), [row], tmp_path)[0] for row in rows()[:3]]
     assert json.loads(output.read_text()) == single

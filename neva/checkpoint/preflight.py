@@ -1,0 +1,69 @@
+"""Disk space that the checkpoints of a run will take, and the checkpoint that it will continue from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from neva.config.paths import run_folder
+from neva.findings import Findings
+from neva.precision import precision_named
+
+
+def find_disk(
+    cfg: DictConfig, saved_parameters: int, trained_parameters: int, steps: int | None, found: Findings
+) -> None:
+    """Adds the disk space needed and free; a problem when it does not suffice."""
+    precision, kept = precision_named(cfg.trainer.precision), cfg.exp_manager.checkpoint_callback_params
+    weights = saved_parameters * precision.num_bytes
+    one, copies = weights + trained_parameters * precision.adam_bytes, _copies(cfg, steps)
+    nemo = weights if kept.save_nemo_on_train_end and cfg.exp_manager.create_checkpoint_callback else 0
+    needed = copies * one + nemo
+    folder = run_folder(cfg).resolve()
+    nearest = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free = shutil.disk_usage(nearest).free + _size(folder)
+    found.add(
+        "disk",
+        f"{copies} checkpoints x {_gigabytes(one)} + .nemo {_gigabytes(nemo)} = {_gigabytes(needed)} "
+        f"of {_gigabytes(free)} free",
+    )
+    if needed > free:
+        found.problems.append(
+            f"checkpoints will take {_gigabytes(needed)}, {nearest} has {_gigabytes(free)}: lower "
+            "exp_manager.checkpoint_callback_params.save_top_k or choose another exp_manager.exp_dir"
+        )
+
+
+def note_resume(cfg: DictConfig, found: Findings) -> None:
+    """Notes the checkpoint that the run continues from, and that a run leaves none."""
+    last = list((run_folder(cfg) / "checkpoints").glob("*-last*"))
+    if last and cfg.exp_manager.resume_if_exists:
+        found.notes.append(f"the run will continue from {last[0]}")
+    if not cfg.exp_manager.create_checkpoint_callback:
+        found.notes.append(
+            "exp_manager.create_checkpoint_callback=false: the run leaves neither checkpoints nor a .nemo"
+        )
+
+
+def _copies(cfg: DictConfig, steps: int | None) -> int:
+    """Checkpoints that will lie on the disk together."""
+    if not cfg.exp_manager.create_checkpoint_callback:
+        return 0
+    kept = cfg.exp_manager.checkpoint_callback_params
+    saves = None if steps is None else max(1, steps // kept.every_n_train_steps)
+    ranked = kept.save_top_k if kept.save_top_k >= 0 else None
+    return min((number for number in (ranked, saves) if number is not None), default=1) + kept.save_last
+
+
+def _size(folder: Path) -> int:
+    """Bytes below a folder, which new checkpoints of the same run replace."""
+    return sum(
+        os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

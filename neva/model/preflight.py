@@ -1,0 +1,45 @@
+"""Parameters of the model that a run will build, counted without memory, and the positions of an image."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.parts import trained_parts
+from neva.families.media_tokens import tokens_per_image
+from neva.findings import Findings
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Parameters of one part, and how many of them train."""
+
+    name: str
+    total: int
+    trained: int
+
+
+def part_sizes(model_cfg: DictConfig) -> list[PartSize]:
+    """Counts the parameters of each part on the meta device. Megatron's groups must exist."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Megatron's, about optional packages that neva does not use
+        from neva.model.build import count_parameters, meta_model, set_trainable
+
+        vision, language = vision_config_of(model_cfg), language_config_of(model_cfg)
+        model = meta_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type)
+    set_trainable(model, trained_parts(model_cfg))
+    return [PartSize(name, *counts) for name, counts in count_parameters(model).items()]
+
+
+def find_image(model_cfg: DictConfig, found: Findings) -> None:
+    """Adds how many positions of a sequence an image takes."""
+    vision = vision_config_of(model_cfg)
+    positions = tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type)
+    found.add(
+        "image",
+        f"{positions} positions ({vision.image_size} px, patches of {vision.patch_size} px) "
+        f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
+    )
