@@ -21,7 +21,7 @@ from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
 from neva.config.schema import check_purpose
 from neva.distributed import launch
-from neva.errors import ConfigError
+from neva.errors import ConfigError, UserError, print_problems
 
 NOT_READY = 1
 BAD_CONFIGURATION = 2
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        Exit code: 0 done, 1 something that the run needs is missing, 2 the command or its configuration is wrong.
+        Exit code: 0 done, 1 something that the run needs is missing or broken, 2 the command or its configuration is
+        wrong.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -81,10 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_CONFIGURATION
     try:
         return verb.run(words[1:])
-    except ConfigError as error:
-        for problem in str(error).splitlines():
-            print(f"neva: {problem}", file=sys.stderr)
-        return BAD_CONFIGURATION
+    except UserError as error:
+        print_problems(error)
+        return error.exit_code
 
 
 def train(arguments: list[str]) -> int:
