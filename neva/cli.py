@@ -11,14 +11,15 @@ from types import ModuleType
 
 from neva import __version__, commands
 from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
-from neva.errors import ConfigError, UserError
+from neva.errors import ConfigError, UserError, print_problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb.
 
     Returns:
-        Exit code: 0 done, 1 something that the run needs is missing, 2 the command or its configuration is wrong.
+        Exit code: 0 done, 1 something that the run needs is missing or broken, 2 the command or its configuration is
+        wrong.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -30,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _verb(words[0]).main(words[1:])
     except UserError as error:
-        for problem in str(error).splitlines():
-            print(f"neva: {problem}", file=sys.stderr)
+        print_problems(error)
         return error.exit_code
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(ValueError):
     """Something that the user can mend: what was found, what was expected, what to change.
@@ -11,6 +13,8 @@ class UserError(ValueError):
     """
 
     exit_code = 1
+    is_printed = False
+    """Whether this process has printed it, or leaves that to another one of the same machine."""
 
 
 class ConfigError(UserError):
@@ -34,5 +38,29 @@ class CheckpointError(UserError):
     """A `.nemo`, a training checkpoint or a folder of weights that cannot be read, does not fit, or is not proven."""
 
 
-class LaunchError(UserError):
-    """Processes that do not meet, or do not run the same thing."""
+class LaunchError(ConfigError):
+    """An environment or a command that does not bring the processes of a run together to run the same thing."""
+
+
+class RankError(UserError):
+    """What the user can mend, found by one process of the run and raised by all of them.
+
+    Args:
+        message: names the rank and its host in each line.
+        exit_code: of the error that the rank found.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message, exit_code)
+        self.message, self.exit_code = message, exit_code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def print_problems(error: UserError) -> None:
+    """Prints `error` on stderr, a line for each problem, unless that is done."""
+    if not error.is_printed:
+        sys.stderr.writelines(f"neva: {problem}\n" for problem in str(error).splitlines())
+        sys.stderr.flush()
+    error.is_printed = True

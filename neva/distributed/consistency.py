@@ -16,7 +16,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 import neva
-from neva.errors import ConfigError
+from neva.errors import LaunchError
 
 LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
 """Packages whose version decides what is computed."""
@@ -30,11 +30,11 @@ WEIGHTS = (
     "model.tokenizer.model",
 )
 
-_FIRST_WORD_S = 3.0
+_RANK_0_SPEAKS_S = 3.0
 _BLOCK_BYTES = 1 << 20
 
 
-class RankMismatch(ConfigError):
+class RankMismatch(LaunchError):
     """Ranks differ. Rank 0's says which and in what, the others' are empty: one sentence for the whole run."""
 
 
@@ -66,27 +66,29 @@ def compare_ranks(mine: Mapping[str, str]) -> None:
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
     if len(set(_gathered(digest))) == 1:
         return
-    all_facts, hosts = _gathered(dict(mine)), _gathered(socket.gethostname())
+    fingerprints, hosts = _gathered(dict(mine)), _gathered(socket.gethostname())
     if dist.get_rank() == 0:
-        raise RankMismatch(disagreement(all_facts, hosts))
+        raise RankMismatch(disagreement(fingerprints, hosts))
     # a launcher that sees one process end may kill the others: rank 0 speaks first
-    time.sleep(_FIRST_WORD_S)
+    time.sleep(_RANK_0_SPEAKS_S)
     raise RankMismatch("")
 
 
-def disagreement(all_facts: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> str:
+def disagreement(fingerprints: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> str:
     """Returns the sentence on the first rank that differs from rank 0, and how many more do."""
-    differing = [rank for rank, theirs in enumerate(all_facts) if theirs != all_facts[0]]
-    rank, first = differing[0], all_facts[0]
+    differing = [rank for rank, theirs in enumerate(fingerprints) if theirs != fingerprints[0]]
+    rank, first = differing[0], fingerprints[0]
     names = sorted(
-        name for name in first.keys() | all_facts[rank].keys() if first.get(name) != all_facts[rank].get(name)
+        name
+        for name in first.keys() | fingerprints[rank].keys()
+        if first.get(name) != fingerprints[rank].get(name)
     )
     name = names[0]
     more = f", and {len(names) - 1} more" if len(names) > 1 else ""
     others = f" (so do {len(differing) - 1} other ranks)" if len(differing) > 1 else ""
     return (
         f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}{others}: {name} is "
-        f"{all_facts[rank].get(name, 'absent')} there and {first.get(name, 'absent')} on rank 0{more}; start every "
+        f"{fingerprints[rank].get(name, 'absent')} there and {first.get(name, 'absent')} on rank 0{more}; start every "
         "rank with the same command, code and files"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from neva.errors import ConfigError
+from neva.errors import LaunchError
 
 LOCAL = "local"
 STARTED = "started"
@@ -50,7 +50,7 @@ def identify(devices: int, num_nodes: int, environment: Mapping[str, str] = os.e
     """Returns the place of this process in a run of `devices * num_nodes` processes.
 
     Raises:
-        ConfigError: the environment contradicts itself or the numbers.
+        LaunchError: the environment contradicts itself or the numbers.
     """
     size = devices * num_nodes
     if "TORCHELASTIC_RUN_ID" in environment:
@@ -88,7 +88,7 @@ def _torchrun(devices: int, num_nodes: int, environment: Mapping[str, str]) -> L
     values = {name: _integer(environment, name, "torchrun sets it") for name in names}
     size, local_size = values["WORLD_SIZE"], values["LOCAL_WORLD_SIZE"]
     if size != devices * num_nodes or local_size != devices:
-        raise ConfigError(
+        raise LaunchError(
             f"torchrun started {size} processes, {local_size} on this node, but trainer.devices={devices} x "
             f"trainer.num_nodes={num_nodes} is {devices * num_nodes}: set trainer.devices to --nproc-per-node and "
             "trainer.num_nodes to --nnodes"
@@ -100,13 +100,13 @@ def _started(devices: int, num_nodes: int, environment: Mapping[str, str]) -> La
     remedy = "unset LOCAL_RANK to have neva start the processes of this node, or start them with torchrun"
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(name):
-            raise ConfigError(f"LOCAL_RANK={environment['LOCAL_RANK']} is set but {name} is not: {remedy}")
+            raise LaunchError(f"LOCAL_RANK={environment['LOCAL_RANK']} is set but {name} is not: {remedy}")
     _refuse_other_size(devices, num_nodes, environment)
     local_rank = _integer(environment, "LOCAL_RANK", remedy, devices)
     node_rank = _node_rank(num_nodes, environment)
     rank = node_rank * devices + local_rank
     if "RANK" in environment and _integer(environment, "RANK", remedy) != rank:
-        raise ConfigError(
+        raise LaunchError(
             f"RANK={environment['RANK']}, but NODE_RANK={node_rank} x trainer.devices={devices} + "
             f"LOCAL_RANK={local_rank} is {rank}: make them agree, or start the processes with torchrun"
         )
@@ -117,13 +117,13 @@ def _slurm(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Laun
     remedy = f"ask for --nodes={num_nodes} --ntasks-per-node={devices} and start neva with srun"
     tasks, nodes = (_integer(environment, name, remedy) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
     if tasks != devices * num_nodes or nodes != num_nodes:
-        raise ConfigError(
+        raise LaunchError(
             f"srun started {tasks} tasks on {nodes} nodes, but trainer.devices={devices} x "
             f"trainer.num_nodes={num_nodes} is {devices * num_nodes}: {remedy}, or change the two keys"
         )
     if tasks > 1 and environment.get("SLURM_NTASKS_PER_NODE") != str(devices):
         found = environment.get("SLURM_NTASKS_PER_NODE", "not set")
-        raise ConfigError(
+        raise LaunchError(
             f"SLURM_NTASKS_PER_NODE is {found}, but trainer.devices={devices}: {remedy} (--ntasks is not enough)"
         )
     ranks = [
@@ -138,7 +138,7 @@ def _local(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Laun
     if num_nodes > 1:
         missing = [n for n in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(n)]
         if missing:
-            raise ConfigError(
+            raise LaunchError(
                 f"trainer.num_nodes={num_nodes} but {', '.join(missing)} not set: give each node's command MASTER_ADDR "
                 "and MASTER_PORT of the first node and its own NODE_RANK, or start the processes with torchrun or srun"
             )
@@ -152,7 +152,7 @@ def _refuse_node_count(devices: int, num_nodes: int, environment: Mapping[str, s
     size, rank = environment.get("WORLD_SIZE"), environment.get("RANK")
     if rank is None or "NODE_RANK" in environment or size != str(num_nodes) or devices * num_nodes == 1:
         return
-    raise ConfigError(
+    raise LaunchError(
         f"WORLD_SIZE={size} and RANK={rank} count nodes here (as on PAI-DLC), but neva counts processes: export "
         f"NODE_RANK=$RANK WORLD_SIZE={devices * num_nodes} and unset RANK"
     )
@@ -161,7 +161,7 @@ def _refuse_node_count(devices: int, num_nodes: int, environment: Mapping[str, s
 def _refuse_other_size(devices: int, num_nodes: int, environment: Mapping[str, str]) -> None:
     stated = environment.get("WORLD_SIZE")
     if stated is not None and stated != str(devices * num_nodes):
-        raise ConfigError(
+        raise LaunchError(
             f"the environment says WORLD_SIZE={stated}, but trainer.devices={devices} x "
             f"trainer.num_nodes={num_nodes} is {devices * num_nodes}: make them agree, or unset WORLD_SIZE"
         )
@@ -189,5 +189,5 @@ def _integer(
     text = environment.get(name, "")
     if not text.isdecimal() or int(text) < low or (below is not None and int(text) >= below):
         expected = f"a number from {low}" + ("" if below is None else f" to {below - 1}")
-        raise ConfigError(f"{name} is {text or 'not set'}, expected {expected}: {remedy}")
+        raise LaunchError(f"{name} is {text or 'not set'}, expected {expected}: {remedy}")
     return int(text)

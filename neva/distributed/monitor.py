@@ -25,6 +25,7 @@ from typing import Any
 import torch.distributed as dist
 
 from neva.distributed import error_summary
+from neva.errors import RankError, UserError, print_problems
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _POLL_S = 0.5
 _CAUSE_S = 2.0
 """How long a rank that only lost a connection waits to hear why."""
 
-_KEY = "neva/watch"
+_KEY = "neva/monitor"
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """Seconds until the first probe, seconds between probes, probes: a lost host is noticed after 30 s."""
 
@@ -58,7 +59,7 @@ class FailureMonitor:
         rank: of this process.
         store: where rank 0 leaves the port and the token that its peers must know.
         host: rank 0's machine.
-        logs: whether this process logs what it hears; one process a machine does.
+        logs: whether this process says why the run stops; one process a machine does.
         children: processes that this one started and that must not outlive it.
     """
 
@@ -71,8 +72,11 @@ class FailureMonitor:
         children: Sequence[subprocess.Popen[Any]] = (),
     ) -> None:
         self.rank, self.logs, self.children = rank, logs, children
-        self.name = f"rank {rank} on {socket.gethostname()} (process {os.getpid()})"
+        self.place = f"rank {rank} on {socket.gethostname()}"
+        self.name = f"{self.place} (process {os.getpid()})"
         self.failure: str | None = None
+        self.user_error: RankError | None = None
+        """What stopped the run, if the user can mend it."""
         self.error: BaseException | None = None
         self.failed = threading.Event()
         self.closing = False
@@ -84,7 +88,7 @@ class FailureMonitor:
             self._listen(store)
         else:
             self._connect(store, host)
-        self.thread = threading.Thread(target=self._run, name="neva-watch", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="neva-monitor", daemon=True)
         self.thread.start()
 
     # What the training loop calls
@@ -94,7 +98,11 @@ class FailureMonitor:
         self.error = error
         if error_summary.is_secondary(error):
             self.failed.wait(_CAUSE_S)
-        self._fail(f"{self.name} failed: {error_summary.describe(error)}", tell=True)
+        user_error = None
+        if isinstance(error, UserError):
+            lines = (f"{self.place}: {problem}" for problem in str(error).splitlines())
+            user_error = RankError("\n".join(lines), error.exit_code)
+        self._fail(f"{self.name} failed: {error_summary.describe(error)}", tell=True, user_error=user_error)
 
     def close(self) -> None:
         """Leaves; after a failure, children that do not end by themselves are killed."""
@@ -156,36 +164,49 @@ class FailureMonitor:
             self._drop(peer)
 
     def _handle_message(self, peer: _Peer, line: bytes) -> None:
-        """Whoever does not begin with the token is a stranger and is not listened to."""
+        """Acts on a message; a connection that does not begin with the token is not of this run, and ignored."""
         if peer.rank < 0 and self.token.encode() not in line:
             return
         message = json.loads(line)
         peer.rank, peer.name = message.get("rank", peer.rank), message.get("name", peer.name)
         peer.has_left |= "left" in message
         if "failed" in message:
-            self._fail(message["failed"], tell=self.rank == 0)
+            problems, exit_code = message.get("problems"), message.get("exit_code")
+            user_error = None if problems is None else RankError(problems, exit_code)
+            self._fail(message["failed"], tell=self.rank == 0, user_error=user_error)
 
     def _drop(self, peer: _Peer) -> None:
         self.selector.unregister(peer.connection)
         self.peers.remove(peer)
         if peer.rank >= 0 and not peer.has_left and not self.closing:
             self._fail(
-                f"{peer.name} ended without a token: killed, or its machine is lost", tell=self.rank == 0
+                f"{peer.name} ended without a word: killed, or its machine is lost", tell=self.rank == 0
             )
 
-    def _fail(self, failure: str, tell: bool) -> None:
+    def _fail(self, failure: str, tell: bool, user_error: RankError | None = None) -> None:
+        """Takes note of the first failure, the one that counts, and passes it on."""
         with self.lock:
             if self.failure is not None:
                 return
-            self.failure = failure
+            self.failure, self.user_error = failure, user_error
             if tell:
-                self._send({"failed": failure})
+                problems = user_error and {"problems": user_error.message, "exit_code": user_error.exit_code}
+                self._send({"failed": failure, **(problems or {})})
             if self.logs:
-                logger.error("%s; all processes stop", failure)
+                self._say_why()
+            elif user_error is not None:
+                user_error.is_printed = True  # by the process of this machine that logs
             self.exit_timer = threading.Timer(GRACE_S, self._exit)
             self.exit_timer.daemon = True
             self.exit_timer.start()
             self.failed.set()
+
+    def _say_why(self) -> None:
+        """At once: a launcher that sees one process end may kill this one, or it is stuck in a collective."""
+        if self.user_error is not None:
+            print_problems(self.user_error)
+        else:
+            logger.error("%s; all processes stop", self.failure)
 
     def _send(self, message: dict[str, Any]) -> None:
         for peer in list(self.peers):
@@ -197,6 +218,8 @@ class FailureMonitor:
     def _exit(self) -> None:
         """The main thread is stuck, most likely in a collective: nothing but the end of the process frees it."""
         self._end_children(0)
+        if self.user_error is not None:
+            os._exit(self.user_error.exit_code)
         traceback.print_exception(self.error)
         sys.stderr.flush()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""How the processes of a run meet: a store at MASTER_ADDR:MASTER_PORT, or one sentence on why they did not."""
+"""How the processes of a run meet: in a store at MASTER_ADDR:MASTER_PORT, or one sentence on why they did not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from neva.errors import ConfigError
+from neva.errors import LaunchError
 
 _PAUSE_S = 0.5
 
 
-def open_store(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> dist.Store:
+def rendezvous_store(rank: int, world_size: int, host: str, port: int, timeout_s: float) -> dist.Store:
     """Returns the store through which the process group is built, once all processes have joined it.
 
     Args:
@@ -27,7 +27,7 @@ def open_store(rank: int, world_size: int, host: str, port: int, timeout_s: floa
         timeout_s: how long the others are waited for.
 
     Raises:
-        ConfigError: the port is taken or cannot be reached, or not all processes came in time.
+        LaunchError: the port is taken or cannot be reached, or not all processes came in time.
     """
     if rank > 0:
         await_port(host, port, timeout_s)
@@ -39,7 +39,7 @@ def open_store(rank: int, world_size: int, host: str, port: int, timeout_s: floa
         store, _, _ = next(iter(rendezvous("env://", rank, world_size, timeout=waited)))
     except dist.DistError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
+        raise LaunchError(
             f"not all {world_size} processes met at {host}:{port} within {timeout_s:g} s ({reason}): start the command "
             "on every node with the same trainer.num_nodes and trainer.devices, or raise trainer.join_timeout_s"
         ) from error
@@ -50,7 +50,7 @@ def await_port(host: str, port: int, timeout_s: float) -> None:
     """Returns when something listens at `host:port`.
 
     Raises:
-        ConfigError: nothing does within `timeout_s`, with the last reason.
+        LaunchError: nothing does within `timeout_s`, with the last reason.
     """
     begin = time.monotonic()
     reason = "no answer"
@@ -61,14 +61,14 @@ def await_port(host: str, port: int, timeout_s: float) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(min(_PAUSE_S, max(0.0, left_s)))
-    raise ConfigError(
+    raise LaunchError(
         f"{socket.gethostname()} could not reach MASTER_ADDR:MASTER_PORT {host}:{port} within {timeout_s:g} s "
         f"({reason}): start the first node, check its address and firewall, or raise trainer.join_timeout_s"
     )
 
 
 def refuse_taken_port(port: int) -> None:
-    """Raises ConfigError when another program listens at `port` of this machine."""
+    """Raises LaunchError when another program listens at `port` of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -76,6 +76,6 @@ def refuse_taken_port(port: int) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise ConfigError(
+            raise LaunchError(
                 f"MASTER_PORT={port} of {socket.gethostname()} is taken by another program: choose a free port"
             ) from error

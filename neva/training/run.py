@@ -44,6 +44,7 @@ def train(cfg: DictConfig) -> Path:
 
     Raises:
         SystemExit: with PREEMPTED on rank 0, when SIGTERM told the run to stop and it has saved.
+        UserError: what the user can mend; of several processes, the same on all.
     """
     with launch.restored_environment():
         return _train(cfg)
@@ -72,6 +73,11 @@ def _train(cfg: DictConfig) -> Path:
         trainer.fit(module)
     except SystemExit as stop:
         raise SystemExit(stop.code or (PREEMPTED if trainer.is_global_zero else 0)) from None
+    except Exception:
+        strategy: Any = trainer.strategy
+        if strategy.session.user_error is not None:
+            raise strategy.session.user_error from None
+        raise
     return run_dir
 
 
@@ -114,8 +120,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         context=model.context_parallel_size,
         virtual_pipeline=model.virtual_pipeline_model_parallel_size,
     )
-    facts = partial(consistency.fingerprint, cfg)
-    gathering = ProcessSession(facts, trainer.distributed_timeout_s, trainer.join_timeout_s)
+    fingerprint = partial(consistency.fingerprint, cfg)
+    session = ProcessSession(fingerprint, trainer.distributed_timeout_s, trainer.join_timeout_s)
     fixed: dict[str, Any] = {
         "max_epochs": -1,  # the loader runs across epochs and ends with the last step
         "use_distributed_sampler": False,
@@ -127,7 +133,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         "limit_val_batches": 0,
     }
     return Trainer(
-        strategy=MegatronStrategy(layout, model.seed, gathering),
+        strategy=MegatronStrategy(layout, model.seed, session),
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         accelerator=trainer.accelerator,

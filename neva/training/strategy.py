@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from nemo.utils.model_utils import ckpt_to_dir
 
 from neva.checkpoint import store
@@ -21,19 +22,29 @@ class MegatronStrategy(DDPStrategy):
     """Starts local processes as Lightning's DDP does; everything behind the process group is Megatron's."""
 
     def __init__(
-        self, layout: groups.ParallelSizes, seed: int, gathering: ProcessSession, **kwargs: Any
+        self, layout: groups.ParallelSizes, seed: int, session: ProcessSession, **kwargs: Any
     ) -> None:
-        super().__init__(timeout=datetime.timedelta(seconds=gathering.timeout_s), **kwargs)
+        super().__init__(timeout=datetime.timedelta(seconds=session.timeout_s), **kwargs)
         self.layout = layout
         self.seed = seed
-        self.gathering = gathering
+        self.session = session
 
     def setup_distributed(self) -> None:
         """Joins the process group and builds Megatron's groups, before any model exists."""
         self.set_world_ranks()
-        self.gathering.gather(self)
-        groups.init_model_parallel(self.layout, self.seed, self.gathering.timeout_s)
-        self.gathering.show()
+        environment, launcher = self.cluster_environment, self.launcher
+        assert environment is not None
+        host, port = ("", 0) if self.world_size == 1 else (environment.main_address, environment.main_port)
+        self.session.start(
+            self.global_rank,
+            self.world_size,
+            host,
+            port,
+            self.local_rank,
+            launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else [],
+        )
+        groups.init_model_parallel(self.layout, self.seed, self.session.timeout_s)
+        self.session.log_ranks()
 
     def configure_ddp(self) -> None:
         """Nothing: the backend wraps the model."""
@@ -101,8 +112,8 @@ class MegatronStrategy(DDPStrategy):
         """Leaves the process groups."""
         super().teardown()
         groups.destroy()
-        self.gathering.leave()
+        self.session.close()
 
     def on_exception(self, exception: BaseException) -> None:
         """Lets the other ranks know."""
-        self.gathering.report(exception)
+        self.session.report_failure(exception)

@@ -15,7 +15,7 @@ from tests.megatron import free_ports, launcher_free
 from tests.training.conftest import colours  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
-FAILING = ROOT / "tests" / "parallel" / "failing.py"
+FAILING = ROOT / "tests" / "distributed" / "failing.py"
 TRAINING = ROOT / "scripts" / "neva_finetune.py"
 TWO = ["trainer.devices=2", "model.data.pad_to_multiple_of=4"]
 TIMEOUT_S = 300
@@ -56,7 +56,9 @@ def fail(
 def running(token: str) -> list[str]:
     """Processes of this machine with `token` in their command."""
     commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in commands.splitlines() if token in line and "tests/parallel/failing.py" in line]
+    return [
+        line for line in commands.splitlines() if token in line and "tests/distributed/failing.py" in line
+    ]
 
 
 def test_a_rank_that_raises_under_torchrun_stops_the_others_and_its_error_is_in_the_log(
@@ -91,7 +93,7 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(
 ) -> None:
     log, seconds = fail(tmp_path, colours, "save,1,3")
     assert seconds < 60
-    assert re.search(r"rank 1 on \S+ \(process \d+\) ended without a token: killed", log)
+    assert re.search(r"rank 1 on \S+ \(process \d+\) ended without a word: killed", log)
     folder = tmp_path / "run" / "checkpoints"
     half = list((folder / ".writing").iterdir())
     assert ["step=4-" in path.name for path in half] == [True]

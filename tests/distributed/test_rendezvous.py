@@ -24,7 +24,7 @@ def test_a_first_node_that_does_not_answer_is_named_after_the_stated_time() -> N
     with pytest.raises(
         ConfigError, match=rf"could not reach .* 127\.0\.0\.1:{port} within 1 s \(Connection refused\)"
     ):
-        rendezvous.open_store(1, 2, "127.0.0.1", port, timeout_s=1.0)
+        rendezvous.rendezvous_store(1, 2, "127.0.0.1", port, timeout_s=1.0)
     assert 1.0 <= time.monotonic() - begin < 3.0
     with pytest.raises(
         ConfigError, match=r"could not reach .* no-such-host\.invalid:6000 within 0\.5 s \(.*[Nn]ame"
@@ -39,14 +39,14 @@ def test_ranks_that_do_not_come_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(
         ConfigError, match=rf"not all 3 processes met at 127\.0\.0\.1:{port} within 1 s \(.*1/3"
     ):
-        rendezvous.open_store(0, 3, "127.0.0.1", port, timeout_s=1.0)
+        rendezvous.rendezvous_store(0, 3, "127.0.0.1", port, timeout_s=1.0)
 
 
 def test_a_taken_port_is_refused_by_its_number() -> None:
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"MASTER_PORT={port} of .* is taken by another program"):
-            rendezvous.open_store(0, 2, "127.0.0.1", port, timeout_s=1.0)
+            rendezvous.rendezvous_store(0, 2, "127.0.0.1", port, timeout_s=1.0)
 
 
 def test_data_code_and_configuration_are_among_the_facts(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_sentence_names_the_first_rank_that_differs_and_counts_the_rest() ->
 def test_an_error_of_a_collective_is_described_with_operation_group_and_place() -> None:
     with pytest.raises(RuntimeError) as raised:
         dist.recv(torch.zeros(1), src=0)  # there is no other process, so gloo refuses
-    place = r"`dist\.recv\(torch\.zeros\(1\), src=0\).*` at parallel/test_meeting\.py:\d+"
+    place = r"`dist\.recv\(torch\.zeros\(1\), src=0\).*` at distributed/test_rendezvous\.py:\d+"
     assert re.match(
         rf"recv over default_pg \[0\], {place}: RuntimeError: .+", error_summary.describe(raised.value)
     )

@@ -1,0 +1,64 @@
+"""What a user can mend ends a run as one sentence and status 1, wherever in the run it is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.megatron import launcher_free
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "neva", "train", "--config-name", "quickstart_finetune"]
+SCRIPT = [sys.executable, str(ROOT / "scripts" / "neva_finetune.py"), "--config-name", "quickstart_finetune"]
+TWO_PROCESSES = ["trainer.devices=2", "model.data.pad_to_multiple_of=4"]
+WORKER = ["model.data.num_workers=1"]
+TIMEOUT_S = 300
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "place"),
+    [
+        pytest.param(SCRIPT, [], "", id="in the main process"),
+        pytest.param(COMMAND, WORKER, "", id="in a worker of the data loader"),
+        pytest.param(COMMAND, TWO_PROCESSES, r"rank 1 on \S+: ", id="on the second of two ranks"),
+        pytest.param(COMMAND, [*TWO_PROCESSES, *WORKER], r"rank 1 on \S+: ", id="in a worker of that rank"),
+    ],
+)
+def test_a_broken_record_is_one_sentence(
+    tmp_path: Path, colours: list[str], command: list[str], overrides: list[str], place: str
+) -> None:
+    data = break_record(1, tmp_path, colours)  # in file order, the second of two ranks reads the odd ones
+    log = tmp_path / "log"
+    run = [f"exp_manager.exp_dir={tmp_path}", "exp_manager.name=run", "trainer.max_steps=3"]
+    settings = [*colours, f"model.data.data_path={data}", "model.data.dataloader_type=single"]
+    environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as file:  # not a pipe, which a child that is left behind would keep open
+        ended = subprocess.run(
+            [*command, *settings, *run, *overrides], env=environment, stderr=file, timeout=TIMEOUT_S
+        )
+    text = log.read_text()
+    assert ended.returncode == 1, text
+    (sentence,) = re.findall("^neva: .*$", text, re.MULTILINE)
+    assert re.fullmatch(
+        rf"neva: {place}{re.escape(str(data))}, record 1 \(id 'broken'\): found 0 <image> placeholders for 1 images; "
+        "each image needs exactly one",
+        sentence,
+    )
+    assert "Traceback" not in text and "ERROR" not in text
+
+
+def break_record(number: int, folder: Path, colours: list[str]) -> Path:
+    """Writes the records again with one that has an image and no placeholder; returns the new file."""
+    (source,) = (text.partition("=")[2] for text in colours if text.startswith("model.data.data_path="))
+    records = json.loads(Path(source).read_text())
+    records[number]["id"] = "broken"
+    records[number]["conversations"][0]["value"] = "what colour is this?"
+    data = folder / "data.json"
+    data.write_text(json.dumps(records))
+    return data
