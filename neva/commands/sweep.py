@@ -25,7 +25,7 @@ RUN_NAME = "exp_manager.name"
 
 HYDRA_OVERRIDES = (
     "hydra.output_subdir=null",
-    "hydra/job_logging=disabled",
+    "hydra/job_logging=none",
     "hydra.sweep.dir=nemo_experiments/multirun/${now:%Y-%m-%d_%H-%M-%S}",
 )
 """A job's own folder is exp_manager's; Hydra keeps only the list of jobs."""
@@ -66,7 +66,7 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
         codes.append(subprocess.run([*command, *words], check=False).returncode)
 
     with tempfile.TemporaryDirectory() as scratch:
-        silent = ["hydra/hydra_logging=disabled", f"hydra.sweep.dir={scratch}"]
+        silent = ["hydra/hydra_logging=none", f"hydra.sweep.dir={scratch}"]
         _multirun(check_job, recipe, [*opened, *silent], conf_dir)
     if problems:
         raise ConfigError("\n".join(problems))

@@ -127,7 +127,7 @@ def test_a_recipe_takes_family_and_positions_from_what_is_registered(tmp_path: P
 
 
 def test_a_recipe_that_names_another_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"llm\.family=.llama. but .* gives .toy_lm."):
+    with pytest.raises(ConfigError, match=r"llm\.family=llama but .* gives toy_lm"):
         recipe(tmp_path, "model.mm_cfg.llm.family=llama")
 
 
