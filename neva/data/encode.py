@@ -24,12 +24,12 @@ def encode(
     bos: bool,
     max_length: int,
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of the same length, not shifted, at most `max_length`.
+    """Returns token ids and labels of the same length, not shifted, at most `max_length`.
 
     Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
     LLaVA's `tokenizer_image_token`; a placeholder becomes `image_tokens` times `IMAGE_TOKEN_ID`. A token
     carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
-    beginning-of-sequence token first, where it has one. Text beyond `max_length` is cut from the right; an
+    beginning-of-sequence token first, where it has one. Text beyond `max_length` is truncated on the right; an
     image there is a `SampleError`, as is a special token written by a user.
     """
     _check_special_tokens(segments, tokenizer)
@@ -61,7 +61,7 @@ def encode(
 
 @dataclass(frozen=True)
 class ConversationEncoder:
-    """Everything that decides which ids a conversation becomes; training and inference share one."""
+    """Everything that decides which ids a conversation becomes, for training and inference alike."""
 
     tokenizer: PreTrainedTokenizerFast
     template: Template
@@ -72,7 +72,7 @@ class ConversationEncoder:
     def sample(
         self, turns: Sequence[Turn], image_count: int, system: str | None = None
     ) -> tuple[list[int], list[int]]:
-        """Ids and unshifted labels of a training sample; `SampleError` when no label is left."""
+        """Returns ids and unshifted labels of a training sample; SampleError when no label is left."""
         segments = self._render(turns, image_count, system)
         input_ids, labels = encode(
             segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, self.max_length
@@ -86,8 +86,7 @@ class ConversationEncoder:
         return input_ids, labels
 
     def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
-        """Ids of a question up to where the answer begins: the training sample's, so far as it is the
-        same."""
+        """Returns the ids of a question up to where the answer begins, as a training sample has them."""
         segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
         whole, _ = encode(
             segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, max_length=sys.maxsize

@@ -31,7 +31,7 @@ def describe(error: BaseException) -> str:
 
 
 def _collective(error: BaseException) -> str | None:
-    """Op, group and ranks, line of code and its place, from the frames that the error came through."""
+    """Returns op, group and ranks, and the line of code with its file, from the frames that the error came through."""
     frames = list(traceback.walk_tb(error.__traceback__))
     ours = [(frame, line) for frame, line in frames if not _is_plumbing(frame.f_code.co_filename)]
     if not ours:

@@ -177,6 +177,7 @@ class FailureMonitor:
 
     def _drop(self, peer: _Peer) -> None:
         self.selector.unregister(peer.connection)
+        peer.connection.close()
         self.peers.remove(peer)
         if peer.rank >= 0 and not peer.has_left and not self.closing:
             self._fail(

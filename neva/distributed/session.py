@@ -1,4 +1,4 @@
-"""How the processes of a run meet, compare what they run, watch each other and part."""
+"""How the processes of a run meet, compare what they run, monitor each other and part."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ def sample(name: str, length: int, images: int = 0) -> Sample:
     return Sample(ids, labels, marks.view(-1, 1, 1, 1).expand(images, 3, 4, 4), name)
 
 
-def test_a_share_is_written_out() -> None:
-    share = [sample("a", 4), sample("c", 5, images=1), sample("b", 7, images=2), sample("d", 3)]
-    first, second = collate(share, micro_batch_size=2, pad_id=PAD, pad_to_multiple_of=4, same_length=False)
+def test_a_shard_is_written_out() -> None:
+    shard = [sample("a", 4), sample("c", 5, images=1), sample("b", 7, images=2), sample("d", 3)]
+    first, second = collate(shard, micro_batch_size=2, pad_id=PAD, pad_to_multiple_of=4, same_length=False)
     i, x = IMAGE_TOKEN_ID, IGNORE_INDEX
     assert first.record_ids == ["b", "c"]
     assert first.input_ids.tolist() == [
@@ -46,8 +46,8 @@ def test_shapes_and_types_are_those_of_the_model() -> None:
 
 
 def test_with_same_length_every_micro_batch_is_as_long_as_the_longest() -> None:
-    share = [sample("a", 4), sample("b", 11, images=1), sample("c", 5), sample("d", 3)]
-    lengths = {same: [b.input_ids.shape for b in collate(share, 2, PAD, 8, same)] for same in (False, True)}
+    shard = [sample("a", 4), sample("b", 11, images=1), sample("c", 5), sample("d", 3)]
+    lengths = {same: [b.input_ids.shape for b in collate(shard, 2, PAD, 8, same)] for same in (False, True)}
     assert lengths == {False: [(2, 16), (2, 8)], True: [(2, 16), (2, 16)]}
 
 
@@ -62,16 +62,16 @@ def label_pairs(batches: list[Batch]) -> list[tuple[str, int, int]]:
     )
 
 
-def test_the_labels_are_the_same_however_the_share_is_cut() -> None:
+def test_the_labels_are_the_same_however_the_shard_is_split() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(6, 40, (24,), generator=generator).tolist()
-    share = [sample(f"r{number:02}", length, images=number % 3) for number, length in enumerate(lengths)]
+    shard = [sample(f"r{number:02}", length, images=number % 3) for number, length in enumerate(lengths)]
     expected = sorted(
-        (s.record_id, len(s.labels) - back - 1, int(s.labels[-back])) for s in share for back in (1, 2)
+        (s.record_id, len(s.labels) - back - 1, int(s.labels[-back])) for s in shard for back in (1, 2)
     )
     for size in (1, 2, 3, 8, 24):
         for same_length in (False, True):
-            batches = collate(share, size, PAD, 8, same_length)
+            batches = collate(shard, size, PAD, 8, same_length)
             assert label_pairs(batches) == expected
             assert [len(batch.record_ids) for batch in batches] == [size] * (24 // size)
             assert sum(len(batch.pixel_values) for batch in batches) == 24
@@ -81,12 +81,12 @@ def test_the_labels_are_the_same_however_the_share_is_cut() -> None:
 
 
 def test_samples_of_similar_length_share_a_micro_batch() -> None:
-    share = [sample(str(length), length) for length in (3, 30, 4, 29, 5, 28)]
-    batches = collate(share, 2, PAD, 1, same_length=False)
+    shard = [sample(str(length), length) for length in (3, 30, 4, 29, 5, 28)]
+    batches = collate(shard, 2, PAD, 1, same_length=False)
     assert [batch.record_ids for batch in batches] == [["30", "29"], ["28", "5"], ["4", "3"]]
 
 
-def test_a_share_is_two_blocks_of_memory() -> None:
+def test_a_shard_is_two_blocks_of_memory() -> None:
     batches = collate([sample(str(n), 6 + n, images=1) for n in range(8)], 2, PAD, 4, same_length=False)
     integers = {
         tensor.untyped_storage().data_ptr() for batch in batches for tensor in (batch.input_ids, batch.labels)

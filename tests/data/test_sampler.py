@@ -46,21 +46,21 @@ def test_an_epoch_shows_no_record_twice_and_leaves_out_what_does_not_fill_a_batc
 @pytest.mark.parametrize("dataloader_type", ["cyclic", "single"])
 def test_the_ranks_together_consume_the_global_batch(size: int, dataloader_type: str) -> None:
     whole = list(sampler(dataloader_type=dataloader_type))
-    shares = [list(sampler(rank=rank, size=size, dataloader_type=dataloader_type)) for rank in range(size)]
+    shards = [list(sampler(rank=rank, size=size, dataloader_type=dataloader_type)) for rank in range(size)]
     for step, batch in enumerate(whole):
-        assert [len(share[step]) for share in shares] == [BATCH // size] * size
-        assert sorted(index for share in shares for index in share[step]) == sorted(batch)
-        for rank, share in enumerate(shares):
-            assert share[step] == batch[rank::size]
+        assert [len(shard[step]) for shard in shards] == [BATCH // size] * size
+        assert sorted(index for shard in shards for index in shard[step]) == sorted(batch)
+        for rank, shard in enumerate(shards):
+            assert shard[step] == batch[rank::size]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
 def test_resuming_anywhere_with_any_number_of_ranks_equals_the_unbroken_run(size: int) -> None:
     for cut in range(STEPS + 1):
         resumed = [list(sampler(consumed_samples=cut * BATCH, rank=rank, size=size)) for rank in range(size)]
-        assert all(len(share) == STEPS - cut for share in resumed)
+        assert all(len(shard) == STEPS - cut for shard in resumed)
         for step, batch in enumerate(UNBROKEN[cut:]):
-            assert [share[step] for share in resumed] == [batch[rank::size] for rank in range(size)]
+            assert [shard[step] for shard in resumed] == [batch[rank::size] for rank in range(size)]
 
 
 def test_nothing_is_left_behind_the_last_step() -> None:
