@@ -12,10 +12,19 @@ import torch
 
 from neva import cli
 from neva.formats.nemo import open_nemo
+from neva.registry import (
+    CONNECTORS,
+    LANGUAGE_FAMILIES,
+    SAMPLERS,
+    SOURCES,
+    TEMPLATES,
+    VISION_FAMILIES,
+)
 from tests.conftest import random_image
 from tests.convert.llava import write_tokenizer
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/extend.md"
+REGISTRIES = (LANGUAGE_FAMILIES, VISION_FAMILIES, CONNECTORS, TEMPLATES, SOURCES, SAMPLERS)
 SIZES = {
     "num_layers": 2,
     "hidden_size": 32,
@@ -49,11 +58,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for number in range(8):
         random_image(20, 16, number).save(folder / f"{number}.png")
     write_tokenizer(folder / "tokenizer")
-    before = Path.cwd()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(sys, "path", [*sys.path])
+        for registry in REGISTRIES:
+            patch.setattr(registry, "_members", {name: registry[name] for name in registry.names()})
         yield folder
-    assert Path.cwd() == before
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_parts"]:
+        del sys.modules[name]
 
 
 def overrides(folder: Path) -> list[str]:

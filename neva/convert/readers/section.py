@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.compose import compose
 from neva.convert.writers.hf_config import family_key, language_section, vision_section
@@ -19,18 +19,19 @@ def model_section(
 ) -> DictConfig:
     """Returns a complete `model` section for these sizes: what they do not say is what the fine-tuning recipe says."""
     recipe = compose("llava_7b_finetune", [])
-    recipe.model.merge_with(
-        {
-            **language_section(replace(language, family=None)),
-            "mm_cfg": {
-                "llm": {"from_pretrained": None, **family_key(language)},
-                "vision_encoder": {"from_pretrained": None, **vision_section(vision)},
-                "mm_mlp_adapter_type": adapter_type,
-                "pretrain_mm_mlp_adapter": None,
-            },
-            "data": {"conv_template": template, "image_aspect_ratio": aspect_ratio},
-        }
-    )
+    with open_dict(recipe.model):  # the family is a key that few models have
+        recipe.model.merge_with(
+            {
+                **language_section(replace(language, family=None)),
+                "mm_cfg": {
+                    "llm": {"from_pretrained": None, **family_key(language)},
+                    "vision_encoder": {"from_pretrained": None, **vision_section(vision)},
+                    "mm_mlp_adapter_type": adapter_type,
+                    "pretrain_mm_mlp_adapter": None,
+                },
+                "data": {"conv_template": template, "image_aspect_ratio": aspect_ratio},
+            }
+        )
     section = OmegaConf.create(OmegaConf.to_container(recipe, resolve=True)).model
     tokens = tokens_per_image(vision, adapter_type)
     side = [vision.image_size, vision.image_size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import re
@@ -63,8 +64,8 @@ class JsonSource:
     form = ".json (a list) or .jsonl (a record a line)"
 
     def accepts(self, path: Path) -> bool:
-        """Returns whether `path` is such a file, by its name."""
-        return path.is_file() and path.suffix.lower() in (".json", ".jsonl")
+        """Returns whether `path` is such a file, by its name or by the bracket that it begins with."""
+        return path.is_file() and (path.suffix.lower() in (".json", ".jsonl") or _begins_with_bracket(path))
 
     def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> JsonRecords:
         """Returns the records without those whose `dataset` is excluded.
@@ -137,6 +138,11 @@ def _image_names(value: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise SampleError(f"image must be a file name or a list of file names, found {value!r:.80}")
     return names
+
+
+def _begins_with_bracket(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _list_items(path: Path) -> Iterator[bytes]:
