@@ -17,18 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 import neva
 from neva.errors import LaunchError
+from neva.weights.resolve import WEIGHT_KEYS
 
 LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
 """Packages whose version decides what is computed."""
 
-WEIGHTS = (
-    "model.mm_cfg.llm.from_pretrained",
-    "model.mm_cfg.vision_encoder.from_pretrained",
-    "model.mm_cfg.pretrain_mm_mlp_adapter",
-    "model.restore_from_path",
-    "model.tokenizer.type",
-    "model.tokenizer.model",
-)
+FILE_KEYS = (*WEIGHT_KEYS, "model.tokenizer.type", "model.tokenizer.model")
+"""Keys that name files or folders, which count by names and sizes."""
 
 _RANK_0_SPEAKS_S = 3.0
 _BLOCK_BYTES = 1 << 20
@@ -50,7 +45,7 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     data = Path(cfg.model.data.data_path)
     if data.is_file():
         found[f"content of {data}"] = _digest_of_file(data)
-    for key in WEIGHTS:
+    for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():
             found[f"files of {source}"] = _listing(Path(source))
