@@ -11,13 +11,10 @@ from torch import Tensor
 
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.connector import projector_table
 from neva.families.language import language_config_from_hf
-from neva.families.naming import HFNaming
 from neva.families.vision import tower_shapes
 from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo, is_nemo1
-from neva.weights.lazy import Converted, Filtered
 from neva.weights.parts import language_weights, tower_weights
 
 logger = logging.getLogger(__name__)
@@ -46,18 +43,6 @@ def checked_language_weights(source: Path, language: LanguageConfig) -> Mapping[
 def vision_weights(source: Path, vision: VisionConfig) -> Mapping[str, Tensor]:
     """Returns the tensors of a vision tower in a Hugging Face folder or a `.nemo`."""
     return tower_weights(source, tower_shapes(vision, pooling_head=True))
-
-
-def projector_weights(
-    weights: Mapping[str, Tensor],
-    kind: str,
-    vision: VisionConfig,
-    language: LanguageConfig,
-    layout: HFNaming,
-) -> Mapping[str, Tensor]:
-    """Returns the tensors of a projector among `weights` in `layout`."""
-    table = projector_table(kind, vision.hidden_size, language.hidden_size, layout)
-    return Converted(table, Filtered(weights, layout.projector))
 
 
 def require_path(folder: str | Path | None, part: str, flag: str) -> Path:

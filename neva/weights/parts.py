@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from neva.families.configs import LanguageConfig
+from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.connector import projector_table
 from neva.families.language import language_prefixes, language_table
 from neva.families.mapping import Shape
 from neva.families.naming import LANGUAGE, LLAVA_HF, LLAVA_ORIGINAL, TEXT, TOWER, HFNaming, tower_prefix
@@ -55,6 +56,18 @@ def tower_weights(source: str | Path, shapes: Mapping[str, Shape]) -> Mapping[st
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(POOLING)}
     stored = Filtered(weights, prefix) if "vision_tower" in prefix else weights
     return Converted(tower_table(shapes, prefix), stored)
+
+
+def projector_weights(
+    weights: Mapping[str, Tensor],
+    kind: str,
+    vision: VisionConfig,
+    language: LanguageConfig,
+    layout: HFNaming,
+) -> Mapping[str, Tensor]:
+    """Returns the tensors of a projector among `weights` in `layout`."""
+    table = projector_table(kind, vision.hidden_size, language.hidden_size, layout)
+    return Converted(table, Filtered(weights, layout.projector))
 
 
 def language_naming(names: Iterable[str]) -> HFNaming:

@@ -11,7 +11,7 @@ from typing import Any
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import projector_weights, vision_weights
+from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section, stored_tokenizer
 from neva.errors import CheckpointError, DataError
 from neva.families.configs import VisionConfig
@@ -25,7 +25,7 @@ from neva.formats.json import json_text, parse_json
 from neva.registry import TEMPLATES
 from neva.templates.jinja import chat_template
 from neva.weights.lazy import Chained, Converted
-from neva.weights.parts import language_part
+from neva.weights.parts import language_part, projector_weights
 
 logger = logging.getLogger(__name__)
 

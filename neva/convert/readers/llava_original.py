@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.part_weights import projector_weights, vision_weights
+from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section, stored_tokenizer
 from neva.errors import CheckpointError
 from neva.families.language import language_config_from_hf, language_table
@@ -15,7 +15,7 @@ from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor
 from neva.formats.hf_folder import FolderWeights
 from neva.weights.lazy import Chained, Converted
-from neva.weights.parts import language_part
+from neva.weights.parts import language_part, projector_weights
 
 
 def read(folder: Path, options: Options) -> LazyModel:

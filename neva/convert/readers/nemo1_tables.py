@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
-from neva.convert.part_weights import projector_weights
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import family_of
@@ -26,6 +25,7 @@ from neva.families.vision import tower_shapes, tower_table
 from neva.formats.nemo1 import Nemo1File
 from neva.formats.vocabulary import tokenizer_size
 from neva.weights.lazy import Converted, Filtered
+from neva.weights.parts import projector_weights
 
 EMBEDDING = "embedding.word_embeddings."
 NAMING = HFNaming(
