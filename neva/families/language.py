@@ -44,11 +44,6 @@ class LanguageFamily(Protocol):
         """Returns native names and shapes of one layer on a tensor-parallel rank, in the module's order."""
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the language model's part of a config: `text_config` of a multimodal one, else the config itself."""
-    return config.get("text_config", config)
-
-
 def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
     """Reads the language model of a `config.json`; of a LLaVA one its `text_config`.
 
@@ -58,7 +53,7 @@ def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
     Raises:
         ConfigError: another architecture, or settings that would change the arithmetic unnoticed.
     """
-    config = text_config(config)
+    config = config.get("text_config", config)
     model_type = config.get("model_type", "llama")
     if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
         model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys
@@ -94,6 +89,11 @@ def exported_family(language: LanguageConfig) -> LanguageFamily:
     raise CheckpointError(
         "no model_type of transformers has both q/k norms and QKV biases; export is not possible"
     )
+
+
+def layer_shapes(language: LanguageConfig, tensor_parallel_size: int = 1) -> dict[str, Shape]:
+    """Returns native names and shapes of one layer on a tensor-parallel rank, in the module's order."""
+    return family_of(language).layer_shapes(language, tensor_parallel_size)
 
 
 def language_table(

@@ -11,14 +11,13 @@ from typing import Any
 from neva.errors import CheckpointError, ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Rename, Shape, Table
-from neva.families.naming import TOWER, VISION_MODEL, HFNaming
+from neva.families.naming import TOWER, HFNaming
 from neva.registry import VISION_FAMILIES
 
 POSITION_BUFFERS = r".*\.position_ids"
 CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
 POOLING = "head."
 """Prefix of SigLIP's attention pooling, which no hidden state depends on."""
-_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -148,47 +147,9 @@ class VisionFamily:
         return [*tower.encoder.layers, *([] if pooling is None else [pooling])]
 
 
-@dataclass(frozen=True)
-class EncoderFamily(VisionFamily):
-    """Towers with `encoder.layers` whose tensors are known without building them: CLIP's and its relatives'."""
-
-    wrapper: str = VISION_MODEL
-
-    module_order: tuple[str, ...] = ()
-    """Prefixes of the tensors in the order in which the built module holds them."""
-    layer_order: tuple[str, ...] = ()
-    """The same inside a layer."""
-
-    def module_shapes(self, vision: VisionConfig) -> dict[str, Shape]:
-        """See `VisionFamily`."""
-
-        def place(name: str) -> tuple[int, int, int]:
-            layer = _LAYER.match(name)
-            number, rest = (int(layer[1]), name[layer.end() :]) if layer else (0, "")
-            return _first(self.module_order, name), number, _first(self.layer_order, rest)
-
-        shapes = self.tensor_shapes(vision, pooling_head=True)
-        return {name: shapes[name] for name in sorted(shapes, key=place)}
-
-    def is_used(self, name: str, vision: VisionConfig) -> bool:
-        """See `VisionFamily`."""
-        if layer := _LAYER.match(name):
-            return int(layer[1]) < num_layers_run(vision)
-        return name.startswith(tuple(f"{module}." for module in self.before_layers))
-
-
-def _first(prefixes: tuple[str, ...], name: str) -> int:
-    return next((index for index, prefix in enumerate(prefixes) if name.startswith(prefix)), len(prefixes))
-
-
 def vision_family(model_type: str) -> VisionFamily:
     """Returns the registered family, else one for any tower of transformers that has hidden states."""
     return VISION_FAMILIES[model_type] if model_type in VISION_FAMILIES else VisionFamily(model_type, {})
-
-
-def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the tower's part of a config: `vision_config` of a CLIP, SigLIP or LLaVA one, else the config itself."""
-    return config.get("vision_config", config)
 
 
 def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> VisionConfig:
@@ -200,7 +161,7 @@ def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> 
     Raises:
         ConfigError: a tower that neva does not read.
     """
-    part = vision_config(config)
+    part = config.get("vision_config", config)
     stored_type = str(part.get("model_type", config.get("model_type", "")))
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):
@@ -284,37 +245,3 @@ def tower_table(shapes: Mapping[str, Shape], hf_prefix: str) -> Table:
     if not any(name.startswith(POOLING) for name in shapes):
         ignored += (rf".*\b{re.escape(POOLING)}.*",)
     return Table(rules, ignored)
-
-
-def linear_shapes(name: str, rows: int, columns: int) -> dict[str, Shape]:
-    """Returns weight and bias of a linear layer."""
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-
-
-def norm_shapes(name: str, width: int) -> dict[str, Shape]:
-    """Returns weight and bias of a layer norm."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def embedding_shapes(vision: VisionConfig) -> dict[str, Shape]:
-    """Returns the patch embedding's weight and the positions of patches and class tokens."""
-    hidden, patch = vision.hidden_size, vision.patch_size
-    positions = vision.num_tokens + vision_family(vision.model_type).class_tokens
-    return {
-        "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
-        "embeddings.position_embedding.weight": (positions, hidden),
-    }
-
-
-def encoder_shapes(vision: VisionConfig) -> dict[str, Shape]:
-    """Returns the layers of CLIP's make and the norm behind them."""
-    hidden, ffn = vision.hidden_size, vision.ffn_hidden_size
-    shapes: dict[str, Shape] = {}
-    for layer in range(vision.num_layers):
-        prefix = f"encoder.layers.{layer}."
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= linear_shapes(f"{prefix}self_attn.{part}", hidden, hidden)
-        shapes |= norm_shapes(f"{prefix}layer_norm1", hidden) | norm_shapes(f"{prefix}layer_norm2", hidden)
-        shapes |= linear_shapes(f"{prefix}mlp.fc1", ffn, hidden)
-        shapes |= linear_shapes(f"{prefix}mlp.fc2", hidden, ffn)
-    return shapes | norm_shapes("post_layernorm", hidden)

@@ -30,6 +30,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX
+from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig
 from neva.model.attention import RMSNorm, SDPAttention
 from neva.model.seeding import SeededLayer, seed_for
@@ -191,7 +192,7 @@ def scale_rope(rotary: Any, language: LanguageConfig) -> None:
     """Applies a `rope_scaling` of Hugging Face's kinds `linear` and `llama3` to Megatron's frequencies.
 
     Raises:
-        ValueError: for a kind that is not one of the two.
+        ConfigError: for a kind that is not one of the two.
     """
     scaling = language.rope_scaling
     if scaling is None:
@@ -203,7 +204,7 @@ def scale_rope(rotary: Any, language: LanguageConfig) -> None:
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, **{name: scaling[name] for name in names})
     elif kind != "default":
-        raise ValueError(f"rope_scaling: found rope_type {kind!r}, expected 'linear', 'llama3' or 'default'")
+        raise ConfigError(f"rope_scaling: found rope_type {kind!r}, expected 'linear', 'llama3' or 'default'")
 
 
 def transformer_config(language: LanguageConfig, **overrides: object) -> TransformerConfig:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from neva.families.configs import VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
+from neva.families.language import layer_shapes
 from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import num_layers_run
 from neva.planner.tensors import (
@@ -19,7 +20,6 @@ from neva.planner.tensors import (
     TOWER,
     ModelSpec,
     Split,
-    layer_shapes,
 )
 from neva.precision import FLOAT32, precision_named
 
@@ -238,7 +238,9 @@ def _layer_moment(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     is_trained = LANGUAGE in model.trained_parts
     hidden = _hidden(model, split, work)
     inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
-    matrix = max(math.prod(shape) for shape in layer_shapes(model.language, split.tensor)) * work.width
+    matrix = (
+        max(math.prod(shape) for shape in layer_shapes(model.language, split.tensor).values()) * work.width
+    )
     total = hidden + max((5 - is_trained) * inner, is_trained * matrix)
     if work.recompute == "full":
         units = work.recompute_layers if work.recompute_method == "uniform" else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from neva.families.language import layer_shapes
 from neva.planner.activations import (
     MicroBatchSpec,
     PeakWorkspace,
@@ -15,7 +16,7 @@ from neva.planner.activations import (
 from neva.planner.candidates import Candidate
 from neva.planner.job import Job
 from neva.planner.state import RankState
-from neva.planner.tensors import Split, Weight, layer_shapes, stage_weights
+from neva.planner.tensors import Split, Weight, stage_weights
 from neva.precision import precision_named
 
 
@@ -137,5 +138,5 @@ def _work(job: Job, layout: Candidate) -> MicroBatchSpec:
 
 def _largest_unit(job: Job, weights: list[Weight]) -> int:
     """Elements of the largest unit that FSDP all-gathers: a layer, or an embedding."""
-    layer = sum(math.prod(shape) for shape in layer_shapes(job.model.language, 1))
+    layer = sum(math.prod(shape) for shape in layer_shapes(job.model.language).values())
     return max([layer, *(weight.numel for weight in weights)])

@@ -12,7 +12,7 @@ from functools import cache
 
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
-from neva.families.language import family_of
+from neva.families.language import layer_shapes
 from neva.families.vision import vision_family
 
 TOWER, PROJECTOR, LANGUAGE = "vision_tower", "projector", "language_model"
@@ -79,7 +79,8 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
         weights.append(Weight(LANGUAGE, vocabulary, is_trained, is_shared))
     for _ in range(model.language.num_layers // split.pipeline):
         weights += [
-            Weight(LANGUAGE, shape, is_trained) for shape in layer_shapes(model.language, split.tensor)
+            Weight(LANGUAGE, shape, is_trained)
+            for shape in layer_shapes(model.language, split.tensor).values()
         ]
     if split.is_last:
         weights.append(Weight(LANGUAGE, (model.language.hidden_size,), is_trained))
@@ -106,8 +107,3 @@ def _projector(model: ModelSpec) -> Iterator[Weight]:
     connector = connector_named(model.adapter_type)
     for shape in connector.parameter_shapes(model.vision.hidden_size, model.language.hidden_size).values():
         yield Weight(PROJECTOR, shape, PROJECTOR in model.trained_parts)
-
-
-def layer_shapes(language: LanguageConfig, tensor: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of one decoder layer on a tensor-parallel rank."""
-    return list(family_of(language).layer_shapes(language, tensor).values())

@@ -1,7 +1,6 @@
 """Jinja chat templates that render what training rendered; messages hold a string, or a list of image and text parts.
 
-As in llava-hf's own templates, images of a list come first, and the beginning-of-sequence token is the tokenizer's to
-add.
+As in llava-hf's own templates, images of a list come first, and the tokenizer adds the beginning-of-sequence token.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.language import family_of
+from neva.families.language import layer_shapes
 from neva.families.llama.table import layer_rules
 from neva.families.mapping import PaddedVocab, Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE, HFNaming
@@ -138,7 +138,7 @@ def _language_table(language: LanguageConfig, rows: int, names: Mapping[str, Ten
 
 def _layer_shapes(language: LanguageConfig) -> dict[str, Shape]:
     """Returns native names and shapes of a layer, in the order of a Hugging Face folder."""
-    shapes = family_of(language).layer_shapes(language)
+    shapes = layer_shapes(language)
     return {name: shapes[name] for rule in layer_rules(language, "", "") for name in rule.native}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from neva.families.clip.encoder import EncoderFamily, embedding_shapes, encoder_shapes, norm_shapes
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
-from neva.families.vision import EncoderFamily, embedding_shapes, encoder_shapes, norm_shapes
 from neva.registry import VISION_FAMILIES
 
 CLIP_DEFAULTS: dict[str, Any] = {

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.families.clip.config import CLIP_DEFAULTS
-from neva.families.configs import VisionConfig
-from neva.families.mapping import Shape
-from neva.families.vision import (
+from neva.families.clip.encoder import (
     EncoderFamily,
     embedding_shapes,
     encoder_shapes,
     linear_shapes,
     norm_shapes,
 )
+from neva.families.configs import VisionConfig
+from neva.families.mapping import Shape
 from neva.registry import VISION_FAMILIES
 
 
