@@ -131,14 +131,18 @@ def _checkpoint(parsed: argparse.Namespace, run_folder: Path) -> tuple[str, str]
     --load-optim continues the run folder; where --megatron-load-dir names that very folder, the sources are those
     that the run wrote down when it began.
     """
-    if parsed.load_optim:
-        require(
-            any(run_folder.glob("checkpoints/*-last")),
-            f"--load-optim found no checkpoint in {run_folder}/checkpoints, expected the run of this --save-dir and "
-            "--name to have left one: leave it out for the first run",
-        )
-        if Path(parsed.megatron_load_dir).resolve() == run_folder.resolve():
-            return recorded_sources(run_folder)
+    has_checkpoint = any(run_folder.glob("checkpoints/*-last"))
+    require(
+        has_checkpoint or not parsed.load_optim,
+        f"--load-optim found no checkpoint in {run_folder}/checkpoints, expected the run of this --save-dir and "
+        "--name to have left one: leave it out for the first run",
+    )
+    require(
+        parsed.load_optim or not has_checkpoint,
+        f"{run_folder} holds checkpoints of an earlier run: give --load-optim to continue it, or another --name",
+    )
+    if parsed.load_optim and Path(parsed.megatron_load_dir).resolve() == run_folder.resolve():
+        return recorded_sources(run_folder)
     nemo = nemo_of("--megatron-load-dir", parsed.megatron_load_dir, CHECKPOINT_REMEDY)
     return language_source_of(nemo), str(nemo)
 
@@ -208,7 +212,7 @@ def _run(parsed: argparse.Namespace, name: str) -> dict[str, object]:
         "trainer.log_every_n_steps": parsed.log_interval,
         "exp_manager.exp_dir": parsed.save_dir,
         "exp_manager.name": name,
-        "exp_manager.resume_if_exists": parsed.load_optim,
+        "exp_manager.resume_if_exists": True,
         "exp_manager.checkpoint_callback_params.every_n_train_steps": parsed.save_interval,
     }
     if parsed.wandb:

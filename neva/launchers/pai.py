@@ -55,7 +55,7 @@ CONVERT_ARGUMENTS = [
     "HF_CKPT_PATH",
 ]
 LAYERS = 32
-TRUTH = {"true": True, "false": False}
+TRUTH = {"false": False, "true": True}
 SIZES = {"7B": "7B"}
 OTHER_SIZES = dict.fromkeys(
     ("0.5B", "1.5B", "3B", "14B", "32B", "72B"),
