@@ -21,7 +21,6 @@ train/run.py -g 1 --tp 1 --pp 1 --node 1 --name one --megatron-load-dir megatron
 train/run.py -g 1 --tp 1 --pp 1 --node 1 --name two --megatron-load-dir runs/one-tp1-pp1-gpus1 --save-dir runs \
  --tokenizer-load-dir hf --sif-path ./demo.sif --stage 2 --save-interval 2000 --data-path data.json \
  --conv-template v1 --global-batch-size 4 --micro-batch-size 2 --num-workers 0
-convert/convert_megatron_to_hf.py --tp 1 --pp 1 --megatron-dir runs/two-tp1-pp1-gpus1 --hf-dir hf2 --tokenizer-dir hf
 """
 
 
@@ -41,7 +40,7 @@ def inputs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_model_is_built_trained_in_two_stages_and_exported(inputs: Path) -> None:
+def test_a_model_is_built_trained_in_two_stages(inputs: Path) -> None:
     for line in COMMANDS.splitlines():
         script, *words = line.split()
         done = subprocess.run(
@@ -53,4 +52,3 @@ def test_a_model_is_built_trained_in_two_stages_and_exported(inputs: Path) -> No
         )
         assert done.returncode == 0, done.stderr[-2000:]
     assert (inputs / "runs/two-tp1-pp1-gpus1/checkpoints/two-tp1-pp1-gpus1.nemo").is_file()
-    assert (inputs / "hf2/parity.json").is_file()
