@@ -13,7 +13,7 @@ from pathlib import Path
 
 from neva.errors import ConfigError
 from neva.launchers.asagi_flags import NO_EFFECT, build_parser, refused_flags
-from neva.launchers.command import NevaCommand, launch, overrides, require
+from neva.launchers.command import NevaCommand, overrides, print_and_run, require
 from neva.launchers.sources import (
     count_records,
     images_of,
@@ -224,7 +224,7 @@ def _run(parsed: argparse.Namespace, name: str) -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `run.py`."""
-    return launch(SCRIPT, sys.argv[1:] if arguments is None else list(arguments), train_command)
+    return print_and_run(SCRIPT, sys.argv[1:] if arguments is None else list(arguments), train_command)
 
 
 if __name__ == "__main__":

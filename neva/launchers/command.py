@@ -78,9 +78,17 @@ def _flags_with_values(words: Sequence[str]) -> list[str]:
 
 
 def override(key: str, value: object) -> str:
-    """Returns `key=value` as Hydra reads it; text that Hydra would take for something else is quoted."""
+    """Returns `key=value` as Hydra reads it; text that Hydra would take for something else is quoted.
+
+    Raises:
+        ConfigError: text that Hydra would fill in, or of several lines.
+    """
     if not isinstance(value, str):
         return f"{key}={as_typed(value)}".replace(" ", "")
+    if "${" in value or "\n" in value:
+        raise ConfigError(
+            f"{key} would be {value!r}, expected text in one line and without ${{: choose another name"
+        )
     if _BARE.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
         return f"{key}={value}"
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
@@ -93,7 +101,9 @@ def overrides(values: Mapping[str, object]) -> list[str]:
     return [override(key, value) for key, value in values.items()]
 
 
-def launch(program: str, arguments: Sequence[str], to_command: Callable[[Sequence[str]], NevaCommand]) -> int:
+def print_and_run(
+    program: str, arguments: Sequence[str], to_command: Callable[[Sequence[str]], NevaCommand]
+) -> int:
     """Prints the command that `arguments` stand for and, unless it is only to be printed, runs it.
 
     Args:

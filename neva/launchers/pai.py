@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from neva.errors import ConfigError
-from neva.launchers.command import NevaCommand, launch, overrides, require
+from neva.launchers.command import NevaCommand, overrides, print_and_run, require
 from neva.launchers.devices import gpus_here
-from neva.launchers.sources import CONVERTED, images_of, nemo_of, records_of
+from neva.launchers.sources import CONVERTED, images_of, language_source_of, nemo_of, records_of
 from neva.launchers.words import Words, named
 
 RECIPE = "pai_llava_mistral_7b_pretrain"
@@ -114,13 +114,16 @@ def train_command(words: Sequence[str], environment: Mapping[str, str]) -> NevaC
     nemo = nemo_of(
         "PRETRAIN_CHECKPOINT_PATH", source, f"convert the Hugging Face folders with {CONVERT_SCRIPT}"
     )
+    language = language_source_of(nemo)
     paths = {
         "model.data.data_path": str(records),
         "model.data.image_folder": str(images_of(records)),
-        "model.mm_cfg.llm.from_pretrained": str(nemo),
+        "model.mm_cfg.llm.from_pretrained": language,
         "exp_manager.exp_dir": str(Path(output) / "checkpoint"),
         "exp_manager.name": _run_name(values),
     }
+    if language != str(nemo):
+        paths["model.mm_cfg.pretrain_mm_mlp_adapter"] = str(nemo)
     command.words += overrides(nodes | keys | paths)
     return command
 
@@ -278,8 +281,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 0
     if script == "train":
-        return launch(TRAIN_SCRIPT, words, lambda found: train_command(found, os.environ))
-    return launch(CONVERT_SCRIPT, words, convert_command)
+        return print_and_run(TRAIN_SCRIPT, words, lambda found: train_command(found, os.environ))
+    return print_and_run(CONVERT_SCRIPT, words, convert_command)
 
 
 if __name__ == "__main__":

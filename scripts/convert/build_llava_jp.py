@@ -3,7 +3,7 @@
 import sys
 
 from neva.launchers.asagi_convert import build_command
-from neva.launchers.command import launch
+from neva.launchers.command import print_and_run
 
 if __name__ == "__main__":
-    sys.exit(launch("build_llava_jp.py", sys.argv[1:], build_command))
+    sys.exit(print_and_run("build_llava_jp.py", sys.argv[1:], build_command))

@@ -3,7 +3,7 @@
 import sys
 
 from neva.launchers.asagi_convert import to_megatron_command
-from neva.launchers.command import launch
+from neva.launchers.command import print_and_run
 
 if __name__ == "__main__":
-    sys.exit(launch("convert_hf_to_megatron.py", sys.argv[1:], to_megatron_command))
+    sys.exit(print_and_run("convert_hf_to_megatron.py", sys.argv[1:], to_megatron_command))

@@ -4,9 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
-import tarfile
 import time
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,8 @@ from neva.errors import ConfigError, UserError
 from neva.launchers.asagi import train_command
 from neva.launchers.asagi_convert import build_command, to_hf_command, to_megatron_command
 from neva.launchers.asagi_flags import NO_EFFECT
-from neva.launchers.command import NevaCommand, launch
+from neva.launchers.command import NevaCommand, print_and_run
+from tests.launchers.nemo import write_nemo
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [
@@ -39,36 +38,6 @@ LLAVA_1_5 = {
         "patch_size": 14,
     },
 }
-SIZES = {
-    "num_layers": 32,
-    "hidden_size": 4096,
-    "ffn_hidden_size": 11008,
-    "num_attention_heads": 32,
-    "num_query_groups": 32,
-    "kv_channels": 128,
-    "vocab_size": 32128,
-    "rotary_base": 10000.0,
-    "layernorm_epsilon": 1e-5,
-    "share_embeddings_and_output_weights": False,
-    "add_qkv_bias": False,
-    "qk_layernorm": False,
-}
-
-
-def write_nemo(path: Path, language_model: str | None, tensors: list[str]) -> Path:
-    """The members of a `.nemo` that are read before any weight."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    section = {**SIZES, "mm_cfg": {"llm": {"from_pretrained": language_model}}}
-    members = {
-        "model_config.yaml": yaml.safe_dump(section),
-        "model_weights/model.safetensors.index.json": json.dumps({"weight_map": dict.fromkeys(tensors, "x")}),
-    }
-    with tarfile.open(path, "w") as archive:
-        for name, text in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            archive.addfile(member, BytesIO(text.encode()))
-    return path
 
 
 @pytest.fixture
@@ -330,7 +299,7 @@ def test_what_cannot_be_obeyed_is_one_sentence(flags: dict[str, str], words: str
 
 
 def test_the_first_example_of_the_page_is_told_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch("run.py", STAGE_1, train_command) == 2
+    assert print_and_run("run.py", STAGE_1, train_command) == 2
     said = capsys.readouterr().err.splitlines()
     assert said[3] == "run.py: --data-path is missing, expected a path"
     assert len(said) == 5 and said[4].startswith("run.py: the Japanese template of Megatron-VLM is not built")

@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from neva.config.compose import compose
+from neva.errors import ConfigError
 from neva.launchers.command import NevaCommand, override, overrides
 
 TEXTS = [
@@ -29,6 +30,12 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_survives_hydra(text: str) -> None:
     assert compose("llava_7b_pretrain", [override("model.data.data_path", text)]).model.data.data_path == text
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "two\nlines"])
+def test_text_that_hydra_would_change_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^exp_manager.name would be .*: choose another name$"):
+        override("exp_manager.name", text)
 
 
 def test_other_values_keep_their_kind() -> None:

@@ -14,6 +14,7 @@ from neva.errors import ConfigError
 from neva.launchers.command import NevaCommand
 from neva.launchers.pai import RECIPE, convert_command, train_command
 from neva.optim.schedule import CosineAnnealing
+from tests.launchers.nemo import MISTRAL, write_nemo
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS = {"GPUS_PER_NODE": "8"}
@@ -29,8 +30,7 @@ def readme(tmp_path: Path) -> list[str]:
     data, checkpoint = tmp_path / "LLaVA-Pretrain", tmp_path / "mcore-tp4-pp1"
     (data / "wds").mkdir(parents=True)
     (data / "blip_laion_cc_sbu_558k.json").write_text("[]")
-    checkpoint.mkdir()
-    (checkpoint / "llava.nemo").touch()
+    write_nemo(checkpoint / "llava.nemo", None, ["language_model.x", "projector.0.weight"], MISTRAL)
     text = "dsw 7B 1 256 0.00015 1e-5 576 1024 bf16 4 1 1 true true true false 100000"
     return [
         *text.split(),
@@ -126,8 +126,15 @@ def test_an_argument_becomes_its_overrides_and_the_tree_is_valid(
 ) -> None:
     command = train_command(changed(readme, **changes), GPUS)
     assert settings(command) | expected == settings(command)
-    # The sizes of a recipe stand in for the .nemo while there is none.
-    load(RECIPE, [word for word in command.words[2:] if not word.startswith("model.mm_cfg.llm.")])
+    load(RECIPE, command.words[2:])
+
+
+def test_a_run_goes_on_from_the_projector_of_an_earlier_one(readme: list[str], tmp_path: Path) -> None:
+    whole = f"{tmp_path}/mcore-tp4-pp1/llava.nemo"
+    nemo = write_nemo(tmp_path / "run/checkpoints/run.nemo", whole, ["projector.0.weight"], MISTRAL)
+    found = settings(train_command(changed(readme, a20=str(tmp_path / "run")), GPUS))
+    assert found["model.mm_cfg.llm.from_pretrained"] == whole
+    assert found["model.mm_cfg.pretrain_mm_mlp_adapter"] == str(nemo)
 
 
 def test_layers_of_recomputation_come_from_the_environment(readme: list[str]) -> None:
