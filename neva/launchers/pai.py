@@ -1,0 +1,289 @@
+"""Pai-Megatron-Patch's `run_mcore_llava.sh` and `hf2mcore_convertor_llava.sh`, argument by argument.
+
+Source: github.com/alibaba/Pai-Megatron-Patch, examples/llava_mcore and toolkits/model_checkpoints_convertor/llava.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from neva.errors import ConfigError
+from neva.launchers.command import NevaCommand, overrides, print_and_run, require
+from neva.launchers.devices import gpus_here
+from neva.launchers.sources import CONVERTED, images_of, language_source_of, nemo_of, records_of
+from neva.launchers.words import Words, named
+
+RECIPE = "pai_llava_mistral_7b_pretrain"
+TRAIN_SCRIPT, CONVERT_SCRIPT = "run_mcore_llava.sh", "hf2mcore_convertor_llava.sh"
+TRAIN_ARGUMENTS = [
+    "ENV",
+    "MODEL_SIZE",
+    "BATCH_SIZE",
+    "GLOBAL_BATCH_SIZE",
+    "LR",
+    "MIN_LR",
+    "SEQ_LEN",
+    "DECODER_SEQ_LEN",
+    "PR",
+    "TP",
+    "PP",
+    "CP",
+    "DO",
+    "FL",
+    "AC",
+    "OPTIMIZER_OFFLOAD",
+    "SAVE_INTERVAL",
+    "DATASET_PATH",
+    "VALID_DATASET_PATH",
+    "PRETRAIN_CHECKPOINT_PATH",
+    "TRAIN_ITERS",
+    "LR_WARMUP_ITERS",
+    "OUTPUT_BASEPATH",
+]
+CONVERT_ARGUMENTS = [
+    "MODEL_SIZE",
+    "SOURCE_LLM_CKPT_PATH",
+    "SOURCE_CLIP_CKPT_PATH",
+    "TARGET_CKPT_PATH",
+    "TP",
+    "PP",
+    "mg2hf",
+    "PR",
+    "HF_CKPT_PATH",
+]
+LAYERS = 32
+TRUTH = {"false": False, "true": True}
+SIZES = {"7B": "7B"}
+OTHER_SIZES = dict.fromkeys(
+    ("0.5B", "1.5B", "3B", "14B", "32B", "72B"),
+    "only 7B (Mistral 7B) has sizes in the script: use `neva train` with model/llm=from_checkpoint",
+)
+PRECISIONS: dict[str, object] = {"bf16": "bf16", "fp16": 16}
+NO_FP8 = {"fp8": "neva does not train in fp8: give bf16 or fp16"}
+RECOMPUTE = {"sel": "selective", "full": "full", "false": None, "none": None, "true": None}
+NO_ACTIVATION_OFFLOAD = {
+    "offload": "neva does not move activations to CPU memory: give sel or full, which recompute them"
+}
+OFFLOAD = {"false": False, "static": True, "auto": True}
+
+DIFFERENCES = (
+    "the projector is 1024->4096->4096 with biases (there 1024->14336->4096 without)",
+    "the text is image, caption, new line (template plain; there [INST] with the question, and </s>)",
+    "there is no dropout (there 0.1 on the hidden states)",
+    "images are padded on both sides before they are resized (there right and bottom, after)",
+    "all records of the .json are trained on, in an order of our own (there the training split of the shards)",
+)
+EFFECTLESS = {
+    "SEQ_LEN": "the positions of an image follow from the tower",
+    "FL": "attention is scaled_dot_product_attention, which takes FlashAttention where it can",
+    "VALID_DATASET_PATH": "no validation runs while training",
+}
+
+
+def train_command(words: Sequence[str], environment: Mapping[str, str]) -> NevaCommand:
+    """Returns the `neva train` that 23 arguments of `run_mcore_llava.sh` stand for.
+
+    Args:
+        words: the arguments.
+        environment: read for the nodes of dlc, for the GPUs, and for MP_AC_LAYERS.
+
+    Raises:
+        ConfigError: wrong arguments, a line each.
+    """
+    values = named(TRAIN_ARGUMENTS, words, len(TRAIN_ARGUMENTS), TRAIN_SCRIPT)
+    read = Words(values)
+    command = NevaCommand("train", ["--config-name", RECIPE], effectless=dict(EFFECTLESS))
+    command.differences = list(DIFFERENCES)
+    keys = _batch_and_schedule(read) | _layout(read) | _memory(read, command, environment)
+    read.whole("SEQ_LEN", 1)
+    read.choice("FL", TRUTH, {})
+    read.path("VALID_DATASET_PATH")
+    output = read.path("OUTPUT_BASEPATH")
+    nodes = _nodes(read, command, environment)
+    read.finish()
+    records = records_of("DATASET_PATH", values["DATASET_PATH"])
+    source = values["PRETRAIN_CHECKPOINT_PATH"]
+    require(
+        source != "none",
+        "PRETRAIN_CHECKPOINT_PATH is 'none', expected the folder that hf2mcore_convertor_llava.sh wrote: the "
+        "tokenizer comes from there too",
+    )
+    nemo = nemo_of(
+        "PRETRAIN_CHECKPOINT_PATH", source, f"convert the Hugging Face folders with {CONVERT_SCRIPT}"
+    )
+    language = language_source_of(nemo)
+    paths = {
+        "model.data.data_path": str(records),
+        "model.data.image_folder": str(images_of(records)),
+        "model.mm_cfg.llm.from_pretrained": language,
+        "exp_manager.exp_dir": str(Path(output) / "checkpoint"),
+        "exp_manager.name": _run_name(values),
+    }
+    if language != str(nemo):
+        paths["model.mm_cfg.pretrain_mm_mlp_adapter"] = str(nemo)
+    command.words += overrides(nodes | keys | paths)
+    return command
+
+
+def convert_command(words: Sequence[str]) -> NevaCommand:
+    """Returns the `neva convert` that 8 or 9 arguments of `hf2mcore_convertor_llava.sh` stand for.
+
+    Raises:
+        ConfigError: wrong arguments, a line each.
+    """
+    values = named(CONVERT_ARGUMENTS, words, len(CONVERT_ARGUMENTS) - 1, CONVERT_SCRIPT)
+    read = Words(values)
+    read.choice("MODEL_SIZE", SIZES, OTHER_SIZES)
+    tower, target = read.path("SOURCE_CLIP_CKPT_PATH"), read.path("TARGET_CKPT_PATH")
+    source = read.path("SOURCE_LLM_CKPT_PATH")
+    for name in ("TP", "PP"):
+        read.whole(name, 1)
+    precision = read.choice("PR", {name: name for name in ("bf16", "fp16", "fp32")}, {})
+    is_export = read.choice("mg2hf", TRUTH, {})
+    if is_export and not values.get("HF_CKPT_PATH"):
+        read.refuse("HF_CKPT_PATH", "the Hugging Face folder of the language model, which mg2hf=true needs")
+    read.finish()
+    flags = ["--vision_encoder_path", tower, "--precision", precision]
+    command = NevaCommand("convert", [])
+    command.effectless = {"TP and PP": "a .nemo and a Hugging Face folder fit every layout"}
+    if is_export:
+        nemo = nemo_of("SOURCE_LLM_CKPT_PATH", source, f"name the .nemo that {TRAIN_SCRIPT} wrote")
+        command.words = [str(nemo), target, "--llm_path", values["HF_CKPT_PATH"], *flags]
+        command.differences = ["the whole LLaVA is written, not the language model alone"]
+        return command
+    command.words = [
+        source,
+        str(Path(target) / CONVERTED),
+        *flags,
+        "--select_layer",
+        "-1",
+        "--conv_template",
+        "plain",
+    ]
+    command.differences = [DIFFERENCES[0]]
+    if "HF_CKPT_PATH" in values:
+        command.effectless["HF_CKPT_PATH"] = "only mg2hf=true reads it"
+    return command
+
+
+def _batch_and_schedule(read: Words) -> dict[str, object]:
+    read.choice("MODEL_SIZE", SIZES, OTHER_SIZES)
+    steps, warmup = read.whole("TRAIN_ITERS", 1), read.whole("LR_WARMUP_ITERS")
+    if not read.problems and steps <= 2 * warmup:
+        read.refuse(
+            "TRAIN_ITERS", f"more than twice LR_WARMUP_ITERS={warmup}: the cosine ends LR_WARMUP_ITERS early"
+        )
+    return {
+        "trainer.max_steps": steps,
+        "trainer.precision": read.choice("PR", PRECISIONS, NO_FP8),
+        "model.micro_batch_size": read.whole("BATCH_SIZE", 1),
+        "model.global_batch_size": read.whole("GLOBAL_BATCH_SIZE", 1),
+        "model.encoder_seq_length": read.whole("DECODER_SEQ_LEN", 1),
+        "model.optim.lr": read.decimal("LR"),
+        "model.optim.sched.min_lr": read.decimal("MIN_LR", is_above_zero=False),
+        "model.optim.sched.warmup_steps": warmup,
+        "model.optim.sched.constant_steps": warmup,
+        "exp_manager.checkpoint_callback_params.every_n_train_steps": read.whole("SAVE_INTERVAL", 1),
+    }
+
+
+def _layout(read: Words) -> dict[str, object]:
+    return {
+        "model.tensor_model_parallel_size": read.whole("TP", 1),
+        "model.pipeline_model_parallel_size": read.whole("PP", 1),
+        "model.context_parallel_size": read.whole("CP", 1),
+    }
+
+
+def _memory(read: Words, command: NevaCommand, environment: Mapping[str, str]) -> dict[str, object]:
+    granularity = read.choice("AC", RECOMPUTE, NO_ACTIVATION_OFFLOAD)
+    keys: dict[str, object] = {"model.activations_checkpoint_granularity": granularity}
+    if read.values.get("AC") == "true":
+        command.effectless["AC=true"] = "it names no mode there and recomputes nothing; sel and full do"
+    if granularity == "full":
+        layers = Words({"MP_AC_LAYERS": environment.get("MP_AC_LAYERS", "1")})
+        unit = layers.whole("MP_AC_LAYERS", 1)
+        if not layers.problems and (LAYERS // max(1, read.whole("PP", 1))) % unit:
+            layers.refuse("MP_AC_LAYERS", f"a divisor of the layers of a pipeline stage ({LAYERS} / PP)")
+        read.problems += layers.problems
+        keys["model.activations_checkpoint_method"] = "uniform"
+        keys["model.activations_checkpoint_num_layers"] = unit
+    is_offloaded, is_distributed = read.choice("OPTIMIZER_OFFLOAD", OFFLOAD, {}), read.choice("DO", TRUTH, {})
+    if is_offloaded and not is_distributed:
+        command.effectless["DO=false"] = (
+            "OPTIMIZER_OFFLOAD turns the distributed optimizer on, as it does there"
+        )
+    if read.values.get("OPTIMIZER_OFFLOAD") == "auto":
+        command.differences.append(
+            "OPTIMIZER_OFFLOAD=auto moves all of the optimizer's state, as static does"
+        )
+    return keys | {
+        "model.optim.name": "distributed_fused_adam" if is_distributed or is_offloaded else "fused_adam",
+        "model.optim.cpu_offload": is_offloaded,
+    }
+
+
+def _nodes(read: Words, command: NevaCommand, environment: Mapping[str, str]) -> dict[str, object]:
+    """Returns nodes and GPUs, and has the command export what `neva` wants to know of them."""
+    if read.choice("ENV", {"dsw": False, "dlc": True}, {}):
+        stated = Words(environment)
+        nodes = stated.whole("WORLD_SIZE", 1, ", the number of nodes (PAI-DLC sets it)")
+        rank = stated.whole("RANK", 0, ", the number of this node (PAI-DLC sets it)")
+        gpus = stated.whole("KUBERNETES_CONTAINER_RESOURCE_GPU", 1, ", the GPUs of a node (PAI-DLC sets it)")
+        if not stated.problems and rank >= nodes:
+            stated.refuse("RANK", f"less than WORLD_SIZE={nodes}, the number of nodes")
+        for name in ("MASTER_ADDR", "MASTER_PORT") if nodes > 1 else ():
+            if not environment.get(name):
+                stated.refuse(name, "that of the first node (PAI-DLC sets it)")
+        read.problems += stated.problems
+        command.environment = {"RANK": None, "NODE_RANK": str(rank), "WORLD_SIZE": str(nodes * gpus)}
+        if nodes > 1:
+            command.environment |= {
+                name: environment.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")
+            }
+        return {"trainer.num_nodes": nodes, "trainer.devices": gpus}
+    command.environment = {name: None for name in ("RANK", "WORLD_SIZE", "NODE_RANK") if name in environment}
+    try:
+        return {"trainer.num_nodes": 1, "trainer.devices": gpus_here(environment)}
+    except ConfigError as error:
+        read.problems.append(str(error))
+        return {}
+
+
+def _run_name(values: Mapping[str, str]) -> str:
+    """Returns the script's name of a run, from which its `sp-` of an unset variable is left out."""
+    parts = {
+        "lr": "LR",
+        "minlr": "MIN_LR",
+        "bs": "BATCH_SIZE",
+        "gbs": "GLOBAL_BATCH_SIZE",
+        "seqlen": "SEQ_LEN",
+    }
+    parts |= {"pr": "PR", "tp": "TP", "pp": "PP", "cp": "CP", "ac": "AC", "do": "DO"}
+    parts |= {"ti": "TRAIN_ITERS", "wi": "LR_WARMUP_ITERS"}
+    ends = "-".join(f"{short}-{values[name]}" for short, name in parts.items())
+    return f"finetune-mcore-llava-{values['MODEL_SIZE']}-{ends}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of the two scripts: `train` or `convert`, then its arguments."""
+    require(bool(arguments), "found no script name, expected train or convert")
+    script, words = arguments[0], arguments[1:]
+    if {"-h", "--help"} & set(words):
+        name, expected = (
+            (TRAIN_SCRIPT, TRAIN_ARGUMENTS) if script == "train" else (CONVERT_SCRIPT, CONVERT_ARGUMENTS)
+        )
+        sys.stdout.write(
+            f"usage: {name} [--print-only] {' '.join(expected)}\nThe page: docs/migrate/pai.md\n"
+        )
+        return 0
+    if script == "train":
+        return print_and_run(TRAIN_SCRIPT, words, lambda found: train_command(found, os.environ))
+    return print_and_run(CONVERT_SCRIPT, words, convert_command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Pai-Megatron-Patch's examples/llava_mcore/run_mcore_llava.sh on neva: the same 23 arguments.
+# --print-only (or NEVA_PRINT_ONLY=1) prints the neva command and stops; PYTHON names the interpreter.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH
+exec "${PYTHON:-python}" -m neva.launchers.pai train "$@"
