@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("inference",),
     ("convert", "planner"),
-    ("commands",),
+    ("commands", "launchers"),
     ("cli",),
     ("__main__",),
 )

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from neva.errors import ConfigError, UserError, as_typed
+from neva.config.show import as_override
+from neva.errors import ConfigError, UserError
 
 PRINT_ONLY_FLAG = "--print-only"
 PRINT_ONLY_VARIABLE = "NEVA_PRINT_ONLY"
@@ -84,7 +85,7 @@ def override(key: str, value: object) -> str:
         ConfigError: text that Hydra would fill in, or of several lines.
     """
     if not isinstance(value, str):
-        return f"{key}={as_typed(value)}".replace(" ", "")
+        return f"{key}={as_override(value)}".replace(" ", "")
     if "${" in value or "\n" in value:
         raise ConfigError(
             f"{key} would be {value!r}, expected text in one line and without ${{: choose another name"
