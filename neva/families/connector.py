@@ -69,7 +69,8 @@ def connector_named(kind: str) -> Connector:
         if re.fullmatch(pattern, kind):
             return CONNECTORS[pattern](kind)
     raise ConfigError(
-        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear' or 'mlp<N>x_gelu' such as 'mlp2x_gelu'"
+        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear', 'mlp<N>x_gelu' such as 'mlp2x_gelu', or "
+        "'mlp2x_gelu_h<WIDTH>' such as 'mlp2x_gelu_h14336_nobias'"
     )
 
 

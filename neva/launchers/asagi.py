@@ -24,7 +24,7 @@ from neva.launchers.sources import (
 )
 
 SCRIPT = "run.py"
-RECIPES = {1: "llava_7b_pretrain", 2: "llava_7b_finetune"}
+RECIPES = {1: "asagi_14b_pretrain", 2: "asagi_14b_finetune"}
 GROUPS = ("model/llm=from_checkpoint", "model/vision_encoder=from_checkpoint")
 BATCHES = {1: (256, 16), 2: (128, 1)}
 """Global and micro batch of a stage."""
@@ -36,6 +36,7 @@ CHECKPOINT_REMEDY = (
 )
 
 DIFFERENCES = (
+    "questions are the records' own (there, at stage 2, one that is drawn from a file stands in front)",
     "answers end with an end token, which is learnt (there none, and the pads behind an answer are learnt)",
     "the loss is the mean over the label tokens of the global batch (there of each micro batch)",
     "images are padded on both sides before they are resized (there right and bottom, after)",

@@ -18,7 +18,6 @@ LAYOUT = "a .nemo fits every layout"
 NO_CONTAINER = "neva runs in the environment that it was started in"
 SAVERS = ("llava_hf", "llava3_hf", "llava3_hf_siglip")
 LOADERS = ("mcore_llava", "mcore_llava_siglip")
-NO_TEMPLATE = "the chat template that is written is v1, the Japanese one is not built"
 
 
 def build_command(arguments: Sequence[str]) -> NevaCommand:
@@ -37,7 +36,7 @@ def build_command(arguments: Sequence[str]) -> NevaCommand:
     )
     parser.add_argument("--vocab-size-padding", action="store_true", help="vocabulary to a multiple of 128")
     parser.add_argument(
-        "--expand-projector", action="store_true", help="refused: the projector has the LM's width"
+        "--expand-projector", action="store_true", help="refused: transformers' LLaVA has none"
     )
     parsed = parser.parse_args(list(arguments))
     problems = [
@@ -48,7 +47,7 @@ def build_command(arguments: Sequence[str]) -> NevaCommand:
     ]
     if parsed.expand_projector:
         problems.append(
-            "--expand-projector is refused: neva's projector has the language model's width; leave it out"
+            "--expand-projector is refused: transformers has no LLaVA with a wider projector; leave it out"
         )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -59,9 +58,11 @@ def build_command(arguments: Sequence[str]) -> NevaCommand:
         parsed.vision_model,
         "--precision",
         "bf16",
+        "--conv_template",
+        "japanese",
     ]
     words += ["--pad_vocab_to", str(VOCABULARY_MULTIPLE)] if parsed.vocab_size_padding else []
-    differences = [NO_TEMPLATE, "the output layer is the text model's own (there random)"]
+    differences = ["the output layer is the text model's own (there random)"]
     if parsed.vocab_size_padding:
         differences.append("a vocabulary that is a multiple of 128 already stays (there 128 rows more)")
     return NevaCommand("convert", words, differences=differences)

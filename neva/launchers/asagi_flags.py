@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 
 from neva.launchers.command import PRINT_ONLY_FLAG, OneSentenceParser
+from neva.templates.template import template_names
 
 JAPANESE = "japanese"
-TEMPLATES = ("plain", "v1", "chatml")
 
 NO_EFFECT = {
     "--save": "checkpoints are always written",
@@ -96,8 +96,8 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     add(
         "--conv-template",
         default=JAPANESE,
-        choices=(JAPANESE, *TEMPLATES),
-        help="of neva: the Japanese template is not built, so one of the others has to be named",
+        choices=template_names(),
+        help="of neva: how a conversation becomes text",
     )
     add(PRINT_ONLY_FLAG, action="store_true", help="of neva: print the command and stop")
     add("--gpu-ids", default="", help="CUDA_VISIBLE_DEVICES")
@@ -153,11 +153,6 @@ def _refused(parsed: argparse.Namespace) -> Iterator[str]:
         yield _skipped(parsed.skip_train_iteration_range)
     if parsed.non_persistent_save_interval != -1:
         yield "--non-persistent-save-interval is refused: neva keeps its checkpoints on disk; use --save-interval"
-    if parsed.conv_template == JAPANESE:
-        yield (
-            "the Japanese template of Megatron-VLM is not built, so its texts cannot be trained on yet: give "
-            f"--conv-template {' or '.join(TEMPLATES)} to train on another one"
-        )
     if parsed.adam_beta2 >= 1:
         yield f"--adam-beta2 is {parsed.adam_beta2}, expected a number below 1"
 

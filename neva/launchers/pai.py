@@ -55,6 +55,7 @@ CONVERT_ARGUMENTS = [
     "HF_CKPT_PATH",
 ]
 LAYERS = 32
+PROJECTOR = "mlp2x_gelu_h14336_nobias"
 TRUTH = {"false": False, "true": True}
 SIZES = {"7B": "7B"}
 OTHER_SIZES = dict.fromkeys(
@@ -70,11 +71,13 @@ NO_ACTIVATION_OFFLOAD = {
 OFFLOAD = {"false": False, "static": True, "auto": True}
 
 DIFFERENCES = (
-    "the projector is 1024->4096->4096 with biases (there 1024->14336->4096 without)",
-    "the text is image, caption, new line (template plain; there [INST] with the question, and </s>)",
     "there is no dropout (there 0.1 on the hidden states)",
     "images are padded on both sides before they are resized (there right and bottom, after)",
     "all records of the .json are trained on, in an order of our own (there the training split of the shards)",
+)
+NO_EXPORT = (
+    f"transformers has no LLaVA with this projector ({PROJECTOR}), so there is no export: to have one, convert "
+    "and train with mlp2x_gelu"
 )
 EFFECTLESS = {
     "SEQ_LEN": "the positions of an image follow from the tower",
@@ -154,16 +157,14 @@ def convert_command(words: Sequence[str]) -> NevaCommand:
         command.words = [str(nemo), target, "--llm_path", values["HF_CKPT_PATH"], *flags]
         command.differences = ["the whole LLaVA is written, not the language model alone"]
         return command
+    new = {"--adapter_type": PROJECTOR, "--select_layer": "-1", "--conv_template": "mistral"}
     command.words = [
         source,
         str(Path(target) / CONVERTED),
         *flags,
-        "--select_layer",
-        "-1",
-        "--conv_template",
-        "plain",
+        *(word for pair in new.items() for word in pair),
     ]
-    command.differences = [DIFFERENCES[0]]
+    command.differences = [NO_EXPORT]
     if "HF_CKPT_PATH" in values:
         command.effectless["HF_CKPT_PATH"] = "only mg2hf=true reads it"
     return command

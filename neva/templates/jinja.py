@@ -25,6 +25,11 @@ _SYSTEM = """\
 {%- set system = SYSTEM -%}{%- set turns = messages -%}
 {%- endif -%}
 """
+_NO_SYSTEM = """\
+{%- if messages[0]['role'] == 'system' -%}
+{{ raise_exception('this template has no place for a system prompt') }}
+{%- endif -%}
+"""
 _TURNS = """\
 {%- for message in turns -%}
 {%- if message['role'] == 'user' -%}{{ HUMAN }}
@@ -58,7 +63,7 @@ def _body(template: Template) -> str:
     human = _expression(template.human, "content(message, '<image>\\n')")
     turns = _TURNS.replace("HUMAN", human).replace("ANSWER", answer).replace("PROMPT", _quoted(template.gpt))
     if not template.system:
-        return turns.replace("in turns", "in messages")
+        return _NO_SYSTEM + turns.replace("in turns", "in messages")
     system = _expression(template.system, "system")
     return f"{{%- if system -%}}{{{{ {system} }}}}{{%- endif -%}}\n{turns}"
 

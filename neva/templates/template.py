@@ -78,9 +78,13 @@ def render(
     `eos` is the tokenizer's end-of-sequence token (`</s>` in LLaVA).
 
     Raises:
-        SampleError: the turns do not alternate human, gpt, or the template does not take them.
+        SampleError: the turns do not alternate human, gpt, or the template does not take them or the system prompt.
     """
     check_turns(template, turns)
+    if system and not template.system and not template.is_caption:
+        raise SampleError(
+            f"the template has no place for a system prompt, found {system!r}: put it into the question"
+        )
     system = template.default_system if system is None else system
     segments = list(_fill(template, template.system, system)) if system else []
     for turn in turns:

@@ -81,7 +81,7 @@ def test_projector_names_of_both_layouts():
         "model.mm_projector.bias",
     ]
     assert projector_table("mlp2x_gelu", 8, 12, LLAVA_HF).native_names[2] == "projector.2.weight"
-    with pytest.raises(ValueError, match="2 layers"):
+    with pytest.raises(ValueError, match="holds an mlp2x_gelu projector, this one is mlp3x_gelu"):
         projector_table("mlp3x_gelu", 8, 12, LLAVA_HF)
 
 

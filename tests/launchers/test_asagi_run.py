@@ -20,7 +20,7 @@ train/run.py -g 1 --tp 1 --pp 1 --node 1 --name one --megatron-load-dir megatron
  --conv-template plain --global-batch-size 4 --micro-batch-size 2 --num-workers 0
 train/run.py -g 1 --tp 1 --pp 1 --node 1 --name two --megatron-load-dir runs/one-tp1-pp1-gpus1 --save-dir runs \
  --tokenizer-load-dir hf --sif-path ./demo.sif --stage 2 --save-interval 2000 --data-path data.json \
- --conv-template v1 --global-batch-size 4 --micro-batch-size 2 --num-workers 0
+ --global-batch-size 4 --micro-batch-size 2 --num-workers 0
 """
 
 

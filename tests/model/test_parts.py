@@ -64,8 +64,16 @@ def test_projector_kinds() -> None:
     kinds = {"linear": [nn.Linear], "mlp3x_gelu": [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]}
     for kind, layers in kinds.items():
         assert [type(layer) for layer in connector_named(kind).build(8, 16)] == layers
-    for kind in ("mlp0x_gelu", "mlpx_gelu", "identity"):
-        with pytest.raises(ValueError, match="expected 'linear' or"):
+    wide = connector_named("mlp2x_gelu_h24_nobias")
+    assert {name: tuple(tensor.shape) for name, tensor in wide.build(8, 16).named_parameters()} == {
+        "0.weight": (24, 8),
+        "2.weight": (16, 24),
+    }
+    assert wide.parameter_shapes(8, 16) == {"0.weight": (24, 8), "2.weight": (16, 24)}
+    with_bias = connector_named("mlp2x_gelu_h24")
+    assert list(with_bias.parameter_shapes(8, 16)) == list(dict(with_bias.build(8, 16).named_parameters()))
+    for kind in ("mlp0x_gelu", "mlpx_gelu", "mlp2x_gelu_h0", "mlp3x_gelu_h8", "identity"):
+        with pytest.raises(ValueError, match="expected 'linear', 'mlp<N>x_gelu'"):
             connector_named(kind).build(8, 16)
 
 

@@ -1,6 +1,7 @@
 """The exported chat templates render what the training data code renders."""
 
 import pytest
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from neva.registry import TEMPLATES
@@ -49,3 +50,16 @@ def test_renders_what_training_renders(name, turns, form, open_end):
 def test_own_system_prompt_replaces_the_default():
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     assert jinja("v1", messages, True) == "Be brief. USER: Hi ASSISTANT:"
+
+
+def test_a_system_message_is_refused_where_the_template_has_no_place_for_it():
+    def raise_exception(message):
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    template = environment.from_string(chat_template("mistral", "</s>"))
+    with pytest.raises(TemplateError, match="no place for a system prompt"):
+        template.render(
+            messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
+        )

@@ -57,6 +57,19 @@ def marked(template: str, *texts: str | None, system: str | None = None) -> str:
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
         ),
+        (
+            "mistral",
+            ("<image>\na", "b", "c", "d"),
+            "[INST] <image>\na[/INST][ b][</s>][INST] c[/INST][ d][</s>]",
+        ),
+        ("mistral", ("a", None), "[INST] a[/INST]"),
+        ("mistral", ("a", ""), "[INST] a[/INST][</s>]"),
+        (
+            "japanese",
+            ("<image>\nこれは何？", "猫です。", "c", "d"),
+            "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
+            "\n\n### 指示:\n<image>\nこれは何？\n\n### 応答:\n[猫です。][</s>]\n\n### 指示:\nc\n\n### 応答:\n[d][</s>]",
+        ),
     ],
 )
 def test_the_text_is_the_templates_and_the_loss_is_on_the_answers(
@@ -68,6 +81,12 @@ def test_the_text_is_the_templates_and_the_loss_is_on_the_answers(
 def test_a_records_system_prompt_replaces_the_templates() -> None:
     assert marked("v1", "a", "b", system="Be brief.") == "Be brief. USER: a ASSISTANT:[ b][</s>]"
     assert marked("chatml", "a", None, system="").startswith("<|im_start|>user\n")
+
+
+def test_a_template_without_a_system_prompt_refuses_one() -> None:
+    with pytest.raises(SampleError, match="no place for a system prompt, found 'Be brief.'"):
+        marked("mistral", "a", "b", system="Be brief.")
+    assert marked("mistral", "a", "b", system="") == "[INST] a[/INST][ b][</s>]"
 
 
 def test_v1_ends_answers_with_the_tokenizers_own_end_of_sequence() -> None:

@@ -9,8 +9,8 @@ from neva.templates.template import names_elsewhere, template_names
 
 _VIDEO = "neva does not train on video yet"
 _NO_TEMPLATE = dict.fromkeys(
-    ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo", "mistral"),
-    "neva does not have this template yet: use v1, or chatml for models that were trained on it",
+    ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo"),
+    "neva does not have this template yet: use v1, or chatml or mistral for models that were trained on it",
 )
 _NO_SAMPLER = {"modality": "neva does not group samples by modality yet: use cyclic"}
 _NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
