@@ -7,7 +7,7 @@ A new source is a module under `readers` and a line in `detect`, a new target a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 from neva.convert.detect import detect
 from neva.convert.options import Options
 from neva.convert.targets import target_form
-from neva.errors import ConfigError
+from neva.errors import ConfigError, UserError
 from neva.formats.atomic_write import check_target
-from neva.formats.hf_files import tokenizer_files
+from neva.formats.hf_files import PARITY_REPORT, tokenizer_files
+from neva.formats.json import read_json
 from neva.formats.nemo_header import is_nemo
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def convert(source: Path, target: Path, options: Options) -> str:
         UserError: what was found, and what was expected.
     """
     check_target(target, options.overwrite)
+    check_replaced(target, (source, options.llm_path, options.tower_path, options.tokenizer_path))
     kind = detect(source, adds_tower=options.tower_path is not None)
     logger.info("%s is a %s", source, kind.words)
     form = target_form(kind, target, options)
@@ -45,6 +47,25 @@ def convert(source: Path, target: Path, options: Options) -> str:
         model = replace(model, tokenizer=tokenizer_files(options.tokenizer_path))
     _function("writers", form.writer, "write")(model, target, options)
     return f"{kind.words} {source} -> {form.words.format(target)}"
+
+
+def check_replaced(target: Path, sources: Iterable[Path | None]) -> None:
+    """Raises UserError when replacing `target` would remove what is read, or what no conversion has written."""
+    if not target.exists():
+        return
+    for source in sources:
+        if source is not None and target.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(f"{target} is or holds {source}, which is read: choose another target")
+    if not target.is_dir():
+        return
+    report = target / PARITY_REPORT
+    written = read_json(report).get("files", []) if report.is_file() else []
+    found = {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir()}
+    if foreign := sorted(found.difference(written)):
+        raise UserError(
+            f"{target} holds {len(foreign)} files that its {PARITY_REPORT} does not list as written by a conversion, "
+            f"such as {foreign[0]}: move them away, or choose another target"
+        )
 
 
 def _refuse_same_form(source: Path, target: Path) -> None:

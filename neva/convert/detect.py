@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neva.errors import CheckpointError
 from neva.formats.atomic_write import check_source
 from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo, is_nemo1, nemo_config, nemo_members
@@ -38,7 +39,7 @@ FOLDERS = (
     SourceKind(
         "LLaVA model in the original layout",
         "llava_original",
-        recognizes=lambda config: "mm_vision_tower" in config,
+        recognizes=lambda config: bool(config.get("mm_vision_tower")),
     ),
     SourceKind(
         "LLaVA model in llava-hf layout",
@@ -47,6 +48,9 @@ FOLDERS = (
     ),
 )
 """Layouts of LLaVA folders: the first that recognizes a folder reads it."""
+
+OTHER_SENSES = ("vision", "visual", "image", "video", "audio", "speech", "mm_", "perceiver", "resampler")
+"""What the keys of a `config.json` contain that describe parts which no language model has."""
 
 
 def detect(source: Path, adds_tower: bool = False) -> SourceKind:
@@ -70,4 +74,19 @@ def detect(source: Path, adds_tower: bool = False) -> SourceKind:
         )  # a tower is added to folders alone: the reader refuses
     config = read_config(source)
     kind = next((kind for kind in FOLDERS if kind.recognizes(config)), TEXT)
+    if kind is TEXT:
+        _refuse_other_senses(source, config)
     return PARTS if kind is TEXT and adds_tower else kind
+
+
+def _refuse_other_senses(source: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for a model that would be read as a language model alone, without its other parts."""
+    keys = [
+        key for key, value in config.items() if value and any(sense in key.lower() for sense in OTHER_SENSES)
+    ]
+    if keys:
+        raise CheckpointError(
+            f"{source} is a {config.get('model_type')!r} model with more than a language model "
+            f"({', '.join(keys[:4])}); expected a language model, a llava-hf folder (model_type 'llava') or one in the "
+            "original LLaVA layout"
+        )

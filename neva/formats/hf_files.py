@@ -11,6 +11,7 @@ from neva.formats.json import read_json
 MODEL_CONFIG = "config.json"
 IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+PARITY_REPORT = "parity.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
@@ -44,12 +45,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Returns the folder's `config.json`.
 
     Raises:
-        CheckpointError: there is none, or it is not valid JSON.
+        CheckpointError: there is none, or it is no valid JSON object.
     """
     path = Path(folder) / MODEL_CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a Hugging Face model folder: it has no {MODEL_CONFIG}")
-    return read_json(path)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(config).__name__}, expected an object with the model's sizes"
+        )
+    return config
 
 
 def read_image_processor(folder: str | Path) -> dict[str, Any]:

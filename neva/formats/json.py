@@ -27,7 +27,7 @@ def parse_json(content: bytes, name: str | Path, error_kind: type[UserError] = C
     """
     try:
         return json.loads(content)
-    except ValueError as error:  # syntax, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # syntax, bytes that are not UTF-8, depth
         raise error_kind(f"{name} is not valid JSON ({error}): fetch the checkpoint again") from error
 
 

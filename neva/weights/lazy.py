@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from neva.errors import CheckpointError
 from neva.families.mapping import Rule, Table
 
 logger = logging.getLogger(__name__)
@@ -87,12 +88,29 @@ class Converted(Mapping[str, Tensor]):
         return len(self._rule_of)
 
 
-def log_progress(
-    pairs: Iterable[tuple[str, Tensor]], total: int, target: str
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields the same pairs, and logs a line at every tenth of `total`."""
-    done = 0
-    for done, pair in enumerate(pairs, start=1):
-        yield pair
+def checked(pairs: Iterable[tuple[str, Tensor]], total: int, target: str) -> Iterator[tuple[str, Tensor]]:
+    """Yields the same pairs, and logs a line at every tenth of `total`.
+
+    Raises:
+        CheckpointError: a tensor that is not of finite floating-point numbers.
+    """
+    for done, (name, tensor) in enumerate(pairs, start=1):
+        check_numbers(name, tensor, target)
+        yield name, tensor
         if total and done * 10 // total > (done - 1) * 10 // total:
             logger.info("%s: %d of %d tensors", target, done, total)
+
+
+def check_numbers(name: str, tensor: Tensor, target: str) -> None:
+    """Raises CheckpointError when a tensor, on its way into `target`, is not of finite floating-point numbers."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{target}: {name} holds {dtype}, expected floating-point numbers; a quantised model has to be converted "
+            "back to bf16, fp16 or fp32 first"
+        )
+    if tensor.numel() and not all(value.isfinite() for value in tensor.aminmax()):
+        raise CheckpointError(
+            f"{target}: {name} holds a number that is infinite or none at all in {dtype}; where that comes from "
+            "--precision, give bf16 or 32, else the source is damaged"
+        )

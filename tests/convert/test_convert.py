@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neva.commands.convert import main
@@ -223,9 +224,52 @@ def test_existing_target_is_refused_without_force(tmp_path, capsys):
     (tmp_path / "hf" / "keep").write_text("mine")
     assert convert(source, tmp_path / "hf") == 1
     assert "exists; choose another target, or pass --force" in capsys.readouterr().err
+    assert convert(source, tmp_path / "hf", "--force") == 1
+    assert "holds 1 files that its parity.json does not list" in capsys.readouterr().err
     assert (tmp_path / "hf" / "keep").read_text() == "mine"
-    assert convert(source, tmp_path / "hf", "--force") == 0
-    assert not (tmp_path / "hf" / "keep").exists()
+    (tmp_path / "hf" / "keep").unlink()
+    for _ in range(2):  # an empty folder, then an export
+        assert convert(source, tmp_path / "hf", "--force", "--no-verify") == 0
+    (tmp_path / "hf" / "notes.txt").write_text("mine")
+    assert convert(source, tmp_path / "hf", "--force", "--no-verify") == 1
+    assert "such as notes.txt: move them away" in capsys.readouterr().err
+    assert (tmp_path / "hf" / "notes.txt").read_text() == "mine"
+
+
+def test_force_does_not_remove_what_is_read(tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    source = llava_nemo(tmp_path / "d")
+    for target in (source, tmp_path / "d"):
+        assert convert(source, target, "--force") == 1
+        assert f"{target} is or holds {source}, which is read" in capsys.readouterr().err
+        assert source.is_file()
+
+
+def test_a_weight_that_overflows_is_named_and_nothing_is_written(tmp_path, capsys):
+    text = tmp_path / "text"
+    model = language_model("llama", seed=4)
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e5
+    model.save_pretrained(text)
+    write_tokenizer(text)
+    for target, name in (("x.nemo", "language_model.decoder.final_layernorm.weight"),):
+        assert convert(text, tmp_path / target, "--precision", "16") == 1
+        assert f"{name} holds a number that is infinite or none at all in float16" in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]
+    assert convert(text, tmp_path / "x.nemo", "--precision", "bf16") == 0
+    assert convert(tmp_path / "x.nemo", tmp_path / "hf", "--precision", "16", "--no-verify") == 1
+    assert "model.norm.weight holds a number that is infinite" in capsys.readouterr().err
+
+
+def test_whole_numbers_are_no_weights(tmp_path, capsys):
+    text = tmp_path / "text"
+    language_model("llama", seed=4).save_pretrained(text)
+    write_tokenizer(text)
+    weights = load_file(text / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file({**weights, name: weights[name].to(torch.int8)}, text / "model.safetensors")
+    assert convert(text, tmp_path / "x.nemo") == 1
+    assert "layers.0.mlp.linear_fc2.weight holds int8, expected floating-point" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from neva.convert import detect, targets
 from neva.convert.options import Options
+from neva.convert.readers import llava_original
 from neva.errors import CheckpointError, ConfigError
 from neva.formats.nemo import write_nemo
 from neva.formats.nemo_header import is_nemo, is_nemo1
@@ -37,6 +38,73 @@ def test_kinds_are_told_apart(tmp_path):
         detect.detect(tmp_path / "none")
     with pytest.raises(CheckpointError, match="has no config.json"):
         detect.detect(tmp_path)
+
+
+TEXT_SIZES = {"model_type": "qwen2", "hidden_size": 8}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llava_next", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
+        {"model_type": "llava_onevision", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
+        {"model_type": "vipllava", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
+        {"model_type": "video_llava", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
+        {"model_type": "qwen2_5_vl", "vision_config": {"depth": 8}, "hidden_size": 8},
+        {"model_type": "llama", "visual": {"layers": 2}},
+        {"model_type": "llama", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": None},
+        {"model_type": "ultravox", "audio_config": {"hidden_size": 8}},
+    ],
+)
+def test_a_model_with_other_parts_is_no_language_model(tmp_path, config):
+    source = folder(tmp_path / "x", config)
+    with pytest.raises(
+        CheckpointError, match=rf"is a '{config['model_type']}' model with more than a language"
+    ):
+        detect.detect(source)
+    with pytest.raises(CheckpointError, match="expected a language model, a llava-hf folder"):
+        detect.detect(source, adds_tower=True)
+
+
+LLAVA_1_5 = {
+    "model_type": "llava_llama",
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_vision_select_layer": -2,
+    "mm_use_im_patch_token": True,
+    "image_aspect_ratio": "pad",
+    "mm_resampler_type": None,
+    "image_grid_pinpoints": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio is 'anyres', expected 'square' or 'pad'"),
+        ({"image_aspect_ratio": "anyres_max_9"}, "image_aspect_ratio is 'anyres_max_9'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end is True, expected None"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type is 'spatial_unpad', expected 'flat'"),
+        (
+            {"mm_vision_select_feature": "cls_patch"},
+            "mm_vision_select_feature is 'cls_patch', expected 'patch'",
+        ),
+        ({"mm_resampler_type": "perceiver"}, "mm_resampler_type is 'perceiver'"),
+        ({"mm_spatial_pool_stride": 2}, "mm_spatial_pool_stride is 2"),
+        ({"s2": True}, "s2 is True"),
+    ],
+)
+def test_a_later_kind_of_llava_is_not_taken_for_llava_1_5(tmp_path, changes, message):
+    source = folder(tmp_path / "x", {**LLAVA_1_5, **changes})
+    with pytest.raises(CheckpointError, match=message):
+        llava_original.read(source, Options())
+
+
+@pytest.mark.parametrize("changes", [{}, {"image_aspect_ratio": None}, {"mm_projector_lr": 1e-5}])
+def test_keys_of_training_are_no_other_kind(tmp_path, changes):
+    source = folder(tmp_path / "x", {**LLAVA_1_5, **changes})
+    with pytest.raises(CheckpointError, match="has neither model.safetensors nor"):  # weights come next
+        llava_original.read(source, Options())
 
 
 def test_a_nemo_is_a_file_of_that_name_or_an_extracted_folder(tmp_path):

@@ -18,7 +18,7 @@ from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import language_config_from_hf
 from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_files import read_config
+from neva.formats.hf_files import PARITY_REPORT, read_config
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.json import write_json
 
@@ -31,7 +31,6 @@ TIE = 1e-5
 """Two likeliest tokens whose logits differ by less, relative to the largest logit, are equally likely in float32."""
 COMPARED = ("configuration", "weights", "tokenizer", "image_processor")
 """What a proof compares beside logits; a report lists the differences of each."""
-REPORT = "parity.json"
 
 
 class ParityError(CheckpointError):
@@ -145,7 +144,12 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     packages = ("torch", "transformers", "megatron-core", "tokenizers")
     versions = {package: version(package) for package in packages}
     tensors = len(FolderWeights(folder))
-    write_json(folder / REPORT, {**report, "tensors_written": tensors, "versions": versions})
+    files = sorted(
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} | {PARITY_REPORT}
+    )
+    write_json(
+        folder / PARITY_REPORT, {**report, "tensors_written": tensors, "versions": versions, "files": files}
+    )
 
 
 def write_unverified(folder: Path) -> None:

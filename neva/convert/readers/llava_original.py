@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
@@ -17,6 +19,28 @@ from neva.formats.hf_folder import FolderWeights
 from neva.weights.lazy import Chained, Converted
 from neva.weights.parts import language_part, projector_weights
 
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("square", "pad"),
+    "mm_patch_merge_type": ("flat",),
+    "mm_vision_select_feature": ("patch",),
+}
+"""Keys of `config.json` and the values of LLaVA-1.5; one that is absent, null or false says the same."""
+
+WITHOUT_EFFECT = (
+    "mm_vision_tower",
+    "mm_vision_select_layer",
+    "mm_projector_type",
+    "mm_hidden_size",
+    "mm_projector_lr",
+    "mm_vision_tower_lr",
+    "mm_tunable_parts",
+    "mm_use_im_patch_token",
+)
+"""Keys that are read elsewhere, or that only training reads."""
+
+OTHER_KINDS = ("s2", "add_faster_video", "use_mm_resampler")
+"""Switches of later kinds whose names do not begin with `mm_`."""
+
 
 def read(folder: Path, options: Options) -> LazyModel:
     """Opens the model of a folder; its tower lies in it when it was trained, else where `mm_vision_tower` points.
@@ -27,6 +51,7 @@ def read(folder: Path, options: Options) -> LazyModel:
         CheckpointError: neva has no such model, there is no tower, or tensors do not fit.
     """
     config = read_config(folder)
+    _refuse_other_kinds(folder, config)
     kind = config.get("mm_projector_type", "linear")
     language = language_config_from_hf(config)
     weights = FolderWeights(folder)
@@ -36,12 +61,8 @@ def read(folder: Path, options: Options) -> LazyModel:
             f"{folder} takes its vision tower from {tower}, which is no folder here; give --vision_encoder_path"
         )
     vision = vision_config_from_hf(read_config(tower), config["mm_vision_select_layer"])
-    if config.get("mm_vision_select_feature", "patch") != "patch":
-        raise CheckpointError(
-            f"{folder}: mm_vision_select_feature is {config['mm_vision_select_feature']!r}, expected 'patch'"
-        )
     is_trained = any(name.startswith(LLAVA_ORIGINAL.tower) for name in weights)
-    section = model_section(language, vision, kind, "v1", config.get("image_aspect_ratio", "square"))
+    section = model_section(language, vision, kind, "v1", config.get("image_aspect_ratio") or "square")
     section.mm_cfg.vision_encoder.from_pretrained = None if is_trained else str(tower)
     return LazyModel(
         name=str(folder),
@@ -60,3 +81,16 @@ def read(folder: Path, options: Options) -> LazyModel:
         image_processor=read_image_processor(tower),
         tower_reference=None if is_trained else tower,
     )
+
+
+def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for what LLaVA-NeXT, LLaVA-OneVision and others changed without another `model_type`."""
+    keys = [key for key in config if key in PLAIN or key in OTHER_KINDS or key.startswith("mm_")]
+    for key in keys:
+        value = config[key]
+        if value and key not in WITHOUT_EFFECT and value not in PLAIN.get(key, ()):
+            expected = " or ".join(map(repr, PLAIN.get(key, (None,))))
+            raise CheckpointError(
+                f"{folder}: {key} is {value!r}, expected {expected}; neva reads models that are put together as "
+                "LLaVA-1.5 is"
+            )

@@ -36,7 +36,7 @@ from neva.formats.json import read_json, write_json
 from neva.formats.vocabulary import check_vocabulary
 from neva.registry import TEMPLATES
 from neva.templates.jinja import chat_template
-from neva.weights.lazy import log_progress
+from neva.weights.lazy import checked
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write_llava_hf(
     write_json(folder / GENERATION_CONFIG, _generation_config(model, folder, ids))
     table = llava_table(model, image)
     pairs = table.to_hf(model.rounded(dtype).weights)
-    write_weights(folder, log_progress(pairs, len(table.hf_names), model.name))
+    write_weights(folder, checked(pairs, len(table.hf_names), model.name))
 
 
 def llava_table(model: LazyModel, image: ImageToken) -> Table:

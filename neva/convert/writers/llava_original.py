@@ -24,7 +24,7 @@ from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
 from neva.formats.json import write_json
 from neva.formats.vocabulary import check_vocabulary
 from neva.registry import LANGUAGE_FAMILIES
-from neva.weights.lazy import Filtered, log_progress
+from neva.weights.lazy import Filtered, checked
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def write_llava_original(
     config = original_config(model, ids, written, tower, trained=reference is None)
     write_json(folder / MODEL_CONFIG, config)
     weights = Filtered(model.weights, *table.native_names)
-    write_weights(folder, log_progress(table.to_hf(weights), len(table.hf_names), str(target)))
+    write_weights(folder, checked(table.to_hf(weights), len(table.hf_names), str(target)))
 
 
 def name_advice(name: str) -> str | None:

@@ -8,7 +8,7 @@ from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.convert.lazy_model import LazyLanguageModel, LazyModel
 from neva.convert.options import Options
 from neva.formats.nemo import write_nemo
-from neva.weights.lazy import log_progress
+from neva.weights.lazy import checked
 
 
 def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
@@ -27,7 +27,7 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
         write_nemo(
             target,
             model.config,
-            log_progress(pairs, len(model.weights), str(target)),
+            checked(pairs, len(model.weights), str(target)),
             tokenizer_dir,
             image_processor,
             model.name,

@@ -17,7 +17,7 @@ from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
 from neva.formats.json import read_json, write_json
 from neva.formats.nemo import VOCABULARY
 from neva.formats.vocabulary import check_vocabulary
-from neva.weights.lazy import log_progress
+from neva.weights.lazy import checked
 
 
 def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
@@ -37,7 +37,7 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
         dtype = model.weights[VOCABULARY[0]].dtype
         write_json(folder / MODEL_CONFIG, text_config(model.language, dtype, _token_ids(folder)))
         table = language_table(model.language)
-        write_weights(folder, log_progress(table.to_hf(model.weights), len(table.hf_names), str(target)))
+        write_weights(folder, checked(table.to_hf(model.weights), len(table.hf_names), str(target)))
 
 
 def _token_ids(folder: Path) -> dict[str, object]:
