@@ -33,6 +33,10 @@ class SampleError(DataError):
     The one error that `model.data.on_error=skip` may pass over.
     """
 
+    record_id: str | None = None
+    place = ""
+    """Of the record in its file, where that is known."""
+
 
 class CheckpointError(UserError):
     """A `.nemo`, a training checkpoint or a folder of weights that cannot be read, does not fit, or is not proven."""

@@ -18,7 +18,7 @@ from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder
 from neva.data.media.image import load_image
 from neva.data.media.processor import ImageProcessor, build_image_processor, to_pixels
-from neva.data.sources.source import Records, open_source
+from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
@@ -44,7 +44,8 @@ class ConversationDataset(Dataset[Sample]):
     """Reads and encodes one record an index.
 
     With `on_error` skip, a record that raises `SampleError` is replaced by the next one that does not, in the order
-    of the file. That depends on the files alone, so every rank and every run decides alike.
+    of the file. That depends on the files alone, so every rank and every run decides alike. More than the share
+    `max_skipped` of the records is no matter of single records any more, and an error.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ConversationDataset(Dataset[Sample]):
         image_size: int,
         aspect_ratio: Literal["square", "pad"],
         on_error: Literal["fail", "skip"],
+        max_skipped: float,
     ) -> None:
         self.records = records
         self.image_folder = image_folder
@@ -64,6 +66,7 @@ class ConversationDataset(Dataset[Sample]):
         self.image_size = image_size
         self.aspect_ratio = aspect_ratio
         self.on_error = on_error
+        self.max_skipped = max_skipped
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
 
@@ -75,6 +78,7 @@ class ConversationDataset(Dataset[Sample]):
 
         Raises:
             SampleError: naming the record.
+            DataError: too many have been skipped.
         """
         for distance in range(len(self)):
             position = (index + distance) % len(self)
@@ -86,7 +90,16 @@ class ConversationDataset(Dataset[Sample]):
                 if not self.skipped[position]:
                     self.skipped[position] = True
                     logger.warning("skipped: %s", error)
+                    self._refuse_too_many(error)
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
+
+    def _refuse_too_many(self, last: SampleError) -> None:
+        if self.skipped_count > max(1, self.max_skipped * len(self)):
+            raise DataError(
+                f"{self.skipped_count} of {len(self)} records had to be skipped, more than "
+                f"model.data.max_skipped={self.max_skipped}; the last: {last}. Look whether model.data.data_path and "
+                "model.data.image_folder are the right ones, or raise model.data.max_skipped"
+            ) from last
 
     @property
     def skipped_count(self) -> int:
@@ -94,16 +107,22 @@ class ConversationDataset(Dataset[Sample]):
         return int(self.skipped.sum())
 
     def _read(self, index: int) -> Sample:
-        name = f"record {index}"
+        record: Record | None = None
         try:
             record = self.records[index]
-            name = f"record {index} (id {record.id!r})"
             input_ids, labels = self.encoder.sample(record.turns, len(record.images), record.system)
             pixels = [
                 to_pixels(load_image(self.image_folder / image), self.processor, self.aspect_ratio)
                 for image in record.images
             ]
         except SampleError as error:
+            if record and record.images and not self.image_folder.is_dir():
+                raise DataError(
+                    f"model.data.image_folder: no folder at {self.image_folder} any more"
+                ) from error
+            record_id = record.id if record else error.record_id
+            place = (record.place if record else error.place) or f"record {index}"
+            name = place if record_id is None else f"{place} (id {record_id!r})"
             raise SampleError(f"{self.records.path}, {name}: {error}") from error
         return Sample(
             torch.from_numpy(np.array(input_ids, dtype=np.int64)),
@@ -179,4 +198,5 @@ def build_dataset(
         image_size=vision.image_size,
         aspect_ratio=data.image_aspect_ratio,
         on_error=data.on_error,
+        max_skipped=data.max_skipped,
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from itertools import accumulate
 
 from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.errors import ConfigError, SampleError
+from neva.data.control_tokens import marked_tokenizer, written_control_token
+from neva.errors import SampleError
 from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
 
 
@@ -29,26 +29,30 @@ def encode(
     Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
     LLaVA's `tokenizer_image_token`; a placeholder becomes `image_tokens` times `IMAGE_TOKEN_ID`. A token
     carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
-    beginning-of-sequence token first, where it has one. Text beyond `max_length` is truncated on the right; an
-    image there is a `SampleError`, as is a special token written by a user.
+    beginning-of-sequence token first, where it has one. A special token that stands in a text is read as its
+    characters. Text beyond `max_length` is truncated on the right; an image there is a `SampleError`.
     """
-    _check_special_tokens(segments, tokenizer)
+    texts = [segment.text for segment in segments]
+    tokenize: Callable[[str], tuple[list[int], list[tuple[int, int]]]] = partial(_tokenize, tokenizer)
+    if written_control_token(segments, tokenizer) is not None:
+        tokenize = marked = marked_tokenizer(tokenizer)
+        texts = [marked.mark(segment.text) if segment.is_special else segment.text for segment in segments]
     has_bos = bos and tokenizer.bos_token_id is not None
     input_ids = [tokenizer.bos_token_id] if has_bos else []
     labels = [IGNORE_INDEX] * len(input_ids)
-    ends = list(accumulate(len(segment.text) for segment in segments))
+    ends = list(accumulate(len(text) for text in texts))
     # The last one also for a token without characters at the very end.
     has_loss = [segment.has_loss for segment in segments] + [segments[-1].has_loss]
     chunk_start = 0
-    for number, chunk in enumerate("".join(segment.text for segment in segments).split(IMAGE_PLACEHOLDER)):
+    for number, chunk in enumerate("".join(texts).split(IMAGE_PLACEHOLDER)):
         if number:
             input_ids += [IMAGE_TOKEN_ID] * image_tokens
             labels += [IGNORE_INDEX] * image_tokens
-        tokens = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        input_ids += tokens["input_ids"]
+        ids, offsets = tokenize(chunk)
+        input_ids += ids
         labels += [
             token if has_loss[bisect_right(ends, chunk_start + first)] else IGNORE_INDEX
-            for token, (first, _) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+            for token, (first, _) in zip(ids, offsets, strict=True)
         ]
         chunk_start += len(chunk) + len(IMAGE_PLACEHOLDER)
     if IMAGE_TOKEN_ID in input_ids[max_length:]:
@@ -57,6 +61,11 @@ def encode(
             "which would cut an image; raise encoder_seq_length or shorten the record"
         )
     return input_ids[:max_length], labels[:max_length]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return tokens["input_ids"], tokens["offset_mapping"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,16 @@ class ConversationEncoder:
         return input_ids, labels
 
     def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
-        """Returns the ids of a question up to where the answer begins, as a training sample has them."""
+        """Returns the ids of a question up to where the answer begins, as a training sample has them.
+
+        Raises:
+            SampleError: it is too long, or holds a control token: a template was put around it already.
+        """
         segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
+        if written := written_control_token(segments, self.tokenizer):
+            raise SampleError(
+                f"the text contains {written!r}, a special token of the template; give the question alone"
+            )
         whole, _ = encode(
             segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, max_length=sys.maxsize
         )
@@ -119,30 +136,8 @@ class ConversationEncoder:
                 f"found {placeholders} {IMAGE_PLACEHOLDER} placeholders for {image_count} images; "
                 "each image needs exactly one"
             )
-        if self.sep_image_conv_front and image_count:
+        if IMAGE_PLACEHOLDER in (system or ""):
+            raise SampleError(f"the system prompt holds {IMAGE_PLACEHOLDER}; images belong into the turns")
+        if self.sep_image_conv_front:
             turns = move_images_to_front(turns)
         return render(self.template, turns, system, self.tokenizer.eos_token)
-
-
-@lru_cache(maxsize=4)
-def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> tuple[frozenset[str], re.Pattern[str]]:
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    special = (added | set(tokenizer.all_special_tokens)) - {IMAGE_PLACEHOLDER}
-    longest_first = sorted(special, key=len, reverse=True)
-    return frozenset(special), re.compile("|".join(map(re.escape, longest_first)))
-
-
-def _check_special_tokens(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerFast) -> None:
-    special, pattern = _special_tokens(tokenizer)
-    for segment in segments:
-        if segment.is_special:
-            if segment.text not in special:
-                raise ConfigError(
-                    f"the conversation template writes {segment.text!r}, which is not a special token of the "
-                    "tokenizer; add it there or choose another model.data.conv_template"
-                )
-        elif special and (found := pattern.search(segment.text)):
-            raise SampleError(
-                f"the text contains {found.group()!r}, which the tokenizer would read as a special token; "
-                "remove or rewrite it"
-            )

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neva.errors import CheckpointError, UserError
+
+
+def refuse_utf_16(content: bytes, name: str | Path, error_kind: type[UserError] = CheckpointError) -> None:
+    """Raises UserError, of `error_kind`, when a file that was read from `name` is UTF-16, with its mark or without."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:64]:
+        raise error_kind(f"{name} is UTF-16, expected UTF-8; save it as such (iconv -f UTF-16 -t UTF-8)")
+
+
+def decode_text(content: bytes, name: str | Path, error_kind: type[UserError] = CheckpointError) -> str:
+    """Returns the text of a file that was read from `name`, without a byte order mark.
+
+    Raises:
+        UserError: of `error_kind`, when it is not UTF-8.
+    """
+    refuse_utf_16(content, name, error_kind)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise error_kind(
+            f"{name} is not UTF-8 ({error.reason} at byte {error.start}); save it as such (for Chinese, perhaps: "
+            "iconv -f GB18030 -t UTF-8)"
+        ) from error
 
 
 def read_json(path: str | Path, error_kind: type[UserError] = CheckpointError) -> Any:

@@ -120,22 +120,19 @@ def check_turns(template: Template, turns: Sequence[Turn]) -> None:
 
 
 def move_images_to_front(turns: Sequence[Turn]) -> list[Turn]:
-    """Moves the `<image>` placeholders of the first question to its front, each on a line of its own.
+    """Moves the `<image>` placeholders of each turn to its front, each on a line of its own.
 
-    LLaVA does this in `preprocess_multimodal`; NeVA under `sep_image_conv_front`.
-
-    Raises:
-        SampleError: the first turn has no placeholder.
+    LLaVA does this in `preprocess_multimodal`; NeVA, in the first turn, under `sep_image_conv_front`.
     """
-    first = turns[0].text or ""
-    count = first.count(IMAGE_PLACEHOLDER)
-    if count == 0:
-        raise SampleError(
-            f"sep_image_conv_front needs {IMAGE_PLACEHOLDER} in the first turn, found {first!r}"
-        )
-    rest = first.replace(IMAGE_PLACEHOLDER, "").strip()
-    moved = (f"{IMAGE_PLACEHOLDER}\n" * count + rest).strip()
-    return [Turn(turns[0].role, moved), *turns[1:]]
+    return [Turn(turn.role, turn.text and _image_first(turn.text)) for turn in turns]
+
+
+def _image_first(text: str) -> str:
+    count = text.count(IMAGE_PLACEHOLDER)
+    if not count:
+        return text
+    rest = text.replace(IMAGE_PLACEHOLDER, "").strip()
+    return (f"{IMAGE_PLACEHOLDER}\n" * count + rest).strip()
 
 
 def insert_image(prompt: str, side: Literal["left", "right"]) -> str:

@@ -14,7 +14,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
 from neva.data.media.image import load_image
 from neva.data.media.processor import build_image_processor, to_pixels
-from neva.errors import SampleError
+from neva.errors import DataError, SampleError
 from neva.families.configs import VisionConfig
 from tests.conftest import conversation, image_record, random_image, shared_data, write_records
 from tests.data import tokenizers
@@ -58,6 +58,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "dataloader_type": "cyclic",
                 "num_workers": 0,
                 "on_error": "fail",
+                "max_skipped": 1.0,
                 "pad_to_multiple_of": 8,
             }
             | data,
@@ -122,7 +123,7 @@ BROKEN: dict[str, Any] = {
     "broken image": {"id": "x", "image": "broken.png", "conversations": conversation("<image>", "b")},
     "no placeholder": image_record(0, "a", "b"),
     "wrong order": {"id": "x", "conversations": conversation("a", "b")[::-1]},
-    "special token": {"id": "x", "conversations": conversation("a </s>", "b")},
+    "system prompt of parts": {"id": "x", "system": [{"text": "a"}], "conversations": conversation("a", "b")},
     "no answer": {"id": "x", "conversations": conversation("a")},
     "no conversation": {"id": "x"},
     "image cut off": image_record(0, "long " * 300 + "<image>", "b"),
@@ -136,10 +137,7 @@ def test_a_record_that_cannot_be_used_is_named_or_replaced_by_the_next(
     records = write_dataset(tmp_path, 6)
     (tmp_path / "broken.png").write_bytes((tmp_path / "0.png").read_bytes()[:100])
     write_records(tmp_path / "data.json", [*records[:2], BROKEN[case], *records[2:]])
-    name = BROKEN[case].get("id") if case != "no conversation" else ""
-    with pytest.raises(
-        SampleError, match=rf"data\.json, record 2{f' .id .{name}..' if name else ''}: "
-    ) as raised:
+    with pytest.raises(SampleError, match=rf"data\.json, record 2 \(id '{BROKEN[case]['id']}'\): ") as raised:
         dataset(tmp_path)[2]
     if "image" in case and "cut" not in case:
         assert str(tmp_path / BROKEN[case]["image"]) in str(raised.value)
@@ -167,6 +165,36 @@ def test_when_every_record_is_bad_skipping_ends_with_an_error(tmp_path: Path) ->
         dataset(tmp_path, on_error="skip")[1]
 
 
+def test_more_than_max_skipped_is_no_matter_of_single_records(tmp_path: Path) -> None:
+    records = write_dataset(tmp_path, 20)
+    bad = image_record(99, "<image>", "b")
+    write_records(tmp_path / "data.json", [bad, bad, bad, *records])
+    assert dataset(tmp_path, on_error="skip", max_skipped=0.15)[0].record_id == "id-0"
+    with pytest.raises(
+        DataError,
+        match=r"3 of 23 records had to be skipped, more than model.data.max_skipped=0.1; the last: .*data.json, "
+        r"record 2 \(id 'id-99'\): image file .* does not exist. Look whether model.data.data_path and",
+    ):
+        dataset(tmp_path, on_error="skip", max_skipped=0.1)[0]
+    one_bad = tmp_path / "data.json"
+    write_records(one_bad, [bad, *records[:3]])
+    assert (
+        dataset(tmp_path, on_error="skip", max_skipped=0.0)[0].record_id == "id-0"
+    )  # one record may always be
+
+
+def test_an_image_folder_that_vanishes_is_named_and_not_skipped(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 3)
+    (tmp_path / "images").mkdir()
+    skipping = dataset(tmp_path, on_error="skip", image_folder=str(tmp_path / "images"))
+    (tmp_path / "images").rmdir()
+    with pytest.raises(
+        DataError, match=r"model\.data\.image_folder: no folder at .*images any more"
+    ) as raised:
+        skipping[0]
+    assert not isinstance(raised.value, SampleError)
+
+
 def test_skipping_does_not_hide_a_template_that_the_tokenizer_cannot_write(tmp_path: Path) -> None:
     write_dataset(tmp_path, 3)
     with pytest.raises(ValueError, match=r"writes '<\|im_start\|>'"):
@@ -175,7 +203,9 @@ def test_skipping_does_not_hide_a_template_that_the_tokenizer_cannot_write(tmp_p
 
 def test_settings_that_cannot_work_are_refused_before_the_first_record(tmp_path: Path) -> None:
     write_dataset(tmp_path, 3)
-    with pytest.raises(ValueError, match=r"conv_template is 'v9', expected one of plain, v1, chatml"):
+    with pytest.raises(
+        ValueError, match=r"conv_template is 'v9', expected one of japanese, plain, v1, mistral, chatml"
+    ):
         dataset(tmp_path, conv_template="v9")
     with pytest.raises(ValueError, match=r"model\.data\.image_folder: no folder at .*absent"):
         dataset(tmp_path, image_folder=str(tmp_path / "absent"))

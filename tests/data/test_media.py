@@ -1,21 +1,27 @@
 """Pixels, bit for bit those of transformers' image processors and of LLaVA's square."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from transformers import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from neva.data.media import processor as processor_module
 from neva.data.media.image import expand_to_square, load_image
 from neva.data.media.processor import build_image_processor, to_pixels
-from neva.errors import SampleError
+from neva.errors import DataError, SampleError
 from tests.conftest import random_image, shared_data
 
 SIZES = [(64, 64), (48, 48), (100, 64), (64, 100), (65, 64), (31, 200), (1, 1), (7, 5), (333, 501)]
@@ -70,6 +76,47 @@ def test_pixels_are_those_of_transformers_bit_for_bit(name: str, aspect_ratio: A
         found = to_pixels(image, processor, aspect_ratio)
         assert found.dtype == torch.float32
         assert torch.equal(found, reference(image, processor, aspect_ratio)), (width, height)
+
+
+LONG = [(1, 3000), (3000, 1), (7, 2000), (11, 1999), (2000, 11), (40, 900), (3000, 30)]
+
+
+@pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "odd crop", "crop beyond the image", "dinov2"])
+def test_the_part_of_a_long_image_has_the_pixels_of_the_whole(
+    name: str, aspect_ratio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor_module, "LARGEST_WHOLE", 0)
+    monkeypatch.setattr(processor_module, "LONG", 0)
+    if name == "siglip" and aspect_ratio == "square":
+        pytest.skip("what it makes is no larger for a long image")
+    for seed, (width, height) in enumerate([*LONG, *SIZES]):
+        image = random_image(width, height, seed)
+        expected = reference(image, PROCESSORS[name], aspect_ratio)
+        assert torch.equal(to_pixels(image, PROCESSORS[name], aspect_ratio), expected), (width, height)
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect_ratio"), [((1, 2000), "square"), ((60_000, 3), "square"), ((3, 60_000), "pad")]
+)
+def test_a_long_image_takes_bounded_memory(size: tuple[int, int], aspect_ratio: str) -> None:
+    code = f"""
+import resource
+import numpy as np
+from PIL import Image, PngImagePlugin
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from neva.data.media.processor import to_pixels
+processor = CLIPImageProcessorPil(size={{"shortest_edge": 336}}, crop_size={{"height": 336, "width": 336}})
+image = Image.fromarray(np.zeros(({size[1]}, {size[0]}, 3), dtype=np.uint8))
+to_pixels(Image.new("RGB", (400, 400)), processor, {aspect_ratio!r})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+to_pixels(image, processor, {aspect_ratio!r})
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(done.stdout) < 300  # MiB
 
 
 def test_pixels_of_real_photos_are_those_of_transformers() -> None:
@@ -206,6 +253,68 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
             load_image(path)
 
 
-def test_a_fault_of_the_file_system_is_not_the_records_fault(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
-        load_image(tmp_path)
+def test_what_is_no_file_is_a_matter_of_its_record(tmp_path: Path) -> None:
+    random_image(4, 4).save(tmp_path / "0.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("folder", "loop", "0.png/x.jpg", "a" * 300, "data:image/png;base64," + "A" * 5000, "a\0b"):
+        with pytest.raises(
+            SampleError, match="image file .* (is no file|cannot be decoded|does not exist)"
+        ) as raised:
+            load_image(tmp_path / name)
+        assert len(str(raised.value)) < 600
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what nobody may")
+def test_what_this_machine_may_not_read_is_no_matter_of_the_record(tmp_path: Path) -> None:
+    random_image(4, 4).save(tmp_path / "0.png")
+    (tmp_path / "0.png").chmod(0)
+    with pytest.raises(DataError, match="cannot be read") as raised:
+        load_image(tmp_path / "0.png")
+    assert not isinstance(raised.value, SampleError)
+
+
+def test_a_picture_with_long_text_beside_it_is_a_picture(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("history", "x" * 2**21, zip=True)
+    image = random_image(4, 4)
+    image.save(tmp_path / "0.png", pnginfo=text)
+    assert load_image(tmp_path / "0.png").tobytes() == image.tobytes()
+
+
+FORMATS = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "GIF": ["L", "P", "RGB"],
+    "WEBP": ["RGB", "RGBA"],
+    "BMP": ["1", "L", "P", "RGB"],
+    "TIFF": ["1", "L", "RGB", "RGBA", "CMYK", "I;16", "F"],
+}
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_any_image_file_gives_pixels_or_is_a_bad_record(data: st.DataObject, tmp_path_factory: Any) -> None:
+    kind = data.draw(st.sampled_from(sorted(FORMATS)))
+    mode = data.draw(st.sampled_from(FORMATS[kind]))
+    size = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    path = tmp_path_factory.getbasetemp() / "any.png"
+    Image.frombytes("L", size, bytes(range(256))[: size[0] * size[1]].ljust(size[0] * size[1], b"7")).convert(
+        mode if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F") else "I;16"
+    ).save(path, kind)
+    content = bytearray(path.read_bytes())
+    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
+    for position, value in data.draw(
+        st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=2)
+    ):
+        if content:
+            content[position % len(content)] = value
+    path.write_bytes(content)
+    try:
+        pixels = to_pixels(
+            load_image(path), PROCESSORS["clip"], data.draw(st.sampled_from(["square", "pad"]))
+        )
+    except SampleError as error:
+        assert str(path) in str(error)
+    else:
+        assert pixels.shape == (3, 64, 64) and bool(pixels.isfinite().all())

@@ -121,14 +121,15 @@ def test_turns_that_a_template_cannot_take_are_refused(template: str, bad: list[
         ("Compare <image> and <image>", "<image>\n<image>\nCompare  and"),
     ],
 )
-def test_sep_image_conv_front_puts_the_image_on_the_first_line(text: str, moved: str) -> None:
-    rest = [Turn("gpt", "b"), Turn("human", "stays <image>")]
-    assert move_images_to_front([Turn("human", text), *rest]) == [Turn("human", moved), *rest]
+def test_sep_image_conv_front_puts_the_image_on_the_first_line_of_its_turn(text: str, moved: str) -> None:
+    rest = [Turn("gpt", "b"), Turn("human", "and <image> here")]
+    moved_rest = [Turn("gpt", "b"), Turn("human", "<image>\nand  here")]
+    assert move_images_to_front([Turn("human", text), *rest]) == [Turn("human", moved), *moved_rest]
 
 
-def test_sep_image_conv_front_needs_the_image_in_the_first_turn() -> None:
-    with pytest.raises(SampleError, match="sep_image_conv_front needs <image> in the first turn"):
-        move_images_to_front(turns("a", "b", "<image>", "c"))
+def test_sep_image_conv_front_leaves_turns_without_an_image_as_they_are() -> None:
+    conversation = [*turns(" a ", "b", "<image>", "c"), Turn("human", "d"), Turn("gpt", None)]
+    assert move_images_to_front(conversation) == conversation
 
 
 def test_insert_image_token_adds_the_placeholder_on_its_own_line() -> None:

@@ -155,6 +155,7 @@ def test_saves_and_the_number_of_skipped_records_are_said(
     skip = [
         f"model.data.data_path={tmp_path}/data.json",
         "model.data.on_error=skip",
+        "model.data.max_skipped=0.2",
         "model.data.num_workers=2",
     ]
     skip.append("exp_manager.checkpoint_callback_params.every_n_train_steps=2")

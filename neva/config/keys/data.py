@@ -35,7 +35,7 @@ class Data:
         choices=("square", "pad"),
         not_yet=_NO_ASPECT,
     )
-    sep_image_conv_front: bool = key("Move <image> to the front of the first question, on a line of its own.")
+    sep_image_conv_front: bool = key("Move <image> to the front of its turn, on a line of its own.")
     image_token_len: int | None = key("Positions of an image; follows from the tower.", low=1)
     crop_size: list[int] | None = key(
         "Height, width after the crop; follows from the tower.", low=1, length=2
@@ -49,7 +49,12 @@ class Data:
         not_yet=_NO_SAMPLER,
     )
     num_workers: int = key("Processes that read and decode, on each rank.", low=0, common=True)
-    on_error: str = key("A missing or broken image: fail, or skip and count.", choices=("fail", "skip"))
+    on_error: str = key(
+        "A missing or broken image, a malformed record: fail, or skip and count.", choices=("fail", "skip")
+    )
+    max_skipped: float = key(
+        "With on_error=skip: more than this share of the records is an error.", low=0, high=1
+    )
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
     video_folder: Any = refused(None, why=_VIDEO)

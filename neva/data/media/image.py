@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from neva.errors import SampleError
+from neva.errors import DataError, SampleError
+
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # editors and generators write a picture's whole history beside it
+
+NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What is at a path, or on the way to it, is no file."""
 
 
 def load_image(path: Path) -> Image.Image:
@@ -17,6 +24,7 @@ def load_image(path: Path) -> Image.Image:
 
     Raises:
         SampleError: the file is missing or broken.
+        DataError: this machine cannot read it.
     """
     try:
         with Image.open(path) as image:
@@ -25,9 +33,14 @@ def load_image(path: Path) -> Image.Image:
         raise SampleError(f"image file {path} does not exist") from error
     # PIL's decoders raise whatever their format module raises: OSError, SyntaxError, struct.error, …
     except Exception as error:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-            # Not the file's fault and perhaps not the same on every rank: no reason to skip a record.
+        if isinstance(error, MemoryError):
             raise
+        code = getattr(error, "errno", None)
+        if code in NO_FILE:
+            raise SampleError(f"image file {str(path):.200} is no file ({os.strerror(code)})") from error
+        if code is not None:
+            # Not the file's fault and perhaps not the same on every rank: no reason to skip a record.
+            raise DataError(f"image file {path} cannot be read ({os.strerror(code)})") from error
         raise SampleError(
             f"image file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it"
         ) from error

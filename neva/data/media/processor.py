@@ -15,9 +15,14 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from neva.data.media.image import expand_to_square
+from neva.data.media.resize import FILTERS, resized_middle
 from neva.errors import ConfigError, DataError
 from neva.families.vision import vision_family
 from neva.registry import VISION_FAMILIES
+
+LARGEST_WHOLE = 2**24
+LONG = 20
+"""A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
@@ -68,13 +73,11 @@ def to_pixels(
 
     `pad` first centres the image on a square of the processor's mean colour (LLaVA's `expand2square`).
     """
-    if aspect_ratio == "pad":
-        image = expand_to_square(image, tuple(int(mean * 255) for mean in processor.image_mean))
+    background = tuple(int(mean * 255) for mean in processor.image_mean) if aspect_ratio == "pad" else None
     if not _has_standard_steps(processor):
+        image = image if background is None else expand_to_square(image, background)
         return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
-    if processor.do_resize and image.size != (target := _resized_size(image.size, processor.size)):
-        image = image.resize(target, resample=processor.resample)
-    array = np.asarray(image)
+    array = np.asarray(_resized(image, background, processor))
     if getattr(processor, "do_center_crop", False):
         array = _center_crop(array, processor.crop_size["height"], processor.crop_size["width"])
     table = _normalised_values(
@@ -84,6 +87,28 @@ def to_pixels(
     for channel in range(3):
         np.take(table[channel], array[:, :, channel], out=pixels[channel])
     return torch.from_numpy(pixels)
+
+
+def _resized(
+    image: Image.Image, background: tuple[int, ...] | None, processor: ImageProcessor
+) -> Image.Image | np.ndarray:
+    """Returns an image, on a square of a background colour or not, as the processor resizes it.
+
+    Of a very long one only what the crop keeps is made: the whole would take gigabytes.
+    """
+    canvas = image.size if background is None else (max(image.size), max(image.size))
+    target = _resized_size(canvas, processor.size) if processor.do_resize else canvas
+    area = canvas[0] * canvas[1]
+    grows = background is None and min(target) > min(canvas) and target[0] * target[1] > LARGEST_WHOLE
+    is_padded = background is not None and area > max(LARGEST_WHOLE, LONG * image.width * image.height)
+    if (grows or is_padded) and processor.do_resize and processor.resample in FILTERS:
+        crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
+        kept = target if crop is None else (crop["width"], crop["height"])
+        colour = background or (0, 0, 0)
+        return resized_middle(np.asarray(image), canvas, colour, target, kept, processor.resample)
+    if background is not None:
+        image = expand_to_square(image, background)
+    return image if image.size == target else image.resize(target, resample=processor.resample)
 
 
 def _has_standard_steps(processor: ImageProcessor) -> bool:

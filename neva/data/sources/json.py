@@ -9,25 +9,21 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
 from neva.errors import DataError, SampleError
+from neva.formats.json import decode_text, refuse_utf_16
 from neva.registry import SOURCES
-from neva.templates.template import Turn
 
 logger = logging.getLogger(__name__)
 
-ROLES: dict[str, Literal["human", "gpt"]] = {
-    "human": "human",
-    "user": "human",
-    "gpt": "gpt",
-    "assistant": "gpt",
-}
-
 SPACE = re.compile(r"[ \t\n\r]*")
+FIRST = {"line": 1, "record": 0}
+"""What the first one of a file is called."""
 
 
 class JsonRecords:
@@ -35,13 +31,20 @@ class JsonRecords:
 
     Worker processes share the block: a list of Python objects would be copied into each of them page by page as its
     reference counts are touched.
+
+    Args:
+        path: the file.
+        items: number of each record in the file, and its JSON text.
+        unit: what the number counts: `line` from 1, `record` from 0.
     """
 
-    def __init__(self, path: Path, lines: Iterable[bytes]) -> None:
+    def __init__(self, path: Path, items: Iterable[tuple[int, bytes]], unit: str) -> None:
         self.path = path
-        kept = list(lines)
-        self._text = b"".join(kept)
-        self._ends = np.cumsum([len(line) for line in kept], dtype=np.int64)
+        self.unit = unit
+        kept = list(items)
+        self._text = b"".join(text for _, text in kept)
+        self._ends = np.cumsum([len(text) for _, text in kept], dtype=np.int64)
+        self._numbers = np.array([number for number, _ in kept], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -51,11 +54,17 @@ class JsonRecords:
         start = 0 if index == 0 else self._ends[index - 1]
         try:
             return json.loads(self._text[start : self._ends[index]])
-        except ValueError as error:
-            raise SampleError(f"not valid JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            broken = SampleError(f"not valid JSON: {error}")
+            broken.place = self._place(index)
+            raise broken from error
 
     def __getitem__(self, index: int) -> Record:
-        return parse_record(self.raw(index), default_id=str(index))
+        number = int(self._numbers[index])
+        return parse_record(self.raw(index), str(number - FIRST[self.unit]), self._place(index))
+
+    def _place(self, index: int) -> str:
+        return f"{self.unit} {self._numbers[index]}"
 
 
 class JsonSource:
@@ -71,15 +80,13 @@ class JsonSource:
         """Returns the records without those whose `dataset` is excluded.
 
         Raises:
-            DataError: the file holds none, or a `.json` file is no list.
+            DataError: the file holds none, is not UTF-8, or a `.json` file is no list.
         """
-        if path.suffix.lower() == ".jsonl":
-            lines: Iterable[bytes] = (line for line in path.read_bytes().splitlines() if line.strip())
-        else:
-            lines = _list_items(path)
+        is_lines = path.suffix.lower() == ".jsonl"
+        items = _lines(path) if is_lines else enumerate(_list_items(path))
         if datasets_exclude:
-            lines = _without(lines, datasets_exclude)
-        records = JsonRecords(path, lines)
+            items = _without(items, datasets_exclude)
+        records = JsonRecords(path, items, "line" if is_lines else "record")
         if len(records) == 0:
             raise DataError(
                 f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})"
@@ -90,56 +97,6 @@ class JsonSource:
 SOURCES.register("json", JsonSource())
 
 
-def parse_record(raw: Any, default_id: str) -> Record:
-    """Returns a record from `{id, image, conversations: [{from, value}]}`.
-
-    The spelling `{messages: [{role, content}], images}` is read too; a first turn of role system becomes the system
-    prompt.
-
-    Raises:
-        SampleError: something is missing or of the wrong type.
-    """
-    if not isinstance(raw, Mapping):
-        raise SampleError(f"a record must be an object with conversations, found {type(raw).__name__}")
-    if raw.get("video"):
-        raise SampleError("the record has a video; only images are read")
-    conversation = raw.get("conversations", raw.get("messages"))
-    if not isinstance(conversation, list) or not conversation:
-        raise SampleError(f"conversations must be a list of turns, found {conversation!r:.80}")
-    system = raw.get("system")
-    first = conversation[0]
-    if isinstance(first, Mapping) and first.get("from", first.get("role")) == "system":
-        system = first.get("value", first.get("content"))
-        conversation = conversation[1:]
-    return Record(
-        id=str(raw.get("id", default_id)),
-        turns=[_turn(turn) for turn in conversation],
-        images=_image_names(raw.get("image", raw.get("images"))),
-        system=system,
-    )
-
-
-def _turn(raw: Any) -> Turn:
-    if not isinstance(raw, Mapping):
-        raise SampleError(f"a turn must be an object with from and value, found {raw!r:.80}")
-    role = raw.get("from", raw.get("role"))
-    text = raw.get("value", raw.get("content"))
-    if role not in ROLES:
-        raise SampleError(f"a turn is from {role!r}, expected one of {', '.join(ROLES)}")
-    if not isinstance(text, str):
-        raise SampleError(f"the text of a {role} turn must be a string, found {text!r:.80}")
-    return Turn(ROLES[role], text)
-
-
-def _image_names(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not names:
-        return []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise SampleError(f"image must be a file name or a list of file names, found {value!r:.80}")
-    return names
-
-
 def _begins_with_bracket(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
@@ -147,19 +104,23 @@ def _begins_with_bracket(path: Path) -> bool:
 
 def _list_items(path: Path) -> Iterator[bytes]:
     """Yields the JSON text of each item of the list in `path`."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = decode_text(path.read_bytes(), path, DataError)
     decode = json.JSONDecoder().raw_decode
     position = _skip(text, 0, "[", path)
     if text[position : position + 1] == "]":
+        _refuse_more(text, position + 1, path)
         return
     while True:
         try:
             _, end = decode(text, position)
-        except json.JSONDecodeError as error:
-            raise DataError(f"model.data.data_path: {path} is not valid JSON: {error}") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(
+                f"model.data.data_path: {path} is not valid JSON in the record at character {position}: {error}"
+            ) from error
         yield text[position:end].encode()
         rest = _skip(text, end, "", path)
         if text[rest : rest + 1] == "]":
+            _refuse_more(text, rest + 1, path)
             return
         position = _skip(text, rest, ",", path)
 
@@ -179,16 +140,44 @@ def _end_of_space(text: str, position: int) -> int:
     return SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
 
 
-def _without(lines: Iterable[bytes], datasets_exclude: Collection[str]) -> Iterator[bytes]:
+def _refuse_more(text: str, position: int, path: Path) -> None:
+    position = _end_of_space(text, position)
+    if position < len(text):
+        raise DataError(
+            f"model.data.data_path: {path} goes on behind its list, at character {position}: "
+            f"{text[position : position + 20]!r}; expected one list: put all records into it"
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields number and text of each line that is not blank."""
+    content = path.read_bytes()
+    refuse_utf_16(content, path, DataError)
+    content = content.removeprefix(codecs.BOM_UTF8)
+    return ((number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip())
+
+
+def _without(
+    items: Iterable[tuple[int, bytes]], datasets_exclude: Collection[str]
+) -> Iterator[tuple[int, bytes]]:
+    """Leaves records of the excluded data sets out; one that is not JSON stays, to be answered for when it is read."""
     counts: Counter[str] = Counter()
-    for line in lines:
-        raw = json.loads(line)
-        dataset = raw.get("dataset") if isinstance(raw, Mapping) else None
+    for number, text in items:
+        dataset = _dataset_of(text)
         counts[str(dataset)] += 1
         if dataset not in datasets_exclude:
-            yield line
+            yield number, text
     logger.info(
         "records by dataset: %s; left out: %s",
         dict(counts),
         ", ".join(sorted(set(datasets_exclude) & counts.keys())),
     )
+
+
+def _dataset_of(text: bytes) -> Any:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    dataset = raw.get("dataset") if isinstance(raw, Mapping) else None
+    return dataset if isinstance(dataset, str) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,8 @@ class Record:
     turns: list[Turn]
     images: list[str]
     system: str | None
+    place: str = field(default="", compare=False)
+    """Where it stands, for messages (`line 3`); empty: messages give its index."""
 
 
 class Records(Protocol):
