@@ -135,10 +135,10 @@ def _image_first(text: str) -> str:
     return (f"{IMAGE_PLACEHOLDER}\n" * count + rest).strip()
 
 
-def insert_image(prompt: str, side: Literal["left", "right"]) -> str:
-    """Puts an image placeholder before or after a prompt, on a line of its own (NeVA's `insert_image_token`)."""
-    placed = IMAGE_PLACEHOLDER + prompt if side == "left" else prompt + IMAGE_PLACEHOLDER
-    return placed.replace(IMAGE_PLACEHOLDER, f"{IMAGE_PLACEHOLDER}\n")
+def insert_images(prompt: str, count: int, side: Literal["left", "right"]) -> str:
+    """Puts image placeholders before or after a prompt, each on a line of its own (NeVA's `insert_image_token`)."""
+    images = f"{IMAGE_PLACEHOLDER}\n" * count
+    return images + prompt if side == "left" else prompt + images
 
 
 def _question(template: Template, turn: Turn) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from neva.config.load import load
-from neva.errors import ConfigError
+from neva.errors import ConfigError, DataError
 from neva.inference.jsonl import run
-from neva.inference.prompts import Request, answered, read_requests
+from neva.inference.prompts import Request, read_requests
+from neva.inference.results import Results
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_run import run as train
 
@@ -91,7 +92,10 @@ def test_results_of_other_prompts_are_not_continued(nemo: Path, images: str, tmp
 def test_insert_image_token_puts_the_placeholder(nemo: Path, images: str, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "what colour is this?", "image": "2.png"}])
     results = infer(nemo, images, prompts, tmp_path / "results.jsonl", "inference.insert_image_token=left")
-    assert results[0]["prompt"] == "<image>\nwhat colour is this?" and results[0]["text"] == "blue"
+    assert results[0]["prompt"] == "what colour is this?" and results[0]["text"] == "blue"
+    assert "<image>what colour is this" in str(results[0]["full_text"])
+    default = infer(nemo, images, prompts, tmp_path / "default.jsonl")
+    assert default == results
 
 
 def test_end_strings_cut_the_answer(nemo: Path, images: str, tmp_path: Path) -> None:
@@ -104,7 +108,10 @@ def test_end_strings_cut_the_answer(nemo: Path, images: str, tmp_path: Path) -> 
     ("row", "message"),
     [
         ({"image": "0.png"}, "prompt 1: .* expected an object with a string"),
-        ({"prompt": "what?", "image": "0.png"}, "found 0 <image> for 1 images"),
+        ({"prompt": "<image> and?", "image": ["0.png", "1.png"]}, "found 1 <image> for 2 images"),
+        ({"prompt": "what?", "image": "a" * 300}, "1 images of .* are missing, such as"),
+        ({"prompt": "a\ud83d"}, r"prompt 1: holds \\ud83d at character 1, half of a character"),
+        ({"prompt": "a", "system": []}, r"prompt 1: found system \[\], expected a string"),
         ({"prompt": "<image>", "image": "none.png"}, "1 images of .* are missing, such as .*none.png"),
         ({"prompt": "<image>", "image": 5}, "prompt 1: found image 5, expected a file name"),
     ],
@@ -115,6 +122,55 @@ def test_bad_prompts_are_refused_before_the_model_is_loaded(
     prompts = write(tmp_path / "prompts.jsonl", [row])
     with pytest.raises(ValueError, match=message):
         infer(tmp_path / "no.nemo", images, prompts, tmp_path / "results.jsonl")
+
+
+def test_a_prompt_that_cannot_be_asked_has_an_error_line_and_is_the_only_one_asked_again(
+    nemo: Path, images: str, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "<image>\nwhat colour is this?", "image": f"{number % 4}.png"} for number in range(20)]
+    rows[16]["prompt"] = "<image>\nsay </s>"
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows[18]["image"] = str(tmp_path / "broken.png")
+    prompts, output = write(tmp_path / "prompts.jsonl", rows), tmp_path / "results.jsonl"
+    with pytest.raises(
+        DataError, match=r"2 of 20 prompts could not be asked, .*the first: prompt 17: .*'</s>'"
+    ):
+        infer(nemo, images, prompts, output, "inference.batch_size=1")
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [number for number, row in enumerate(results) if "error" in row] == [16, 18]
+    assert "cannot be decoded" in results[18]["error"] and results[16]["prompt"] == "<image>\nsay </s>"
+    assert all(row["text"] for row in results if "error" not in row)
+    output.write_text("".join(json.dumps({**row, "kept": True}) + "\n" for row in results))
+    rows[16]["prompt"], rows[18]["image"] = rows[0]["prompt"], "0.png"
+    again = infer(nemo, images, write(prompts, rows), output)
+    assert len(again) == 20 and not any("error" in row for row in again)
+    assert [number for number, row in enumerate(again) if "kept" not in row] == [16, 18]
+    assert again[16]["text"] == again[18]["text"] == again[0]["text"]
+
+
+def test_a_null_column_hides_no_synonym(tmp_path: Path) -> None:
+    (tmp_path / "0.png").touch()
+    row = {"prompt": None, "text": "what?", "image": None, "images": ["0.png"], "system": None}
+    (request,) = read_requests(write(tmp_path / "prompts.jsonl", [row]), tmp_path, None)
+    assert (request.prompt, request.question) == ("what?", "<image>\nwhat?")
+    assert request.images == (tmp_path / "0.png",)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"), [("utf-16", "is UTF-16, expected UTF-8"), ("gbk", "is not UTF-8")]
+)
+def test_a_prompt_file_of_another_encoding_is_named(tmp_path: Path, encoding: str, message: str) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_bytes('[{"prompt": "这是什么"}]'.encode(encoding))
+    with pytest.raises(ConfigError, match=f"prompts.json {message}"):
+        read_requests(path, tmp_path, None)
+
+
+def test_a_key_with_half_a_character_can_be_written(tmp_path: Path) -> None:
+    requests = read_requests(write(tmp_path / "p.jsonl", [{"prompt": "a", "id": "\ud83d"}]), tmp_path, None)
+    results = Results(tmp_path / "results.jsonl", requests)
+    results.add({0: {**requests[0].keys, "text": "b"}})
+    assert json.loads((tmp_path / "results.jsonl").read_text())["id"] == "\ud83d"
 
 
 def test_a_line_separator_within_a_prompt_does_not_end_its_line(tmp_path: Path) -> None:
@@ -144,13 +200,5 @@ def test_a_file_that_holds_no_results_is_not_continued(tmp_path: Path, line: str
     (tmp_path / "results.jsonl").write_text(line + "\n")
     requests = [Request({"prompt": "a"}, "a", ())]
     with pytest.raises(ConfigError, match=message):
-        answered(tmp_path / "results.jsonl", requests)
+        Results(tmp_path / "results.jsonl", requests)
     assert (tmp_path / "results.jsonl").read_text() == line + "\n"
-
-
-def test_a_prompt_that_the_template_cannot_take_is_named_by_its_number(
-    nemo: Path, images: str, tmp_path: Path
-) -> None:
-    prompts = write(tmp_path / "prompts.jsonl", [ROWS[0], {"prompt": "is it </s> ?"}])
-    with pytest.raises(ConfigError, match="prompt 2: the text contains '</s>'"):
-        infer(nemo, images, prompts, tmp_path / "results.jsonl")

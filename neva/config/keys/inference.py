@@ -18,7 +18,10 @@ class Generation:
     """How answers are generated."""
 
     images_base_path: str = key("Folder that the prompts' image paths are relative to.", common=True)
-    insert_image_token: str | None = key("Put <image> before or after the prompt.", choices=("left", "right"))
+    insert_image_token: str | None = key(
+        "Side of a prompt with an image on which <image> is put where it has none; null: left.",
+        choices=("left", "right"),
+    )
     batch_size: int = key("Prompts that are answered together.", low=1, common=True)
     greedy: bool = key("The most probable token always.", common=True)
     temperature: float = key("Divides the logits; below 1 sharpens.", above=0, common=True)

@@ -1,0 +1,90 @@
+"""Result files: one line a prompt, in the order of the prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neva.errors import ConfigError, SampleError
+from neva.formats.atomic_write import finished_target
+from neva.inference.prompts import Request, parse_line
+
+if TYPE_CHECKING:
+    from neva.inference.answer import Answer
+
+
+def result_row(request: Request, answer: Answer | SampleError, model_id: str) -> dict[str, Any]:
+    """Returns a result: the prompt's own keys, the prompt, and the answer or why there is none."""
+    row = {**request.keys, "prompt": request.prompt}
+    row.pop("error", None)
+    if isinstance(answer, SampleError):
+        return {**row, "text": "", "model_id": model_id, "error": str(answer)}
+    said = {"full_text": answer.full_text, "text": answer.text}
+    return {**row, **said, "model_id": model_id, "answer_id": 0, "metadata": {}}
+
+
+class Results:
+    """The result lines so far; a half-written last line of an existing file is cut off.
+
+    Args:
+        path: the file, which need not exist.
+        requests: the prompts that it answers.
+
+    Raises:
+        ConfigError: the file answers other prompts.
+    """
+
+    def __init__(self, path: Path, requests: Sequence[Request]) -> None:
+        self.path = path
+        self._count = len(requests)
+        self.rows: list[dict[str, Any]] = []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+            path.write_bytes(b"".join(lines))
+        for number, (line, request) in enumerate(zip(lines, requests, strict=False), 1):
+            row = parse_line(line, f"{path}, line {number},")
+            if not isinstance(row, dict) or "prompt" not in row:
+                raise ConfigError(f"{path}, line {number}, is no result line; choose another output_file")
+            asked = (request.prompt, request.keys.get("image"))
+            if "error" not in row and (row["prompt"], row.get("image")) != asked:
+                raise ConfigError(
+                    f"{path}, line {number}, answers {row['prompt']!r}; prompt {number} is {request.prompt!r}. To "
+                    "answer other prompts, choose another output_file"
+                )
+            self.rows.append(row)
+        if len(lines) > len(requests):
+            raise ConfigError(
+                f"{path} has {len(lines)} results for {len(requests)} prompts; choose another output_file"
+            )
+
+    def unanswered(self) -> list[int]:
+        """Returns the indices of the prompts that have no answer, in order."""
+        failed = [number for number, row in enumerate(self.rows) if "error" in row]
+        return [*failed, *range(len(self.rows), self._count)]
+
+    def add(self, rows: Mapping[int, dict[str, Any]]) -> None:
+        """Writes rows: in the place of those that hold errors, and at the end."""
+        replaced = {number: row for number, row in rows.items() if number < len(self.rows)}
+        for number, row in replaced.items():
+            self.rows[number] = row
+        new = [row for number, row in rows.items() if number not in replaced]
+        self.rows += new
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if replaced:
+            with finished_target(self.path, overwrite=True) as temporary:
+                temporary.write_text("".join(map(_line, self.rows)), encoding="utf-8")
+        else:
+            with self.path.open("a", encoding="utf-8") as output:
+                output.writelines(map(_line, new))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair in a key of the prompt's own
+        text = json.dumps(row)
+    return text + "\n"
