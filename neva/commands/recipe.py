@@ -15,6 +15,7 @@ from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
 from neva.config.schema import check_purpose
 from neva.distributed import launch
+from neva.distributed.launch_environment import settle
 
 NOT_READY = 1
 
@@ -34,7 +35,7 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
         from neva.commands.dry_run import dry_run
 
         return dry_run(cfg, options.output)
-    launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
+    settle(launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes))
     problems = path_problems(cfg)
     for problem in problems:
         sys.stderr.write(f"neva: {problem}\n")

@@ -1,4 +1,4 @@
-"""Which samples each rank consumes in each step, from any number of consumed samples on."""
+"""Which samples each rank consumes in each step, from any position in the data on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from neva.data.position import Position
 from neva.errors import ConfigError
 from neva.registry import SAMPLERS
 
@@ -16,16 +17,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     A global batch is `global_batch_size` consecutive indices of the epoch's order; rank r of `size` takes every
     size-th from the r-th on, so the union over the ranks is the global batch. What is left at an epoch's end and does
-    not fill a global batch is left out of that epoch. Iteration starts behind `consumed_samples` and ends after step
-    `max_steps` of the whole run, across as many epochs as that takes.
+    not fill a global batch is left out of that epoch. Iteration starts at a position and takes `num_steps` global
+    batches, across as many epochs as that takes.
 
     Args:
         num_samples: length of the dataset.
         global_batch_size: samples an optimizer step, on all ranks.
         rank: among the data-parallel ranks.
         size: number of data-parallel ranks.
-        consumed_samples: how many the run has seen before.
-        max_steps: optimizer steps of the whole run.
+        start: where the run stands in the data.
+        num_steps: optimizer steps from there on.
         seed: of the order.
         dataloader_type: name of the order, one of the registered samplers.
 
@@ -39,8 +40,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         global_batch_size: int,
         rank: int,
         size: int,
-        consumed_samples: int,
-        max_steps: int,
+        start: Position,
+        num_steps: int,
         seed: int,
         dataloader_type: str,
     ) -> None:
@@ -57,17 +58,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
             raise ConfigError(
                 f"model.global_batch_size={global_batch_size} cannot be divided by {size} data-parallel ranks"
             )
-        if consumed_samples % global_batch_size:
-            raise ConfigError(
-                f"{consumed_samples} consumed samples are not a whole number of global batches of "
-                f"{global_batch_size}; resume with the model.global_batch_size that the run had"
-            )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.rank = rank
         self.size = size
-        self.first_step = consumed_samples // global_batch_size
-        self.max_steps = max_steps
+        self.start = start
+        self.num_steps = max(0, num_steps)
         self.seed = seed
         self.order_of = SAMPLERS[dataloader_type]
 
@@ -77,13 +73,18 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return self.num_samples // self.global_batch_size
 
     def __len__(self) -> int:
-        return max(0, self.max_steps - self.first_step)
+        return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        current_epoch, order = -1, torch.empty(0)
-        for step in range(self.first_step, self.max_steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != current_epoch:
-                current_epoch, order = epoch, self.order_of(self.num_samples, self.seed, epoch)
-            batch = order[position * self.global_batch_size : (position + 1) * self.global_batch_size]
+        position, epoch, order = self.start, -1, torch.empty(0)
+        for _ in range(self.num_steps):
+            begin = position.batch(self.num_samples, self.global_batch_size)
+            if begin.epoch != epoch:
+                epoch, order = begin.epoch, self.order_of(self.num_samples, self.seed, begin.epoch)
+            batch = order[begin.offset : begin.offset + self.global_batch_size]
+            position = self.behind(position)
             yield batch[self.rank :: self.size].tolist()
+
+    def behind(self, position: Position) -> Position:
+        """Returns the position behind the next step."""
+        return position.behind(self.num_samples, self.global_batch_size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from neva.data.batch import Batch
 from neva.data.collate import collate
 from neva.data.dataset import ConversationDataset, build_dataset
 from neva.data.global_batch import GlobalBatchSampler
+from neva.data.position import data_identity, restored_position
 from neva.errors import UserError
 from neva.families.configs import VisionConfig
 
@@ -50,6 +52,9 @@ class RankBatchDataset(Dataset["list[Batch] | UserError"]):
 class RankBatchLoader(DataLoader["list[Batch] | UserError"]):
     """Yields one rank's micro batches of each optimizer step, and raises what a worker hands over as an error."""
 
+    identity: Mapping[str, Any]
+    """What the order of the data depends on."""
+
     def __iter__(self) -> Iterator[list[Batch]]:  # type: ignore[override]  # torch names its private iterator
         for step in super().__iter__():
             if isinstance(step, UserError):
@@ -63,23 +68,30 @@ def train_loader(
     tokenizer: PreTrainedTokenizerFast,
     rank: int,
     size: int,
-    consumed_samples: int,
-    max_steps: int,
+    num_steps: int,
     seed: int,
+    consumed_samples: int = 0,
+    saved: Mapping[str, Any] | None = None,
 ) -> RankBatchLoader:
     """Builds the loader of data-parallel rank `rank` of `size`: one item an optimizer step, its micro batches.
 
-    It holds the steps from `consumed_samples` up to `max_steps` of the whole run. `loader.dataset.samples` is the
-    `ConversationDataset`, whose `skipped_count` tells what `on_error=skip` left out.
+    It holds `num_steps` steps from where the run stands in the data: at what a checkpoint has `saved` of its position,
+    or, where it has none, behind `consumed_samples`. `loader.dataset.samples` is the `ConversationDataset`, whose
+    `skipped_count` tells what `on_error=skip` left out; `loader.identity` says which data it is.
+
+    Raises:
+        UserError: the data cannot be read, or is not what the checkpoint has seen.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
+    identity = data_identity(model_cfg.data, seed, dataset.records)
+    batch_size = model_cfg.global_batch_size
     sampler = GlobalBatchSampler(
         num_samples=len(dataset),
-        global_batch_size=model_cfg.global_batch_size,
+        global_batch_size=batch_size,
         rank=rank,
         size=size,
-        consumed_samples=consumed_samples,
-        max_steps=max_steps,
+        start=restored_position(saved, consumed_samples, identity, batch_size, model_cfg.data.on_change),
+        num_steps=num_steps,
         seed=seed,
         dataloader_type=model_cfg.data.dataloader_type,
     )
@@ -91,7 +103,9 @@ def train_loader(
         # A pipeline stage receives activations of one shape.
         same_length=model_cfg.pipeline_model_parallel_size > 1,
     )
-    return build_loader(batches, sampler, model_cfg.data.num_workers)
+    loader = build_loader(batches, sampler, model_cfg.data.num_workers)
+    loader.identity = identity
+    return loader
 
 
 def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int) -> RankBatchLoader:

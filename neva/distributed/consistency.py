@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import neva
 from neva.errors import LaunchError
+from neva.formats.digest import file_digest
 from neva.weights.resolve import WEIGHT_KEYS
 
 LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
@@ -26,7 +27,6 @@ FILE_KEYS = (*WEIGHT_KEYS, "model.tokenizer.type", "model.tokenizer.model")
 """Keys that name files or folders, which count by names and sizes."""
 
 _RANK_0_SPEAKS_S = 3.0
-_BLOCK_BYTES = 1 << 20
 
 
 class RankMismatch(LaunchError):
@@ -44,7 +44,7 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     found |= {name: _version(name) for name in LIBRARIES}
     data = Path(cfg.model.data.data_path)
     if data.is_file():
-        found[f"content of {data}"] = _digest_of_file(data)
+        found[f"content of {data}"] = file_digest(data)
     for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():
@@ -114,14 +114,6 @@ def _digest_of_code(folder: Path) -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return f"{path.stat().st_size} bytes, sha256 {digest.hexdigest()[:12]}"
 
 
 def _listing(source: Path) -> str:

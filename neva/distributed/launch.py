@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neva.errors import LaunchError
@@ -53,6 +52,8 @@ def identify(devices: int, num_nodes: int, environment: Mapping[str, str] = os.e
         LaunchError: the environment contradicts itself or the numbers.
     """
     size = devices * num_nodes
+    if environment.get("MASTER_PORT"):
+        _integer(environment, "MASTER_PORT", "give a free port of the first node, or unset it", 65536, low=1)
     if "TORCHELASTIC_RUN_ID" in environment:
         return _torchrun(devices, num_nodes, environment)
     if "LOCAL_RANK" in environment:
@@ -65,22 +66,6 @@ def identify(devices: int, num_nodes: int, environment: Mapping[str, str] = os.e
 def is_stated(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the environment says anything of a launch."""
     return any(name in environment for name in LAUNCH_VARIABLES) or _runs_in_srun(environment)
-
-
-@contextmanager
-def restored_environment() -> Iterator[None]:
-    """Gives `os.environ` back as it was found.
-
-    Lightning writes LOCAL_RANK, NODE_RANK, MASTER_ADDR and more into it; whoever inherits them, be it the next
-    run in this process or a process that it starts, would take itself for one that somebody else started.
-    """
-    found = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - found.keys():
-            del os.environ[name]
-        os.environ.update(found)
 
 
 def _torchrun(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Launch:
@@ -142,7 +127,6 @@ def _local(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Laun
                 f"trainer.num_nodes={num_nodes} but {', '.join(missing)} not set: give each node's command MASTER_ADDR "
                 "and MASTER_PORT of the first node and its own NODE_RANK, or start the processes with torchrun or srun"
             )
-        _integer(environment, "MASTER_PORT", "give a free port of the first node", 65536, low=1)
     node_rank = _node_rank(num_nodes, environment)
     return Launch(LOCAL, devices * num_nodes, node_rank * devices, 0, node_rank)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from neva.config.parts import trained_parts
 from neva.constants import PARTS
 from neva.data.batch import Batch
 from neva.data.loader import train_loader
+from neva.data.position import saved_position
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
@@ -61,6 +63,7 @@ class MegatronNevaModel(ModelPT):
         self.automatic_optimization = False
         self.clip_grad = clip_grad
         self.consumed_samples = 0
+        self.saved_position: Mapping[str, Any] | None = None
         self.models: list[NevaModel] = []
         self.chunks: list[Any] = []
 
@@ -118,10 +121,16 @@ class MegatronNevaModel(ModelPT):
             self.tokenizer,
             rank=groups.data_parallel_rank(),
             size=groups.data_parallel_size(),
-            consumed_samples=self.consumed_samples,
-            max_steps=self.trainer.max_steps,
+            num_steps=self.trainer.max_steps - self.trainer.global_step,
             seed=self.cfg.seed,
+            consumed_samples=self.consumed_samples,
+            saved=self.saved_position,
         )
+        sampler: Any = loader.sampler
+        self.behind_next_step, self.position = sampler.behind, sampler.start
+        self.data_identity = loader.identity
+        if self.trainer.global_step >= self.trainer.max_steps:
+            self._write_missing_nemo()
         return UnsizedLoader(loader)
 
     def setup_training_data(self, train_data_config: Any) -> None:
@@ -151,6 +160,7 @@ class MegatronNevaModel(ModelPT):
         lr = optimizer.set_step(self.trainer.global_step)
         optimizer.step()
         self.consumed_samples += self.cfg.global_batch_size
+        self.position = self.behind_next_step(self.position)
         self.log_dict(
             {
                 "loss": loss.mean,
@@ -174,13 +184,28 @@ class MegatronNevaModel(ModelPT):
 
     # Saving
 
+    def _write_missing_nemo(self) -> None:
+        """Writes the `.nemo` of a run that was killed between its last checkpoint and its end.
+
+        Lightning asks for the data even where no step is left; every rank takes part, and none has written before all
+        have looked.
+        """
+        saved: Any = self.trainer.checkpoint_callback
+        if saved is None or not saved.save_nemo_on_train_end:
+            return
+        path = Path(saved.dirpath) / f"{saved.prefix}{saved.postfix}"
+        if not path.exists():
+            self.save_to(str(path))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the position in the data."""
         checkpoint["consumed_samples"] = self.consumed_samples
+        checkpoint["data_position"] = saved_position(self.position, self.data_identity)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the position in the data."""
         self.consumed_samples = checkpoint["consumed_samples"]
+        self.saved_position = checkpoint.get("data_position")
 
     def save_to(self, save_path: str) -> None:
         """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""

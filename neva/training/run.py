@@ -17,14 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
+from neva.config.paths import run_folder
 from neva.data.sources.source import open_source
 from neva.distributed import consistency, launch
 from neva.distributed.groups import ParallelSizes
+from neva.distributed.launch_environment import restored_environment, settle
 from neva.distributed.session import ProcessSession
 from neva.errors import ConfigError
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
+from neva.training.run_folder import finished_step, locked
 from neva.training.strategy import MegatronStrategy
 
 logger = logging.getLogger(__name__)
@@ -46,13 +49,24 @@ def train(cfg: DictConfig) -> Path:
         SystemExit: with PREEMPTED on rank 0, when SIGTERM told the run to stop and it has saved.
         UserError: what the user can mend; of several processes, the same on all.
     """
-    with launch.restored_environment():
-        return _train(cfg)
+    with restored_environment():
+        place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
+        settle(place)
+        cfg.trainer.max_steps = last_step(cfg)
+        if (step := finished_step(cfg)) is not None:
+            logger.info(
+                "%s is already at step %s of %s: raise trainer.max_steps to go on, or choose another exp_manager.name",
+                run_folder(cfg),
+                step,
+                cfg.trainer.max_steps,
+            )
+            return run_folder(cfg)
+        with locked(run_folder(cfg), is_writer=place.rank == 0):
+            return _train(cfg)
 
 
 def _train(cfg: DictConfig) -> Path:
     quiet_libraries()
-    cfg.trainer.max_steps = last_step(cfg)
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
     trainer = build_trainer(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))

@@ -59,6 +59,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "num_workers": 0,
                 "on_error": "fail",
                 "max_skipped": 1.0,
+                "on_change": "fail",
                 "pad_to_multiple_of": 8,
             }
             | data,

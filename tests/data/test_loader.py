@@ -21,7 +21,10 @@ def steps(
 ) -> list[list[Batch]]:
     cfg = OmegaConf.merge(model_cfg(folder, **data), model or {})
     tokenizer = tokenizers.llama_like(folder / "tokenizer")
-    return list(train_loader(cfg, VISION, tokenizer, rank, size, consumed, STEPS, seed=3))  # type: ignore[arg-type]
+    num_steps = STEPS - consumed // 4
+    return list(
+        train_loader(cfg, VISION, tokenizer, rank, size, num_steps, seed=3, consumed_samples=consumed)
+    )  # type: ignore[arg-type]
 
 
 def assert_equal(found: list[list[Batch]], expected: list[list[Batch]]) -> None:
@@ -77,7 +80,7 @@ def test_what_workers_skip_is_counted_in_the_main_process(workers: int, tmp_path
     records[8] = {"id": "broken"}
     write_records(tmp_path / "data.json", records)
     cfg = model_cfg(tmp_path, on_error="skip", num_workers=workers, dataloader_type="single")
-    loader = train_loader(cfg, VISION, tokenizers.llama_like(tmp_path / "tokenizer"), 0, 1, 0, 3, seed=3)
+    loader = train_loader(cfg, VISION, tokenizers.llama_like(tmp_path / "tokenizer"), 0, 1, 3, seed=3)
     names = [name for step in loader for batch in step for name in batch.record_ids]
     assert sorted(names[:4]) == ["id-0", "id-1", "id-2", "id-4"]
     assert loader.dataset.samples.skipped_count == 2  # type: ignore[attr-defined]

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from neva.data.global_batch import GlobalBatchSampler
+from neva.data.position import Position, position_after, restored_position, saved_position
 from neva.data.samplers.orders import shuffled
+from neva.errors import ConfigError, DataError
 
 RECORDS, BATCH, STEPS = 53, 12, 11  # 4 steps an epoch, 5 records left over in each
 
@@ -17,8 +19,8 @@ def sampler(**changes: Any) -> GlobalBatchSampler:
         "global_batch_size": BATCH,
         "rank": 0,
         "size": 1,
-        "consumed_samples": 0,
-        "max_steps": STEPS,
+        "start": Position(),
+        "num_steps": STEPS,
         "seed": 7,
         "dataloader_type": "cyclic",
     }
@@ -57,14 +59,17 @@ def test_the_ranks_together_consume_the_global_batch(size: int, dataloader_type:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
 def test_resuming_anywhere_with_any_number_of_ranks_equals_the_unbroken_run(size: int) -> None:
     for cut in range(STEPS + 1):
-        resumed = [list(sampler(consumed_samples=cut * BATCH, rank=rank, size=size)) for rank in range(size)]
+        start = position_after(cut, RECORDS, BATCH)
+        resumed = [
+            list(sampler(start=start, num_steps=STEPS - cut, rank=rank, size=size)) for rank in range(size)
+        ]
         assert all(len(shard) == STEPS - cut for shard in resumed)
         for step, batch in enumerate(UNBROKEN[cut:]):
             assert [shard[step] for shard in resumed] == [batch[rank::size] for rank in range(size)]
 
 
 def test_nothing_is_left_behind_the_last_step() -> None:
-    done = sampler(consumed_samples=(STEPS + 3) * BATCH)
+    done = sampler(num_steps=-3)
     assert (len(done), list(done)) == (0, [])
 
 
@@ -95,9 +100,67 @@ def test_single_and_sequential_keep_the_order_of_the_file(dataloader_type: str) 
         ),
         ({"num_samples": 11}, "11 records do not fill one global batch; .* at most 11, found 12"),
         ({"size": 5}, "global_batch_size=12 cannot be divided by 5 data-parallel ranks"),
-        ({"consumed_samples": 30}, "30 consumed samples are not a whole number of global batches of 12"),
     ],
 )
 def test_what_does_not_add_up_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampler(**changes)
+
+
+def in_file_order(
+    num_samples: int, batch_size: int, start: Position, num_steps: int
+) -> tuple[list[int], Position]:
+    """The indices of some steps, and the position behind them."""
+    found = GlobalBatchSampler(num_samples, batch_size, 0, 1, start, num_steps, 0, "sequential")
+    indices = [index for batch in found for index in batch]
+    for _ in range(num_steps):
+        start = found.behind(start)
+    return indices, start
+
+
+def test_another_batch_size_goes_on_with_the_next_sample() -> None:
+    before, position = in_file_order(40, 4, Position(), 5)
+    after, end = in_file_order(40, 2, position, 9)
+    assert before == list(range(20)) and after == list(range(20, 38))
+    assert end == Position(0, 38)
+
+
+def test_another_batch_size_goes_on_within_a_later_epoch() -> None:
+    before, position = in_file_order(10, 4, Position(), 3)
+    assert before == [*range(8), *range(4)] and position == Position(1, 4)  # 8 and 9 did not fill a batch
+    after, _ = in_file_order(10, 2, position, 5)
+    assert after == [4, 5, 6, 7, 8, 9, 0, 1, 2, 3]
+    larger, _ = in_file_order(10, 7, position, 2)
+    assert larger == [*range(7), *range(7)]  # 6 samples are left of the epoch
+
+
+DATA = {
+    "records": 40,
+    "content": "9 bytes, sha256 0",
+    "datasets_exclude": [],
+    "dataloader_type": "cyclic",
+    "seed": 1,
+}
+
+
+def test_data_that_changed_is_refused_or_begins_an_epoch_of_its_own() -> None:
+    saved = saved_position(Position(2, 12), DATA)
+    assert restored_position(saved, 0, DATA, 4, "fail") == Position(2, 12)
+    appended = {**DATA, "records": 44, "content": "11 bytes, sha256 1"}
+    with pytest.raises(
+        DataError,
+        match=r"seen 12 samples of \(records was 40 and is 44, content was 9 bytes.*on_change=new_epoch",
+    ):
+        restored_position(saved, 0, appended, 4, "fail")
+    assert restored_position(saved, 0, appended, 4, "new_epoch") == Position(3)
+    with pytest.raises(DataError, match="seed was 1 and is 2"):
+        restored_position(saved, 0, {**DATA, "seed": 2}, 4, "fail")
+
+
+def test_a_checkpoint_without_a_position_has_it_from_its_consumed_samples() -> None:
+    assert restored_position(None, 0, DATA, 4, "fail") == Position()
+    assert restored_position(None, 88, DATA, 4, "fail") == Position(2, 8)
+    with pytest.raises(
+        ConfigError, match="30 consumed samples are not a whole number of global batches of 12"
+    ):
+        restored_position(None, 30, DATA, 12, "fail")

@@ -6,9 +6,12 @@ import os
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from neva.distributed.launch import Launch, identify, is_stated, restored_environment
-from neva.errors import ConfigError
+from neva.distributed.launch import LAUNCH_VARIABLES, Launch, identify, is_stated
+from neva.distributed.launch_environment import restored_environment, settle
+from neva.errors import ConfigError, LaunchError
 
 NODE = {"MASTER_ADDR": "h1", "MASTER_PORT": "6000"}
 CHILD = {**NODE, "LOCAL_RANK": "3", "NODE_RANK": "1", "WORLD_SIZE": "16"}
@@ -86,3 +89,98 @@ def test_what_is_written_into_the_environment_is_taken_back(monkeypatch: pytest.
         del os.environ["WORLD_SIZE"]
         raise KeyError
     assert dict(os.environ) == before
+
+
+LEFT_BEHIND = {
+    "GROUP_RANK": "1",
+    "RANK": "1",
+    "WORLD_SIZE": "1",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "PMI_RANK": "1",
+    "PMIX_RANK": "1",
+    "MV2_COMM_WORLD_RANK": "1",
+    "JSM_NAMESPACE_RANK": "1",
+    "LOCAL_WORLD_SIZE": "3",
+    "TORCHELASTIC_RESTART_COUNT": "1",
+    "MASTER_PORT": "",
+}
+
+
+def test_what_another_program_left_behind_is_removed() -> None:
+    environment = {**LEFT_BEHIND, "HOME": "/root", "SLURM_JOB_ID": "7", "MPICH_GPU": "1"}
+    settle(identify(1, 1, environment), environment)
+    assert environment == {"HOME": "/root", "SLURM_JOB_ID": "7", "MPICH_GPU": "1"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_nodes", "own"),
+    [
+        (2, 2, {"NODE_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500", "WORLD_SIZE": "4"}),
+        (2, 1, {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}),
+        (
+            2,
+            1,
+            {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0", "WORLD_SIZE": "2"}
+            | {
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "a",
+                "MASTER_PORT": "29500",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+            },
+        ),
+        (
+            2,
+            1,
+            {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "2"}
+            | {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"},
+        ),
+    ],
+)
+def test_what_a_launch_needs_stays(devices: int, num_nodes: int, own: dict[str, str]) -> None:
+    stale = {"OMPI_COMM_WORLD_RANK": "3", "PMI_RANK": "3", "FLUX_TASK_RANK": "3"}
+    environment = {**own, **stale}
+    place = identify(devices, num_nodes, environment)
+    settle(place, environment)
+    assert set(environment) >= set(own) - {"WORLD_SIZE"} and not set(environment) & set(stale)
+    assert identify(devices, num_nodes, environment) == place
+
+
+@pytest.mark.parametrize("port", ["abc", "-1", "0", "65536", "1e3", "²"])
+def test_a_port_that_is_none_is_refused_however_the_run_is_started(port: str) -> None:
+    with pytest.raises(
+        LaunchError, match=rf"MASTER_PORT is {port}, expected a number from 1 to 65535: give a free"
+    ):
+        identify(1, 1, {"MASTER_PORT": port})
+
+
+NUMBERS = st.sampled_from(["0", "1", "2", "4", "", "x", "-1", "99999999", "1.5", "²", "٣", " 1"])
+
+
+@settings(max_examples=200)
+@given(
+    environment=st.dictionaries(
+        st.sampled_from(
+            [*LAUNCH_VARIABLES, *LEFT_BEHIND, "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_NODEID"]
+            + ["SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME"]
+        ),
+        NUMBERS | st.text(max_size=3),
+        max_size=10,
+    ),
+    devices=st.integers(1, 4),
+    num_nodes=st.integers(1, 3),
+)
+def test_any_environment_is_a_place_in_the_run_or_one_sentence(
+    environment: dict[str, str], devices: int, num_nodes: int
+) -> None:
+    try:
+        place = identify(devices, num_nodes, environment)
+    except LaunchError as error:
+        assert len(str(error).splitlines()) <= 2
+        return
+    assert place.local_rank >= 0 and place.node_rank >= 0 and place.world_size == devices * num_nodes
+    settle(place, environment)
+    again = identify(devices, num_nodes, environment)
+    assert again == place

@@ -48,6 +48,10 @@ class Data:
         choices=SAMPLERS.names,
         not_yet=_NO_SAMPLER,
     )
+    on_change: str = key(
+        "Data, order or seed that changed since the checkpoint: fail, or begin an epoch of its own.",
+        choices=("fail", "new_epoch"),
+    )
     num_workers: int = key("Processes that read and decode, on each rank.", low=0, common=True)
     on_error: str = key(
         "A missing or broken image, a malformed record: fail, or skip and count.", choices=("fail", "skip")

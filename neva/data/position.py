@@ -1,0 +1,93 @@
+"""Where a run stands in its data: a place in an epoch's order, whatever the batch size was on the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from neva.data.sources.source import Records
+from neva.errors import ConfigError, DataError
+from neva.formats.digest import file_digest
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next sample is number `offset` of the order of epoch `epoch`."""
+
+    epoch: int = 0
+    offset: int = 0
+
+    def batch(self, num_samples: int, global_batch_size: int) -> Position:
+        """Returns where the next global batch begins; the end of an epoch that does not fill one is left out."""
+        fits = self.offset + global_batch_size <= num_samples
+        return self if fits else Position(self.epoch + 1)
+
+    def behind(self, num_samples: int, global_batch_size: int) -> Position:
+        """Returns the position behind the next global batch."""
+        begin = self.batch(num_samples, global_batch_size)
+        return Position(begin.epoch, begin.offset + global_batch_size)
+
+
+def position_after(steps: int, num_samples: int, global_batch_size: int) -> Position:
+    """Returns the position behind that many steps of one batch size."""
+    epoch, step = divmod(steps, num_samples // global_batch_size)
+    return Position(epoch, step * global_batch_size)
+
+
+def data_identity(data_cfg: DictConfig, seed: int, records: Records) -> dict[str, Any]:
+    """Returns what the order of the samples depends on: a position means something for the same values alone."""
+    return {
+        "records": len(records),
+        "content": file_digest(records.path) if records.path.is_file() else str(records.path),
+        "datasets_exclude": sorted(data_cfg.datasets_exclude),
+        "dataloader_type": data_cfg.dataloader_type,
+        "seed": seed,
+    }
+
+
+def saved_position(position: Position, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint holds of the position."""
+    return {**asdict(position), "data": dict(identity)}
+
+
+def restored_position(
+    saved: Mapping[str, Any] | None,
+    consumed_samples: int,
+    identity: Mapping[str, Any],
+    global_batch_size: int,
+    on_change: str,
+) -> Position:
+    """Returns where a run goes on.
+
+    Args:
+        saved: what `saved_position` returned; None: a new run, or a checkpoint of before there was such a thing.
+        consumed_samples: of the whole run, from which the position follows where it is not saved.
+        identity: of the data as it is now.
+        global_batch_size: as it is now.
+        on_change: `fail`, or `new_epoch`: data that is not the same begins with an epoch of its own.
+
+    Raises:
+        DataError: the data is not what the run has seen so far.
+        ConfigError: the position follows from another batch size.
+    """
+    if saved is None:
+        if consumed_samples % global_batch_size:
+            raise ConfigError(
+                f"{consumed_samples} consumed samples are not a whole number of global batches of "
+                f"{global_batch_size}; resume with the model.global_batch_size that the run had"
+            )
+        return position_after(consumed_samples // global_batch_size, identity["records"], global_batch_size)
+    position, before = Position(saved["epoch"], saved["offset"]), saved["data"]
+    changed = [name for name in identity if before.get(name) != identity[name]]
+    if not changed:
+        return position
+    if on_change == "new_epoch":
+        return Position(position.epoch + 1)
+    found = ", ".join(f"{name} was {before.get(name)} and is {identity[name]}" for name in changed)
+    raise DataError(
+        f"the data is not what the checkpoint has seen {position.offset} samples of ({found}): records would come "
+        "twice or never; give the same data, or model.data.on_change=new_epoch to begin an epoch of the new data"
+    )

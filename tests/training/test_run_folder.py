@@ -1,0 +1,133 @@
+"""One run folder, one run: it goes on with the next sample, is left alone when finished, and belongs to one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neva.errors import DataError, LaunchError
+from neva.training.callbacks import read_metrics
+from neva.training.run_folder import LOCK, locked
+from tests.training.test_run import run
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture
+def three_steps(tmp_path: Path, colours: list[str]) -> tuple[Path, list[str]]:
+    """A run of 3 steps of 4 of a copy of the 10 records, in the order of the file, and its overrides."""
+    source = next(item.split("=")[1] for item in colours if item.startswith("model.data.data_path="))
+    shutil.copy(source, tmp_path / "data.json")
+    overrides = [*colours, f"model.data.data_path={tmp_path}/data.json", "model.data.dataloader_type=single"]
+    run(tmp_path, overrides, steps=3)
+    return tmp_path, overrides
+
+
+def test_another_batch_size_goes_on_with_the_next_sample_to_the_last_step(
+    three_steps: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = three_steps
+    run_dir = run(folder, [*overrides, "model.global_batch_size=2"], steps=8)
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["consumed_samples"] for row in rows] == [4, 8, 12, 14, 16, 18, 20, 22]
+    # label tokens of records 4-5, 6-7, 8-9 of the second epoch, then 0-1, 2-3 of the third; 8 and 9 are text
+    unbroken = run(folder, [*overrides, "model.global_batch_size=2"], steps=5, name="unbroken")
+    labels = [row["label_tokens"] for row in read_metrics(unbroken)]
+    assert [row["label_tokens"] for row in rows[3:]] == [
+        labels[2],
+        labels[3],
+        labels[4],
+        labels[0],
+        labels[1],
+    ]
+
+
+def test_records_that_were_appended_are_refused_unless_they_begin_an_epoch(
+    three_steps: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = three_steps
+    records = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps([*records, *records[:4]]))
+    before = contents(folder / "run" / "checkpoints")
+    with pytest.raises(
+        DataError, match=r"records was 10 and is 14, content was .* model\.data\.on_change=new_epoch"
+    ):
+        run(folder, overrides, steps=5)
+    assert contents(folder / "run" / "checkpoints") == before
+    run_dir = run(folder, [*overrides, "model.data.on_change=new_epoch"], steps=5)
+    rows = read_metrics(run_dir)
+    assert [row["label_tokens"] for row in rows[3:]] == [row["label_tokens"] for row in rows[:2]]
+
+
+@pytest.mark.parametrize("steps", [3, 2])
+def test_a_finished_run_is_left_alone(
+    three_steps: tuple[Path, list[str]], steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, overrides = three_steps
+    before = contents(folder)
+    with caplog.at_level("INFO"):
+        assert run(folder, overrides, steps=steps) == folder / "run"
+    assert contents(folder) == before
+    assert f"run is already at step 3 of {steps}: raise trainer.max_steps" in caplog.text
+
+
+def test_a_run_that_lacks_its_nemo_is_not_finished(three_steps: tuple[Path, list[str]]) -> None:
+    folder, overrides = three_steps
+    nemo = folder / "run/checkpoints/run.nemo"
+    nemo.unlink()
+    run(folder, overrides, steps=3)
+    assert nemo.is_file()
+
+
+def test_a_second_run_in_a_folder_is_refused_with_the_first_ones_process(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    with locked(tmp_path / "run", is_writer=True):
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(
+            LaunchError, match=rf"run belongs to a run that goes on \({owner}\): wait for its end"
+        ):
+            run(tmp_path, colours, steps=1)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        with locked(tmp_path / "run", is_writer=False):  # another rank of the same run
+            pass
+    assert (tmp_path / "run" / LOCK).is_file()
+    run(tmp_path, colours, steps=1)
+
+
+def test_what_other_programs_left_in_the_environment_changes_nothing(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    expected = run(tmp_path, colours, steps=2, name="clean")
+    stale = ("GROUP_RANK", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "JSM_NAMESPACE_RANK")
+    done = subprocess.run(
+        [sys.executable, "-m", "neva", "train", "--config-name", "quickstart_finetune", *colours]
+        + [f"exp_manager.exp_dir={tmp_path}", "exp_manager.name=stale", "trainer.max_steps=2"],
+        env={**os.environ, **dict.fromkeys(stale, "1"), "WORLD_SIZE": "1", "SLURM_LOCALID": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = tmp_path / "stale"
+
+    def files(folder: Path) -> list[str]:
+        names = (str(path.relative_to(folder)) for path in folder.rglob("*") if "version_" not in str(path))
+        return sorted(name.replace(folder.name, "run") for name in names)
+
+    # the command's log of itself is written by runs of the command alone
+    assert files(found) == files(expected)
+    for name in ("loss", "grad_norm", "consumed_samples"):
+        assert [row[name] for row in read_metrics(found)] == [row[name] for row in read_metrics(expected)]
