@@ -15,7 +15,7 @@ from neva.errors import ConfigError
 from neva.families.language import language_config_from_hf
 from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
+from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings
 from neva.formats.json import read_json
 from neva.formats.nemo_header import nemo_config
 from neva.formats.vocabulary import tokenizer_size
@@ -84,9 +84,8 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
         return {}
     shape = vision_config_from_hf(config)
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
-    preprocessor = Path(str(folder)) / IMAGE_PROCESSOR_CONFIG
-    if preprocessor.is_file():
-        statistics = read_json(preprocessor, ConfigError)
+    statistics = image_processor_settings(str(folder))
+    if statistics is not None:
         sizes |= {key: statistics[key] for key in ("image_mean", "image_std") if key in statistics}
     return sizes
 

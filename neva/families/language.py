@@ -53,7 +53,11 @@ def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
     Raises:
         ConfigError: another architecture, or settings that would change the arithmetic unnoticed.
     """
-    config = config.get("text_config", config)
+    whole, config = config, config.get("text_config", config)
+    if whole.get(
+        "tie_word_embeddings"
+    ):  # of a LLaVA, said above its text_config; transformers ties for either
+        config = {**config, "tie_word_embeddings": True}
     model_type = config.get("model_type", "llama")
     if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
         model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys

@@ -162,14 +162,25 @@ def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> 
         ConfigError: a tower that neva does not read.
     """
     part = config.get("vision_config", config)
-    stored_type = str(part.get("model_type", config.get("model_type", "")))
+    # transformers takes a LLaVA's tower without a type for CLIP
+    fallback = "clip_vision_model" if config.get("model_type") == "llava" else config.get("model_type", "")
+    stored_type = str(part.get("model_type", fallback))
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):
-            return family.read(part, config.get("vision_feature_layer", select_layer))
+            return family.read(part, _one_layer(config.get("vision_feature_layer", select_layer)))
     raise ConfigError(
         f"model_type {stored_type.removesuffix('_vision_model')!r} is not a vision tower that neva reads; "
         f"expected one of {sorted(VISION_FAMILIES.names())}"
     )
+
+
+def _one_layer(layer: int | Sequence[int]) -> int:
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    if len(layers) != 1:
+        raise ConfigError(
+            f"vision_feature_layer: found {layers}, expected one layer; neva does not join several"
+        )
+    return layers[0]
 
 
 def _side(values: Mapping[str, Any], key: str) -> int:

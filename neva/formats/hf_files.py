@@ -10,6 +10,7 @@ from neva.formats.json import read_json
 
 MODEL_CONFIG = "config.json"
 IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 PARITY_REPORT = "parity.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -59,8 +60,29 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_image_processor(folder: str | Path) -> dict[str, Any]:
-    """Returns the folder's `preprocessor_config.json`."""
-    return read_json(Path(folder) / IMAGE_PROCESSOR_CONFIG)
+    """Returns the settings of the folder's image processor.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    settings = image_processor_settings(folder)
+    if settings is None:
+        raise CheckpointError(
+            f"{folder} has no image processor; expected a {IMAGE_PROCESSOR_CONFIG}, or a {PROCESSOR_CONFIG} that "
+            "holds one"
+        )
+    return settings
+
+
+def image_processor_settings(folder: str | Path) -> dict[str, Any] | None:
+    """Returns the image processor's settings: `preprocessor_config.json`, or what transformers 5 puts elsewhere.
+
+    Its `processor.save_pretrained` writes one file for the whole processor.
+    """
+    own, whole = Path(folder) / IMAGE_PROCESSOR_CONFIG, Path(folder) / PROCESSOR_CONFIG
+    if own.is_file():
+        return read_json(own)
+    return read_json(whole).get("image_processor") if whole.is_file() else None
 
 
 def tokenizer_files(folder: str | Path) -> dict[str, bytes]:

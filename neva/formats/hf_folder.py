@@ -5,8 +5,10 @@ Both stream: about one tensor is in memory at any time.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +73,26 @@ def open_weights(path: Path) -> Mapping[str, Tensor]:
     """Returns the tensors of one .safetensors or .bin file."""
     if path.suffix == ".safetensors":
         return TensorFile(path)
+    try:
+        tensors = _load(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be read as tensors alone ({reason:.200}); nothing in it was executed: save the model as "
+            "safetensors, or fetch the file again"
+        ) from error
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path} holds a {type(tensors).__name__}, expected tensors by name")
+    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f"{path}: {others[0]} is a {type(tensors[others[0]]).__name__}, expected a tensor; save the model's "
+            "state_dict alone"
+        )
+    return tensors
+
+
+def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the format of torch.save before 1.6 cannot be mapped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +106,4 @@ def _tokenizer(nemo: NemoFile, tokenizer_type: str | None) -> PreTrainedTokenize
 def _image_processor(nemo: NemoFile, model_cfg: DictConfig) -> BaseImageProcessor:
     if nemo.image_processor is None:
         return build_image_processor(model_cfg.mm_cfg.vision_encoder)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(nemo.image_processor))
-        return load_image_processor(Path(folder))
+    return load_image_processor(nemo.image_processor)

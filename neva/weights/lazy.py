@@ -34,6 +34,22 @@ class Filtered(Mapping[str, Tensor]):
         return len(self._names)
 
 
+class Renamed(Mapping[str, Tensor]):
+    """The tensors of a mapping under other names."""
+
+    def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._source, self._names = source, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._source[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Chained(Mapping[str, Tensor]):
     """Several mappings as one; a name that several have is read from the first of them."""
 

@@ -17,7 +17,7 @@ from neva.families.vision import POOLING, tower_table
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo
-from neva.weights.lazy import Converted, Filtered
+from neva.weights.lazy import Converted, Filtered, Renamed
 
 
 def language_weights(source: str | Path, language: LanguageConfig) -> Mapping[str, Tensor]:
@@ -32,7 +32,7 @@ def language_weights(source: str | Path, language: LanguageConfig) -> Mapping[st
     """
     if is_nemo(source):
         return Filtered(open_nemo(source).weights, LANGUAGE)
-    weights = FolderWeights(source)
+    weights = folder_weights(source)
     naming = language_naming(weights)
     table = language_table(replace(language, padded_vocab_size=language.vocab_size), naming)
     return Converted(table, language_part(weights, naming, language))
@@ -50,7 +50,7 @@ def tower_weights(source: str | Path, shapes: Mapping[str, Shape]) -> Mapping[st
     """
     if is_nemo(source):
         return Filtered(open_nemo(source).weights, TOWER)
-    weights = FolderWeights(source)
+    weights = folder_weights(source)
     prefix = tower_prefix(weights)
     if not any(prefix + POOLING in name for name in weights):
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(POOLING)}
@@ -68,6 +68,24 @@ def projector_weights(
     """Returns the tensors of a projector among `weights` in `layout`."""
     table = projector_table(kind, vision.hidden_size, language.hidden_size, layout)
     return Converted(table, Filtered(weights, layout.projector))
+
+
+def folder_weights(folder: str | Path) -> Mapping[str, Tensor]:
+    """Returns the tensors of a folder, those of a LLaVA in llava-hf layout under the hub's names.
+
+    transformers 4.52 and later call them otherwise in memory, and with `save_original_format=False` in files too.
+    """
+    weights = FolderWeights(folder)
+    is_renamed = any(name.startswith(f"model.{LLAVA_HF.language}") for name in weights)
+    return Renamed(weights, {_hub_name(name): name for name in weights}) if is_renamed else weights
+
+
+def _hub_name(name: str) -> str:
+    if name.startswith("lm_head."):
+        return LLAVA_HF.language + name
+    if name.startswith(f"model.{LLAVA_HF.language}"):
+        return f"{LLAVA_HF.language}model." + name.removeprefix(f"model.{LLAVA_HF.language}")
+    return name.removeprefix("model.")
 
 
 def language_naming(names: Iterable[str]) -> HFNaming:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,10 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoImageProcessor
 
 from neva.convert.lazy_model import LazyModel
+from neva.data.media.processor import load_image_processor
 from neva.families.media_tokens import tokens_per_image
-from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG
-from neva.formats.json import write_json
 
 TEXT = "Once upon a time"
 QUESTIONS = ("What is in the picture?", "Describe the image in detail.", "How many colours are there?")
@@ -85,9 +82,7 @@ def original_inputs(model: LazyModel, tokenizer_dir: Path) -> list[ParityInput]:
 
 def native_processor(model: LazyModel) -> Any:
     """Returns transformers' image processor with the settings that training used."""
-    with TemporaryDirectory() as folder:
-        write_json(Path(folder) / IMAGE_PROCESSOR_CONFIG, model.image_processor or {})
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    return load_image_processor(model.image_processor or {})
 
 
 def parity_images(size: int) -> list[Image.Image]:

@@ -19,13 +19,12 @@ from neva.families.language import language_config_from_hf, language_table
 from neva.families.naming import LLAVA_HF
 from neva.families.vision import vision_config_from_hf, vision_family
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
-from neva.formats.hf_folder import FolderWeights
 from neva.formats.hf_tokenizer import read_roles
 from neva.formats.json import json_text, parse_json
 from neva.registry import TEMPLATES
 from neva.templates.jinja import chat_template
 from neva.weights.lazy import Chained, Converted
-from neva.weights.parts import language_part, projector_weights
+from neva.weights.parts import folder_weights, language_part, projector_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +36,18 @@ def read(folder: Path, options: Options) -> LazyModel:
         CheckpointError: neva has no such model, or tensors do not fit.
     """
     config = read_config(folder)
-    if config["projector_hidden_act"] != "gelu" or not config.get("multimodal_projector_bias", True):
+    if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get(
+        "multimodal_projector_bias", True
+    ):
         raise CheckpointError(
             f"{folder}: the projector is not linear, GELU, linear with biases; neva has no such projector"
         )
     stored, vision = language_config_from_hf(config), vision_config_from_hf(config)
-    strategy = config.get("vision_feature_select_strategy", "default")
-    vision = replace(vision, class_token_length=1 if strategy == "default" else 0)
+    _refuse_other_strategy(folder, config.get("vision_feature_select_strategy", "default"), vision)
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
-    weights, kind = FolderWeights(folder), str(LLAVA_HF.connector)
+    weights, kind = folder_weights(folder), str(LLAVA_HF.connector)
     processor = read_image_processor(folder)
     aspect_ratio = "pad" if processor.get("do_pad") else "square"
     return LazyModel(
@@ -65,6 +65,17 @@ def read(folder: Path, options: Options) -> LazyModel:
         image_processor=_native_processor(processor, vision),
         tower_reference=None,
     )
+
+
+def _refuse_other_strategy(folder: Path, strategy: str, vision: VisionConfig) -> None:
+    """Raises CheckpointError when patches are dropped, or a class token kept, that the tower has or has not."""
+    expected = "default" if vision.class_token_length else "full"
+    if strategy != expected:
+        why = "drops its first patch" if strategy == "default" else "keeps its class token among the patches"
+        raise CheckpointError(
+            f"{folder}: vision_feature_select_strategy is {strategy!r}, which {why}; expected {expected!r} for a "
+            f"{vision.model_type} tower"
+        )
 
 
 def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:

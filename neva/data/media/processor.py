@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,6 +21,7 @@ from neva.data.media.image import expand_to_square
 from neva.data.media.resize import FILTERS, resized_middle
 from neva.errors import ConfigError, DataError
 from neva.families.vision import vision_family
+from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, image_processor_settings
 from neva.registry import VISION_FAMILIES
 
 LARGEST_WHOLE = 2**24
@@ -36,10 +40,8 @@ def build_image_processor(vision_cfg: DictConfig) -> ImageProcessor:
         DataError: the folder has none, and neither has the tower's family.
     """
     folder = None if vision_cfg.from_pretrained is None else Path(vision_cfg.from_pretrained)
-    if folder is not None and (folder / "preprocessor_config.json").is_file():
-        processor = load_image_processor(folder)
-    else:
-        processor = _default_processor(vision_cfg)
+    settings = None if folder is None else image_processor_settings(folder)
+    processor = _default_processor(vision_cfg) if settings is None else load_image_processor(settings)
     size = vision_cfg.image_size
     shape = tuple(to_pixels(Image.new("RGB", (size, size)), processor, "square").shape)
     if shape != (3, size, size):
@@ -50,9 +52,11 @@ def build_image_processor(vision_cfg: DictConfig) -> ImageProcessor:
     return processor
 
 
-def load_image_processor(folder: Path) -> ImageProcessor:
-    """Loads the processor that a folder's preprocessor_config.json describes, in its PIL form (no torchvision)."""
-    return AutoImageProcessor.from_pretrained(str(folder), backend="pil", local_files_only=True)
+def load_image_processor(settings: Mapping[str, Any]) -> ImageProcessor:
+    """Loads the processor of a preprocessor_config.json's content, in its PIL form (no torchvision)."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / IMAGE_PROCESSOR_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
 
 
 def _default_processor(vision_cfg: DictConfig) -> ImageProcessor:
