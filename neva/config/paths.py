@@ -77,7 +77,7 @@ def _no_tokenizer(key: str, path: str) -> Iterator[str]:
     files = nemo_tokenizer(path)
     if not Path(path).exists():
         yield f"{key}: no folder, tokenizer.json or .nemo at {path}"
-    elif files is not None and "tokenizer.json" not in files:
+    elif files is not None and not {"tokenizer.json", "tokenizer.model"} & files.keys():
         yield f"{key}: {path} holds no tokenizer.json: give the folder of the tokenizer"
     elif (
         files is None

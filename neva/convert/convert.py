@@ -15,10 +15,11 @@ from typing import Any
 
 from neva.convert.detect import detect
 from neva.convert.options import Options
+from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.convert.targets import target_form
 from neva.errors import ConfigError, UserError
 from neva.formats.atomic_write import check_target
-from neva.formats.hf_files import PARITY_REPORT, tokenizer_files
+from neva.formats.hf_files import PARITY_REPORT
 from neva.formats.json import read_json
 from neva.formats.nemo_header import is_nemo
 
@@ -44,7 +45,7 @@ def convert(source: Path, target: Path, options: Options) -> str:
         _refuse_same_form(source, target)
     model = _function("readers", kind.reader, "read")(source, options)
     if kind.has_tower and options.tokenizer_path is not None:
-        model = replace(model, tokenizer=tokenizer_files(options.tokenizer_path))
+        model = replace(model, tokenizer=stored_tokenizer(options.tokenizer_path))
     _function("writers", form.writer, "write")(model, target, options)
     return f"{kind.words} {source} -> {form.words.format(target)}"
 

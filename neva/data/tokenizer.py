@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from omegaconf import DictConfig
 from sentencepiece import SentencePieceProcessor
@@ -16,7 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
 
 from neva.errors import ConfigError, DataError
-from neva.formats.hf_files import SPECIAL_TOKENS
+from neva.formats.hf_files import SPECIAL_TOKENS, TOKENIZER_CONFIG
+from neva.formats.hf_tokenizer import read_added_tokens, read_roles
+from neva.formats.json import read_json
 from neva.formats.nemo_header import nemo_tokenizer
 
 
@@ -40,12 +40,12 @@ def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
         raise ConfigError(
             f"model.tokenizer.library is {tokenizer_cfg.library!r}; neva reads huggingface and sentencepiece"
         )
-    if tokenizer.eos_token is None:
+    if not tokenizer.eos_token:
         raise DataError(
             f"the tokenizer {tokenizer.name_or_path!r} names no end-of-sequence token; "
             "put eos_token into a tokenizer_config.json beside it"
         )
-    if tokenizer.pad_token is None:
+    if not tokenizer.pad_token:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
@@ -67,7 +67,7 @@ def from_folder(path: Path) -> PreTrainedTokenizerFast:
     if not path.is_dir():
         raise DataError(f"model.tokenizer.type: no folder or tokenizer.json at {path}")
     if (path / "tokenizer.model").is_file():
-        return from_sentencepiece(path / "tokenizer.model")
+        return _from_model_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -146,34 +146,43 @@ def _convert(source: SentencePieceExtractor) -> Tokenizer:
     return tokenizer
 
 
+def _from_model_folder(folder: Path) -> PreTrainedTokenizerFast:
+    """Loads a tokenizer.model with what the files beside it add: tokens behind its own, and names for its roles."""
+    tokenizer = from_sentencepiece(folder / "tokenizer.model")
+    for number, token in sorted(read_added_tokens(folder).items()):
+        flags = {name: token.get(name, False) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+        tokenizer.add_tokens([AddedToken(token["content"], special=token.get("special", True), **flags)])
+        if (found := tokenizer.convert_tokens_to_ids(token["content"])) != number:
+            raise DataError(
+                f"{folder}: the added token {token['content']!r} should have id {number}, but behind tokenizer.model "
+                f"it gets {found}; give the model's tokenizer.json"
+            )
+    for role, name in read_roles(folder).items():
+        setattr(tokenizer, role, name)
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
 def _from_nemo(path: Path, files: Mapping[str, bytes]) -> PreTrainedTokenizerFast:
-    if "tokenizer.json" not in files:
+    if not {"tokenizer.json", "tokenizer.model"} & files.keys():
         raise DataError(f"model.tokenizer.type: {path} holds no tokenizer.json; give the tokenizer's folder")
     with TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        tokenizer = _from_json(Path(folder) / "tokenizer.json")
+        tokenizer = from_folder(Path(folder))
     tokenizer.name_or_path = str(path)
     return tokenizer
 
 
 def _from_json(file: Path) -> PreTrainedTokenizerFast:
-    settings: dict[str, Any] = {}
-    config_file = file.with_name("tokenizer_config.json")
-    if config_file.is_file():
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-    else:
-        added = json.loads(file.read_text(encoding="utf-8"))["added_tokens"]
+    roles = read_roles(file.parent)
+    if not (file.parent / TOKENIZER_CONFIG).is_file():
+        added = read_json(file, DataError).get("added_tokens", [])
         special = {token["content"] for token in added if token["special"]}
-        settings = {name: token for name, token in SPECIAL_TOKENS.items() if token in special}
-    names = {name: _content(settings[name]) for name in SPECIAL_TOKENS if settings.get(name) is not None}
+        roles = {name: token for name, token in SPECIAL_TOKENS.items() if token in special} | roles
     backend = Tokenizer.from_file(str(file))
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, name_or_path=str(file.parent), clean_up_tokenization_spaces=False, **names
+        tokenizer_object=backend, name_or_path=str(file.parent), clean_up_tokenization_spaces=False, **roles
     )
-
-
-def _content(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]

@@ -27,6 +27,7 @@ def copy_portable(source: str | Path, target: Path) -> None:
                 settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
                 settings.pop("backend", None)
                 settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
+            settings = {key: value for key, value in settings.items() if key not in SPECIAL_TOKENS or value}
             write_json(target / name, settings)
         else:
             (target / name).write_bytes(content)
@@ -96,15 +97,33 @@ def write_fast_tokenizer(
 
 
 def read_roles(folder: str | Path) -> dict[str, str]:
-    """Returns what the tokenizer of `folder` calls `bos_token`, `eos_token`, `unk_token` and `pad_token`."""
-    path = Path(folder) / TOKENIZER_CONFIG
-    settings = read_json(path, DataError) if path.is_file() else {}
-    found = {role: settings.get(role) for role in SPECIAL_TOKENS}
-    return {
-        role: token["content"] if isinstance(token, dict) else token
-        for role, token in found.items()
-        if token is not None
-    }
+    """Returns what the tokenizer of `folder` calls `bos_token`, `eos_token`, `unk_token` and `pad_token`.
+
+    tokenizer_config.json says it, else special_tokens_map.json; an empty name is none.
+    """
+    roles: dict[str, str] = {}
+    for name in ("special_tokens_map.json", TOKENIZER_CONFIG):
+        path = Path(folder) / name
+        settings = read_json(path, DataError) if path.is_file() else {}
+        found = {role: _content(settings.get(role)) for role in SPECIAL_TOKENS}
+        roles |= {role: token for role, token in found.items() if token}
+    return roles
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def read_added_tokens(folder: str | Path) -> dict[int, dict[str, Any]]:
+    """Returns the tokens that were added to the vocabulary of `folder`'s tokenizer.model: id -> content and flags.
+
+    added_tokens.json says content and id, tokenizer_config.json (`added_tokens_decoder`) the flags too.
+    """
+    path, config = Path(folder) / "added_tokens.json", Path(folder) / TOKENIZER_CONFIG
+    plain = read_json(path, DataError) if path.is_file() else {}
+    added = {number: {"content": content, "special": True} for content, number in plain.items()}
+    settings = read_json(config, DataError) if config.is_file() else {}
+    return added | {int(number): token for number, token in settings.get("added_tokens_decoder", {}).items()}
 
 
 def token_ids(tokenizer: Tokenizer | None, roles: Mapping[str, str]) -> dict[str, int | None]:

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,6 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
 from neva.data.tokenizer import load_tokenizer
+from neva.errors import DataError
 from neva.formats.vocabulary import tokenizer_size
 from tests.conftest import shared_data
 from tests.data import tokenizers
@@ -162,3 +164,64 @@ def test_a_nemo_whose_tokenizer_leads_outside_is_refused_and_writes_nothing(tmp_
     with pytest.raises(ValueError, match=r"leads outside the archive; it is refused"):
         huggingface(tmp_path / "evil.nemo")
     assert not list(Path(gettempdir()).glob(f"{tmp_path.name}.stray"))
+
+
+def chatml_vicuna(folder: Path, config: dict[str, Any], added: dict[str, int] | None = None) -> Path:
+    """Vicuna's tokenizer.model with files that other trainings put beside it."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(shared_data("tokenizer", "vicuna", "tokenizer.model"), folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if added is not None:
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+    return folder
+
+
+ENDS = {"<|im_end|>": 32000, "<|im_start|>": 32001}
+
+
+@pytest.mark.parametrize(
+    ("config", "added"),
+    [
+        ({"eos_token": "<|im_end|>"}, ENDS),
+        (
+            {
+                "eos_token": {"content": "<|im_end|>", "lstrip": False},
+                "added_tokens_decoder": {
+                    str(number): {"content": token, "special": True} for token, number in ENDS.items()
+                },
+            },
+            None,
+        ),
+    ],
+)
+def test_files_beside_a_tokenizer_model_add_tokens_and_name_roles(
+    tmp_path: Path, config: dict[str, Any], added: dict[str, int] | None
+) -> None:
+    tokenizer = huggingface(chatml_vicuna(tmp_path, config, added))
+    assert (tokenizer.eos_token_id, len(tokenizer), tokenizer.bos_token_id) == (32000, 32002, 1)
+    ids = tokenizer.encode("<|im_start|>user\nhi<|im_end|>", add_special_tokens=False)
+    assert ids[0] == 32001 and ids[-1] == 32000 and not {32000, 32001} & set(ids[1:-1])
+
+
+def test_roles_come_from_the_special_tokens_map_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    chatml_vicuna(tmp_path, {"bos_token": "", "pad_token": None}, ENDS)
+    roles = {"eos_token": {"content": "<|im_end|>"}, "bos_token": ""}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(roles))
+    tokenizer = huggingface(tmp_path)
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token) == ("<|im_end|>", "<s>", "<unk>")
+
+
+def test_an_added_token_with_another_id_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="'<a>' should have id 32007, but behind tokenizer.model it gets 32000"
+    ):
+        huggingface(chatml_vicuna(tmp_path, {}, {"<a>": 32007}))
+
+
+def test_empty_names_in_a_tokenizer_config_are_none(tmp_path: Path) -> None:
+    tokenizers.llama_like(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, "eos_token": "</s>", "bos_token": "", "pad_token": ""}))
+    tokenizer = huggingface(tmp_path)
+    assert tokenizer.bos_token is None and tokenizer.pad_token in ("<unk>", "</s>")

@@ -9,7 +9,8 @@ from typing import Any
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import vision_weights
-from neva.convert.readers.section import model_section, stored_tokenizer
+from neva.convert.readers.section import model_section
+from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.errors import CheckpointError
 from neva.families.language import language_config_from_hf, language_table
 from neva.families.naming import LLAVA_ORIGINAL

@@ -13,10 +13,11 @@ from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
 from neva.convert.readers import nemo1_tables
 from neva.convert.readers.section import model_section
+from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.errors import CheckpointError
 from neva.families.configs import VisionConfig
 from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_files import read_config, read_image_processor, tokenizer_files
+from neva.formats.hf_files import read_config, read_image_processor
 from neva.formats.nemo1 import open_nemo1
 from neva.registry import TEMPLATES
 from neva.weights.lazy import Chained
@@ -69,7 +70,7 @@ def read(source: Path, options: Options) -> LazyModel:
         vision=vision,
         connector=kind,
         weights=Chained(*weights, tower),
-        tokenizer=tokenizer_files(options.tokenizer_path),
+        tokenizer=stored_tokenizer(options.tokenizer_path),
         image_processor=read_image_processor(folder),
         tower_reference=equal_tower(tower, folder, vision) if is_trained else folder,
     )

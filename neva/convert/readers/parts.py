@@ -9,7 +9,8 @@ import torch
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, vision_weights
-from neva.convert.readers.section import model_section, stored_tokenizer
+from neva.convert.readers.section import model_section
+from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.families.connector import connector_named
 from neva.families.language import language_config_from_hf
 from neva.families.naming import PROJECTOR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -11,7 +10,6 @@ from neva.config.compose import compose
 from neva.convert.writers.hf_config import family_key, language_section, vision_section
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.media_tokens import tokens_per_image
-from neva.formats.hf_files import CHAT_TEMPLATE, tokenizer_files
 
 
 def model_section(
@@ -38,10 +36,3 @@ def model_section(
     section.data.merge_with({"image_token_len": tokens, "crop_size": side, "image_size": side})
     section.mm_cfg.vision_encoder.crop_size = side
     return section
-
-
-def stored_tokenizer(folder: Path) -> dict[str, bytes]:
-    """Returns the tokenizer's files of a folder; its chat template follows from `conv_template` here."""
-    files = tokenizer_files(folder)
-    files.pop(CHAT_TEMPLATE, None)
-    return files

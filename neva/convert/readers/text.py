@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 
 from neva.convert.lazy_model import LazyLanguageModel
 from neva.convert.options import Options
+from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.convert.writers.hf_config import language_section, stored_config
 from neva.families.language import language_config_from_hf
-from neva.formats.hf_files import read_config, tokenizer_files
+from neva.formats.hf_files import read_config
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo
 from neva.formats.vocabulary import check_vocabulary
@@ -40,6 +41,7 @@ def _from_nemo(source: Path) -> LazyLanguageModel:
 
 def _from_folder(folder: Path) -> LazyLanguageModel:
     language = language_config_from_hf(read_config(folder))
+    tokenizer = stored_tokenizer(folder)
     check_vocabulary(folder, language.vocab_size)
     section = {**language_section(language), "tokenizer": {"library": "huggingface", "type": None}}
     return LazyLanguageModel(
@@ -47,5 +49,5 @@ def _from_folder(folder: Path) -> LazyLanguageModel:
         config=OmegaConf.create(section),
         language=language,
         weights=language_weights(folder, language),
-        tokenizer=tokenizer_files(folder),
+        tokenizer=tokenizer,
     )

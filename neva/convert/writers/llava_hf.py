@@ -173,6 +173,9 @@ def _write_tokenizer(
         raise DataError(f"{source} has no tokenizer.json, which a llava-hf folder needs")
     content = read_json(file, DataError)
     roles = read_roles(source)
+    if "eos_token" not in roles:
+        raise DataError(f"{model.name}: its tokenizer names no eos_token; put it into tokenizer_config.json")
+    roles.setdefault("pad_token", roles.get("unk_token", roles["eos_token"]))  # batches need one
     template = model.config.data.conv_template
     jinja = chat_template(template, roles["eos_token"])
     set_bos(content, roles.get("bos_token"), TEMPLATES[template].begins_with_bos)

@@ -1,0 +1,41 @@
+"""The files of a tokenizer as a `.nemo` keeps them: with a tokenizer.json and the names of its special tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from neva.errors import DataError
+from neva.formats.hf_files import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_CONFIG, tokenizer_files
+from neva.formats.hf_tokenizer import set_bos
+from neva.formats.json import json_text, parse_json
+
+
+def stored_tokenizer(folder: Path) -> dict[str, bytes]:
+    """Returns the tokenizer's files of a folder, by name; none where it has none.
+
+    A folder with a tokenizer.model alone, as Vicuna and the original LLaVA are published, gets what it lacks. The chat
+    template follows from `conv_template` here.
+
+    Raises:
+        DataError: its files cannot be read.
+    """
+    files = tokenizer_files(folder)
+    files.pop(CHAT_TEMPLATE, None)
+    is_complete = "tokenizer.json" in files and TOKENIZER_CONFIG in files
+    if is_complete or not {"tokenizer.json", "tokenizer.model", "vocab.json"} & files.keys():
+        return files
+    from neva.data.tokenizer import from_folder
+
+    tokenizer = from_folder(folder)
+    if "tokenizer.json" not in files:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        set_bos(content, tokenizer.bos_token, wanted=True)  # as LLaMA's own class does
+        files["tokenizer.json"] = json_text(content).encode()
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if TOKENIZER_CONFIG in files:
+        settings = parse_json(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG, DataError)
+    roles = {role: getattr(tokenizer, role) for role in SPECIAL_TOKENS}
+    settings |= {role: token for role, token in roles.items() if token and not settings.get(role)}
+    return {**files, TOKENIZER_CONFIG: json_text(settings).encode()}

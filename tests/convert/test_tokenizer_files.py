@@ -1,0 +1,113 @@
+"""Tokenizers as they are published: a tokenizer.model alone, tokens added beside it, roles that are missing."""
+
+import json
+import shutil
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from neva.commands.convert import main
+from neva.config.model_config import vision_config_of
+from neva.data.dataset import build_encoder
+from neva.data.tokenizer import from_folder
+from neva.formats.nemo import open_nemo
+from neva.templates.template import Turn
+from tests.conftest import shared_data
+from tests.convert.llava import image_processor
+from tests.convert.tiny import SIZES, tower
+
+pytestmark = pytest.mark.usefixtures("megatron")
+
+
+def convert(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def eye(tmp_path):
+    folder = tmp_path / "eye"
+    tower("clip", seed=9).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor("clip", 28)))
+    return folder
+
+
+def text_model(folder, rows=32000):
+    """A tiny LLaMA with Vicuna's tokenizer.model and nothing else."""
+    sizes = {**SIZES, "vocab_size": rows, "hidden_size": 16, "intermediate_size": 24}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1, "head_dim": 8}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    shutil.copy(shared_data("tokenizer", "vicuna", "tokenizer.model"), folder)
+    return folder
+
+
+def test_a_tokenizer_model_alone_needs_no_flag_on_any_way(tmp_path, eye):
+    """text -> .nemo -> LLaVA folder of either layout -> .nemo -> llava-hf, and the ids of training."""
+    text = text_model(tmp_path / "text")
+    assert convert(text, tmp_path / "text.nemo") == 0
+    original = AutoTokenizer.from_pretrained(shared_data("tokenizer", "vicuna"))
+    for source in (text, tmp_path / "text.nemo"):
+        tokenizer = from_folder(source)
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
+        assert tokenizer.encode("What is it?", add_special_tokens=False) == original.encode(
+            "What is it?", add_special_tokens=False
+        )
+    assert convert(text, tmp_path / "llava", "--vision_encoder_path", eye, "--layout", "original") == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "llava" / name).unlink(missing_ok=True)
+    assert convert(tmp_path / "llava", tmp_path / "llava.nemo") == 0
+    assert convert(tmp_path / "llava.nemo", tmp_path / "hf") == 0
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (exported.bos_token, exported.eos_token, exported.pad_token) == ("<s>", "</s>", "<unk>")
+    assert exported.encode("What is it?")[0] == 1 and exported.convert_tokens_to_ids("<image>") == 32000
+    assert exported(["a b c", "a"], padding=True)["input_ids"][1][0] == 0
+    nemo = open_nemo(tmp_path / "llava.nemo")
+    encoder = build_encoder(nemo.config, vision_config_of(nemo.config), from_folder(tmp_path / "llava.nemo"))
+    ids, labels = encoder.sample([Turn("human", "hi"), Turn("gpt", "yes")], 0)
+    assert ids[0] == 1 and labels[-1] == 2
+
+
+def test_added_tokens_keep_their_ids_and_the_image_comes_behind_them(tmp_path, eye):
+    text = text_model(tmp_path / "text", rows=32002)
+    (text / "added_tokens.json").write_text(json.dumps({"<|im_end|>": 32000, "<|im_start|>": 32001}))
+    (text / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "bos_token": ""}))
+    assert convert(text, tmp_path / "hf", "--vision_encoder_path", eye, "--conv_template", "chatml") == 0
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["image_token_index"] == 32002
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (exported.eos_token_id, exported.convert_tokens_to_ids("<|im_start|>")) == (32000, 32001)
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == 32000 and generation["pad_token_id"] == 0
+
+
+def test_a_tokenizer_json_without_a_config_gets_its_roles(tmp_path, eye):
+    text = text_model(tmp_path / "text")
+    backend = from_folder(text).backend_tokenizer
+    (text / "tokenizer.model").unlink()
+    backend.save(str(text / "tokenizer.json"))
+    assert convert(text, tmp_path / "hf", "--vision_encoder_path", eye) == 0
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (exported.bos_token, exported.eos_token, exported.pad_token) == ("<s>", "</s>", "<unk>")
+
+
+def test_without_an_unknown_token_the_end_is_the_padding(tmp_path, eye):
+    text = text_model(tmp_path / "text")
+    content = json.loads(from_folder(text).backend_tokenizer.to_str())
+    Tokenizer.from_str(json.dumps(content)).save(str(text / "tokenizer.json"))
+    (text / "tokenizer.model").unlink()
+    (text / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    assert convert(text, tmp_path / "hf", "--vision_encoder_path", eye) == 0
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (exported.pad_token, exported.pad_token_id) == ("</s>", 2)
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["pad_token_id"] == 2
+
+
+def test_a_tokenizer_without_an_end_is_named(tmp_path, eye, capsys):
+    text = text_model(tmp_path / "text")
+    backend = from_folder(text).backend_tokenizer
+    (text / "tokenizer.model").unlink()
+    backend.save(str(text / "tokenizer.json"))
+    (text / "tokenizer_config.json").write_text("{}")
+    assert convert(text, tmp_path / "hf", "--vision_encoder_path", eye) == 1
+    assert "its tokenizer names no eos_token; put it into tokenizer_config.json" in capsys.readouterr().err
