@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("inference",),
     ("convert", "planner"),
-    ("commands", "launchers"),
+    ("api", "commands", "launchers"),
     ("cli",),
     ("__main__",),
 )
@@ -62,6 +62,7 @@ LIGHT_IMPORTS = (
     "import neva",
     "import neva.cli",
     "import neva.config.load",
+    "import neva.api",
     "import neva.distributed.launch",
     "import neva.planner.rank, neva.planner.report",
     "from neva import cli; cli.verbs()",

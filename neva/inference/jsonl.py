@@ -6,17 +6,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from neva.distributed import groups
-from neva.errors import ConfigError, DataError
+from neva.errors import DataError
 from neva.inference.answer import answer_all
-from neva.inference.load import Assistant, load_assistant
+from neva.inference.load import load_configured
 from neva.inference.prompts import read_requests
 from neva.inference.results import Results, result_row
-from neva.precision import precision_named
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ def run(cfg: DictConfig) -> Path:
     device = groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.ParallelSizes(), seed=settings.seed)
     try:
-        assistant = _assistant(cfg, device)
+        assistant = load_configured(cfg, device)
         bar = tqdm(
             total=len(requests), initial=len(requests) - len(todo), unit="prompt", desc="infer", disable=None
         )
@@ -73,17 +71,3 @@ def _refuse_errors(results: Results) -> None:
             f"{results.path}; the first: prompt {failed[0] + 1}: {results.rows[failed[0]]['error']}. Mend them and run "
             "again: only they are asked"
         )
-
-
-def _assistant(cfg: DictConfig, device: torch.device) -> Assistant:
-    try:
-        return load_assistant(
-            cfg.neva_model_file,
-            device,
-            precision_named(cfg.trainer.precision).dtype,
-            cfg.base_model_file,
-            cfg.vision_encoder_path,
-            cfg.tokenizer_type,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

@@ -16,11 +16,12 @@ from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
-from neva.errors import CheckpointError
+from neva.errors import CheckpointError, ConfigError
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.precision import precision_named
 from neva.weights.load import load_parts
 from neva.weights.resolve import resolve_nemo
 
@@ -35,6 +36,21 @@ class Assistant:
     encoder: ConversationEncoder
     processor: BaseImageProcessor
     device: torch.device
+
+
+def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
+    """Returns the model that an inference configuration names."""
+    try:
+        return load_assistant(
+            cfg.neva_model_file,
+            device,
+            precision_named(cfg.trainer.precision).dtype,
+            cfg.base_model_file,
+            cfg.vision_encoder_path,
+            cfg.tokenizer_type,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def load_assistant(

@@ -118,6 +118,13 @@ def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", 
     return Request(row, asked, tuple(image_folder / name for name in names))
 
 
+def request_of(text: str, images: tuple[ImageInput, ...], system: str | None = None) -> Request:
+    """Returns a question that is asked from Python; without `<image>` its images stand in front of it."""
+    is_placed = IMAGE_PLACEHOLDER in text or not images
+    question = text if is_placed else insert_images(text, len(images), "left")
+    return Request({"prompt": text, "system": system}, question, images)
+
+
 def _first(row: dict[str, Any], *keys: str) -> Any:
     """Returns the first value that is not null."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
