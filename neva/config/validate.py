@@ -27,13 +27,21 @@ def validate(cfg: DictConfig, world_size: int) -> None:
         ConfigError: all problems, a line each.
     """
     rules = (
-        (layout_problems, fsdp_problems, _sizes, _batch, _steps, _recompute, _sources)
+        (layout_problems, fsdp_problems, _sizes, _batch, _steps, _recompute, _sources, _loss)
         if "model" in cfg
         else (_inference,)
     )
     problems = [problem for rule in rules for problem in rule(cfg, world_size)]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _loss(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    if cfg.model.loss_average == "micro_batch" and cfg.model.context_parallel_size > 1:
+        yield (
+            f"model.loss_average=micro_batch with model.context_parallel_size={cfg.model.context_parallel_size}: no "
+            "rank has a whole micro batch then; set loss_average=token or the size to 1"
+        )
 
 
 def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:

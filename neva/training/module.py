@@ -155,7 +155,12 @@ class MegatronNevaModel(ModelPT):
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        loss = run_global_batch(self.chunks, batch, self.trainer.strategy.root_device)
+        loss = run_global_batch(
+            self.chunks,
+            batch,
+            self.trainer.strategy.root_device,
+            loss_average=self.cfg.loss_average,
+        )
         self._refuse_nan(loss, batch)
         lr = optimizer.set_step(self.trainer.global_step)
         optimizer.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,15 +19,16 @@ from neva.data.batch import Batch
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Sum of the losses over all label tokens of the global batch, and their number, equal on every rank."""
+    """Sum of the losses of the global batch, over its label tokens or its micro batches, equal on every rank."""
 
     loss_sum: float
+    num_terms: int
     num_label_tokens: int
 
     @property
     def mean(self) -> float:
-        """Loss per label token; 0 for a batch without labels."""
-        return self.loss_sum / max(1, self.num_label_tokens)
+        """Loss per label token, or per micro batch; 0 for a batch without labels."""
+        return self.loss_sum / max(1, self.num_terms)
 
 
 def run_global_batch(
@@ -35,6 +36,7 @@ def run_global_batch(
     batch: list[Batch],
     device: torch.device,
     forward_only: bool = False,
+    loss_average: Literal["token", "micro_batch"] = "token",
 ) -> StepLoss:
     """Runs this rank's share of a global batch, micro batch by micro batch.
 
@@ -46,9 +48,11 @@ def run_global_batch(
         batch: micro batches as `neva.data.collate` makes them.
         device: where they are moved to.
         forward_only: no backward pass (validation).
+        loss_average: `micro_batch` averages within each micro batch first, as NeVA, Megatron-VLM and others do: a label
+            token then weighs the more the fewer its micro batch has, and the result depends on the split.
     """
     losses = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, device=device),
+        forward_step_func=partial(_forward_step, device=device, loss_of=LOSSES[loss_average]),
         data_iterator=[iter(batch) for _ in chunks] if len(chunks) > 1 else iter(batch),
         model=chunks,
         num_microbatches=len(batch),
@@ -56,22 +60,35 @@ def run_global_batch(
         micro_batch_size=batch[0].input_ids.shape[0],
         forward_only=forward_only,
     )
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    for loss_sum_and_tokens in losses:  # only the last pipeline stage has any
-        total += loss_sum_and_tokens
+    total = torch.zeros(3, dtype=torch.float64, device=device)
+    for reported in losses:  # only the last pipeline stage has any
+        total += reported
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
-    loss_sum, num_label_tokens = total.tolist()
-    return StepLoss(loss_sum, int(num_label_tokens))
+    loss_sum, num_terms, num_label_tokens = total.tolist()
+    return StepLoss(loss_sum, int(num_terms), int(num_label_tokens))
 
 
-def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.device) -> Any:
+def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_of: Any) -> Any:
     micro = next(data).to(device)
-    return model(micro.input_ids, micro.pixel_values, labels=micro.labels), _sum_loss
+    return model(micro.input_ids, micro.pixel_values, labels=micro.labels), loss_of
 
 
-def _sum_loss(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what Megatron's schedule asks for: the summed loss, the number of tokens, and what to report."""
-    num_tokens = torch.tensor(losses_L.numel(), dtype=torch.int, device=losses_L.device)
-    loss_sum = losses_L.sum()
-    return loss_sum, num_tokens, torch.stack([loss_sum.detach().double(), num_tokens.double()])
+def _sum_of_tokens(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what Megatron's schedule asks for: the summed loss, the number of its terms, and what to report."""
+    return _reported(losses_L.sum(), losses_L.numel(), losses_L)
+
+
+def _mean_of_micro_batch(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the same with the micro batch as one term."""
+    return _reported(losses_L.sum() / max(1, losses_L.numel()), 1, losses_L)
+
+
+def _reported(loss: Tensor, terms: int, losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    num_terms = torch.tensor(terms, dtype=torch.int, device=losses_L.device)
+    report = [loss.detach().double(), num_terms.double(), num_terms.new_tensor(losses_L.numel()).double()]
+    return loss, num_terms, torch.stack(report)
+
+
+LOSSES = {"token": _sum_of_tokens, "micro_batch": _mean_of_micro_batch}
+"""How the loss of a micro batch enters that of the global batch."""

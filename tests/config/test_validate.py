@@ -33,6 +33,7 @@ def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> 
         (["trainer.num_nodes=3"], "x data parallel 24 = 768"),
         (["model.precision=32"], "model.precision=32 but trainer.precision=bf16"),
         (["model.num_query_groups=5"], "model.num_attention_heads=32 cannot be divided by model.num_query_groups=5"),
+        (["model.loss_average=micro_batch", "model.context_parallel_size=2"], "no rank has a whole micro batch then"),
         (["model.encoder_seq_length=576"], "an image takes 576 positions, but model.encoder_seq_length=576 leaves"),
         (["model.max_position_embeddings=1024"], "model.encoder_seq_length=2048 exceeds "
          "model.max_position_embeddings=1024"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -58,10 +59,10 @@ def build() -> tuple[NevaModel, int]:
     return build_model(vision, language, "mlp2x_gelu").train(), vision.num_tokens
 
 
-def one_step(model: NevaModel, batch: list[Batch]) -> tuple[StepLoss, dict[str, Tensor]]:
+def one_step(model: NevaModel, batch: list[Batch], **options: Any) -> tuple[StepLoss, dict[str, Tensor]]:
     (chunk,) = data_parallel([model])
     chunk.zero_grad_buffer()
-    loss = run_global_batch([chunk], batch, CPU)
+    loss = run_global_batch([chunk], batch, CPU, **options)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     return loss, {name: model.get_parameter(name).main_grad.clone() for name in names}
 
@@ -96,6 +97,30 @@ def test_any_split_into_micro_batches_gives_the_same_loss_and_gradients(single_p
         torch.testing.assert_close(other_loss.mean, loss.mean, atol=TOLERANCE, rtol=TOLERANCE)
         for name, gradient in gradients.items():
             torch.testing.assert_close(other_gradients[name], gradient, atol=TOLERANCE, rtol=1e-4, msg=name)
+
+
+def test_the_mean_of_micro_batches_equals_a_computation_by_hand(single_process: None) -> None:
+    model, image_tokens = build()
+    rows = samples(image_tokens)
+    split = [rows[:3], rows[3:5], rows[5:6], rows[6:]]  # of different numbers of label tokens; one has none
+    means = []
+    for part in split:
+        total, count = torch.zeros(()), 0
+        for row in part:
+            logits = model(row.input_ids[None], row.pixel_values)[0]
+            for position in (row.labels != IGNORE_INDEX).nonzero().flatten():
+                total = total - logits[position].log_softmax(-1)[row.labels[position]]
+                count += 1
+        means.append(total / max(1, count))
+    expected_loss = sum(means) / len(means)
+    expected_loss.backward()
+    expected = {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+    model.zero_grad(set_to_none=True)
+    loss, gradients = one_step(model, [together(part) for part in split], loss_average="micro_batch")
+    assert (loss.num_terms, loss.num_label_tokens) == (4, sum(2 * n + 1 for n in range(SAMPLES) if n != 5))
+    torch.testing.assert_close(loss.mean, expected_loss.item(), atol=TOLERANCE, rtol=TOLERANCE)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=TOLERANCE, rtol=1e-4, msg=name)
 
 
 def data_parallel_rank(rank: int, size: int, port: int, results: mp.Queue) -> None:

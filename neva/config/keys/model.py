@@ -165,6 +165,10 @@ class ModelKeys(RefusedModelKeys):
     qk_layernorm: bool | None = key("RMS norm on queries and keys (Qwen3).")
     window_size: int | None = key("Sliding window of the attention, tokens; null: none.", low=1)
     init_method_std: float = key("Standard deviation of random initial weights.", above=0)
+    loss_average: str = key(
+        "token: mean over the label tokens of the global batch; micro_batch: mean of each micro batch, then of those.",
+        choices=("token", "micro_batch"),
+    )
     activations_checkpoint_granularity: str | None = key(
         "Recompute in the backward pass: selective, full; null: nothing.",
         choices=("selective", "full"),
