@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from neva.convert.options import Options
 from neva.convert.targets import LAYOUTS
@@ -18,6 +21,8 @@ from neva.registry import load_plugins
 
 DEFAULTS = Options()
 FAILED = 1
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+"""Of a scheduler or a closed terminal."""
 SUMMARY = "between Hugging Face folders and .nemo files, with proof"
 DESCRIPTION = """\
 Converts between Hugging Face folders and .nemo files. What SOURCE holds and what TARGET is called decide:
@@ -102,12 +107,30 @@ def run(arguments: argparse.Namespace) -> int:
         load_plugins(arguments.plugins)
         check_source(arguments.source)
         check_target(arguments.target, arguments.force)
-        done = _convert(arguments)
+        with _exit_when_told_to_stop():
+            done = _convert(arguments)
     except (UserError, OSError) as error:
         sys.stderr.write(f"neva convert: {error}\n")
         return FAILED
     sys.stdout.write(done + "\n")
     return 0
+
+
+@contextmanager
+def _exit_when_told_to_stop() -> Iterator[None]:
+    """Turns a signal that would kill the process into an exit with its code, so that half-written files are removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    mine = [number for number in STOPPING if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores one
+    for number in mine:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _convert(arguments: argparse.Namespace) -> str:

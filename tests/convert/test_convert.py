@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -375,3 +377,19 @@ def test_scripts_take_the_flags_of_old_command_lines(tmp_path):
     )
     assert found.returncode == 1 and not (tmp_path / "other").exists()
     assert "--processor_type siglip, but" in found.stderr and "has a clip tower" in found.stderr
+
+
+def test_a_conversion_that_is_told_to_stop_leaves_nothing(tmp_path):
+    language_model("llama").save_pretrained(tmp_path / "original")
+    write_tokenizer(tmp_path / "original", 133)
+    assert convert(tmp_path / "original", tmp_path / "m.nemo") == 0
+    before = sorted(tmp_path.iterdir())
+    command = [sys.executable, "-m", "neva", "convert", str(tmp_path / "m.nemo"), str(tmp_path / "back")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob(".back.partial-*/new/*")):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    assert sorted(tmp_path.iterdir()) == before
