@@ -33,6 +33,15 @@ def decode_text(content: bytes, name: str | Path, error_kind: type[UserError] = 
         ) from error
 
 
+def half_character(text: str) -> str | None:
+    """Returns the first half of a surrogate pair, which JSON can say and no file can hold, and its place; None: none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"{text[error.start].encode('unicode_escape').decode()} at character {error.start}"
+    return None
+
+
 def read_json(path: str | Path, error_kind: type[UserError] = CheckpointError) -> Any:
     """Returns the content of a JSON file.
 

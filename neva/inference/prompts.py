@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.errors import ConfigError
-from neva.formats.json import decode_text
+from neva.formats.json import decode_text, half_character
 from neva.templates.template import insert_images
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", 
     if system is not None and not isinstance(system, str):
         raise ConfigError(f"prompt {number}: found system {system!r:.80}, expected a string")
     for text in (question, system or "", *names):
-        _refuse_half_characters(number, text)
+        if half := half_character(text):
+            raise ConfigError(f"prompt {number}: holds {half}, half of a character; expected whole ones")
     asked = question
     if names and IMAGE_PLACEHOLDER not in question:
         asked = insert_images(question, len(names), insert or "left")
@@ -128,13 +129,3 @@ def request_of(text: str, images: tuple[ImageInput, ...], system: str | None = N
 def _first(row: dict[str, Any], *keys: str) -> Any:
     """Returns the first value that is not null."""
     return next((row[key] for key in keys if row.get(key) is not None), None)
-
-
-def _refuse_half_characters(number: int, text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = text[error.start].encode("unicode_escape").decode()
-        raise ConfigError(
-            f"prompt {number}: holds {found} at character {error.start}, half of a character; expected whole ones"
-        ) from error

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from neva.data.sources.source import Record
 from neva.errors import SampleError
+from neva.formats.json import half_character
 from neva.templates.template import Turn
 
 ROLES: dict[str, Literal["human", "gpt"]] = {
@@ -115,13 +116,8 @@ def _text(value: Any, what: str) -> str:
     """Returns a text that can be written as UTF-8."""
     if not isinstance(value, str):
         raise SampleError(f"the {what} must be a string, found {value!r:.80}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        found = value[error.start].encode("unicode_escape").decode()
-        raise SampleError(
-            f"the {what} holds {found} at character {error.start}, half of a character; expected whole ones"
-        ) from error
+    if half := half_character(value):
+        raise SampleError(f"the {what} holds {half}, half of a character; expected whole ones")
     return value
 
 
