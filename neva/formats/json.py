@@ -34,7 +34,7 @@ def decode_text(content: bytes, name: str | Path, error_kind: type[UserError] = 
 
 
 def half_character(text: str) -> str | None:
-    """Returns the first half of a surrogate pair, which JSON can say and no file can hold, and its place; None: none."""
+    """Returns the first half of a surrogate pair, which JSON can say and no file can hold, and where; None: none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
