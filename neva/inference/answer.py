@@ -14,7 +14,7 @@ from torch import Tensor
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.data.media.image import load_image
 from neva.data.media.processor import to_pixels
-from neva.errors import SampleError
+from neva.errors import DataError, SampleError
 from neva.inference.generate import Prompt, generate
 from neva.inference.load import Assistant
 from neva.inference.prompts import ImageInput, Request
@@ -33,7 +33,7 @@ class Answer:
 
 def answer_all(
     assistant: Assistant, settings: DictConfig, requests: Mapping[int, Request]
-) -> Iterator[dict[int, Answer | SampleError]]:
+) -> Iterator[dict[int, Answer | DataError]]:
     """Yields the answers, some at a time, in the order of the requests; one that cannot be asked has its error.
 
     Args:
@@ -51,8 +51,8 @@ def answer_all(
 
 def _answer_window(
     assistant: Assistant, settings: DictConfig, requests: Mapping[int, Request], pool: Executor
-) -> dict[int, Answer | SampleError]:
-    answers: dict[int, Answer | SampleError] = {}
+) -> dict[int, Answer | DataError]:
+    answers: dict[int, Answer | DataError] = {}
     ids: dict[int, list[int]] = {}
     for number, request in requests.items():
         try:
@@ -65,7 +65,7 @@ def _answer_window(
     for batch, loaded in zip(batches, loading, strict=True):
         prompts: dict[int, Prompt] = {}
         for number, pixels in zip(batch, loaded.result(), strict=True):
-            if isinstance(pixels, SampleError):
+            if isinstance(pixels, DataError):
                 answers[number] = pixels
             else:
                 prompts[number] = Prompt(torch.tensor(ids[number]), pixels)
@@ -73,7 +73,7 @@ def _answer_window(
     return answers
 
 
-def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[Tensor | SampleError]:
+def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[Tensor | DataError]:
     """Returns [N, 3, height, width] for each request; an image that several of them show is read once."""
     shown = {_key(image): image for request in requests for image in request.images}
     loaded = {key: _image_pixels(assistant, image) for key, image in shown.items()}
@@ -84,17 +84,17 @@ def _key(image: ImageInput) -> Path | int:
     return image if isinstance(image, Path) else id(image)
 
 
-def _image_pixels(assistant: Assistant, image: ImageInput) -> Tensor | SampleError:
+def _image_pixels(assistant: Assistant, image: ImageInput) -> Tensor | DataError:
     try:
         picture = load_image(image) if isinstance(image, Path) else image.convert("RGB")
-    except SampleError as error:
+    except DataError as error:
         return error
     return to_pixels(picture, assistant.processor, assistant.model_cfg.data.image_aspect_ratio)
 
 
-def _stacked(assistant: Assistant, images: Sequence[Tensor | SampleError]) -> Tensor | SampleError:
+def _stacked(assistant: Assistant, images: Sequence[Tensor | DataError]) -> Tensor | DataError:
     for image in images:
-        if isinstance(image, SampleError):
+        if isinstance(image, DataError):
             return image
     size = assistant.model_cfg.mm_cfg.vision_encoder.image_size
     return torch.stack(list(images)) if images else torch.empty(0, 3, size, size)  # type: ignore[arg-type]

@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neva.errors import ConfigError, SampleError
+from neva.errors import ConfigError, DataError
 from neva.formats.atomic_write import finished_target
 from neva.inference.prompts import Request, parse_line
 
 if TYPE_CHECKING:
     from neva.inference.answer import Answer
 
+_ASKED = ("image", "images", "system")
+"""Keys that decide an answer, beside the prompt."""
 
-def result_row(request: Request, answer: Answer | SampleError, model_id: str) -> dict[str, Any]:
+
+def result_row(request: Request, answer: Answer | DataError, model_id: str) -> dict[str, Any]:
     """Returns a result: the prompt's own keys, the prompt, and the answer or why there is none."""
     row = {**request.keys, "prompt": request.prompt}
     row.pop("error", None)
-    if isinstance(answer, SampleError):
+    if isinstance(answer, DataError):
         return {**row, "text": "", "model_id": model_id, "error": str(answer)}
     said = {"full_text": answer.full_text, "text": answer.text}
     return {**row, **said, "model_id": model_id, "answer_id": 0, "metadata": {}}
@@ -48,12 +51,8 @@ class Results:
             row = parse_line(line, f"{path}, line {number},")
             if not isinstance(row, dict) or "prompt" not in row:
                 raise ConfigError(f"{path}, line {number}, is no result line; choose another output_file")
-            asked = (request.prompt, request.keys.get("image"))
-            if "error" not in row and (row["prompt"], row.get("image")) != asked:
-                raise ConfigError(
-                    f"{path}, line {number}, answers {row['prompt']!r}; prompt {number} is {request.prompt!r}. To "
-                    "answer other prompts, choose another output_file"
-                )
+            if "error" not in row:
+                _refuse_other(row, request, path, number)
             self.rows.append(row)
         if len(lines) > len(requests):
             raise ConfigError(
@@ -79,6 +78,16 @@ class Results:
         else:
             with self.path.open("a", encoding="utf-8") as output:
                 output.writelines(map(_line, new))
+
+
+def _refuse_other(row: Mapping[str, Any], request: Request, path: Path, number: int) -> None:
+    """Raises ConfigError when a result is of another prompt than the request of its number."""
+    for key, asked in {"prompt": request.prompt, **{key: request.keys.get(key) for key in _ASKED}}.items():
+        if row.get(key) != asked:
+            raise ConfigError(
+                f"{path}, line {number}, answers the {key} {row.get(key)!r:.200}; prompt {number} has {asked!r:.200}. "
+                "To answer other prompts, choose another output_file"
+            )
 
 
 def _line(row: Mapping[str, Any]) -> str:

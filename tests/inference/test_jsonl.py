@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from neva.config.load import load
 from neva.errors import ConfigError, DataError
@@ -89,6 +92,23 @@ def test_results_of_other_prompts_are_not_continued(nemo: Path, images: str, tmp
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("key", "other"), [("image", "1.png"), ("images", ["1.png"]), ("system", "Be brief.")]
+)
+def test_results_of_other_images_or_system_prompts_are_not_continued(
+    tmp_path: Path, key: str, other: object
+) -> None:
+    output, answered = tmp_path / "results.jsonl", {"prompt": "what?", "images": ["0.png"], "system": None}
+    write(output, [{**answered, "text": "red"}])
+    assert (
+        Results(output, [Request({"prompt": "what?", "images": ["0.png"]}, "what?", ())]).unanswered() == []
+    )
+    with pytest.raises(
+        ConfigError, match=f"line 1, answers the {key} .*; prompt 1 has .*another output_file"
+    ):
+        Results(output, [Request({**answered, key: other}, "what?", ())])
+
+
 def test_insert_image_token_puts_the_placeholder(nemo: Path, images: str, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "what colour is this?", "image": "2.png"}])
     results = infer(nemo, images, prompts, tmp_path / "results.jsonl", "inference.insert_image_token=left")
@@ -146,6 +166,25 @@ def test_a_prompt_that_cannot_be_asked_has_an_error_line_and_is_the_only_one_ask
     assert len(again) == 20 and not any("error" in row for row in again)
     assert [number for number, row in enumerate(again) if "kept" not in row] == [16, 18]
     assert again[16]["text"] == again[18]["text"] == again[0]["text"]
+
+
+def test_an_image_that_cannot_be_read_is_the_error_of_its_prompt_alone(
+    nemo: Path, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> Image.Image:
+        """Reads as from a broken disk, which a test does not have; root may read what has no permission."""
+        if path.name == "0.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opens(path)
+
+    opens = Image.open
+    monkeypatch.setattr(Image, "open", fails)
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS), tmp_path / "results.jsonl"
+    with pytest.raises(DataError, match="1 of 4 prompts could not be asked"):
+        infer(nemo, images, prompts, output)
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    assert "cannot be read (Input/output error)" in results[0]["error"]
+    assert [row["text"] for row in results[1:]] == ANSWERS[1:]
 
 
 def test_a_null_column_hides_no_synonym(tmp_path: Path) -> None:
