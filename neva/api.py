@@ -104,7 +104,7 @@ class LoadedModel:
             system: replaces the template's system prompt.
 
         Raises:
-            SampleError: an image cannot be read, the question is too long, or placeholders and images do not fit.
+            DataError: an image cannot be read, the question is too long, or placeholders and images do not fit.
         """
         return self.answer_all([(images, text)], system)[0]
 
@@ -114,7 +114,7 @@ class LoadedModel:
         system: str | None = None,
     ) -> list[str]:
         """Answers several questions, each its images and its text, `inference.batch_size` at a time; see `answer`."""
-        from neva.errors import SampleError
+        from neva.errors import DataError
         from neva.inference.answer import answer_all
         from neva.inference.prompts import request_of
 
@@ -125,7 +125,7 @@ class LoadedModel:
         found: list[str] = []
         for answers in answer_all(self._assistant, self._cfg.inference, requests):
             for answer in answers.values():
-                if isinstance(answer, SampleError):
+                if isinstance(answer, DataError):
                     raise answer
                 found.append(answer.text)
         return found

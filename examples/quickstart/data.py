@@ -125,12 +125,12 @@ def variants(
 
 
 def record(image: str, turns: Sequence[tuple[str, str]]) -> dict[str, object]:
-    """Returns a LLaVA record: one image, some questions and answers, no system prompt."""
+    """Returns a LLaVA record: one image, some questions and answers."""
     conversation = []
     for number, (question, answer) in enumerate(turns):
         text = f"<image>\n{question}" if number == 0 else question
         conversation += [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
-    return {"id": image.removesuffix(".png"), "image": image, "system": "", "conversations": conversation}
+    return {"id": image.removesuffix(".png"), "image": image, "conversations": conversation}
 
 
 def write_test(folder: Path) -> None:
@@ -141,7 +141,6 @@ def write_test(folder: Path) -> None:
         {
             "prompt": f"<image>\n{row.text}",
             "image": f"test_{row.image}.png",
-            "system": "",
             "truth": row.answer,
         }
         for row in questions("test")

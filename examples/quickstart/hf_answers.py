@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
 
 
 def answers(folder: str, rows: list[dict[str, Any]], images: Path) -> list[str]:
-    """Returns the greedy answer to each row (`prompt`, `image`, `system`), in batches padded on the left."""
+    """Returns the greedy answer to each row (`prompt`, `image`), in batches padded on the left."""
     import torch
     from PIL import Image
     from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -48,10 +48,7 @@ def answers(folder: str, rows: list[dict[str, Any]], images: Path) -> list[str]:
 def chat(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns a row as the messages that a chat template takes; the template places the image itself."""
     question = row["prompt"].removeprefix("<image>\n")
-    return [
-        {"role": "system", "content": [{"type": "text", "text": row["system"]}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
-    ]
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 
 if __name__ == "__main__":

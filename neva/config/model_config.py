@@ -50,6 +50,14 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
     )
 
 
+def system_prompt_of(model_cfg: DictConfig) -> str | None:
+    """Returns the system prompt of conversations that bring none; None: the template's own.
+
+    Models that were recorded before there was such a key have the template's own.
+    """
+    return OmegaConf.select(model_cfg, "data.system")
+
+
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     """Returns the language model of a resolved `model` section."""
     sizes = {field: model_cfg[key] for key, field in LANGUAGE_KEYS.items()}

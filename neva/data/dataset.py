@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder
 from neva.data.media.image import load_image
@@ -138,7 +139,8 @@ def build_encoder(
     """Builds the encoder of a resolved `model` section, for training and inference alike.
 
     Raises:
-        ConfigError: no such template, or the tokenizer has ids beyond the model's vocabulary.
+        ConfigError: no such template, a system prompt that it does not take, or the tokenizer has ids beyond the
+            model's vocabulary.
         DataError: template and tokenizer do not fit.
     """
     name = model_cfg.data.conv_template
@@ -157,9 +159,24 @@ def build_encoder(
         image_tokens=tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type),
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
+        system=system_prompt_of(model_cfg),
     )
+    _check_system(encoder, name)
     _check_prompts(encoder)
     return encoder
+
+
+def _check_system(encoder: ConversationEncoder, name: str) -> None:
+    """Raises ConfigError when the template has no place for the configured system prompt, or an image is in it."""
+    if encoder.system and not encoder.template.system:
+        raise ConfigError(
+            f"model.data.system is {encoder.system!r:.80}, but the template {name} has no system prompt; leave it null "
+            "or choose another model.data.conv_template"
+        )
+    if IMAGE_PLACEHOLDER in (encoder.system or ""):
+        raise ConfigError(
+            f"model.data.system is {encoder.system!r:.80}; take {IMAGE_PLACEHOLDER} out, images belong into the turns"
+        )
 
 
 def _check_prompts(encoder: ConversationEncoder) -> None:

@@ -77,6 +77,8 @@ class ConversationEncoder:
     image_tokens: int
     max_length: int
     sep_image_conv_front: bool
+    system: str | None = None
+    """The system prompt of conversations that bring none; None: the template's own."""
 
     def sample(
         self, turns: Sequence[Turn], image_count: int, system: str | None = None
@@ -130,6 +132,7 @@ class ConversationEncoder:
         return () if end is None or self.template.special_end is not None else (end,)
 
     def _render(self, turns: Sequence[Turn], image_count: int, system: str | None) -> list[Segment]:
+        system = self.system if system is None else system
         placeholders = sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
         if placeholders != image_count:
             raise SampleError(

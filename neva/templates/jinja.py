@@ -5,6 +5,9 @@ As in llava-hf's own templates, images of a list come first, and the tokenizer a
 
 from __future__ import annotations
 
+import json
+import re
+
 from neva.errors import ConfigError
 from neva.registry import TEMPLATES
 from neva.templates.template import Template
@@ -40,8 +43,14 @@ _TURNS = """\
 """
 
 
-def chat_template(name: str, eos: str) -> str:
+_STRING = re.compile(r'set system = ("(?:[^"\\\x00-\x1f]|\\["\\bfnrt]|\\u[0-9a-f]{4})*") -%')
+"""A system prompt as `chat_template` writes it."""
+
+
+def chat_template(name: str, eos: str, system: str | None = None) -> str:
     """Returns the Jinja chat template of conversation template `name`, whose answers end with `eos`.
+
+    `system` is the system prompt of messages that bring none; None: the template's own.
 
     Raises:
         ConfigError: there is no such template.
@@ -51,9 +60,22 @@ def chat_template(name: str, eos: str) -> str:
             f"conv_template {name!r} has no chat template; expected one of {', '.join(sorted(TEMPLATES.names()))}"
         )
     template: Template = TEMPLATES[name]
-    system = _SYSTEM.replace("SYSTEM", _quoted(template.default_system, '"'))
+    prompt = _SYSTEM.replace("SYSTEM", _double_quoted(template.default_system if system is None else system))
     body = template.jinja or _body(template)
-    return _CONTENT + (system if template.system else "") + body.replace("EOS", _quoted(eos, '"'))
+    return _CONTENT + (prompt if template.system else "") + body.replace("EOS", _double_quoted(eos))
+
+
+def known_template(text: str, eos: str) -> tuple[str, str | None] | None:
+    """Returns the name and system prompt (None: the template's own) of which `text` is the chat template.
+
+    None: it is the chat template of none.
+    """
+    string = _STRING.search(text)
+    system = None if string is None else str(json.loads(string[1]))
+    for name in TEMPLATES.names():
+        if text == chat_template(name, eos, system):
+            return name, None if system == TEMPLATES[name].default_system else system
+    return None
 
 
 def _body(template: Template) -> str:
@@ -75,7 +97,12 @@ def _expression(pattern: str, value: str, end: str = "", after: str = "") -> str
     return " + ".join(term for term in terms if term)
 
 
-def _quoted(text: str, quote: str = "'") -> str:
-    """Returns `text` as a Jinja string literal."""
-    escaped = text.replace("\\", "\\\\").replace(quote, f"\\{quote}").replace("\n", "\\n")
-    return f"{quote}{escaped}{quote}"
+def _quoted(text: str) -> str:
+    """Returns `text` as a Jinja string literal in single quotes."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+def _double_quoted(text: str) -> str:
+    """Returns `text` as a Jinja string literal in double quotes, which JSON's string literals are too."""
+    return json.dumps(text, ensure_ascii=False)

@@ -65,6 +65,7 @@ def llava_nemo(
     select_layer: int = -2,
     aspect_ratio: str = "square",
     template: str = "v1",
+    system: str | None = None,
     parts: tuple[str, ...] = ("language_model", "projector", "vision_tower"),
     changes: dict[str, Any] | None = None,
 ) -> Path:
@@ -82,6 +83,7 @@ def llava_nemo(
     path = folder / "model.nemo"
     tokenizer = write_tokenizer(folder / "tokenizer", language.vocab_size)
     section = model_section(language_section(language), vision_section(vision), aspect_ratio, template)
+    section.data.system = system
     processor = image_processor(kind, vision.image_size)
     write_nemo(path, section, weights, tokenizer, processor, "test", dict.fromkeys(parts, "trained"))
     return path

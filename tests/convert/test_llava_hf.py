@@ -7,20 +7,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from neva.convert.options import Options
 from neva.convert.parity.llava import prove_llava
 from neva.convert.parity.reference import greedy_outputs
 from neva.convert.parity.samples import ParityInput
+from neva.convert.readers import llava_hf
 from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
 from neva.formats.hf_folder import FolderWeights
 from neva.registry import TEMPLATES
+from neva.templates.template import Turn, render
 from tests.convert.llava import llava_nemo
 from tests.convert.tiny import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("megatron")
+QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
 
 
 def export(tmp_path, **options):
@@ -49,6 +54,40 @@ def test_every_family_and_tower_is_proven(tmp_path, family, kind):
 def test_templates_and_aspect_ratios_are_proven(tmp_path, template, aspect_ratio):
     model, folder = export(tmp_path, template=template, aspect_ratio=aspect_ratio)
     prove_llava(model, folder)
+
+
+@pytest.mark.parametrize("system", ["", "Be brief.", None])
+def test_an_export_and_its_way_back_have_the_system_prompt_of_training(tmp_path, system):
+    _, folder = export(tmp_path, system=system)
+    rendered = AutoProcessor.from_pretrained(folder).apply_chat_template(QUESTION, add_generation_prompt=True)
+    head = {"": "", "Be brief.": "Be brief. ", None: TEMPLATES["v1"].default_system + " "}[system]
+    assert rendered == head + "USER: <image>\nWhat? ASSISTANT:"
+    back = llava_hf.read(folder, Options())
+    assert (back.config.data.conv_template, back.config.data.system) == ("v1", system)
+
+
+@pytest.mark.parametrize("template", TEMPLATES.names())
+def test_a_rendered_conversation_begins_once_where_training_does(tmp_path, template):
+    _, folder = export(tmp_path, template=template)
+    processor = AutoProcessor.from_pretrained(folder)
+    expected = [1] if TEMPLATES[template].begins_with_bos else []
+    rendered = processor.apply_chat_template(QUESTION, add_generation_prompt=True)
+    turns = [Turn("human", "<image>\nWhat?"), Turn("gpt", None)]
+    assert rendered == "".join(segment.text for segment in render(TEMPLATES[template], turns))
+    image = Image.new("RGB", (28, 28))
+    content = [{"type": "image", "image": image}, *QUESTION[0]["content"][1:]]
+    for encoded in (
+        processor(text=rendered, images=image),
+        processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        ),
+    ):
+        (ids,) = encoded["input_ids"]
+        assert ids[: len(expected)] == expected
+        assert ids.count(1) == len(expected)
 
 
 def test_every_token_that_ends_an_answer_is_in_the_generation_config(tmp_path, monkeypatch):

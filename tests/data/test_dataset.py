@@ -14,7 +14,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
 from neva.data.media.image import load_image
 from neva.data.media.processor import build_image_processor, to_pixels
-from neva.errors import DataError, SampleError
+from neva.errors import ConfigError, DataError, SampleError
 from neva.families.configs import VisionConfig
 from tests.conftest import conversation, image_record, random_image, shared_data, write_records
 from tests.data import tokenizers
@@ -220,6 +220,48 @@ def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(tmp_path: Path) -> 
     tokenizer = tokenizers.joins_words(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer reads the end of a prompt otherwise"):
         build_encoder(model_cfg(tmp_path), VISION, tokenizer)
+
+
+@pytest.mark.parametrize("system", ["", "be brief.", None])
+def test_the_configured_system_prompt_is_for_conversations_that_bring_none(
+    tmp_path: Path, system: str | None
+) -> None:
+    records = write_dataset(tmp_path, 3)
+    records[2]["system"] = "own."
+    write_records(tmp_path / "data.json", records)
+    samples, explicit = dataset(tmp_path, system=system), dataset(tmp_path).encoder
+    first, own = (samples.records[index] for index in (1, 2))
+    assert samples[1].input_ids.tolist() == explicit.sample(first.turns, 1, system)[0]
+    assert samples[2].input_ids.tolist() == explicit.sample(own.turns, 0, "own.")[0]
+    assert samples.encoder.prompt("What?", 0) == explicit.prompt("What?", 0, system)
+    for given in ("own.", ""):
+        assert samples.encoder.prompt("What?", 0, given) == explicit.prompt("What?", 0, given)
+
+
+def test_a_model_recorded_without_the_key_has_the_template_s_system_prompt(tmp_path: Path) -> None:
+    cfg, tokenizer = model_cfg(tmp_path), tokenizers.llama_like(tmp_path / "tokenizer")
+    assert "system" not in cfg.data
+    assert build_encoder(cfg, VISION, tokenizer).system is None
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "message"),
+    [
+        (
+            "mistral",
+            "Be brief.",
+            r"model\.data\.system is 'Be brief\.', but the template mistral has no system",
+        ),
+        ("plain", "Be brief.", r"model\.data\.system is 'Be brief\.', but the template plain has no system"),
+        ("v1", "See <image>", r"model\.data\.system is 'See <image>'; take <image> out"),
+    ],
+)
+def test_a_system_prompt_that_the_template_cannot_take_is_a_mistake_in_the_configuration(
+    tmp_path: Path, template: str, system: str, message: str
+) -> None:
+    cfg = model_cfg(tmp_path, conv_template=template, system=system)
+    with pytest.raises(ConfigError, match=message):
+        build_encoder(cfg, VISION, tokenizers.llama_like(tmp_path / "tokenizer"))
 
 
 def test_a_dataset_can_be_sent_to_another_process(tmp_path: Path) -> None:

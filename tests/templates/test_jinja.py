@@ -5,13 +5,13 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from neva.registry import TEMPLATES
-from neva.templates.jinja import chat_template
+from neva.templates.jinja import chat_template, known_template
 from neva.templates.template import Turn, render
 
 
-def jinja(name, messages, prompt):
+def jinja(name, messages, prompt, system=None):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(chat_template(name, "</s>"))
+    template = environment.from_string(chat_template(name, "</s>", system))
     return template.render(messages=messages, add_generation_prompt=prompt)
 
 
@@ -30,6 +30,7 @@ CONVERSATIONS = [
     [Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."), Turn("human", "Sure?"), Turn("gpt", "Yes.")],
     [Turn("human", "No image here"), Turn("gpt", "ok")],
 ]
+SYSTEM_PROMPTS = ["", "Be brief.", 'Say "yes" or\n\tit\'s \\n \x00\r\n{{ no }} %} 🐈 EOS SYSTEM']
 
 
 @pytest.mark.parametrize("name", TEMPLATES.names())
@@ -45,6 +46,28 @@ def test_renders_what_training_renders(name, turns, form, open_end):
     expected = "".join(segment.text for segment in render(template, turns))
     messages = [form(turn) for turn in turns if turn.text is not None]
     assert jinja(name, messages, open_end) == expected
+
+
+@pytest.mark.parametrize("name", ["v1", "chatml", "japanese"])
+@pytest.mark.parametrize("system", SYSTEM_PROMPTS)
+def test_another_system_prompt_is_that_of_training(name, system):
+    expected = "".join(segment.text for segment in render(TEMPLATES[name], CONVERSATIONS[1], system))
+    assert jinja(name, [as_string(turn) for turn in CONVERSATIONS[1]], False, system) == expected
+
+
+@pytest.mark.parametrize("name", TEMPLATES.names())
+@pytest.mark.parametrize("system", [None, *SYSTEM_PROMPTS])
+def test_a_chat_template_is_known_again(name, system):
+    has_place = bool(TEMPLATES[name].system)
+    assert known_template(chat_template(name, "</s>", system), "</s>") == (
+        name,
+        system if has_place else None,
+    )
+
+
+@pytest.mark.parametrize("text", ["", '{%- set system = "" -%}', '{%- set system = "\\\'" -%}'])
+def test_a_foreign_chat_template_is_not_known(text):
+    assert known_template(text, "</s>") is None
 
 
 def test_own_system_prompt_replaces_the_default():

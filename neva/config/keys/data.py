@@ -30,6 +30,7 @@ class Data:
         elsewhere=names_elsewhere,
         common=True,
     )
+    system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
         "square: resize and centre crop; pad: to a square first.",
         choices=("square", "pad"),

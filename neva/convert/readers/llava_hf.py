@@ -22,8 +22,7 @@ from neva.families.vision import vision_config_from_hf, vision_family
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
 from neva.formats.json import json_text, parse_json
-from neva.registry import TEMPLATES
-from neva.templates.jinja import chat_template
+from neva.templates.jinja import known_template
 from neva.weights.lazy import Chained, Converted
 from neva.weights.parts import folder_weights, language_part, projector_weights
 
@@ -49,11 +48,12 @@ def read(folder: Path, options: Options) -> LazyModel:
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
     weights, kind = folder_weights(folder), str(LLAVA_HF.connector)
+    template, system = _template_of(folder)
     processor = read_image_processor(folder)
     aspect_ratio = "pad" if processor.get("do_pad") else "square"
     return LazyModel(
         name=str(folder),
-        config=model_section(language, vision, kind, _template_of(folder), aspect_ratio),
+        config=model_section(language, vision, kind, template, aspect_ratio, system),
         language=language,
         vision=vision,
         connector=kind,
@@ -98,15 +98,13 @@ def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict
     return settings
 
 
-def _template_of(folder: Path) -> str:
-    """Returns the template whose chat template the folder holds; v1 (LLaVA-1.5's) when it is another one."""
+def _template_of(folder: Path) -> tuple[str, str | None]:
+    """Returns template and system prompt of the folder's chat template; v1 (LLaVA-1.5's) when it is another one."""
     path = folder / CHAT_TEMPLATE
-    found = path.read_text(encoding="utf-8") if path.is_file() else None
-    eos = read_roles(folder).get("eos_token", "</s>")
-    for name in TEMPLATES.names():
-        if found == chat_template(name, eos):
-            return name
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if found := known_template(text, read_roles(folder).get("eos_token", "</s>")):
+        return found
     logger.warning(
         "%s has a chat template that neva does not know; the model is recorded with conv_template v1", folder
     )
-    return "v1"
+    return "v1", None

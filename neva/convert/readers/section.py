@@ -13,9 +13,17 @@ from neva.families.media_tokens import tokens_per_image
 
 
 def model_section(
-    language: LanguageConfig, vision: VisionConfig, adapter_type: str, template: str, aspect_ratio: str
+    language: LanguageConfig,
+    vision: VisionConfig,
+    adapter_type: str,
+    template: str,
+    aspect_ratio: str,
+    system: str | None = None,
 ) -> DictConfig:
-    """Returns a complete `model` section for these sizes: what they do not say is what the fine-tuning recipe says."""
+    """Returns a complete `model` section for these sizes: what they do not say is what the fine-tuning recipe says.
+
+    `system` None is the template's own system prompt.
+    """
     recipe = compose("llava_7b_finetune", [])
     with open_dict(recipe.model):  # the family is a key that few models have
         recipe.model.merge_with(
@@ -27,7 +35,7 @@ def model_section(
                     "mm_mlp_adapter_type": adapter_type,
                     "pretrain_mm_mlp_adapter": None,
                 },
-                "data": {"conv_template": template, "image_aspect_ratio": aspect_ratio},
+                "data": {"conv_template": template, "system": system, "image_aspect_ratio": aspect_ratio},
             }
         )
     section = OmegaConf.create(OmegaConf.to_container(recipe, resolve=True)).model

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
@@ -177,7 +178,7 @@ def _write_tokenizer(
         raise DataError(f"{model.name}: its tokenizer names no eos_token; put it into tokenizer_config.json")
     roles.setdefault("pad_token", roles.get("unk_token", roles["eos_token"]))  # batches need one
     template = model.config.data.conv_template
-    jinja = chat_template(template, roles["eos_token"])
+    jinja = chat_template(template, roles["eos_token"], system_prompt_of(model.config))
     set_bos(content, roles.get("bos_token"), TEMPLATES[template].begins_with_bos)
     (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
     write_fast_tokenizer(folder, content, roles, jinja, model.language.max_positions)

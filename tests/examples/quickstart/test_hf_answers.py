@@ -20,7 +20,7 @@ QUESTIONS = ["what?", "is there a red circle in the image?", "colour?", "is it b
 
 def rows():
     return [
-        {"prompt": f"<image>\n{question}", "image": f"{number}.png", "system": "", "truth": "yes"}
+        {"prompt": f"<image>\n{question}", "image": f"{number}.png", "truth": "yes"}
         for number, question in enumerate(QUESTIONS)
     ]
 
@@ -29,7 +29,7 @@ def rows():
 def export(tmp_path):
     for number in range(len(QUESTIONS)):
         random_image(40, 28, seed=number).save(tmp_path / f"{number}.png")
-    assert main([str(llava_nemo(tmp_path)), str(tmp_path / "hf")]) == 0
+    assert main([str(llava_nemo(tmp_path, system="")), str(tmp_path / "hf")]) == 0
     return tmp_path / "hf"
 
 
