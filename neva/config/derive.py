@@ -47,12 +47,22 @@ def resolve(cfg: DictConfig) -> DictConfig:
     return resolved
 
 
+def require_global_batch(num_samples: int, global_batch_size: int) -> None:
+    """Raises ConfigError when the data is too short for a single step."""
+    if num_samples < global_batch_size:
+        raise ConfigError(
+            f"{num_samples} records do not fill one global batch; model.global_batch_size must be at most "
+            f"{num_samples}, found {global_batch_size}"
+        )
+
+
 def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: int) -> int:
     """Returns the optimizer steps of the run: `max_steps` or the whole global batches of `max_epochs`, if that is less.
 
     Raises:
-        ConfigError: neither is given, or an epoch holds no whole global batch.
+        ConfigError: neither is given, or the data does not fill one global batch.
     """
+    require_global_batch(num_samples, global_batch_size)
     max_steps, max_epochs = trainer_cfg.max_steps, trainer_cfg.max_epochs
     epochs_given = max_epochs is not None and max_epochs > 0
     if not epochs_given:
@@ -61,13 +71,7 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
                 "trainer.max_steps=-1 and trainer.max_epochs=-1: give one of them a positive number"
             )
         return max_steps
-    steps_per_epoch = num_samples // global_batch_size
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"{num_samples} samples hold no whole global batch of {global_batch_size}: "
-            "lower model.global_batch_size or give more data"
-        )
-    from_epochs = steps_per_epoch * max_epochs
+    from_epochs = num_samples // global_batch_size * max_epochs
     return min(max_steps, from_epochs) if max_steps > 0 else from_epochs
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder
-from neva.data.media.image import load_image
+from neva.data.media.image import load_image, require_image_file
 from neva.data.media.processor import ImageProcessor, build_image_processor, to_pixels
 from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, SampleError
@@ -27,6 +28,8 @@ from neva.registry import TEMPLATES
 from neva.templates.template import Turn, template_names
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -84,7 +87,7 @@ class ConversationDataset(Dataset[Sample]):
         for distance in range(len(self)):
             position = (index + distance) % len(self)
             try:
-                return self._read(position)
+                return self.read(position)
             except SampleError as error:
                 if self.on_error == "fail":
                     raise
@@ -95,27 +98,46 @@ class ConversationDataset(Dataset[Sample]):
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
 
     def _refuse_too_many(self, last: SampleError) -> None:
-        if self.skipped_count > max(1, self.max_skipped * len(self)):
+        if self.is_too_many(self.skipped_count):
             raise DataError(
                 f"{self.skipped_count} of {len(self)} records had to be skipped, more than "
                 f"model.data.max_skipped={self.max_skipped}; the last: {last}. Look whether model.data.data_path and "
                 "model.data.image_folder are the right ones, or raise model.data.max_skipped"
             ) from last
 
+    def is_too_many(self, skipped: int) -> bool:
+        """Returns whether that many skipped records are more than `max_skipped` allows."""
+        return skipped > max(1, self.max_skipped * len(self))
+
     @property
     def skipped_count(self) -> int:
         """How many different records this process and its workers have skipped so far."""
         return int(self.skipped.sum())
 
-    def _read(self, index: int) -> Sample:
+    def read(self, index: int) -> Sample:
+        """Returns the sample of this record and no other; SampleError, naming the record, when it gives none."""
+        record, (input_ids, labels), pixels = self._prepare(
+            index, lambda path: to_pixels(load_image(path), self.processor, self.aspect_ratio)
+        )
+        return Sample(
+            torch.from_numpy(np.array(input_ids, dtype=np.int64)),
+            torch.from_numpy(np.array(labels, dtype=np.int64)),
+            torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
+            record.id,
+        )
+
+    def check(self, index: int) -> None:
+        """Raises what `read` would, as far as that is seen without decoding an image."""
+        self._prepare(index, require_image_file)
+
+    def _prepare(
+        self, index: int, of_image: Callable[[Path], T]
+    ) -> tuple[Record, tuple[list[int], list[int]], list[T]]:
         record: Record | None = None
         try:
             record = self.records[index]
-            input_ids, labels = self.encoder.sample(record.turns, len(record.images), record.system)
-            pixels = [
-                to_pixels(load_image(self.image_folder / image), self.processor, self.aspect_ratio)
-                for image in record.images
-            ]
+            encoded = self.encoder.sample(record.turns, len(record.images), record.system)
+            return record, encoded, [of_image(self.image_folder / image) for image in record.images]
         except SampleError as error:
             if record and record.images and not self.image_folder.is_dir():
                 raise DataError(
@@ -125,12 +147,6 @@ class ConversationDataset(Dataset[Sample]):
             place = (record.place if record else error.place) or f"record {index}"
             name = place if record_id is None else f"{place} (id {record_id!r})"
             raise SampleError(f"{self.records.path}, {name}: {error}") from error
-        return Sample(
-            torch.from_numpy(np.array(input_ids, dtype=np.int64)),
-            torch.from_numpy(np.array(labels, dtype=np.int64)),
-            torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
-            record.id,
-        )
 
 
 def build_encoder(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from neva.config.derive import require_global_batch
 from neva.data.position import Position
 from neva.errors import ConfigError
 from neva.registry import SAMPLERS
@@ -49,11 +50,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
             raise ConfigError(
                 f"model.data.dataloader_type is {dataloader_type!r}, expected one of {', '.join(SAMPLERS.names())}"
             )
-        if num_samples < global_batch_size:
-            raise ConfigError(
-                f"{num_samples} records do not fill one global batch; model.global_batch_size must be at most "
-                f"{num_samples}, found {global_batch_size}"
-            )
+        require_global_batch(num_samples, global_batch_size)
         if global_batch_size % size:
             raise ConfigError(
                 f"model.global_batch_size={global_batch_size} cannot be divided by {size} data-parallel ranks"

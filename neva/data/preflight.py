@@ -1,8 +1,11 @@
-"""Records of a run before it starts: their number, and whether a few of them really become samples."""
+"""Records of a run before it starts: their number, whether each is whole, and whether a few really become samples."""
 
 from __future__ import annotations
 
+import time
+import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -10,12 +13,18 @@ from neva.config.model_config import vision_config_of
 from neva.errors import SampleError, UserError
 from neva.findings import Findings
 
+if TYPE_CHECKING:
+    from neva.data.dataset import ConversationDataset
+
+CHECKED_RECORDS, CHECK_S = 20_000, 10.0
+"""At most so many records, in at most so much time, are tokenised and their image files looked for."""
+
 PROBED_SAMPLES = 16
 """Records, evenly spaced, that are really read, decoded and tokenised."""
 
 
 def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
-    """Adds the number of samples and, as long as there are no problems, the lengths of some.
+    """Adds the number of samples and, as long as there are no problems, what is broken and the lengths of some.
 
     Returns:
         The number, None when the data cannot be read.
@@ -38,7 +47,7 @@ def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
 
 
 def _probe(model_cfg: DictConfig, found: Findings) -> None:
-    """Prepares a few samples with the dataset that training uses."""
+    """Checks the records, and prepares a few samples, with the dataset that training uses."""
     from neva.data.dataset import build_dataset
     from neva.data.tokenizer import load_tokenizer
 
@@ -47,14 +56,86 @@ def _probe(model_cfg: DictConfig, found: Findings) -> None:
     except UserError as error:
         found.problems.append(str(error))
         return
+    broken = _Broken()
+    try:
+        checked = _check(dataset, broken)
+        found.add("records", f"{checked:,} of {len(dataset):,} checked, {broken.count:,} of them broken")
+        _read_some(dataset, broken, found)
+    except UserError as error:
+        found.problems.append(str(error))
+        return
+    _judge(dataset, broken, checked, found)
+
+
+class _Broken:
+    """Records that give no sample, by what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.indices: set[int] = set()
+        self.kinds: dict[tuple[str, int], list[str]] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+    def add(self, index: int, error: SampleError) -> None:
+        """Counts a record with those that were refused at the same place of the code."""
+        self.indices.add(index)
+        origin = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]
+        self.kinds.setdefault((origin.filename, origin.lineno or 0), []).append(str(error))
+
+    def lines(self) -> list[str]:
+        """Returns the first record of each kind, with the number of those like it."""
+        return [
+            first if not others else f"{first} ({len(others):,} more records like it)"
+            for first, *others in self.kinds.values()
+        ]
+
+
+def _check(dataset: ConversationDataset, broken: _Broken) -> int:
+    """Checks records without decoding their images, evenly spaced where they are too many; returns how many."""
+    checked, stop = 0, time.monotonic() + CHECK_S
+    for index in range(0, len(dataset), -(-len(dataset) // CHECKED_RECORDS)):
+        try:
+            dataset.check(index)
+        except SampleError as error:
+            broken.add(index, error)
+        checked += 1
+        if time.monotonic() > stop:
+            break
+    return checked
+
+
+def _read_some(dataset: ConversationDataset, broken: _Broken, found: Findings) -> None:
+    """Really reads a few records, evenly spaced, as far as the check did not refuse them."""
     lengths, stride = [], max(1, len(dataset) // PROBED_SAMPLES)
     for index in range(0, len(dataset), stride)[:PROBED_SAMPLES]:
+        if index in broken.indices:
+            continue
         try:
-            lengths.append(len(dataset[index].input_ids))
+            lengths.append(len(dataset.read(index).input_ids))
         except SampleError as error:
-            found.problems.append(str(error))
+            broken.add(index, error)
     if lengths:
         line = f"{sum(lengths) / len(lengths):.0f} positions on average, {max(lengths)} at most"
         found.add("lengths", f"{line} ({len(lengths)} samples read)")
-    if dataset.skipped_count:
-        found.notes.append(f"{dataset.skipped_count} records around the samples read were skipped as broken")
+
+
+def _judge(dataset: ConversationDataset, broken: _Broken, checked: int, found: Findings) -> None:
+    """Adds what is broken: problems, or notes where `on_error=skip` passes over them."""
+    if not broken.count:
+        return
+    if dataset.on_error == "fail":
+        found.problems += broken.lines()
+        return
+    found.notes += [f"skipped: {line}" for line in broken.lines()]
+    counted = f"{broken.count:,} of the {checked:,} records checked are broken"
+    if broken.count == len(dataset):
+        found.problems.append(f"{counted}: none gives a sample")
+    elif dataset.is_too_many(broken.count):
+        found.problems.append(
+            f"{counted}, more than model.data.max_skipped={dataset.max_skipped} of {len(dataset):,} allows: mend them, "
+            "or raise model.data.max_skipped"
+        )
+    else:
+        found.notes.append(f"{counted}; model.data.on_error=skip passes over them")

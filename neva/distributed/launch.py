@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,16 +70,16 @@ def is_stated(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def _torchrun(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Launch:
-    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    values = {name: _integer(environment, name, "torchrun sets it") for name in names}
-    size, local_size = values["WORLD_SIZE"], values["LOCAL_WORLD_SIZE"]
+    remedy = "torchrun sets it"
+    size, local_size = (_integer(environment, name, remedy) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if size != devices * num_nodes or local_size != devices:
         raise LaunchError(
             f"torchrun started {size} processes, {local_size} on this node, but trainer.devices={devices} x "
             f"trainer.num_nodes={num_nodes} is {devices * num_nodes}: set trainer.devices to --nproc-per-node and "
             "trainer.num_nodes to --nnodes"
         )
-    return Launch(TORCHRUN, size, values["RANK"], values["LOCAL_RANK"], values["GROUP_RANK"])
+    limits = {"RANK": size, "LOCAL_RANK": devices, "GROUP_RANK": num_nodes}
+    return Launch(TORCHRUN, size, *_ranks(environment, remedy, limits))
 
 
 def _started(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Launch:
@@ -111,10 +112,8 @@ def _slurm(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Laun
         raise LaunchError(
             f"SLURM_NTASKS_PER_NODE is {found}, but trainer.devices={devices}: {remedy} (--ntasks is not enough)"
         )
-    ranks = [
-        _integer(environment, name, remedy) for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-    ]
-    return Launch(SLURM, tasks, *ranks)
+    limits = {"SLURM_PROCID": tasks, "SLURM_LOCALID": devices, "SLURM_NODEID": num_nodes}
+    return Launch(SLURM, tasks, *_ranks(environment, remedy, limits))
 
 
 def _local(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Launch:
@@ -167,11 +166,16 @@ def _is_one_command_per_node(size: int, num_nodes: int, environment: Mapping[str
     return "NODE_RANK" in environment and tasks == str(num_nodes) and tasks != str(size)
 
 
+def _ranks(environment: Mapping[str, str], remedy: str, limits: Mapping[str, int]) -> list[int]:
+    return [_integer(environment, name, remedy, below) for name, below in limits.items()]
+
+
 def _integer(
     environment: Mapping[str, str], name: str, remedy: str, below: int | None = None, low: int = 0
 ) -> int:
     text = environment.get(name, "")
-    if not text.isdecimal() or int(text) < low or (below is not None and int(text) >= below):
+    # digits that int() reads and no launcher writes are refused: those of other scripts, or thousands of them
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < low or (below is not None and int(text) >= below):
         expected = f"a number from {low}" + ("" if below is None else f" to {below - 1}")
-        raise LaunchError(f"{name} is {text or 'not set'}, expected {expected}: {remedy}")
+        raise LaunchError(f"{name} is {text[:40] or 'not set'}, expected {expected}: {remedy}")
     return int(text)

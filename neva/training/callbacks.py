@@ -15,6 +15,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from neva.constants import LOGGED_VALUES
+
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
@@ -122,10 +124,9 @@ class MetricsFile(Callback):
     ) -> None:
         """Appends one row."""
         if self.file is not None:
-            names = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples", "loss_scale")
             row = {
                 "step": trainer.global_step,
-                **plain(trainer.callback_metrics, *names),
+                **plain(trainer.callback_metrics, *LOGGED_VALUES, "loss_scale"),
                 "time_s": time.time(),
             }
             self.file.write(json.dumps(row) + "\n")

@@ -156,6 +156,51 @@ def test_a_broken_image_among_those_read_is_a_problem(
     assert "record 0" in text
 
 
+def test_fewer_records_than_a_global_batch_are_a_problem(
+    ready: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = (
+        "130 records do not fill one global batch; model.global_batch_size must be at most 130, found 256"
+    )
+    for length in (["trainer.max_steps=20", "trainer.max_epochs=-1"], []):
+        code, text = dry_run(capsys, *ready, "model.global_batch_size=256", *length)
+        assert (code, text.count(sentence)) == (1, 1)
+
+
+def break_records(folder: Path, **changes: dict[str, object]) -> None:
+    """Changes records of data.json by their ids."""
+    records = json.loads((folder / "data.json").read_text())
+    text = json.dumps([{**record, **changes.get(f"_{record['id']}", {})} for record in records])
+    (folder / "data.json").write_text(text)
+
+
+def test_the_last_record_is_checked_and_kinds_of_problems_are_counted(
+    ready: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone, silent = {"image": "gone.png"}, {"conversations": []}
+    break_records(tmp_path, _5=gone, _127=silent, _128=gone | {"image": "lost.png"}, _129=gone)
+    code, text = dry_run(capsys, *ready)
+    assert code == 1
+    assert "130 of 130 checked, 4 of them broken" in text
+    assert "record 5 (id '5'): image file gone.png does not exist (2 more records like it)" in text
+    assert text.count("record 127 (id '127'): ") == 1 and "record 129" not in text
+
+
+def test_records_that_are_skipped_are_noted_up_to_the_limit(
+    ready: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_records(tmp_path, _128={"image": "gone.png"}, _129={"image": "gone.png"})
+    skip = [*ready, "model.data.on_error=skip"]
+    code, text = dry_run(capsys, *skip, "model.data.max_skipped=0.02")
+    assert (code, text.splitlines()[-1]) == (0, "ready")
+    assert "note: 2 of the 130 records checked are broken; model.data.on_error=skip passes over them" in text
+    code, text = dry_run(capsys, *skip, "model.data.max_skipped=0.01")
+    assert code == 1
+    assert (
+        "2 of the 130 records checked are broken, more than model.data.max_skipped=0.01 of 130 allows" in text
+    )
+
+
 def test_surprises_are_noted(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, text = dry_run(capsys, *ready, "trainer.max_steps=20")
     assert "note: warmup (30) and constant steps (0) fill all 20 steps" in text

@@ -78,6 +78,16 @@ def test_inference_is_checked_too(override: str, message: str) -> None:
     assert message in problems("llava_7b_inference", override)
 
 
+def test_checkpoints_are_ranked_by_what_is_logged() -> None:
+    params = "exp_manager.checkpoint_callback_params"
+    message = problems("llava_7b_pretrain", f"{params}.monitor=val_loss")
+    assert message.startswith(f"{params}.monitor=val_loss is not logged")
+    assert "expected one of step, epoch, loss, lr, grad_norm, label_tokens, consumed_samples (" in message
+    load("llava_7b_pretrain", [f"{params}.monitor=loss", f"{params}.mode=min"])
+    load("llava_7b_pretrain", [f"{params}.monitor=val_loss", f"{params}.save_top_k=0"])
+    load("llava_7b_pretrain", [f"{params}.monitor=loss_scale", "trainer.precision=16"])
+
+
 def test_all_contradictions_are_reported_together() -> None:
     found = problems(
         "llava_7b_pretrain",

@@ -66,7 +66,12 @@ def test_the_launcher_and_the_rank_follow_from_the_environment(
         (8, 2, {**NODE, "WORLD_SIZE": "2", "RANK": "1"}, "export NODE_RANK=$RANK WORLD_SIZE=16 and unset RANK"),
         (8, 1, {**NODE, "WORLD_SIZE": "1", "RANK": "0"}, "count nodes here (as on PAI-DLC)"),
         (4, 2, ELASTIC, "torchrun started 16 processes, 8 on this node, but trainer.devices=4"),
-        (8, 2, {**ELASTIC, "RANK": ""}, "RANK is not set, expected a number from 0: torchrun sets it"),
+        (8, 2, {**ELASTIC, "RANK": ""}, "RANK is not set, expected a number from 0 to 15: torchrun sets it"),
+        (8, 2, {**ELASTIC, "RANK": "16"}, "RANK is 16, expected a number from 0 to 15: torchrun sets it"),
+        (8, 2, {**ELASTIC, "LOCAL_RANK": "8"}, "LOCAL_RANK is 8, expected a number from 0 to 7: torchrun"),
+        (8, 2, {**STEP, "SLURM_NODEID": "2"}, "SLURM_NODEID is 2, expected a number from 0 to 1: ask for"),
+        (8, 2, {**ELASTIC, "RANK": "1" * 5000}, f"RANK is {'1' * 40}, expected a number from 0 to 15"),
+        (8, 2, {**ELASTIC, "RANK": "٣"}, "RANK is ٣, expected a number from 0 to 15"),
         (4, 2, STEP, "srun started 16 tasks on 2 nodes, but trainer.devices=4 x trainer.num_nodes=2 is 8"),
         (8, 2, {**STEP, "SLURM_NTASKS_PER_NODE": "16"}, "SLURM_NTASKS_PER_NODE is 16, but trainer.devices=8"),
         (8, 2, BATCH_SCRIPT, "start the processes with torchrun or srun"),
@@ -156,7 +161,7 @@ def test_a_port_that_is_none_is_refused_however_the_run_is_started(port: str) ->
         identify(1, 1, {"MASTER_PORT": port})
 
 
-NUMBERS = st.sampled_from(["0", "1", "2", "4", "", "x", "-1", "99999999", "1.5", "²", "٣", " 1"])
+NUMBERS = st.sampled_from(["0", "1", "2", "4", "", "x", "-1", "99999999", "1.5", "²", "٣", " 1", "9" * 5000])
 
 
 @settings(max_examples=200)
@@ -180,7 +185,9 @@ def test_any_environment_is_a_place_in_the_run_or_one_sentence(
     except LaunchError as error:
         assert len(str(error).splitlines()) <= 2
         return
-    assert place.local_rank >= 0 and place.node_rank >= 0 and place.world_size == devices * num_nodes
+    assert place.world_size == devices * num_nodes
+    assert 0 <= place.rank < place.world_size
+    assert 0 <= place.local_rank < devices and 0 <= place.node_rank < num_nodes
     settle(place, environment)
     again = identify(devices, num_nodes, environment)
     assert again == place

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from neva.constants import LOGGED_VALUES
 from neva.errors import DataError, LaunchError
 from neva.training.callbacks import read_metrics
 from neva.training.run_folder import LOCK, locked
@@ -41,6 +42,7 @@ def test_another_batch_size_goes_on_with_the_next_sample_to_the_last_step(
     run_dir = run(folder, [*overrides, "model.global_batch_size=2"], steps=8)
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == list(range(1, 9))
+    assert {*LOGGED_VALUES} <= set(rows[0])
     assert [row["consumed_samples"] for row in rows] == [4, 8, 12, 14, 16, 18, 20, 22]
     # label tokens of records 4-5, 6-7, 8-9 of the second epoch, then 0-1, 2-3 of the third; 8 and 9 are text
     unbroken = run(folder, [*overrides, "model.global_batch_size=2"], steps=5, name="unbroken")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,21 @@ def load_image(path: Path) -> Image.Image:
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
+    with _one_sentence(path), Image.open(path) as image:
+        return _to_rgb(image)
+
+
+def require_image_file(path: Path) -> None:
+    """Raises what `load_image` would where there is no file to read, without decoding it."""
+    with _one_sentence(path), path.open("rb"):
+        pass
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """Turns what opening and decoding an image raise into SampleError and DataError."""
     try:
-        with Image.open(path) as image:
-            return _to_rgb(image)
+        yield
     except FileNotFoundError as error:
         raise SampleError(f"image file {path} does not exist") from error
     # PIL's decoders raise whatever their format module raises: OSError, SyntaxError, struct.error, …
