@@ -155,7 +155,8 @@ def _monitor(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if manager.create_checkpoint_callback and params.save_top_k and params.monitor not in logged:
         yield (
             f"exp_manager.checkpoint_callback_params.monitor={params.monitor} is not logged, so that no "
-            f"checkpoint could be ranked by it; expected one of {', '.join(logged)} (neva runs no validation while it trains)"
+            f"checkpoint could be ranked by it; expected one of {', '.join(logged)} "
+            "(neva runs no validation while it trains)"
         )
 
 
