@@ -162,8 +162,9 @@ def _monitor(cfg: DictConfig, world_size: int) -> Iterator[str]:
         logged.append("loss_scale")
     if manager.create_checkpoint_callback and params.save_top_k and params.monitor not in logged:
         yield (
-            f"exp_manager.checkpoint_callback_params.monitor={params.monitor} is not logged, so that no checkpoint could "
-            f"be ranked by it; expected one of {', '.join(logged)} (neva runs no validation while it trains)"
+            f"exp_manager.checkpoint_callback_params.monitor={params.monitor} is not logged, so that no "
+            f"checkpoint could be ranked by it; expected one of {', '.join(logged)} "
+            "(neva runs no validation while it trains)"
         )
 
 
