@@ -58,6 +58,11 @@ def system_prompt_of(model_cfg: DictConfig) -> str | None:
     return OmegaConf.select(model_cfg, "data.system")
 
 
+def turns_images(model_cfg: DictConfig) -> bool:
+    """Whether images are turned by their EXIF orientation; models recorded before there was such a key do not."""
+    return bool(OmegaConf.select(model_cfg, "data.exif_transpose"))
+
+
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     """Returns the language model of a resolved `model` section."""
     sizes = {field: model_cfg[key] for key, field in LANGUAGE_KEYS.items()}

@@ -62,6 +62,7 @@ class ConversationDataset(Dataset[Sample]):
         aspect_ratio: Literal["square", "pad"],
         on_error: Literal["fail", "skip"],
         max_skipped: float,
+        exif_transpose: bool,
     ) -> None:
         self.records = records
         self.image_folder = image_folder
@@ -71,6 +72,7 @@ class ConversationDataset(Dataset[Sample]):
         self.aspect_ratio = aspect_ratio
         self.on_error = on_error
         self.max_skipped = max_skipped
+        self.exif_transpose = exif_transpose
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
 
@@ -117,7 +119,8 @@ class ConversationDataset(Dataset[Sample]):
     def read(self, index: int) -> Sample:
         """Returns the sample of this record and no other; SampleError, naming the record, when it gives none."""
         record, (input_ids, labels), pixels = self._prepare(
-            index, lambda path: to_pixels(load_image(path), self.processor, self.aspect_ratio)
+            index,
+            lambda path: to_pixels(load_image(path, self.exif_transpose), self.processor, self.aspect_ratio),
         )
         return Sample(
             torch.from_numpy(np.array(input_ids, dtype=np.int64)),
@@ -232,4 +235,5 @@ def build_dataset(
         aspect_ratio=data.image_aspect_ratio,
         on_error=data.on_error,
         max_skipped=data.max_skipped,
+        exif_transpose=data.exif_transpose,
     )

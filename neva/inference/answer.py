@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.data.media.image import load_image
 from neva.data.media.processor import to_pixels
@@ -85,8 +86,9 @@ def _key(image: ImageInput) -> Path | int:
 
 
 def _image_pixels(assistant: Assistant, image: ImageInput) -> Tensor | DataError:
+    turns = turns_images(assistant.model_cfg)
     try:
-        picture = load_image(image) if isinstance(image, Path) else image.convert("RGB")
+        picture = load_image(image, turns) if isinstance(image, Path) else image.convert("RGB")
     except DataError as error:
         return error
     return to_pixels(picture, assistant.processor, assistant.model_cfg.data.image_aspect_ratio)

@@ -60,6 +60,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "on_error": "fail",
                 "max_skipped": 1.0,
                 "on_change": "fail",
+                "exif_transpose": False,
                 "pad_to_multiple_of": 8,
             }
             | data,

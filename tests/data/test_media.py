@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from transformers import BitImageProcessorPil
+from transformers.image_utils import load_image as transformers_image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -103,7 +104,7 @@ def test_a_long_image_takes_bounded_memory(size: tuple[int, int], aspect_ratio: 
     code = f"""
 import resource
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from neva.data.media.processor import to_pixels
 processor = CLIPImageProcessorPil(size={{"shortest_edge": 336}}, crop_size={{"height": 336, "width": 336}})
@@ -231,12 +232,18 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
     assert np.array_equal(found, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
 
 
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])
+def test_exif_orientation_is_applied_only_when_it_is_asked_for(name: str, tmp_path: Path) -> None:
     image = random_image(20, 10)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert load_image(tmp_path / "turned.png").size == (20, 10)
+    image.save(tmp_path / name, exif=exif)
+    assert load_image(tmp_path / name).size == (20, 10)
+    with Image.open(tmp_path / name) as file:
+        expected = ImageOps.exif_transpose(file)
+    turned = load_image(tmp_path / name, exif_transpose=True)
+    assert turned.size == (10, 20) and turned.tobytes() == expected.tobytes()
+    assert transformers_image(str(tmp_path / name)).convert("RGB").tobytes() == turned.tobytes()
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

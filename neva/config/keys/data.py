@@ -36,6 +36,7 @@ class Data:
         choices=("square", "pad"),
         not_yet=_NO_ASPECT,
     )
+    exif_transpose: bool = key("Turn images by their EXIF orientation, as transformers' loaders do.")
     sep_image_conv_front: bool = key("Move <image> to the front of its turn, on a line of its own.")
     image_token_len: int | None = key("Positions of an image; follows from the tower.", low=1)
     crop_size: list[int] | None = key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from neva.config.model_config import system_prompt_of
+from neva.config.model_config import system_prompt_of, turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
@@ -39,6 +40,8 @@ from neva.registry import TEMPLATES
 from neva.templates.jinja import chat_template
 from neva.weights.lazy import checked
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ImageToken:
@@ -57,6 +60,11 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
 
         prove_llava(model.rounded(options.dtype), folder)
 
+    if not turns_images(model.config):
+        logger.info(
+            "the model was trained on pictures as their files hold them; loaders that turn them by their EXIF "
+            "orientation, such as transformers' own, show it others (model.data.exif_transpose)"
+        )
     with proven_folder(target, options, prove) as folder:
         write_llava_hf(model, folder, options.dtype, options.vocab_multiple)
 

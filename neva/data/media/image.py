@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from neva.errors import DataError, SampleError
 
@@ -19,17 +19,21 @@ NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What is at a path, or on the way to it, is no file."""
 
 
-def load_image(path: Path) -> Image.Image:
-    """Reads an image as 8-bit RGB, without turning it by its EXIF orientation (as LLaVA does).
+def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
+    """Reads an image as 8-bit RGB.
 
     Transparency is dropped; of 16-bit grey the high byte is kept.
+
+    Args:
+        path: the file.
+        exif_transpose: turn the image by its EXIF orientation, as transformers' loaders do and LLaVA does not.
 
     Raises:
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
     with _one_sentence(path), Image.open(path) as image:
-        return _to_rgb(image)
+        return _to_rgb(_turned(image) if exif_transpose else image)
 
 
 def require_image_file(path: Path) -> None:
@@ -69,6 +73,12 @@ def expand_to_square(image: Image.Image, background: tuple[int, ...]) -> Image.I
     square = Image.new(image.mode, (side, side), background)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
