@@ -50,7 +50,7 @@ def save(
     """
     # every rank writes its shards of a checkpoint; one rank reads the full tensors
     shards = Path(path).with_suffix(".shards")
-    store.save(shards, sharded_state(backend, models, parts, optimizer=None), common={})
+    store.save(shards, sharded_state(backend, models, parts, optimizer=None), common={}, is_kept=False)
     if is_writer:
         with tempfile.TemporaryDirectory() as tokenizer_dir:
             tokenizer.save_pretrained(tokenizer_dir)

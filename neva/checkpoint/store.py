@@ -12,6 +12,8 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
+from neva.checkpoint.checksums import verify_checksums, write_checksums
+
 LIGHTNING_STATE = "lightning"
 """Where a checkpoint keeps what is no sharded tensor."""
 
@@ -19,10 +21,10 @@ UNFINISHED = ".writing"
 """Folder beside the checkpoints for those that are not complete; NeMo's search for checkpoints passes over its name."""
 
 
-def save(folder: Path, state: dict[str, Any], common: Mapping[str, Any]) -> None:
+def save(folder: Path, state: dict[str, Any], common: Mapping[str, Any], is_kept: bool = True) -> None:
     """Writes a checkpoint aside and moves it to `folder` when it is complete. Called by every rank.
 
-    What an interrupted save left behind is removed by the next one.
+    What an interrupted save left behind is removed by the next one. One that is not kept needs no checksums.
     """
     temporary = folder.with_name(UNFINISHED) / folder.name
     if dist.get_rank() == 0:
@@ -31,6 +33,8 @@ def save(folder: Path, state: dict[str, Any], common: Mapping[str, Any]) -> None
     dist.barrier()
     dist_checkpointing.save({**state, LIGHTNING_STATE: dict(common)}, str(temporary))
     dist.barrier()
+    if is_kept:
+        write_checksums(temporary)
     if dist.get_rank() == 0:
         remove(folder)
         temporary.rename(folder)
@@ -54,5 +58,9 @@ def load(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         The tree with tensors, and what was saved as common under `LIGHTNING_STATE`.
+
+    Raises:
+        CheckpointError: a file is not what was written.
     """
+    verify_checksums(folder)
     return dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
