@@ -46,6 +46,15 @@ def verify_checksums(folder: Path) -> None:
         )
 
 
+def incomplete(folder: Path) -> str | None:
+    """Returns what is missing or cut in a checkpoint, by the sizes of its files alone; None: nothing."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return None if (folder / "metadata.json").is_file() else "it has no metadata.json"
+    listed: dict[str, list[int]] = read_json(path)
+    return next(filter(None, (_size_problem(folder / name, listed[name]) for name in sorted(listed))), None)
+
+
 def _share(names: list[str]) -> list[str]:
     return names[dist.get_rank() :: dist.get_world_size()]
 
@@ -64,9 +73,15 @@ def _checksum(path: Path) -> list[int]:
     return [size, crc]
 
 
-def _problem(path: Path, expected: list[int]) -> str | None:
+def _size_problem(path: Path, expected: list[int]) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != expected[0]:
         return f"{path.name} has {path.stat().st_size} bytes, expected {expected[0]}"
+    return None
+
+
+def _problem(path: Path, expected: list[int]) -> str | None:
+    if problem := _size_problem(path, expected):
+        return problem
     return None if _checksum(path) == expected else f"{path.name} has another content than was written"

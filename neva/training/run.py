@@ -27,7 +27,7 @@ from neva.errors import ConfigError
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
-from neva.training.run_folder import finished_step, locked
+from neva.training.run_folder import finished_step, locked, resume_point
 from neva.training.strategy import MegatronStrategy
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,10 @@ def _train(cfg: DictConfig) -> Path:
     quiet_libraries()
     torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
     trainer = build_trainer(cfg)
+    earlier = resume_point(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))
+    if earlier is not None:
+        trainer.ckpt_path = str(earlier)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     callbacks += [
         MetricsFile(run_dir),

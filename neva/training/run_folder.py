@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
@@ -13,8 +14,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neva.checkpoint.checksums import incomplete
 from neva.config.paths import run_folder
-from neva.errors import LaunchError
+from neva.errors import CheckpointError, LaunchError
+
+logger = logging.getLogger(__name__)
 
 LOCK = Path(".lock", "owner.json")
 """In a folder of its own: exp_manager moves the files of a run folder when a run resumes."""
@@ -31,6 +35,38 @@ def finished_step(cfg: DictConfig) -> int | None:
         return None
     wants_nemo = manager.checkpoint_callback_params.save_nemo_on_train_end
     return None if wants_nemo and not any(checkpoints.glob("*.nemo")) else max(steps)
+
+
+def resume_point(cfg: DictConfig) -> Path | None:
+    """Returns the newest complete checkpoint of the run folder where the last one is not; None: nothing to decide.
+
+    Raises:
+        CheckpointError: no checkpoint is complete, or two are the last.
+    """
+    manager, checkpoints = cfg.exp_manager, run_folder(cfg) / "checkpoints"
+    last = sorted(checkpoints.glob("*-last"))
+    if not manager.resume_if_exists or manager.resume_from_checkpoint is not None or not last:
+        return None
+    if len(last) > 1:
+        raise CheckpointError(
+            f"{checkpoints} holds {len(last)} last checkpoints, {last[0].name} and {last[1].name}; expected one: move "
+            "the others away"
+        )
+    problem = incomplete(last[0])
+    if problem is None:
+        return None
+    others = [
+        (int(found[1]), path) for path in checkpoints.iterdir() if (found := _STEP.search(path.name + "-"))
+    ]
+    for _, path in sorted(others, reverse=True):
+        if path.is_dir() and path != last[0] and incomplete(path) is None:
+            logger.warning(
+                "%s is damaged (%s) and passed over; the run goes on from %s", last[0], problem, path
+            )
+            return path
+    raise CheckpointError(
+        f"the checkpoint {last[0]} is damaged ({problem}) and the run has no other; move it away to start afresh"
+    )
 
 
 @contextmanager

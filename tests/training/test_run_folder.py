@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from neva.constants import LOGGED_VALUES
-from neva.errors import DataError, LaunchError
+from neva.errors import CheckpointError, DataError, LaunchError
 from neva.training.callbacks import read_metrics
 from neva.training.run_folder import LOCK, locked
 from tests.training.test_run import run
@@ -133,3 +133,38 @@ def test_what_other_programs_left_in_the_environment_changes_nothing(
     assert files(found) == files(expected)
     for name in ("loss", "grad_norm", "consumed_samples"):
         assert [row[name] for row in read_metrics(found)] == [row[name] for row in read_metrics(expected)]
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, colours: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    every = [*colours, "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
+    unbroken = run(tmp_path, every, steps=6, name="unbroken")
+    run_dir = run(tmp_path, every, steps=5)
+    (last,) = (run_dir / "checkpoints").glob("*-last")
+    (shard, *_) = sorted(last.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with caplog.at_level("WARNING"):
+        run(tmp_path, every, steps=6)
+    assert f"{last.name} is damaged ({shard.name} has" in caplog.text and "goes on from" in caplog.text
+    first, second = read_metrics(unbroken), read_metrics(run_dir)
+    assert [row["step"] for row in second] == list(range(1, 7))
+    assert [row["loss"] for row in first[:4]] == [row["loss"] for row in second[:4]]
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_or_that_has_two_last_ones_is_refused(
+    three_steps: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = three_steps
+    (last,) = (folder / "run" / "checkpoints").glob("*-last")
+    shutil.copytree(last, last.with_name("run-step=2-consumed_samples=8.0-last"))
+    with pytest.raises(CheckpointError, match="holds 2 last checkpoints, run-step=2-.* and run-step=3-"):
+        run(folder, overrides, steps=5)
+    shutil.rmtree(last.with_name("run-step=2-consumed_samples=8.0-last"))
+    for path in (folder / "run" / "checkpoints").iterdir():
+        if path.is_dir():
+            (path / "common.pt").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"is damaged \(common\.pt is missing\) and the run has no other"
+    ):
+        run(folder, overrides, steps=5)
