@@ -372,13 +372,13 @@ def mutate(mutation: str) -> None:
             features, tensor_parallel_output_grad=False, group=group
         )
     elif mutation == "mean_per_rank":
-        summed = step._sum_loss
+        summed = step.LOSSES["token"]
 
         def averaged(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             loss, num_tokens, report = summed(losses)
             return loss / num_tokens, torch.ones_like(num_tokens), report
 
-        step._sum_loss = averaged
+        step.LOSSES["token"] = averaged
     elif mutation == "mean_over_shares":
         FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
 
