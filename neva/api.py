@@ -41,7 +41,9 @@ def train(config: str | Path, **overrides: Any) -> Path:
     path = Path(config)
     is_file = path.suffix == ".yaml"
     cfg = load_config(
-        path.stem if is_file else str(config), list(_words(overrides)), path.parent if is_file else CONF_DIR
+        path.stem if is_file else str(config),
+        list(_words(overrides)),
+        path.resolve().parent if is_file else CONF_DIR,
     )
     if problems := path_problems(cfg):
         raise ConfigError("\n".join(problems))

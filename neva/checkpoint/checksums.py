@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
+from neva.distributed import groups
 from neva.errors import CheckpointError
 from neva.formats.json import read_json
 
@@ -22,7 +22,7 @@ def write_checksums(folder: Path) -> None:
     CRC-32 finds what disks and interrupted copies do, at memory speed; it is no seal against tampering.
     """
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    shares = _gathered({name: _checksum(folder / name) for name in _share(names)})
+    shares = groups.gathered({name: _checksum(folder / name) for name in _share(names)})
     if dist.get_rank() == 0:
         found = {name: entry for share in shares for name, entry in share.items()}
         (folder / CHECKSUMS).write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
@@ -37,7 +37,7 @@ def verify_checksums(folder: Path) -> None:
     path = folder / CHECKSUMS
     listed: dict[str, list[int]] = read_json(path) if path.is_file() else {}
     problems = [_problem(folder / name, listed[name]) for name in _share(sorted(listed))]
-    found = [problem for share in _gathered(problems) for problem in share if problem]
+    found = [problem for share in groups.gathered(problems) for problem in share if problem]
     if found:
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         raise CheckpointError(
@@ -57,12 +57,6 @@ def incomplete(folder: Path) -> str | None:
 
 def _share(names: list[str]) -> list[str]:
     return names[dist.get_rank() :: dist.get_world_size()]
-
-
-def _gathered(mine: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, mine)
-    return values
 
 
 def _checksum(path: Path) -> list[int]:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 import neva
+from neva.distributed.groups import gathered
 from neva.errors import LaunchError
 from neva.formats.digest import file_digest
 from neva.weights.resolve import WEIGHT_KEYS
@@ -59,9 +60,9 @@ def compare_ranks(mine: Mapping[str, str]) -> None:
         RankMismatch: they differ; on rank 0 with the rank, the host and both values.
     """
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
-    if len(set(_gathered(digest))) == 1:
+    if len(set(gathered(digest))) == 1:
         return
-    fingerprints, hosts = _gathered(dict(mine)), _gathered(socket.gethostname())
+    fingerprints, hosts = gathered(dict(mine)), gathered(socket.gethostname())
     if dist.get_rank() == 0:
         raise RankMismatch(disagreement(fingerprints, hosts))
     # a launcher that sees one process end may kill the others: rank 0 speaks first
@@ -86,12 +87,6 @@ def disagreement(fingerprints: Sequence[Mapping[str, str]], hosts: Sequence[str]
         f"{fingerprints[rank].get(name, 'absent')} there and {first.get(name, 'absent')} on rank 0{more}; start every "
         "rank with the same command, code and files"
     )
-
-
-def _gathered(value: Any) -> list[Any]:
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _flat(node: Any, path: str) -> Iterator[tuple[str, str]]:

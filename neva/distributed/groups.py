@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,6 +54,13 @@ def init_model_parallel(layout: ParallelSizes, seed: int, timeout_s: float = 180
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
+
+
+def gathered(value: Any) -> list[Any]:
+    """Returns what each rank gives, in the order of the ranks. Called by every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
+from neva.formats.tar_writer import sha256_of
 
 
 def file_digest(path: Path) -> str:
@@ -17,8 +16,4 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return f"{size} bytes, sha256 {digest.hexdigest()[:12]}"
+    return f"{size} bytes, sha256 {sha256_of(path, 0, size)[:12]}"
