@@ -71,7 +71,7 @@ class Inference:
     inference: Generation = section()
     trainer: InferenceTrainer = section()
     tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
-    pipeline_model_parallel_size: int = key("Ranks that the layers are dealt to.", low=1)
+    pipeline_model_parallel_size: int = key("Ranks that the layers are assigned to.", low=1)
     quantization: Quantization = section()
 
     pipeline_model_parallel_split_rank: Any = refused(0, why="there is no encoder-decoder model to split")

@@ -117,7 +117,7 @@ class ModelKeys(RefusedModelKeys):
     micro_batch_size: int = key("Samples in one forward pass of a rank.", low=1, common=True)
     global_batch_size: int = key("Samples in one optimizer step.", low=1, common=True)
     tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
-    pipeline_model_parallel_size: int = key("Ranks that the layers are dealt to.", low=1)
+    pipeline_model_parallel_size: int = key("Ranks that the layers are assigned to.", low=1)
     virtual_pipeline_model_parallel_size: int | None = key("Pieces of layers on each pipeline rank.", low=1)
     num_layers_in_first_pipeline_stage: int | None = key(
         "Layers beside the tower on the first stage; null: as many as elsewhere.", low=1
