@@ -129,7 +129,8 @@ class ModelKeys(RefusedModelKeys):
     sequence_parallel: bool = key("Norms and dropout share the sequence over tensor parallel ranks.")
     fsdp: bool = key("Data parallel ranks share out gradients, optimizer state and parameters (torch FSDP).")
     fsdp_sharding_strategy: str = key(
-        "full (if not given): all three over all ranks; grad: parameters joined during a step; hybrid: within a node.",
+        "full (if not given): all three over all ranks; grad: parameters all-gathered during a step; "
+        "hybrid: within a node.",
         choices=("full", "grad", "hybrid"),
         optional=True,
     )
@@ -142,7 +143,7 @@ class ModelKeys(RefusedModelKeys):
         "Each rank writes its share (if not given); false: rank 0 writes all.", optional=True
     )
     fsdp_cpu_offload: bool = key(
-        "The shares wait, and Adam runs, in CPU memory; false if not given.", optional=True
+        "The shards wait, and Adam runs, in CPU memory; false if not given.", optional=True
     )
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
