@@ -54,16 +54,18 @@ def load(
     path: str | Path,
     *,
     precision: str | int = 32,
+    accelerator: str = "auto",
     language_model: str | Path | None = None,
     vision_tower: str | Path | None = None,
     tokenizer: str | Path | None = None,
     **generation: Any,
 ) -> LoadedModel:
-    """Loads a trained model, ready to answer on this machine's GPU or CPU.
+    """Loads a trained model, ready to answer.
 
     Args:
         path: the `.nemo`, or the folder of an extracted one.
         precision: of the weights: 32, 16 or bf16.
+        accelerator: gpu, cpu, or auto: a GPU where there is one.
         language_model, vision_tower, tokenizer: where the parts are that the `.nemo` does not hold.
         generation: keys of the `inference` section, such as `greedy=True`, `temperature=0.7`, `tokens_to_generate=64`.
 
@@ -75,7 +77,13 @@ def load(
         "vision_encoder_path": vision_tower,
         "tokenizer_type": tokenizer,
     }
-    values = {"neva_model_file": path, "trainer.precision": precision, **parts, "inference": generation}
+    values = {
+        "neva_model_file": path,
+        "trainer.precision": precision,
+        "trainer.accelerator": accelerator,
+        **parts,
+        "inference": generation,
+    }
     return LoadedModel(load_config(RECIPE_OF_ANSWERS, list(_words(values))))
 
 
@@ -87,10 +95,11 @@ class LoadedModel:
     """
 
     def __init__(self, cfg: Any) -> None:
-        from neva.distributed import groups
+        from neva.distributed import accelerator, groups
         from neva.inference.load import load_configured
 
         self._cfg = cfg
+        accelerator.choose(cfg.trainer.accelerator)
         device = groups.init_process_group(rank=0, world_size=1)
         groups.init_model_parallel(groups.ParallelSizes(), seed=cfg.inference.seed)
         self._assistant = load_configured(cfg, device)

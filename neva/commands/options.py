@@ -25,7 +25,13 @@ def recipe_parser(verb: str, description: str, epilog: str) -> argparse.Argument
         help=f"recipe; without it the environment variable {RECIPE_ENVIRONMENT_VARIABLE}",
     )
     parser.add_argument(
-        "-cd", "--config-dir", type=_folder, default=CONF_DIR, help="use this tree instead of conf/"
+        "-cd",
+        "--config-dir",
+        "-cp",
+        "--config-path",
+        type=_folder,
+        default=CONF_DIR,
+        help="folder of your recipe: a complete YAML, or one whose defaults list names files there or in conf/",
     )
     return parser
 

@@ -29,7 +29,7 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
     Raises:
         ConfigError: the recipe is wrong, or not one for `purpose`.
     """
-    cfg = load(options.config_name, options.overrides, options.config_dir)
+    cfg = load(options.config_name, options.overrides, options.config_dir, remark)
     check_purpose(cfg, purpose)
     if cfg.dry_run or options.dry_run:
         from neva.commands.dry_run import dry_run
@@ -52,6 +52,12 @@ def recipes_and_keys(is_training: bool, examples: str) -> str:
     recipes = "\n".join(f"  {name:<28} {summary}" for name, summary in recipe_summaries(is_training))
     keys = "\n".join(f"  {path:<56} {doc}" for path, doc in common_keys(is_training))
     return f"recipes:\n{recipes}\n\nmost used keys (all of them: docs/configuration_keys.md):\n{keys}\n\n{examples}"
+
+
+def remark(text: str) -> None:
+    """Prints what is worth knowing of a configuration, once a node: the first process speaks for the others."""
+    if launch.speaks():
+        sys.stderr.write(f"neva: {text}\n")
 
 
 def _quiet_imports() -> None:

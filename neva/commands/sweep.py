@@ -13,11 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from neva.config.compose import register_resolvers, to_force_add
+from neva.config.compose import register_resolvers, search_path, to_force_add
 from neva.config.keys.model import Training
-from neva.config.load import complete
+from neva.config.load import load
 from neva.config.schema import check_purpose
-from neva.config.validate import validate, world_size
 from neva.distributed import launch
 from neva.errors import ConfigError
 
@@ -45,18 +44,11 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
     """
     register_resolvers()
     opened = [to_force_add(override, conf_dir) for override in overrides]
-    problems: list[str] = []
+    jobs: list[list[str]] = []
     codes: list[int] = []
 
-    def check_job(cfg: DictConfig) -> None:
-        try:
-            check_purpose(cfg, Training)
-            resolved = complete(cfg)
-            validate(resolved, world_size(resolved.trainer))
-            if not resolved.dry_run:
-                launch.identify(resolved.trainer.devices, resolved.trainer.num_nodes)
-        except ConfigError as error:
-            problems.extend(line for line in str(error).splitlines() if line not in problems)
+    def list_job(cfg: DictConfig) -> None:
+        jobs.append([*HydraConfig.get().overrides.task])
 
     def run_job(cfg: DictConfig) -> None:
         words = [*HydraConfig.get().overrides.task]
@@ -67,11 +59,25 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
 
     with tempfile.TemporaryDirectory() as scratch:
         silent = ["hydra/hydra_logging=none", f"hydra.sweep.dir={scratch}"]
-        _multirun(check_job, recipe, [*opened, *silent], conf_dir)
-    if problems:
-        raise ConfigError("\n".join(problems))
+        _multirun(list_job, recipe, [*opened, *silent], conf_dir)
+    _check(jobs, recipe, conf_dir)
     _multirun(run_job, recipe, opened, conf_dir)
     return max(codes)
+
+
+def _check(jobs: Sequence[Sequence[str]], recipe: str, conf_dir: Path) -> None:
+    """Raises ConfigError with the problems of all jobs, each once."""
+    problems: dict[str, None] = {}
+    for words in jobs:
+        try:
+            cfg = load(recipe, words, conf_dir)
+            check_purpose(cfg, Training)
+            if not cfg.dry_run:
+                launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
+        except ConfigError as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def job_name(base: str, words: Sequence[str], swept: Sequence[str]) -> str:
@@ -97,7 +103,7 @@ def _multirun(
 ) -> None:
     """Runs Hydra, which reads its command line from `sys.argv`."""
     arguments = sys.argv
-    sys.argv = [arguments[0], "--multirun", *HYDRA_OVERRIDES, *overrides]
+    sys.argv = [arguments[0], "--multirun", *HYDRA_OVERRIDES, *search_path(conf_dir), *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir), config_name=recipe)(task)()
     finally:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.schema import leaves
+from neva.config.self_contained import is_self_contained, on_base
 from neva.errors import ConfigError
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -49,7 +52,8 @@ def recipe_name(config_name: str | None, conf_dir: Path = CONF_DIR) -> str:
 
 def is_group(key: str, conf_dir: Path = CONF_DIR) -> bool:
     """Whether an override of `key` chooses a file of a config group (`data=…`, `model/llm=…`)."""
-    return (conf_dir / key.partition("@")[0]).is_dir()
+    group = key.partition("@")[0]
+    return any((folder / group).is_dir() for folder in (conf_dir, CONF_DIR))
 
 
 def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
@@ -64,27 +68,60 @@ def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
     return f"++{override.lstrip('+')}"
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A tree as Hydra gives it, unchecked and unresolved, and where its values come from.
+
+    `given`: dotted keys that the user wrote, in overrides or in a YAML of their own; None: all of them.
+    `defaulted`: `key=value` of what a YAML without a defaults list lacks.
+    """
+
+    tree: DictConfig
+    given: frozenset[str] | None
+    defaulted: tuple[str, ...] = ()
+
+
 def compose(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
     """Returns the tree of recipe `config_name` (else of NEMO_CONFIG) with `overrides`, unchecked and unresolved.
 
     Raises:
         ConfigError: no such recipe, or an override that Hydra cannot read.
     """
+    return read(config_name, overrides, conf_dir).tree
+
+
+def read(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Composed:
+    """As `compose`, and tells what the user gave."""
+    name = recipe_name(config_name, conf_dir)
+    is_whole = is_self_contained(conf_dir / f"{name}.yaml")
+    tree = _composed(name, [to_force_add(override, conf_dir) for override in overrides], conf_dir)
+    if is_whole:
+        merged, defaulted = on_base(tree, lambda base: _composed(base, [], CONF_DIR))
+        return Composed(merged, frozenset(leaves(tree)), tuple(defaulted))
+    if conf_dir.samefile(CONF_DIR):
+        return Composed(tree, frozenset(override.lstrip("+").partition("=")[0] for override in overrides))
+    return Composed(tree, None)
+
+
+def _composed(name: str, overrides: Sequence[str], conf_dir: Path) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException, OverrideParseException
 
     register_resolvers()
-    name = recipe_name(config_name, conf_dir)
-    opened = [to_force_add(override, conf_dir) for override in overrides]
     try:
         with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
-            return hydra_compose(name, overrides=opened)
+            return hydra_compose(name, overrides=[*search_path(conf_dir), *overrides])
     except OverrideParseException as error:
         found = f"cannot read {error.override.lstrip('+')!r} ({_first_sentence(error.message)})"
         raise ConfigError(f"{found}: {QUOTING}") from error
     except HydraException as error:
         raise ConfigError(_first_sentence(str(error))) from error
+
+
+def search_path(conf_dir: Path) -> list[str]:
+    """Returns the override that lets a tree of one's own name files and groups of `conf/`."""
+    return [] if conf_dir.samefile(CONF_DIR) else [f"hydra.searchpath=[file://{CONF_DIR}]"]
 
 
 def _first_sentence(message: str) -> str:

@@ -179,7 +179,7 @@ def _fill_or_compare(
 ) -> None:
     """Fills nulls of `section` with `expected`; raises when a given value differs, with all differences."""
     remedy = (
-        f"correct the key, or read every size from the checkpoint with {group}=from_checkpoint"
+        f"correct the key or leave it out (in a tree of your own: {group}=from_checkpoint)"
         if group
         else ("leave the key out")
     )

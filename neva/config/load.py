@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from neva.config.compose import CONF_DIR, compose
+from neva.config.compose import CONF_DIR, Composed, read
 from neva.config.derive import resolve
-from neva.config.schema import check_keys
+from neva.config.schema import check_keys, ignored_keys
+from neva.config.stand_ins import release
 from neva.config.validate import validate, world_size
 from neva.registry import load_plugins
 
 
-def load(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> DictConfig:
+def load(
+    config_name: str | None,
+    overrides: Sequence[str],
+    conf_dir: Path = CONF_DIR,
+    tell: Callable[[str], None] = lambda remark: None,
+) -> DictConfig:
     """Composes, completes and validates a recipe.
+
+    Args:
+        config_name: of the recipe; None: NEMO_CONFIG says it.
+        overrides: `key=value` words.
+        conf_dir: tree in which the recipe lies.
+        tell: gets a sentence each on keys that were filled in and keys that have no effect.
 
     Returns:
         The complete tree, without interpolations and without derived nulls.
@@ -23,19 +35,38 @@ def load(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CON
     Raises:
         ConfigError: the first step that fails, with all its problems, a line each.
     """
-    completed = complete(compose(config_name, overrides, conf_dir))
+    completed = complete(config_name, overrides, conf_dir, tell)
     validate(completed, world_size(completed.trainer))
     return completed
 
 
-def complete(composed: DictConfig) -> DictConfig:
-    """Returns a composed tree with its keys checked and its derived values filled in, its plugins being imported first.
+def complete(
+    config_name: str | None,
+    overrides: Sequence[str],
+    conf_dir: Path = CONF_DIR,
+    tell: Callable[[str], None] = lambda remark: None,
+) -> DictConfig:
+    """As `load`, but for what must hold between keys.
 
     Raises:
         ConfigError: a plugin that does not exist, wrong keys, or values that contradict their source.
     """
-    plugins = composed.get("plugins")
+    composed = read(config_name, overrides, conf_dir)
+    plugins = composed.tree.get("plugins")
     if isinstance(plugins, ListConfig):
         load_plugins(str(name) for name in plugins)
-    check_keys(composed)
-    return resolve(composed)
+    for remark in _remarks(composed):
+        tell(remark)
+    check_keys(composed.tree)
+    if composed.given is not None:
+        release(composed.tree, composed.given)
+    return resolve(composed.tree)
+
+
+def _remarks(composed: Composed) -> list[str]:
+    ignored, defaulted = ignored_keys(composed.tree), composed.defaulted
+    remarks = {
+        f"{len(defaulted)} keys that the YAML lacks have neva's defaults: {', '.join(defaulted)}": defaulted,
+        f"{len(ignored)} keys have no effect here (docs/configuration_keys.md says why): {', '.join(ignored)}": ignored,
+    }
+    return [remark for remark, keys in remarks.items() if keys]

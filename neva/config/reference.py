@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from neva.config.compose import CONF_DIR, recipes
-from neva.config.keys.field import Key, Refused
+from omegaconf import OmegaConf
+
+from neva.config.compose import CONF_DIR, compose, recipes
+from neva.config.keys.field import Ignored, Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.schema import range_text, type_name, walk
+from neva.config.schema import leaf_values, range_text, type_name, walk
 from neva.config.show import as_override
 
 PAGE_HEAD = """\
 # Keys
 
-Written by `python -m neva.config.reference docs/configuration_keys.md`; a test compares. What the values are
-stands in the files of `conf/`. How they are chosen and overridden: [configuration.md](configuration.md).
+Written by `python -m neva.config.reference docs/configuration_keys.md`; a test compares. The values of a recipe
+stand in the files of `conf/`; the column *default* is what a YAML without a defaults list gets where it lacks the key.
+How keys are chosen and overridden: [configuration.md](configuration.md).
 """
 
 
@@ -36,23 +40,39 @@ def page() -> str:
     parts = [PAGE_HEAD]
     for title, root in (("Training", Training), ("Inference", Inference)):
         rows = list(walk(root))
-        parts.append(f"\n## {title}: keys with an effect\n\n| key | value | what it does |\n|---|---|---|")
-        parts += [_key_row(path, hint, rule) for path, hint, rule in rows if isinstance(rule, Key)]
+        defaults = leaf_values(OmegaConf.to_container(compose(f"base/{title.lower()}", [])))
+        parts.append(
+            f"\n## {title}: keys with an effect\n\n| key | value | default | what it does |\n|---|---|---|---|"
+        )
+        parts += [_key_row(path, hint, rule, defaults) for path, hint, rule in rows if isinstance(rule, Key)]
+        parts.append(f"\n## {title}: keys that pass without effect\n")
+        parts.append("Keys of NeMo 1.x NeVA that change no number here, whatever they say.\n")
+        parts.append("| key | why the numbers are the same |\n|---|---|")
+        parts += [f"| `{path}` | {_cell(rule.why)} |" for path, _, rule in rows if isinstance(rule, Ignored)]
         parts.append(f"\n## {title}: refused keys\n")
-        parts.append("Keys of NeMo 1.x NeVA that may only say what happens anyway.\n")
+        parts.append(
+            "Keys of NeMo 1.x NeVA that may only say what happens anyway: else the numbers would not be the same.\n"
+        )
         parts.append("| key | allowed | why |\n|---|---|---|")
         parts += [_refused_row(path, rule) for path, _, rule in rows if isinstance(rule, Refused)]
     return "\n".join(parts) + "\n"
 
 
-def _key_row(path: str, hint: object, rule: Key) -> str:
+def _key_row(path: str, hint: object, rule: Key, defaults: Mapping[str, object]) -> str:
     kind = type_name(hint)
     parts = [range_text(rule), "null" if "null" in kind else ""] if rule.choices else [kind, range_text(rule)]
     values_by_reason: dict[str, list[str]] = {}
     for value, why in (rule.not_yet or {}).items():
         values_by_reason.setdefault(why, []).append(f"`{as_override(value)}`")
     refused = "".join(f" {', '.join(values)}: {why}." for why, values in values_by_reason.items())
-    return f"| `{path}` | {_cell(', '.join(part for part in parts if part))} | {_cell(rule.doc + refused)} |"
+    value = _cell(", ".join(part for part in parts if part))
+    return f"| `{path}` | {value} | {_default(path, rule, defaults)} | {_cell(rule.doc + refused)} |"
+
+
+def _default(path: str, rule: Key, defaults: Mapping[str, object]) -> str:
+    if defaults.get(path, "???") == "???":
+        return "" if rule.optional else "needed"
+    return f"`{_cell(as_override(defaults[path]))}`"
 
 
 def _refused_row(path: str, rule: Refused) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neva.config.keys.field import Key, Refused, asked
+from neva.config.keys.field import Ignored, Key, Refused, Rule, asked
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
 from neva.config.show import as_override
@@ -36,7 +36,7 @@ def check_purpose(cfg: DictConfig, wanted: type) -> None:
         )
 
 
-def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Key | Refused]]:
+def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Rule]]:
     """Yields dotted path, type and rule of every key below `section`."""
     hints = typing.get_type_hints(section)
     for field in fields(section):
@@ -63,10 +63,29 @@ def check_keys(cfg: DictConfig) -> None:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    known = [path for path, rule in rules.items() if isinstance(rule, Key)]
+    known = [path for path, rule in rules.items() if isinstance(rule, Key)] + [
+        path for path, rule in rules.items() if not isinstance(rule, Key)
+    ]
     problems = list(_section(root, tree, written, "", known))
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def ignored_keys(cfg: DictConfig) -> list[str]:
+    """Returns the keys of a tree that pass without effect."""
+    written = leaves(cfg)
+    passing = [path for path, _, rule in walk(root_of(cfg)) if isinstance(rule, Ignored)]
+    return [path for path in passing if any(f"{leaf}.".startswith(f"{path}.") for leaf in written)]
+
+
+def leaves(cfg: DictConfig) -> list[str]:
+    """Returns the dotted path of every value that stands in a tree."""
+    return [*leaf_values(OmegaConf.to_container(cfg))]
+
+
+def leaf_values(tree: Any) -> dict[str, Any]:
+    """Returns dotted path and value of everything in a tree, an empty section being a value."""
+    return dict(_leaves("", tree)) if tree else {}
 
 
 def _section(section: type, values: Any, written: Any, prefix: str, known: list[str]) -> Iterator[str]:
@@ -106,15 +125,19 @@ def _refers_to_known(written: Any, known: list[str]) -> bool:
     return reference is not None and reference.group(1) in known
 
 
-def _needed(hint: Any, rule: Key | Refused | None) -> bool:
+def _needed(hint: Any, rule: Rule | None) -> bool:
     """Whether a key must be in the tree; a section must when one of its keys must."""
     if is_dataclass(hint):
         return any(_needed(None, rule) for _, _, rule in walk(typing.cast(type, hint)))
     return isinstance(rule, Key) and not rule.optional
 
 
-def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[str]:
-    if isinstance(rule, Refused):
+def _value(path: str, value: Any, hint: Any, rule: Rule) -> Iterator[str]:
+    if isinstance(rule, Ignored):
+        if rule.choices is not None and value not in rule.choices:
+            allowed = ", ".join(as_override(choice) for choice in rule.choices)
+            yield f"{path}={as_override(value)}: must be one of {allowed}"
+    elif isinstance(rule, Refused):
         if not any(_same(value, off) for off in rule.off):
             remedy = " or ".join(as_override(off) for off in rule.off)
             yield f"{path}={as_override(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
@@ -129,7 +152,7 @@ def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[st
             yield f"{path}={as_override(value)}: must be {range_text(rule)}"
 
 
-def _doc(rule: Key | Refused | None) -> str:
+def _doc(rule: Rule | None) -> str:
     return rule.doc if isinstance(rule, Key) else "it is ??? in the recipe"
 
 

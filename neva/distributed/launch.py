@@ -69,6 +69,11 @@ def is_stated(environment: Mapping[str, str] = os.environ) -> bool:
     return any(name in environment for name in LAUNCH_VARIABLES) or _runs_in_srun(environment)
 
 
+def speaks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the first of its node, as far as the environment tells before a recipe is read."""
+    return environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")) == "0"
+
+
 def _torchrun(devices: int, num_nodes: int, environment: Mapping[str, str]) -> Launch:
     remedy = "torchrun sets it"
     size, local_size = (_integer(environment, name, remedy) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))

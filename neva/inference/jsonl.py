@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from neva.distributed import groups
+from neva.distributed import accelerator, groups
 from neva.errors import DataError
 from neva.inference.answer import answer_all
 from neva.inference.load import load_configured
@@ -42,6 +42,7 @@ def run(cfg: DictConfig) -> Path:
     if not todo:
         logger.info("%s answers all %s prompts already", results.path, len(requests))
         return results.path
+    accelerator.choose(cfg.trainer.accelerator)
     device = groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.ParallelSizes(), seed=settings.seed)
     try:

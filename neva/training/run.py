@@ -19,11 +19,10 @@ from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
 from neva.config.paths import run_folder
 from neva.data.sources.source import open_source
-from neva.distributed import consistency, launch
+from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.launch_environment import restored_environment, settle
 from neva.distributed.session import ProcessSession
-from neva.errors import ConfigError
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
@@ -126,11 +125,7 @@ def quiet_libraries() -> None:
 def build_trainer(cfg: DictConfig) -> Trainer:
     """Builds the Lightning trainer: its loops and hooks; batches, gradients and precision are Megatron's."""
     model, trainer = cfg.model, cfg.trainer
-    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError(
-            "trainer.accelerator=gpu, but torch finds no GPU on this machine: choose auto or cpu, or install the CUDA "
-            "build of torch (docs/install.md)"
-        )
+    accelerator.choose(trainer.accelerator)
     layout = ParallelSizes(
         tensor=model.tensor_model_parallel_size,
         pipeline=model.pipeline_model_parallel_size,

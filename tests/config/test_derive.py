@@ -91,14 +91,26 @@ def test_sizes_come_from_the_checkpoints(llm: str, tower: str) -> None:
     )
 
 
-def test_a_recipe_that_contradicts_the_checkpoint_gives_both_numbers(llm: str) -> None:
+def test_a_size_that_contradicts_the_checkpoint_gives_both_numbers(llm: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load("llava_7b_pretrain", [f"model.mm_cfg.llm.from_pretrained={llm}"])
-    remedy = "correct the key, or read every size from the checkpoint with model/llm=from_checkpoint"
+        load(
+            "llava_7b_pretrain",
+            [f"model.mm_cfg.llm.from_pretrained={llm}", "model.num_layers=32", "model.hidden_size=4096"],
+        )
+    remedy = "correct the key or leave it out (in a tree of your own: model/llm=from_checkpoint)"
     assert f"model.num_layers=32 but {llm}/config.json gives 3: {remedy}" in str(caught.value).splitlines()
     assert (
         f"model.hidden_size=4096 but {llm}/config.json gives 48: {remedy}" in str(caught.value).splitlines()
     )
+
+
+def test_the_sizes_of_a_shipped_recipe_give_way_to_a_checkpoint(llm: str, tower: str) -> None:
+    parts = [
+        f"model.mm_cfg.llm.from_pretrained={llm}",
+        f"model.mm_cfg.vision_encoder.from_pretrained={tower}",
+    ]
+    groups = ["model/llm=from_checkpoint", "model/vision_encoder=from_checkpoint"]
+    assert load("llava_7b_pretrain", parts) == load("llava_7b_pretrain", [*parts, *groups])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +183,8 @@ def test_a_nemo_of_a_language_model_gives_its_sizes(tmp_path: Path) -> None:
     (tmp_path / "extracted" / "model_config.yaml").write_bytes(text)
     assert language_sizes(str(tmp_path / "extracted")) == found
     with pytest.raises(ConfigError, match=r"model\.num_layers=32 but .*llm\.nemo gives 3"):
-        load("llava_7b_pretrain", [f"model.mm_cfg.llm.from_pretrained={tmp_path}/llm.nemo"])
+        source = f"model.mm_cfg.llm.from_pretrained={tmp_path}/llm.nemo"
+        load("llava_7b_pretrain", [source, "model.num_layers=32"])
 
 
 def test_a_broken_config_json_is_named(tmp_path: Path) -> None:

@@ -30,8 +30,6 @@ def test_one_key_chooses_full_sharding_with_sums_in_float32_and_sharded_checkpoi
             "parallel=fsdp model.fsdp_cpu_offload=true trainer.accelerator=cpu",
             "the shares are in CPU memory",
         ),
-        ("parallel=fsdp model.fsdp_use_orig_params=false", "FSDP2 keeps the original parameters"),
-        ("parallel=fsdp model.fsdp_limit_all_gathers=false", "FSDP2 never joins more than"),
     ],
 )
 def test_what_does_not_go_with_fsdp_is_named(overrides: str, message: str) -> None:

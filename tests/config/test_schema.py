@@ -11,16 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config import reference
 from neva.config.compose import compose
-from neva.config.keys.field import Key, Refused
+from neva.config.keys.field import Ignored, Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.schema import check_keys, walk
+from neva.config.schema import check_keys, ignored_keys, walk
 from neva.config.show import as_override
 from neva.errors import ConfigError
 
 RECIPES = {Training: "llava_7b_finetune", Inference: "llava_7b_inference"}
 RULES = [(root, path, rule) for root in RECIPES for path, _, rule in walk(root)]
 REFUSED = [pytest.param(root, path, rule, id=path) for root, path, rule in RULES if isinstance(rule, Refused)]
+IGNORED = [pytest.param(root, path, rule, id=path) for root, path, rule in RULES if isinstance(rule, Ignored)]
 NOT_YET = [
     pytest.param(root, path, value, why, id=f"{path}={value}")
     for root, path, rule in RULES
@@ -58,7 +59,7 @@ model: precision micro_batch_size global_batch_size mega_batch_mult tensor_model
   resume_from_checkpoint apex_transformer_log_level gradient_as_bucket_view ub_tp_comm_overlap dist_ckpt_format
   rampup_batch_size drop_last no_seqlen_plus_one_input_tokens fsdp fsdp_sharding_strategy fsdp_grad_reduce_dtype
   fsdp_sharded_checkpoint fsdp_use_orig_params fsdp_limit_all_gathers fsdp_cpu_offload
-  nccl_communicator_config_path sharp peft
+  nccl_communicator_config_path sharp
 model.mm_cfg: pretrain_mm_mlp_adapter mm_mlp_adapter_type use_im_start_end use_image_tile
 model.mm_cfg.llm: from_pretrained freeze model_type
 model.mm_cfg.vision_encoder: from_pretrained from_hf patch_dim hidden_size vision_select_layer class_token_length
@@ -69,6 +70,7 @@ model.data: num_workers dataloader_type data_path image_folder video_folder lazy
   media_type num_frames splice_single_frame sep_token_between_frames eod_mask_loss packed_sequence data_prefix
   validation_drop_last
 model.nsys_profile: enabled start_step end_step ranks gen_shape
+model.peft: peft_scheme restore_from_path lora_tuning
 model.optim: name lr weight_decay betas
 model.optim.sched: name warmup_steps constant_steps min_lr
 """
@@ -127,6 +129,16 @@ def test_a_refused_key_is_refused_and_its_off_values_pass(root: type, path: str,
     )
     for off in rule.off:
         check_keys(changed(root, path, off))
+
+
+@pytest.mark.parametrize(("root", "path", "rule"), IGNORED)
+def test_a_key_without_effect_passes_with_every_value_that_it_has_elsewhere(
+    root: type, path: str, rule: Ignored
+) -> None:
+    for value in rule.choices or (None, True, 7, "text", [1], {"a": 1}):
+        cfg = changed(root, path, value)
+        check_keys(cfg)
+        assert path in ignored_keys(cfg)
 
 
 @pytest.mark.parametrize(("root", "path", "value", "why"), NOT_YET)

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import key, refused
+from neva.config.keys.field import ignored, key, refused
 from neva.registry import SAMPLERS
 from neva.templates.template import names_elsewhere, template_names
 
 _VIDEO = "neva does not train on video yet"
+_VIDEO_DETAIL = "acts with model.data.media_type=video only"
 _NO_TEMPLATE = dict.fromkeys(
     ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo"),
     "neva does not have this template yet: use v1, or chatml or mistral for models that were trained on it",
@@ -63,14 +64,14 @@ class Data:
     )
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
-    video_folder: Any = refused(None, why=_VIDEO)
     media_type: Any = refused("image", why=_VIDEO)
-    num_frames: Any = refused(None, -1, why=_VIDEO)
-    splice_single_frame: Any = refused(None, why=_VIDEO)
-    sep_token_between_frames: Any = refused(False, why=_VIDEO)
-    lazy_preprocess: Any = refused(True, why="samples are always read and encoded when they are needed")
+    video_folder: Any = ignored(_VIDEO_DETAIL)
+    num_frames: Any = ignored(_VIDEO_DETAIL)
+    splice_single_frame: Any = ignored(_VIDEO_DETAIL)
+    sep_token_between_frames: Any = ignored(_VIDEO_DETAIL)
+    lazy_preprocess: Any = ignored("samples are always read and encoded when they are needed")
     is_multimodal: Any = refused(True, why="text-only records need no switch: leave out their image")
     eod_mask_loss: Any = refused(False, why="the end token after an answer always carries loss")
     packed_sequence: Any = refused(False, why="neva does not pack sequences yet")
     data_prefix: Any = refused(None, why="neva does not pack sequences yet; give model.data.data_path")
-    validation_drop_last: Any = refused(True, why="neva runs no validation loop while it trains")
+    validation_drop_last: Any = ignored("acts with trainer.limit_val_batches above 0 only")

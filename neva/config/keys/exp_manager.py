@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import key, refused, section
+from neva.config.keys.field import ignored, key, refused, section
 
 _EMA = "neva does not keep an exponential moving average of the weights"
+_EMA_DETAIL = "acts with exp_manager.ema.enable only"
 _NO_VALIDATION = "neva runs no validation loop while it trains, so there is nothing to stop early on"
 
 
@@ -28,8 +29,8 @@ class CheckpointCallbackParams:
     model_parallel_size: int = key("Tensor times pipeline parallel size.", low=1)
     dirpath: str | None = key("Checkpoint folder; null: checkpoints/ in the run folder.", optional=True)
 
-    save_on_train_epoch_end: Any = refused(
-        True, why="the newest checkpoint is always saved at the end; between, every_n_train_steps decides"
+    save_on_train_epoch_end: Any = ignored(
+        "the newest checkpoint is always saved at the end; between, every_n_train_steps decides"
     )
     save_weights_only: Any = refused(False, why="a checkpoint without optimizer state cannot be resumed")
     save_best_model: Any = refused(False, why=_NO_VALIDATION)
@@ -54,10 +55,10 @@ class Ema:
     """Exponential moving average."""
 
     enable: Any = refused(False, why=_EMA)
-    decay: Any = refused(0.9999, why=_EMA)
-    validate_original_weights: Any = refused(False, why=_EMA)
-    every_n_steps: Any = refused(1, why=_EMA)
-    cpu_offload: Any = refused(False, why=_EMA)
+    decay: Any = ignored(_EMA_DETAIL)
+    validate_original_weights: Any = ignored(_EMA_DETAIL)
+    every_n_steps: Any = ignored(_EMA_DETAIL)
+    cpu_offload: Any = ignored(_EMA_DETAIL)
 
 
 @dataclass
@@ -101,4 +102,4 @@ class ExpManager:
     create_fault_tolerance_callback: Any = refused(
         False, why="neva does not use NVIDIA's fault tolerance launcher"
     )
-    log_delta_step_timing: Any = refused(False, why="log_step_timing already logs the time of a step")
+    log_delta_step_timing: Any = ignored("log_step_timing already logs the time of a step")

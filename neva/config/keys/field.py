@@ -1,4 +1,4 @@
-"""The two kinds of key: one that has an effect, and one that is known but refused unless it is off."""
+"""The kinds of key: one with an effect, one that passes without any, one that is refused unless it is off."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +48,20 @@ class Refused:
     why: str
 
 
+@dataclass(frozen=True)
+class Ignored:
+    """A key that other systems have and that changes no number here, whatever it says.
+
+    `choices`: the values that it has there; None: any.
+    """
+
+    why: str
+    choices: tuple[Any, ...] | None = None
+
+
+Rule = Key | Refused | Ignored
+
+
 def key(doc: str, **rules: Any) -> Any:
     """A dataclass field without default for a key with an effect; `rules` are those of `Key`."""
     return field(metadata={"rule": Key(doc, **rules)})
@@ -56,6 +70,11 @@ def key(doc: str, **rules: Any) -> Any:
 def refused(*off: Any, why: str) -> Any:
     """A dataclass field for a key that is refused unless its value is one of `off`."""
     return field(metadata={"rule": Refused(off, why)})
+
+
+def ignored(why: str, choices: tuple[Any, ...] | None = None) -> Any:
+    """A dataclass field for a key that passes without effect."""
+    return field(metadata={"rule": Ignored(why, choices)})
 
 
 def section() -> Any:

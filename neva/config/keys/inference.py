@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import key, refused, section
+from neva.config.keys.field import ignored, key, refused, section
 from neva.config.keys.trainer import InferenceTrainer
 
 _SERVER = "neva does not serve a model yet"
-_STEERLM = "neva has no SteerLM template"
+_SERVER_DETAIL = "acts with server only"
+_STEERLM = "acts with a SteerLM template only, which is chosen when a model is trained"
 _NEMO_FILE = "give neva_model_file: a .nemo or the folder it was extracted to"
 
 
@@ -37,13 +38,13 @@ class Generation:
     all_probs: Any = refused(False, why="result lines carry no probabilities")
     compute_logprob: Any = refused(False, why="result lines carry no probabilities")
     media_type: Any = refused("image", why="neva does not read video yet")
-    quality: Any = refused(9, why=_STEERLM)
-    toxicity: Any = refused(0, why=_STEERLM)
-    humor: Any = refused(6, why=_STEERLM)
-    creativity: Any = refused(6, why=_STEERLM)
-    violence: Any = refused(0, why=_STEERLM)
-    helpfulness: Any = refused(6, why=_STEERLM)
-    not_appropriate: Any = refused(0, why=_STEERLM)
+    quality: Any = ignored(_STEERLM)
+    toxicity: Any = ignored(_STEERLM)
+    humor: Any = ignored(_STEERLM)
+    creativity: Any = ignored(_STEERLM)
+    violence: Any = ignored(_STEERLM)
+    helpfulness: Any = ignored(_STEERLM)
+    not_appropriate: Any = ignored(_STEERLM)
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Quantization:
     """Weight quantisation."""
 
     enable: Any = refused(False, why="neva does not quantise weights")
-    algorithm: Any = refused(None, "awq", why="neva does not quantise weights")
+    algorithm: Any = ignored("acts with quantization.enable only")
 
 
 @dataclass
@@ -74,16 +75,16 @@ class Inference:
     pipeline_model_parallel_size: int = key("Ranks that the layers are assigned to.", low=1)
     quantization: Quantization = section()
 
-    pipeline_model_parallel_split_rank: Any = refused(0, why="there is no encoder-decoder model to split")
-    cluster_type: Any = refused(None, why="the launch environment is read from its variables")
+    pipeline_model_parallel_split_rank: Any = ignored("there is no encoder-decoder model to split")
+    cluster_type: Any = ignored("the launch environment is read from its variables")
     tokenizer_model: Any = refused(None, why="neva reads tokenizer.json folders: give tokenizer_type")
     checkpoint_dir: Any = refused(None, why=_NEMO_FILE)
     checkpoint_name: Any = refused(None, why=_NEMO_FILE)
-    hparams_file: Any = refused(None, why=_NEMO_FILE)
+    hparams_file: Any = ignored("acts with checkpoint_dir only")
     server: Any = refused(False, why=_SERVER)
-    port: Any = refused(5555, why=_SERVER)
-    web_server: Any = refused(False, why=_SERVER)
-    share: Any = refused(False, why=_SERVER)
-    username: Any = refused(None, why=_SERVER)
-    password: Any = refused(None, why=_SERVER)
-    web_port: Any = refused(9889, why=_SERVER)
+    port: Any = ignored(_SERVER_DETAIL)
+    web_server: Any = ignored(_SERVER_DETAIL)
+    share: Any = ignored(_SERVER_DETAIL)
+    username: Any = ignored(_SERVER_DETAIL)
+    password: Any = ignored(_SERVER_DETAIL)
+    web_port: Any = ignored(_SERVER_DETAIL)

@@ -5,7 +5,7 @@ from typing import Any
 
 from neva.config.keys.data import Data
 from neva.config.keys.exp_manager import ExpManager
-from neva.config.keys.field import key, refused, section
+from neva.config.keys.field import ignored, key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
@@ -32,8 +32,10 @@ class Llm:
         optional=True,
     )
 
-    model_type: Any = refused(
-        None, why="the family follows from the checkpoint, the template from data.conv_template"
+    model_type: Any = ignored(
+        "names the special tokens around an image, of which neva puts none; the family follows from the checkpoint, "
+        "the template from data.conv_template",
+        choices=(None, "nvgpt", "llama_2", "llama_3", "v1", "mistral"),
     )
 
 
@@ -196,5 +198,5 @@ class Training:
     exp_manager: ExpManager = section()
     model: ModelKeys = section()
 
-    name: Any = refused(None, why="the run's name is exp_manager.name")
+    name: Any = ignored("the run's name is exp_manager.name, which may be ${name}")
     restore_from_path: Any = refused(None, why="the .nemo to start from is model.restore_from_path")

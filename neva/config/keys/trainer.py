@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import key, refused
+from neva.config.keys.field import ignored, key, refused
 
 _BY_EXP_MANAGER = "exp_manager makes loggers and checkpoints"
 _NO_VALIDATION = (
     "neva runs no validation or test loop while it trains; evaluate the .nemo or a checkpoint afterwards"
 )
+_VALIDATION_DETAIL = "acts with trainer.limit_val_batches above 0 only"
 _PRECISION = (32, "bf16", 16)
 
 
@@ -45,17 +46,13 @@ class Trainer:
         1,
         why="accumulation follows from model.global_batch_size and model.micro_batch_size",
     )
-    val_check_interval: Any = refused(None, why=_NO_VALIDATION)
-    check_val_every_n_epoch: Any = refused(None, -1, why=_NO_VALIDATION)
     limit_val_batches: Any = refused(0, why=_NO_VALIDATION)
-    limit_test_batches: Any = refused(0, why=_NO_VALIDATION)
-    num_sanity_val_steps: Any = refused(0, why=_NO_VALIDATION)
-    benchmark: Any = refused(
-        False, why="the vision tower's convolution is too small to gain from cuDNN's search"
-    )
-    enable_model_summary: Any = refused(
-        False, why="neva logs parameter counts by part; `--dry-run` prints them"
-    )
+    val_check_interval: Any = ignored(_VALIDATION_DETAIL)
+    check_val_every_n_epoch: Any = ignored(_VALIDATION_DETAIL)
+    num_sanity_val_steps: Any = ignored(_VALIDATION_DETAIL)
+    limit_test_batches: Any = ignored("training runs no test loop, in NeVA neither")
+    benchmark: Any = ignored("cuDNN's search decides over time only")
+    enable_model_summary: Any = ignored("neva logs parameter counts by part; `--dry-run` prints them")
 
 
 @dataclass
@@ -64,7 +61,9 @@ class InferenceTrainer:
 
     devices: int = key("Processes (GPUs) on each node.", low=1)
     num_nodes: int = key("Nodes.", low=1)
+    accelerator: str = key(
+        "Where to run; auto takes a GPU when there is one.", choices=("gpu", "cpu", "auto")
+    )
     precision: int | str = key("Precision of the forward pass.", choices=_PRECISION)
 
-    accelerator: Any = refused("auto", why="a GPU is used where there is one")
     logger: Any = refused(False, why="answers go to output_file, nothing is logged elsewhere")

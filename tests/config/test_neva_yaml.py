@@ -1,0 +1,203 @@
+"""Complete YAML files of NeVA's users, with NeVA's defaults, are taken as they are or refused in one report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from neva.cli import main
+from neva.config.difference import differences
+from neva.config.load import load
+from neva.config.migrate import migrate
+from neva.errors import ConfigError
+
+YAMLS = Path(__file__).parent / "neva_yaml"
+
+VICUNA = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+}
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-05,
+}
+STATISTICS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+@pytest.fixture(autouse=True)
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The two folders that the YAMLs name, as far as sizes go."""
+    monkeypatch.chdir(tmp_path)
+    files: dict[str, dict[str, Any]] = {
+        "vicuna-7b-v1.5/config.json": VICUNA,
+        "clip-vit-large-patch14-336/config.json": CLIP,
+        "clip-vit-large-patch14-336/preprocessor_config.json": STATISTICS,
+    }
+    for name, content in files.items():
+        path = tmp_path / "checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return tmp_path / "checkpoints"
+
+
+def test_a_yaml_with_nevas_defaults_is_the_shipped_recipe() -> None:
+    theirs, ours = load("llava_7b_pretrain", [], YAMLS), load("llava_7b_pretrain", [])
+    unlike = {key: (first, second) for key, first, second in differences(theirs, ours) if second != "-"}
+    assert unlike == {
+        "exp_manager.checkpoint_callback_params.filename": (
+            "llava-pretrain-{step}-{consumed_samples}",
+            "llava_7b_pretrain-{step}-{consumed_samples}",
+        ),
+        "model.micro_batch_size": ("2", "32"),
+        "model.tokenizer.type": ("checkpoints/llama2_tokenizer", "checkpoints/vicuna-7b-v1.5"),
+    }
+
+
+def test_what_was_filled_in_and_what_has_no_effect_is_one_line_each() -> None:
+    remarks: list[str] = []
+    load("llava_7b_pretrain", [], YAMLS, remarks.append)
+    lacking, ignored = remarks
+    assert "keys that the YAML lacks have neva's defaults: " in lacking
+    assert "model.loss_average=token, " in lacking
+    assert "keys have no effect here" in ignored
+    keys = ignored.partition("): ")[2].split(", ")
+    for key in (
+        "name",
+        "model.masked_softmax_fusion",
+        "trainer.val_check_interval",
+        "model.transformer_engine",
+    ):
+        assert key in keys
+    assert "model.fp8" not in keys, "it says what happens anyway"
+
+
+def test_a_shipped_recipe_needs_no_remark() -> None:
+    remarks: list[str] = []
+    load("llava_7b_pretrain", [], tell=remarks.append)
+    load("llava_7b_inference", [], tell=remarks.append)
+    assert remarks == []
+
+
+def test_the_inference_yaml_is_taken_with_its_knobs() -> None:
+    cfg = load("llava_7b_inference", ["trainer.accelerator=cpu"], YAMLS)
+    assert (cfg.trainer.accelerator, cfg.inference.batch_size) == ("cpu", 8)
+    assert list(cfg.inference.end_strings) == ["<extra_id_1>", "<extra_id_7>"]
+
+
+def test_what_is_not_built_is_refused_in_one_report() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("llava_llama3_8b_finetune", [], YAMLS)
+    lines = str(caught.value).splitlines()
+    assert all(" is refused: " in line for line in lines)
+    assert any(line.startswith("model.mm_cfg.use_image_tile=true is refused") for line in lines)
+
+
+def test_adapters_are_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("neva_peft", [], YAMLS)
+    assert str(caught.value).startswith("model.peft.peft_scheme=lora is refused: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.posistion_embedding_type=rope",
+            "unknown key model.posistion_embedding_type; nearest: model.position_embedding_type",
+        ),
+        ("trainer.limit_val_batches=1.0", "trainer.limit_val_batches=1.0 is refused: "),
+        (
+            "model.mm_cfg.llm.model_type=lama_2",
+            "model.mm_cfg.llm.model_type=lama_2: must be one of null, nvgpt, ",
+        ),
+        ("model.precision=32", "model.precision=32 but trainer.precision=bf16: set only the latter"),
+        ("model.num_layers=40", "model.num_layers=40 but checkpoints/vicuna-7b-v1.5/config.json gives 32: "),
+        (
+            "model.mm_cfg.vision_encoder.hidden_size=768",
+            "model.mm_cfg.vision_encoder.hidden_size=768 but checkpoints/clip-vit-large-patch14-336/config.json gives ",
+        ),
+    ],
+)
+def test_a_mistake_in_such_a_yaml_is_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("llava_7b_pretrain", [override], YAMLS)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_yaml_that_is_none_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("model: [")
+    with pytest.raises(ConfigError, match=r"broken\.yaml.*line 1"):
+        load("broken", [], tmp_path)
+    (tmp_path / "list.yaml").write_text("- model")
+    with pytest.raises(ConfigError, match=r"list\.yaml"):
+        load("list", [], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llava_7b_pretrain", "llava_7b_inference"])
+def test_a_migrated_yaml_is_the_same_run(name: str, tmp_path: Path) -> None:
+    recipe, refused = migrate(YAMLS / f"{name}.yaml")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / f"{name}.yaml").write_text(recipe)
+    theirs, migrated = load(name, [], YAMLS), load(name, [], tmp_path / "mine")
+    left_out = [line for line in recipe.splitlines() if line.startswith("# left out")]
+    for key, _, second in differences(theirs, migrated):
+        assert second == "-"
+        assert any(key.startswith(word.strip(" ,:")) for line in left_out for word in line.split()), key
+    assert refused == []
+
+
+def test_migrating_names_files_of_the_groups_and_keeps_what_differs() -> None:
+    recipe, _ = migrate(YAMLS / "llava_7b_pretrain.yaml")
+    written = OmegaConf.create(recipe)
+    chosen = {key: value for entry in written.defaults if entry != "_self_" for key, value in entry.items()}
+    assert (chosen["model/llm"], chosen["data"], chosen["stage"]) == (
+        "vicuna_7b",
+        "llava_pretrain",
+        "pretrain",
+    )
+    assert written.model.micro_batch_size == 2
+    assert "optim" not in written.model
+
+
+def test_what_cannot_be_migrated_is_said_in_the_recipe_and_by_the_exit_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["config", "migrate", str(YAMLS / "neva_peft.yaml")]) == 1
+    printed = capsys.readouterr()
+    assert "# refused: model.peft.peft_scheme=lora is refused: " in printed.out
+    assert printed.err.startswith("neva: model.peft.peft_scheme=lora is refused: ")
+
+
+def test_two_configurations_are_compared_key_by_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "diff", "llava_7b_pretrain", "llava_7b_pretrain"]) == 0
+    assert main(["config", "diff", "llava_7b_pretrain", str(YAMLS / "llava_7b_pretrain.yaml")]) == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["model.micro_batch_size", "32", "2"] in lines
+    assert ["model.fp8", "-", "false"] in lines
+
+
+def test_a_recipe_of_ones_own_builds_on_the_files_of_neva(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [llava_7b_pretrain, _self_]\nmodel: {seed: 7}\n")
+    assert load("mine", ["data=llava_finetune"], tmp_path).model.seed == 7
