@@ -45,9 +45,6 @@ class RefusedModelKeys:
         True, why="FSDP2 never joins more than the unit in use and the next"
     )
     mcore_gpt: Any = refused(True, why="the language model is megatron-core's GPTModel")
-    mega_batch_mult: Any = refused(
-        None, why="only the modality sampler reads it, which neva does not have yet"
-    )
     position_embedding_type: Any = refused("rope", why=_ARCHITECTURE)
     rotary_percentage: Any = refused(1.0, why=_ARCHITECTURE)
     seq_len_interpolation_factor: Any = refused(
