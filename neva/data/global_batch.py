@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.utils.data import Sampler
 
 from neva.config.derive import require_global_batch
 from neva.data.position import Position
+from neva.data.samplers.epoch import Epoch, EpochOrder
 from neva.errors import ConfigError
 from neva.registry import SAMPLERS
 
@@ -19,50 +21,38 @@ class GlobalBatchSampler(Sampler[list[int]]):
     A global batch is `global_batch_size` consecutive indices of the epoch's order; rank r of `size` takes every
     size-th from the r-th on, so the union over the ranks is the global batch. What is left at an epoch's end and does
     not fill a global batch is left out of that epoch. Iteration starts at a position and takes `num_steps` global
-    batches, across as many epochs as that takes.
+    batches, across as many epochs as that takes. An epoch keeps the order with which it began, whatever the batch size
+    is later.
 
     Args:
-        num_samples: length of the dataset.
-        global_batch_size: samples an optimizer step, on all ranks.
+        first: the first epoch; the others differ in number and, after a resume, in batch size.
         rank: among the data-parallel ranks.
         size: number of data-parallel ranks.
         start: where the run stands in the data.
         num_steps: optimizer steps from there on.
-        seed: of the order.
         dataloader_type: name of the order, one of the registered samplers.
 
     Raises:
-        ConfigError: an unknown order, or numbers that do not divide.
+        ConfigError: an unknown order, numbers that do not divide, or more steps than an order of one pass has.
     """
 
     def __init__(
-        self,
-        num_samples: int,
-        global_batch_size: int,
-        rank: int,
-        size: int,
-        start: Position,
-        num_steps: int,
-        seed: int,
-        dataloader_type: str,
+        self, first: Epoch, rank: int, size: int, start: Position, num_steps: int, dataloader_type: str
     ) -> None:
-        if dataloader_type not in SAMPLERS:
+        require_global_batch(first.num_samples, first.global_batch_size)
+        if first.global_batch_size % size:
             raise ConfigError(
-                f"model.data.dataloader_type is {dataloader_type!r}, expected one of {', '.join(SAMPLERS.names())}"
+                f"model.global_batch_size={first.global_batch_size} cannot be divided by {size} data-parallel ranks"
             )
-        require_global_batch(num_samples, global_batch_size)
-        if global_batch_size % size:
-            raise ConfigError(
-                f"model.global_batch_size={global_batch_size} cannot be divided by {size} data-parallel ranks"
-            )
-        self.num_samples = num_samples
-        self.global_batch_size = global_batch_size
+        self.first = first
+        self.num_samples, self.global_batch_size = first.num_samples, first.global_batch_size
         self.rank = rank
         self.size = size
         self.start = start
         self.num_steps = max(0, num_steps)
-        self.seed = seed
-        self.order_of = SAMPLERS[dataloader_type]
+        self.order: EpochOrder = SAMPLERS[dataloader_type]
+        left = (self.num_samples - start.offset) // self.global_batch_size if start.epoch == 0 else 0
+        require_passes(dataloader_type, self.num_samples, left, num_steps)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,15 +63,29 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        position, epoch, order = self.start, -1, torch.empty(0)
+        position, number, order = self.start, -1, torch.empty(0)
         for _ in range(self.num_steps):
             begin = position.batch(self.num_samples, self.global_batch_size)
-            if begin.epoch != epoch:
-                epoch, order = begin.epoch, self.order_of(self.num_samples, self.seed, begin.epoch)
+            if begin.epoch != number:
+                number, order = begin.epoch, self._indices(begin)
             batch = order[begin.offset : begin.offset + self.global_batch_size]
             position = self.behind(position)
             yield batch[self.rank :: self.size].tolist()
 
+    def _indices(self, begin: Position) -> torch.Tensor:
+        """Returns the order of the epoch that a global batch begins in."""
+        assert begin.batch_size is not None
+        return self.order.indices(replace(self.first, number=begin.epoch, global_batch_size=begin.batch_size))
+
     def behind(self, position: Position) -> Position:
         """Returns the position behind the next step."""
         return position.behind(self.num_samples, self.global_batch_size)
+
+
+def require_passes(dataloader_type: str, num_samples: int, steps_left: int, num_steps: int) -> None:
+    """Raises ConfigError when an order of one pass has fewer steps left than a run wants to take."""
+    if SAMPLERS[dataloader_type].is_single_pass and num_steps > steps_left:
+        raise ConfigError(
+            f"model.data.dataloader_type={dataloader_type} goes through the {num_samples} records once, which leaves "
+            f"{steps_left} steps of {num_steps}; lower trainer.max_steps, or use sequential"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from neva.data.batch import Batch
 from neva.data.collate import collate
 from neva.data.dataset import ConversationDataset, build_dataset
 from neva.data.global_batch import GlobalBatchSampler
+from neva.data.lengths import measure
 from neva.data.position import data_identity, restored_position
+from neva.data.samplers.epoch import Epoch
 from neva.errors import UserError
 from neva.families.configs import VisionConfig
 
@@ -83,16 +86,16 @@ def train_loader(
         UserError: the data cannot be read, or is not what the checkpoint has seen.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
-    identity = data_identity(model_cfg.data, seed, dataset.records)
-    batch_size = model_cfg.global_batch_size
+    identity = data_identity(model_cfg, seed, dataset.records)
+    first = first_epoch(model_cfg, seed, dataset)
     sampler = GlobalBatchSampler(
-        num_samples=len(dataset),
-        global_batch_size=batch_size,
+        first,
         rank=rank,
         size=size,
-        start=restored_position(saved, consumed_samples, identity, batch_size, model_cfg.data.on_change),
+        start=restored_position(
+            saved, consumed_samples, identity, first.global_batch_size, model_cfg.data.on_change
+        ),
         num_steps=num_steps,
-        seed=seed,
         dataloader_type=model_cfg.data.dataloader_type,
     )
     batches = RankBatchDataset(
@@ -106,6 +109,19 @@ def train_loader(
     loader = build_loader(batches, sampler, model_cfg.data.num_workers)
     loader.identity = identity
     return loader
+
+
+def first_epoch(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) -> Epoch:
+    """Returns the first epoch of a data set, whose lengths are measured when they are first asked for, and once."""
+    return Epoch(
+        number=0,
+        seed=seed,
+        num_samples=len(dataset),
+        global_batch_size=model_cfg.global_batch_size,
+        mega_batch_mult=model_cfg.mega_batch_mult,
+        longest_first=model_cfg.data.longest_first,
+        lengths=cache(partial(measure, dataset.records, dataset.encoder.image_tokens)),
+    )
 
 
 def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int) -> RankBatchLoader:

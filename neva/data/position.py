@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from neva.data.sources.source import Records
 from neva.errors import ConfigError, DataError
 from neva.formats.digest import file_digest
+from neva.registry import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -19,32 +20,39 @@ class Position:
 
     epoch: int = 0
     offset: int = 0
+    batch_size: int | None = None
+    """Global batch size with which the epoch began, as its order may depend on it; None: it begins with the next."""
 
     def batch(self, num_samples: int, global_batch_size: int) -> Position:
         """Returns where the next global batch begins; the end of an epoch that does not fill one is left out."""
-        fits = self.offset + global_batch_size <= num_samples
-        return self if fits else Position(self.epoch + 1)
+        if self.offset + global_batch_size > num_samples:
+            return Position(self.epoch + 1, 0, global_batch_size)
+        return replace(self, batch_size=self.batch_size or global_batch_size)
 
     def behind(self, num_samples: int, global_batch_size: int) -> Position:
         """Returns the position behind the next global batch."""
         begin = self.batch(num_samples, global_batch_size)
-        return Position(begin.epoch, begin.offset + global_batch_size)
+        return replace(begin, offset=begin.offset + global_batch_size)
 
 
 def position_after(steps: int, num_samples: int, global_batch_size: int) -> Position:
     """Returns the position behind that many steps of one batch size."""
     epoch, step = divmod(steps, num_samples // global_batch_size)
-    return Position(epoch, step * global_batch_size)
+    return Position(epoch, step * global_batch_size, global_batch_size)
 
 
-def data_identity(data_cfg: DictConfig, seed: int, records: Records) -> dict[str, Any]:
+def data_identity(model_cfg: DictConfig, seed: int, records: Records) -> dict[str, Any]:
     """Returns what the order of the samples depends on: a position means something for the same values alone."""
+    data_cfg = model_cfg.data
+    order = SAMPLERS[data_cfg.dataloader_type]
+    groups = {"mega_batch_mult": model_cfg.mega_batch_mult, "longest_first": data_cfg.longest_first}
     return {
         "records": len(records),
         "content": file_digest(records.path) if records.path.is_file() else str(records.path),
         "datasets_exclude": sorted(data_cfg.datasets_exclude),
         "dataloader_type": data_cfg.dataloader_type,
         "seed": seed,
+        **(groups if order.is_grouped else {}),
     }
 
 
@@ -80,7 +88,7 @@ def restored_position(
                 f"{global_batch_size}; resume with the model.global_batch_size that the run had"
             )
         return position_after(consumed_samples // global_batch_size, identity["records"], global_batch_size)
-    position, before = Position(saved["epoch"], saved["offset"]), saved["data"]
+    position, before = Position(saved["epoch"], saved["offset"], saved.get("batch_size")), saved["data"]
     changed = [name for name in identity if before.get(name) != identity[name]]
     if not changed:
         return position

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
 from neva.config.validate import world_size
+from neva.data.global_batch import require_passes
 from neva.errors import ConfigError
 from neva.findings import Findings
 
@@ -46,7 +47,11 @@ def _steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | N
         found.add("steps", f"trainer.max_epochs={trainer.max_epochs}; the number follows from the data")
         return None
     try:
-        steps = trainer.max_steps if num_samples is None else total_steps(trainer, num_samples, batch)
+        if num_samples is None:
+            steps = trainer.max_steps
+        else:
+            steps = total_steps(trainer, num_samples, batch)
+            require_passes(cfg.model.data.dataloader_type, num_samples, num_samples // batch, steps)
     except ConfigError as error:
         found.problems.append(str(error))
         return None

@@ -167,6 +167,14 @@ def test_fewer_records_than_a_global_batch_are_a_problem(
         assert (code, text.count(sentence)) == (1, 1)
 
 
+def test_more_steps_than_one_pass_has_are_a_problem_with_single(
+    ready: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = dry_run(capsys, *ready, "model.data.dataloader_type=single")
+    assert code == 1
+    assert "records once, which leaves 2 steps of 100; lower trainer.max_steps, or use sequential" in text
+
+
 def break_records(folder: Path, **changes: dict[str, object]) -> None:
     """Changes records of data.json by their ids."""
     records = json.loads((folder / "data.json").read_text())

@@ -41,6 +41,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
         {
             "micro_batch_size": 2,
             "global_batch_size": 4,
+            "mega_batch_mult": None,
             "pipeline_model_parallel_size": 1,
             "encoder_seq_length": 256,
             "vocab_size": 512,
@@ -56,6 +57,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "image_aspect_ratio": "pad",
                 "sep_image_conv_front": False,
                 "dataloader_type": "cyclic",
+                "longest_first": True,
                 "num_workers": 0,
                 "on_error": "fail",
                 "max_skipped": 1.0,

@@ -91,4 +91,4 @@ def test_an_error_in_a_worker_names_the_record(tmp_path: Path) -> None:
     records[5] = image_record(99, "<image>", "b")
     write_records(tmp_path / "data.json", records)
     with pytest.raises(ValueError, match=r"record 5 \(id 'id-99'\): image file .*99\.png does not exist"):
-        steps(tmp_path, num_workers=1, dataloader_type="single")
+        steps(tmp_path, num_workers=1, dataloader_type="sequential")

@@ -1,30 +1,47 @@
 """The order of the data: what each rank sees, and where a resumed run continues."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from neva.data.global_batch import GlobalBatchSampler
+from neva.data.lengths import SampleLengths
 from neva.data.position import Position, position_after, restored_position, saved_position
+from neva.data.samplers.epoch import Epoch
 from neva.data.samplers.orders import shuffled
 from neva.errors import ConfigError, DataError
 
 RECORDS, BATCH, STEPS = 53, 12, 11  # 4 steps an epoch, 5 records left over in each
 
 
+def no_lengths() -> SampleLengths:
+    raise AssertionError("this order must not read the records")
+
+
+FIRST = Epoch(
+    number=0,
+    seed=7,
+    num_samples=RECORDS,
+    global_batch_size=BATCH,
+    mega_batch_mult=None,
+    longest_first=True,
+    lengths=no_lengths,
+)
+
+
 def sampler(**changes: Any) -> GlobalBatchSampler:
+    """A sampler of `FIRST`, but for what is given of it and of the sampler's own arguments."""
+    of_epoch = {name: changes.pop(name) for name in list(changes) if hasattr(FIRST, name)}
     settings: dict[str, Any] = {
-        "num_samples": RECORDS,
-        "global_batch_size": BATCH,
         "rank": 0,
         "size": 1,
         "start": Position(),
         "num_steps": STEPS,
-        "seed": 7,
         "dataloader_type": "cyclic",
     }
-    return GlobalBatchSampler(**(settings | changes))
+    return GlobalBatchSampler(replace(FIRST, **of_epoch), **(settings | changes))
 
 
 UNBROKEN = list(sampler())
@@ -41,11 +58,11 @@ def test_an_epoch_shows_no_record_twice_and_leaves_out_what_does_not_fill_a_batc
         seen = [index for batch in UNBROKEN[epoch * 4 : epoch * 4 + 4] for index in batch]
         assert len(set(seen)) == len(seen) == 48
         assert set(seen) <= set(range(RECORDS))
-        assert seen == shuffled(RECORDS, 7, epoch)[:48].tolist()
+        assert seen == shuffled(replace(FIRST, number=epoch))[:48].tolist()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 12])
-@pytest.mark.parametrize("dataloader_type", ["cyclic", "single"])
+@pytest.mark.parametrize("dataloader_type", ["cyclic", "sequential"])
 def test_the_ranks_together_consume_the_global_batch(size: int, dataloader_type: str) -> None:
     whole = list(sampler(dataloader_type=dataloader_type))
     shards = [list(sampler(rank=rank, size=size, dataloader_type=dataloader_type)) for rank in range(size)]
@@ -78,25 +95,41 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     state = torch.get_rng_state()
     assert list(sampler()) == UNBROKEN
     assert torch.equal(torch.get_rng_state(), state)
-    orders = [tuple(shuffled(RECORDS, seed, epoch).tolist()) for seed in (0, 1, 2) for epoch in (0, 1, 2)]
+    epochs = [replace(FIRST, seed=seed, number=number) for seed in (0, 1, 2) for number in (0, 1, 2)]
+    orders = [tuple(shuffled(epoch).tolist()) for epoch in epochs]
     assert len(set(orders)) == 9
     assert all(sorted(order) == list(range(RECORDS)) for order in orders)
 
 
-@pytest.mark.parametrize("dataloader_type", ["single", "sequential"])
-def test_single_and_sequential_keep_the_order_of_the_file(dataloader_type: str) -> None:
-    batches = list(sampler(dataloader_type=dataloader_type))
+def test_sequential_keeps_the_order_of_the_file() -> None:
+    batches = list(sampler(dataloader_type="sequential"))
     assert batches[0] == list(range(12))
     assert batches[3] == list(range(36, 48))
     assert batches[4:8] == batches[:4]
+
+
+def test_single_is_sequential_for_one_pass_alone() -> None:
+    unbroken = list(sampler(dataloader_type="single", num_steps=4))
+    assert unbroken == list(sampler(dataloader_type="sequential", num_steps=4))
+    start = Position(0, 24, BATCH)
+    assert list(sampler(dataloader_type="single", num_steps=2, start=start)) == unbroken[2:]
+    smaller = sampler(dataloader_type="single", num_steps=14, start=start, global_batch_size=2)
+    assert sum(smaller, []) == list(range(24, 52))
+    with pytest.raises(
+        ConfigError,
+        match=r"single goes through the 53 records once, which leaves 2 steps of 3; lower .*, or use sequential",
+    ):
+        sampler(dataloader_type="single", num_steps=3, start=start)
+    with pytest.raises(ConfigError, match="leaves 0 steps of 1"):
+        sampler(dataloader_type="single", num_steps=1, start=Position(1, 0, BATCH))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"dataloader_type": "modality"},
-            "dataloader_type is 'modality', expected one of cyclic, single, sequential",
+            {"dataloader_type": "random"},
+            "'random' is not a sampler that neva knows; expected one of .*modality",
         ),
         ({"num_samples": 11}, "11 records do not fill one global batch; .* at most 11, found 12"),
         ({"size": 5}, "global_batch_size=12 cannot be divided by 5 data-parallel ranks"),
@@ -111,7 +144,13 @@ def in_file_order(
     num_samples: int, batch_size: int, start: Position, num_steps: int
 ) -> tuple[list[int], Position]:
     """The indices of some steps, and the position behind them."""
-    found = GlobalBatchSampler(num_samples, batch_size, 0, 1, start, num_steps, 0, "sequential")
+    found = sampler(
+        num_samples=num_samples,
+        global_batch_size=batch_size,
+        start=start,
+        num_steps=num_steps,
+        dataloader_type="sequential",
+    )
     indices = [index for batch in found for index in batch]
     for _ in range(num_steps):
         start = found.behind(start)
@@ -122,12 +161,12 @@ def test_another_batch_size_goes_on_with_the_next_sample() -> None:
     before, position = in_file_order(40, 4, Position(), 5)
     after, end = in_file_order(40, 2, position, 9)
     assert before == list(range(20)) and after == list(range(20, 38))
-    assert end == Position(0, 38)
+    assert end == Position(0, 38, 4)
 
 
 def test_another_batch_size_goes_on_within_a_later_epoch() -> None:
     before, position = in_file_order(10, 4, Position(), 3)
-    assert before == [*range(8), *range(4)] and position == Position(1, 4)  # 8 and 9 did not fill a batch
+    assert before == [*range(8), *range(4)] and position == Position(1, 4, 4)  # 8 and 9 did not fill a batch
     after, _ = in_file_order(10, 2, position, 5)
     assert after == [4, 5, 6, 7, 8, 9, 0, 1, 2, 3]
     larger, _ = in_file_order(10, 7, position, 2)
@@ -144,7 +183,9 @@ DATA = {
 
 
 def test_data_that_changed_is_refused_or_begins_an_epoch_of_its_own() -> None:
-    saved = saved_position(Position(2, 12), DATA)
+    saved = saved_position(Position(2, 12, 6), DATA)
+    assert restored_position(saved, 0, DATA, 4, "fail") == Position(2, 12, 6)
+    del saved["batch_size"]  # as checkpoints were before orders depended on it
     assert restored_position(saved, 0, DATA, 4, "fail") == Position(2, 12)
     appended = {**DATA, "records": 44, "content": "11 bytes, sha256 1"}
     with pytest.raises(
@@ -158,8 +199,8 @@ def test_data_that_changed_is_refused_or_begins_an_epoch_of_its_own() -> None:
 
 
 def test_a_checkpoint_without_a_position_has_it_from_its_consumed_samples() -> None:
-    assert restored_position(None, 0, DATA, 4, "fail") == Position()
-    assert restored_position(None, 88, DATA, 4, "fail") == Position(2, 8)
+    assert restored_position(None, 0, DATA, 4, "fail") == Position(0, 0, 4)
+    assert restored_position(None, 88, DATA, 4, "fail") == Position(2, 8, 4)
     with pytest.raises(
         ConfigError, match="30 consumed samples are not a whole number of global batches of 12"
     ):

@@ -19,11 +19,13 @@ from neva.formats.hf_folder import write_json
 from tests.conftest import image_record, random_image, write_records
 from tests.convert.llava import image_processor, write_tokenizer
 from tests.convert.tiny import language_model
-from tests.megatron import free_port
+from tests.megatron import free_ports, launcher_free
 
 ROOT = Path(__file__).resolve().parents[2]
 NEVA = "examples/multimodal/multimodal_llm/neva"
 
+TUNED = "llava_vicuna_7b_clip_finetune_tp4_pp1"
+ALIGNED = "llava_vicuna_7b_clip_pretrain_tp4_pp1"
 CONVERT = """
 scripts/checkpoint_converters/convert_llama_hf_to_nemo.py
     --input_name_or_path checkpoints/vicuna-7b-v1.5
@@ -60,12 +62,12 @@ PRETRAIN = f"""
     model.mm_cfg.mm_mlp_adapter_type=mlp2x_gelu
     model.mm_cfg.use_image_tile=False
     model.data.dataloader_type=cyclic
-    exp_manager.name=llava_vicuna_7b_clip_pretrain_tp4_pp1
+    exp_manager.name={ALIGNED}
 """
 FINETUNE = f"""
 {NEVA}/neva_finetune.py
     {PARTS}
-    model.mm_cfg.pretrain_mm_mlp_adapter=nemo_experiments/llava_vicuna_7b_clip_pretrain_tp4_pp1/checkpoints/llava_vicuna_7b_clip_pretrain_tp4_pp1.nemo
+    model.mm_cfg.pretrain_mm_mlp_adapter=nemo_experiments/{ALIGNED}/checkpoints/{ALIGNED}.nemo
     {TOKENIZER}
     model.data.data_path=datasets/LLaVA-finetune/llava_v1_5_mix665k.json
     model.data.image_folder=datasets/combined_images
@@ -85,7 +87,7 @@ FINETUNE = f"""
     model.activations_checkpoint_granularity=full
     model.activations_checkpoint_method=uniform
     model.activations_checkpoint_num_layers=1
-    exp_manager.name=llava_vicuna_7b_clip_finetune_tp4_pp1
+    exp_manager.name={TUNED}
 """
 FSDP = """
     model.tensor_model_parallel_size=1 model.fsdp=True model.fsdp_sharding_strategy=full
@@ -95,16 +97,17 @@ FSDP = """
 PIPELINE = """
     model.tensor_model_parallel_size=2 model.pipeline_model_parallel_size=2 exp_manager.name=tp2_pp2
 """
+TRAINED = f"nemo_experiments/{TUNED}/checkpoints/{TUNED}.nemo"
 INFERENCE = f"""
 {NEVA}/neva_inference.py
     inference.images_base_path=llava_test_examples/images
-    neva_model_file=nemo_experiments/llava_vicuna_7b_clip_finetune_tp4_pp1/checkpoints/llava_vicuna_7b_clip_finetune_tp4_pp1.nemo
+    neva_model_file={TRAINED}
     prompt_file=llava_test_examples/input_prompts.jsonl
     output_file=llava_test_examples/results.jsonl
 """
-EXPORT = """
+EXPORT = f"""
 scripts/checkpoint_converters/convert_llava_nemo_to_hf.py
-    --input_name_or_path nemo_experiments/llava_vicuna_7b_clip_finetune_tp4_pp1/checkpoints/llava_vicuna_7b_clip_finetune_tp4_pp1.nemo
+    --input_name_or_path {TRAINED}
     --output_path /tmp
     --input_tokenizer checkpoints/llama2_tokenizer
     --hf_output_path checkpoints/llava_vicuna_7b_clip_finetune_hf
@@ -126,9 +129,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scripts", "examples"):
         (folder / name).symlink_to(ROOT / name)
     checkpoints = folder / "checkpoints"
-    language_model(
-        "llama", changes={"num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 32}
-    ).save_pretrained(checkpoints / "vicuna-7b-v1.5")
+    heads = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    language_model("llama", changes=heads).save_pretrained(checkpoints / "vicuna-7b-v1.5")
     for name in ("vicuna-7b-v1.5", "llama2_tokenizer"):
         write_tokenizer(checkpoints / name)
     sizes = {"hidden_size": 1024, "intermediate_size": 64, "num_attention_heads": 16, "num_hidden_layers": 2}
@@ -161,18 +163,12 @@ def _write_data(folder: Path) -> None:
 
 def type_in(workspace: Path, command: str, recipe: str = "", **environment: str) -> str:
     """Runs a command as its page exports and types it; returns what it printed."""
-    exports = {"NEMO_CONFIG": recipe, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "MASTER_PORT": str(free_port())}
+    exports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "NODE_RANK": "0"}
+    exports |= {"NEMO_CONFIG": recipe, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *shlex.split(command)],
         cwd=workspace,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "NODE_RANK": "0",
-            **exports,
-            **environment,
-        },
+        env={**launcher_free(os.environ), **exports, **environment},
         capture_output=True,
         text=True,
         timeout=400,
@@ -206,7 +202,6 @@ def test_its_layouts_are_ready_to_run(workspace: Path, layout: str) -> None:
 def test_two_nodes_are_ready_to_run(workspace: Path) -> None:
     nodes = "trainer.num_nodes=2 trainer.devices=8 model.global_batch_size=8 --dry-run --output resolved.yaml"
     for rank in "01":
-        printed = type_in(
-            workspace, f"{PRETRAIN} {SMALL} {nodes}", "llava_7b_pretrain", WORLD_SIZE="16", NODE_RANK=rank
-        )
+        command = f"{PRETRAIN} {SMALL} {nodes}"
+        printed = type_in(workspace, command, "llava_7b_pretrain", WORLD_SIZE="16", NODE_RANK=rank)
         assert printed.rstrip().endswith("ready")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from neva.constants import LOGGED_VALUES
-from neva.errors import CheckpointError, DataError, LaunchError
+from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
 from neva.training.callbacks import read_metrics
 from neva.training.run_folder import LOCK, locked
 from tests.training.test_run import run
@@ -30,7 +30,11 @@ def three_steps(tmp_path: Path, colours: list[str]) -> tuple[Path, list[str]]:
     """A run of 3 steps of 4 of a copy of the 10 records, in the order of the file, and its overrides."""
     source = next(item.split("=")[1] for item in colours if item.startswith("model.data.data_path="))
     shutil.copy(source, tmp_path / "data.json")
-    overrides = [*colours, f"model.data.data_path={tmp_path}/data.json", "model.data.dataloader_type=single"]
+    overrides = [
+        *colours,
+        f"model.data.data_path={tmp_path}/data.json",
+        "model.data.dataloader_type=sequential",
+    ]
     run(tmp_path, overrides, steps=3)
     return tmp_path, overrides
 
@@ -54,6 +58,20 @@ def test_another_batch_size_goes_on_with_the_next_sample_to_the_last_step(
         labels[0],
         labels[1],
     ]
+
+
+def test_batches_of_one_modality_resume_with_another_batch_size(tmp_path: Path, colours: list[str]) -> None:
+    grouped = [*colours, "model.data.dataloader_type=modality", "model.mega_batch_mult=50"]
+    run(tmp_path, grouped, steps=2)
+    run_dir = run(tmp_path, [*grouped, "model.global_batch_size=2"], steps=3)
+    every_record = [*colours, "model.data.dataloader_type=single", "model.global_batch_size=2"]
+    whole = run(tmp_path, every_record, steps=5, name="whole")
+    labels = [[int(row["label_tokens"]) for row in read_metrics(folder)] for folder in (run_dir, whole)]
+    assert sum(labels[0]) == sum(labels[1])  # 4 + 4 + 2 of the 10 records, which is each of them
+    with pytest.raises(DataError, match="mega_batch_mult was 50 and is 1"):
+        run(tmp_path, [*grouped, "model.mega_batch_mult=1"], steps=4)
+    with pytest.raises(ConfigError, match="goes through the 10 records once"):
+        run(tmp_path, every_record, steps=6, name="twice")
 
 
 def test_records_that_were_appended_are_refused_unless_they_begin_an_epoch(

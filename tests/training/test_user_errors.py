@@ -34,7 +34,7 @@ def test_a_broken_record_is_one_sentence(
     data = break_record(1, tmp_path, colours)  # in file order, the second of two ranks reads the odd ones
     log = tmp_path / "log"
     run = [f"exp_manager.exp_dir={tmp_path}", "exp_manager.name=run", "trainer.max_steps=3"]
-    settings = [*colours, f"model.data.data_path={data}", "model.data.dataloader_type=single"]
+    settings = [*colours, f"model.data.data_path={data}", "model.data.dataloader_type=sequential"]
     environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with log.open("wb") as file:  # not a pipe, which a child that is left behind would keep open
         ended = subprocess.run(

@@ -13,7 +13,6 @@ _NO_TEMPLATE = dict.fromkeys(
     ("llama_2", "llama_3", "nvgpt", "nv_steerlm", "nv_dpo"),
     "neva does not have this template yet: use v1, or chatml or mistral for models that were trained on it",
 )
-_NO_SAMPLER = {"modality": "neva does not group samples by modality yet: use cyclic"}
 _NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
 
 
@@ -47,9 +46,12 @@ class Data:
         "Height, width of the tower's input; follows from the tower.", low=1, length=2
     )
     dataloader_type: str = key(
-        "cyclic: a new permutation every epoch; single, sequential: the file's order.",
+        "cyclic: a new permutation every epoch; sequential: the file's order, single: once; modality, length_grouped: "
+        "global batches of one modality and similar length, of similar length.",
         choices=SAMPLERS.names,
-        not_yet=_NO_SAMPLER,
+    )
+    longest_first: bool = key(
+        "With modality, length_grouped: the longest sample comes first, so that a lack of memory shows at once."
     )
     on_change: str = key(
         "Data, order or seed that changed since the checkpoint: fail, or begin an epoch of its own.",

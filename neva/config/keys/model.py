@@ -118,6 +118,10 @@ class ModelKeys(RefusedModelKeys):
     seed: int = key("Seed of initial weights and of the data order.", low=0, common=True)
     micro_batch_size: int = key("Samples in one forward pass of a rank.", low=1, common=True)
     global_batch_size: int = key("Samples in one optimizer step.", low=1, common=True)
+    mega_batch_mult: int | None = key(
+        "With modality, length_grouped: global batches in a group; null: a quarter of the data, of 1 to 50.",
+        low=1,
+    )
     tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
     pipeline_model_parallel_size: int = key("Ranks that the layers are assigned to.", low=1)
     virtual_pipeline_model_parallel_size: int | None = key("Pieces of layers on each pipeline rank.", low=1)

@@ -64,9 +64,6 @@ class RefusedModelKeys:
     mcore_gpt: Any = ignored(
         "the language model is megatron-core's GPTModel; NeMo's legacy one computes the same"
     )
-    mega_batch_mult: Any = refused(
-        None, why="only the modality sampler reads it, which neva does not have yet"
-    )
     position_embedding_type: Any = refused("rope", why=_ARCHITECTURE)
     rotary_percentage: Any = refused(1.0, why=_ARCHITECTURE)
     seq_len_interpolation_factor: Any = refused(

@@ -1,34 +1,30 @@
-"""Orders of the data: pure functions of seed and epoch that give all dataset indices, int64 [num_samples]."""
+"""Orders that do not look into the records: a permutation, and the file's."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
+from neva.data.samplers.epoch import Epoch, EpochOrder
 from neva.registry import SAMPLERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def shuffled(num_samples: int, seed: int, epoch: int) -> Tensor:
-    """Returns an order of its own for each epoch of each seed."""
+def shuffled(epoch: Epoch) -> Tensor:
+    """Returns a permutation of its own for each epoch of each seed."""
     import torch
 
-    # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-    digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.randperm(num_samples, generator=generator)
+    return torch.randperm(epoch.num_samples, generator=epoch.generator())
 
 
-def in_file_order(num_samples: int, seed: int, epoch: int) -> Tensor:
+def in_file_order(epoch: Epoch) -> Tensor:
     """Returns the order of the file, in every epoch."""
     import torch
 
-    return torch.arange(num_samples)
+    return torch.arange(epoch.num_samples)
 
 
-SAMPLERS.register("cyclic", shuffled)
-# NeVA names file order twice.
-SAMPLERS.register("single", in_file_order)
-SAMPLERS.register("sequential", in_file_order)
+SAMPLERS.register("cyclic", EpochOrder(shuffled))
+SAMPLERS.register("single", EpochOrder(in_file_order, is_single_pass=True))
+SAMPLERS.register("sequential", EpochOrder(in_file_order))

@@ -86,13 +86,14 @@ def given(row: Mapping[str, Any], spellings: Sequence[str]) -> Any:
     Raises:
         SampleError: two of them say different things.
     """
-    values = {key: row[key] for key in spellings if row.get(key) is not None}
-    if len(values) > 1:
-        filled = {key: value for key, value in values.items() if value not in ("", [])}
-        values = filled or values
-    if len(values) > 1 and any(value != next(iter(values.values())) for value in values.values()):
+    present = [key for key in spellings if row.get(key) is not None]
+    if len(present) < 2:
+        return row[present[0]] if present else None
+    filled = [key for key in present if row[key] not in ("", [])]
+    values = {key: row[key] for key in filled or present}
+    if any(value != next(iter(values.values())) for value in values.values()):
         raise SampleError(f"found {' and '.join(values)}, which say different things; expected one of them")
-    return next(iter(values.values()), None)
+    return next(iter(values.values()))
 
 
 def _refuse_misspelt(raw: Mapping[str, Any]) -> None:
