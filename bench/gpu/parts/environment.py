@@ -26,10 +26,10 @@ def environment(sheet: Sheet) -> None:
             found=f"{found.name}, {found.total_memory / 2**30:.1f} GiB, {torch.cuda.device_count()} of it",
         )
         sheet.add("driver", found=driver())
-        major, minor, patch = torch.cuda.nccl.version()
+        nccl = ".".join(str(number) for number in torch.cuda.nccl.version())
         sheet.add(
             "CUDA, cuDNN, NCCL",
-            found=f"{torch.version.cuda}, {torch.backends.cudnn.version()}, {major}.{minor}.{patch}",
+            found=f"{torch.version.cuda}, {torch.backends.cudnn.version()}, {nccl}",
         )
     else:
         sheet.add("GPU", found="none: tiny sizes on a CPU")

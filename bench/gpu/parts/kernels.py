@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.gpu.parts.generation import prompts_of, run
@@ -47,14 +48,15 @@ def kernels(sheet: Sheet) -> None:
 
 
 def profiled(action: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Returns the names that the profiler saw with their own microseconds, on the GPU where there is one."""
+    """Returns the names that the profiler saw with their microseconds; on a GPU those of kernels, 0 for the rest."""
     is_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as seen:
         action()
         synchronize(device)
     found: dict[str, float] = {}
     for event in seen.key_averages():
-        own = event.self_device_time_total if is_gpu else event.self_cpu_time_total
+        is_kernel = event.device_type == DeviceType.CUDA
+        own = event.self_device_time_total if is_kernel else 0.0 if is_gpu else event.self_cpu_time_total
         found[event.key] = found.get(event.key, 0.0) + float(own)
     return found
 
