@@ -47,14 +47,14 @@ def fsdp(sheet: Sheet) -> None:
 
 def losses_of(sheet: Sheet, **keys: Any) -> dict[str, Value]:
     """Takes a few steps on one batch; returns group, losses, whether they fall, and the peak of memory."""
-    trained, batch = built(sheet, **keys)
+    trained, batch, left = built(sheet, **keys)
     try:
         losses = [trained.step(batch).mean for _ in range(STEPS)]
         return {
             "process group": dist.get_backend(),
             "losses": " ".join(f"{loss:.4f}" for loss in losses),
             "loss falls": losses[-1] < losses[0],
-            "peak GiB": peak(trained.device),
+            "peak GiB": peak(trained.device, left),
             "state on": state_device(trained.optimizer.inner),
         }
     finally:
@@ -64,7 +64,7 @@ def losses_of(sheet: Sheet, **keys: Any) -> dict[str, Value]:
 def float16(sheet: Sheet) -> dict[str, Value]:
     """Takes steps whose first gradients overflow."""
     keys = {"trainer__precision": 16, "model__native_amp_init_scale": OVERFLOWING, "model__hysteresis": 1}
-    trained, batch = built(sheet, **keys)
+    trained, batch, left = built(sheet, **keys)
     try:
         scales, losses = [], []
         for _ in range(FLOAT16_STEPS):
@@ -75,7 +75,7 @@ def float16(sheet: Sheet) -> dict[str, Value]:
             "process group": dist.get_backend(),
             "losses": f"{losses[0]:.4f} … {losses[-1]:.4f}",
             "loss falls": losses[-1] < losses[0],
-            "peak GiB": peak(trained.device),
+            "peak GiB": peak(trained.device, left),
             "result": f"scale {scales[0]:.3g} -> {scales[-1]:.3g}, {overflows} overflows",
             "scale falls": scales[-1] < scales[0],
         }
@@ -83,13 +83,15 @@ def float16(sheet: Sheet) -> dict[str, Value]:
         groups.destroy()
 
 
-def built(sheet: Sheet, **keys: Any) -> tuple[TrainedModel, Any]:
-    """Returns a model of two layers with its optimizer, and a batch."""
+def built(sheet: Sheet, **keys: Any) -> tuple[TrainedModel, Any, int]:
+    """Returns a model of one layer with its optimizer, a batch, and the bytes that earlier models left on the GPU."""
+    left = 0
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        left = torch.cuda.memory_allocated()
     sizes = {
-        "model__num_layers": 2,
+        "model__num_layers": 1,
         "model__encoder_seq_length": 1024,
         "model__micro_batch_size": 2,
         "model__global_batch_size": 4,
@@ -97,12 +99,12 @@ def built(sheet: Sheet, **keys: Any) -> tuple[TrainedModel, Any]:
     }
     cfg = recipe("llava_7b_finetune", sheet.tiny, **sizes, **keys)
     device = start(cfg)
-    return TrainedModel(cfg, random_model(cfg, device), device), batches(cfg)
+    return TrainedModel(cfg, random_model(cfg, device), device), batches(cfg), left
 
 
-def peak(device: torch.device) -> float | str:
-    """Returns the peak of GPU memory."""
-    return round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else "-"
+def peak(device: torch.device, left: int) -> float | str:
+    """Returns the peak of GPU memory, without what was left there before."""
+    return round((torch.cuda.max_memory_allocated() - left) / 2**30, 2) if device.type == "cuda" else "-"
 
 
 def state_device(optimizer: Any) -> str:
