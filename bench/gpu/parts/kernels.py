@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,9 +34,9 @@ def kernels(sheet: Sheet) -> None:
     trained = TrainedModel(cfg, model, device)
     batch = batches(cfg)
     trained.step(batch)
-    pixels = batch[0].pixel_values.to(device)
+    pixels, tower = batch[0].pixel_values.to(device), cast(nn.Module, model.vision_tower)
     with sheet.row("attention of the tower, forward") as row, torch.no_grad():
-        row["names"] = attention(profiled(lambda: model.vision_tower(pixels), device))
+        row["names"] = attention(profiled(lambda: tower(pixels), device))
     with sheet.row("attention of a training step, tower and language model") as row:
         events = profiled(lambda: trained.step(batch), device)
         row["names"] = attention(events)
