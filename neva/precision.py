@@ -49,3 +49,12 @@ PRECISIONS = {
 def precision_named(name: object) -> Precision:
     """Returns the precision that a resolved configuration names."""
     return PRECISIONS[str(name)]
+
+
+def set_matmul_precision(name: object) -> None:
+    """Lets float32 products and convolutions use TF32 on GPUs, unless float32 is the precision that was asked for."""
+    import torch
+
+    is_exact = precision_named(name) == FLOAT32
+    torch.set_float32_matmul_precision("highest" if is_exact else "high")
+    torch.backends.cudnn.allow_tf32 = not is_exact

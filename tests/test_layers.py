@@ -195,7 +195,7 @@ def test_every_third_party_import_is_declared_in_setup_cfg() -> None:
     for path in [*modules(), *own]:
         for line, target in imports(path):
             top = target.split(".")[0]
-            if top in ("neva", "examples") or top in sys.stdlib_module_names:
+            if top in ("neva", "examples", "bench") or top in sys.stdlib_module_names:
                 continue
             provided_by = {re.sub(r"[-_.]+", "-", name).lower() for name in providers.get(top, [top])}
             if not provided_by & wanted:

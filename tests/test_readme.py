@@ -106,7 +106,7 @@ def commands(text: str, page: str) -> Iterator[Command]:
 
 def check_make(words: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
     for word in words:
         name, is_variable, _ = word.partition("=")

@@ -2,11 +2,14 @@
 
 Megatron writes `device="cuda"`, `torch.cuda.current_device()` and `Tensor.cuda()` into its layers, schedules and
 optimizers. `install()` gives those spellings a meaning on the CPU, once per process, and does nothing where CUDA is
-present: every line above this module is the same on a laptop and on a cluster.
+present: every line above this module is the same on a laptop and on a cluster. `cpu_only()` does the same for a while
+where CUDA is present, for what is computed on the CPU on every machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,18 +52,49 @@ def install() -> torch.device:
     Returns:
         The current CUDA device, or the CPU with CUDA's names emulated. Calling it again changes nothing.
     """
-    global _active
+    if _active is not None:
+        return _CPU
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    if _active is None:
-        _patch_cuda_functions()
-        _active = CudaOnCpu()
-        _active.__enter__()
+    _activate()
     return _CPU
 
 
-def _patch_cuda_functions() -> None:
-    """Points the functions that Megatron calls by name at the CPU and its random generator."""
+@contextmanager
+def cpu_only() -> Iterator[None]:
+    """Has `install()` return the CPU inside, also on a machine with GPUs; a model on the CPU then runs as one."""
+    if install() == _CPU:
+        yield
+        return
+    replaced = _activate()
+    try:
+        yield
+    finally:
+        _deactivate(replaced)
+
+
+def _activate() -> list[tuple[Any, str, Any]]:
+    """Emulates CUDA's names from now on; returns what `_deactivate` needs to end it."""
+    global _active
+    replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in _cpu_functions()]
+    for owner, name, function in _cpu_functions():
+        setattr(owner, name, function)
+    _active = CudaOnCpu()
+    _active.__enter__()
+    return replaced
+
+
+def _deactivate(replaced: list[tuple[Any, str, Any]]) -> None:
+    global _active
+    assert _active is not None
+    _active.__exit__(None, None, None)
+    _active = None
+    for owner, name, function in replaced:
+        setattr(owner, name, function)
+
+
+def _cpu_functions() -> list[tuple[Any, str, Any]]:
+    """The functions that Megatron calls by name, as owner, name, and what serves on the CPU with its generator."""
     from megatron.core.tensor_parallel import random as megatron_random
 
     def get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
@@ -72,14 +106,14 @@ def _patch_cuda_functions() -> None:
     def nothing(*_: Any, **__: Any) -> None:
         return None
 
-    cuda: Any = torch.cuda
-    cuda.current_device = lambda: _CPU
-    cuda.synchronize = nothing
-    cuda.get_rng_state = get_rng_state
-    cuda.set_rng_state = set_rng_state
-    cuda.manual_seed = torch.manual_seed
-    cuda.nvtx.range_push = nothing
-    cuda.nvtx.range_pop = nothing
-    megatron: Any = megatron_random
-    megatron._get_cuda_rng_state = get_rng_state
-    megatron._set_cuda_rng_state = set_rng_state
+    return [
+        (torch.cuda, "current_device", lambda: _CPU),
+        (torch.cuda, "synchronize", nothing),
+        (torch.cuda, "get_rng_state", get_rng_state),
+        (torch.cuda, "set_rng_state", set_rng_state),
+        (torch.cuda, "manual_seed", torch.manual_seed),
+        (torch.cuda.nvtx, "range_push", nothing),
+        (torch.cuda.nvtx, "range_pop", nothing),
+        (megatron_random, "_get_cuda_rng_state", get_rng_state),
+        (megatron_random, "_set_cuda_rng_state", set_rng_state),
+    ]

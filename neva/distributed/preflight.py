@@ -37,17 +37,17 @@ def note_gpus(trainer_cfg: DictConfig, found: Findings) -> None:
 
 @contextmanager
 def lone_process(seed: int) -> Iterator[None]:
-    """Megatron's groups on this process alone: the launch environment of the real run is not waited for."""
+    """Megatron's groups on this process alone, on the CPU: the launch environment of the run is not waited for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron's, about optional packages that neva does not use
         import torch.distributed as dist
 
         from neva.distributed import cuda_on_cpu, groups
 
-        cuda_on_cpu.install()
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        try:
-            groups.init_model_parallel(groups.ParallelSizes(), seed=seed)
-            yield
-        finally:
-            groups.destroy()
+        with cuda_on_cpu.cpu_only():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            try:
+                groups.init_model_parallel(groups.ParallelSizes(), seed=seed)
+                yield
+            finally:
+                groups.destroy()

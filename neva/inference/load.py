@@ -21,7 +21,7 @@ from neva.formats.nemo import NemoFile, open_nemo
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
-from neva.precision import precision_named
+from neva.precision import precision_named, set_matmul_precision
 from neva.weights.load import load_parts
 from neva.weights.resolve import resolve_nemo
 
@@ -40,6 +40,7 @@ class Assistant:
 
 def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
     """Returns the model that an inference configuration names."""
+    set_matmul_precision(cfg.trainer.precision)
     try:
         return load_assistant(
             cfg.neva_model_file,

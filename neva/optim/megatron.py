@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
+    USING_PYTORCH_OPTIMIZER,
     MegatronOptimizer,
     OptimizerConfig,
     ParamKey,
@@ -74,8 +75,8 @@ def build_optimizer(
         chunks[0].config.grad_scale_func = optimizer.scale_loss
     for group in optimizer.param_groups:
         group["weight_decay"] = optim_cfg.weight_decay * group["wd_mult"]
-        if not torch.cuda.is_available():
-            group["fused"] = True  # one kernel a tensor instead of a dozen
+        if USING_PYTORCH_OPTIMIZER:
+            group["fused"] = True  # no temporaries, and one kernel instead of a dozen
     return optimizer
 
 

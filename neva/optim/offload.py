@@ -15,7 +15,7 @@ from neva.optim.optimizer_state import members
 
 CPU = torch.device("cpu")
 STEP = "step"
-"""Adam's counter, which torch keeps on the CPU anyway."""
+"""Adam's counter: a number for each parameter, not worth a copy."""
 
 
 @contextmanager

@@ -59,8 +59,8 @@ def load(optimizer: MegatronOptimizer, state: Mapping[int, Any], common: Mapping
             for kind, tensor in kinds.items():
                 tensor.copy_(state[number][kind])
     for values in member.optimizer.state.values():
-        # a counter of its own for each parameter: Adam advances it in place
-        values["step"] = torch.tensor(float(common["step"]))
+        # a counter of its own for each parameter, beside it: fused Adam advances it in place
+        values["step"] = torch.tensor(float(common["step"]), device=values[MOMENTS[0]].device)
     scaler = getattr(member, "grad_scaler", None)
     if scaler is not None and common["loss_scale"] is not None:
         scaler.load_state_dict(common["loss_scale"])

@@ -25,8 +25,8 @@ class StageMemory:
     """Bytes of one rank of a pipeline stage.
 
     `saved` is one micro batch's; layers keep `in_flight` micro batches at once, tower and projector
-    `images_in_flight`, logits one. `gathered` is what FSDP all-gathers for a moment, `step` what Adam needs beside its
-    state when the activations are gone.
+    `images_in_flight`, logits one. `gathered` is what FSDP all-gathers for a moment. Adam's step needs nothing: it is
+    one kernel over all that it updates.
     """
 
     stage: int
@@ -37,7 +37,6 @@ class StageMemory:
     saved: SavedActivations
     gathered: int
     transient: PeakWorkspace
-    step: int
 
     @property
     def activations(self) -> int:
@@ -49,7 +48,7 @@ class StageMemory:
     @property
     def workspace(self) -> int:
         """Bytes above state and activations at the highest moment."""
-        return self.gathered + max(self.transient.largest, self.step - self.activations)
+        return self.gathered + self.transient.largest
 
     @property
     def peak(self) -> int:
@@ -116,7 +115,6 @@ def _stage(job: Job, layout: Candidate, number: int, micro_batches: int) -> Stag
         saved=saved_activations(job.model, split, work),
         gathered=sharding.gathered(_largest_unit(job, weights), precision),
         transient=peak_workspace(job.model, split, work),
-        step=sharding.step(state, precision),
     )
 
 

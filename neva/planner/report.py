@@ -36,7 +36,7 @@ parameters, gradients, optimizer: exact, against what training allocates on a CP
   (FSDP full and grad as well; hybrid not compared)
 activations: counted, against saved tensors on a CPU, within 3 %
 workspace: estimated; with the activations, against the peak of a forward and a
-  backward pass on a CPU: 1 % below to 13 % above; Adam's step: not compared"""
+  backward pass on a CPU: 1 % below to 13 % above"""
 
 
 def as_json(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:

@@ -65,9 +65,6 @@ class StateSharding(Protocol):
     def gathered(self, largest_unit: int, precision: Precision) -> int:
         """Bytes of what is all-gathered for a moment, given the elements of the largest unit."""
 
-    def step(self, state: RankState, precision: Precision) -> int:
-        """Bytes that Adam needs beside its state for a moment: a float32 for each parameter that it updates."""
-
 
 @dataclass(frozen=True)
 class Replicated:
@@ -93,10 +90,6 @@ class Replicated:
     def gathered(self, largest_unit: int, precision: Precision) -> int:
         """Nothing."""
         return 0
-
-    def step(self, state: RankState, precision: Precision) -> int:
-        """One float32 beside the two or three that a parameter has in the state."""
-        return state.optimizer // (precision.adam_bytes // FLOAT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -163,10 +156,6 @@ class FullySharded:
         """The largest unit (a layer, an embedding) and the next, unless all are, and a unit's float32 gradient."""
         units = 0 if self.strategy == "grad" else 2
         return largest_unit * (FLOAT_BYTES + units * precision.num_bytes)
-
-    def step(self, state: RankState, precision: Precision) -> int:
-        """One float32 beside the two moments."""
-        return state.optimizer // (MOMENTS // FLOAT_BYTES)
 
 
 SHARDINGS: dict[str, StateSharding] = {

@@ -23,6 +23,7 @@ from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.launch_environment import restored_environment, settle
 from neva.distributed.session import ProcessSession
+from neva.precision import set_matmul_precision
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
@@ -66,7 +67,7 @@ def train(cfg: DictConfig) -> Path:
 
 def _train(cfg: DictConfig) -> Path:
     quiet_libraries()
-    torch.set_float32_matmul_precision("high" if cfg.trainer.precision != 32 else "highest")
+    set_matmul_precision(cfg.trainer.precision)
     trainer = build_trainer(cfg)
     earlier = resume_point(cfg)
     run_dir = Path(exp_manager(trainer, cfg.exp_manager))

@@ -1,4 +1,4 @@
-"""Logits of the native model, in float32 on one process."""
+"""Logits of the native model, in float32 on one process, on the CPU as those that they are compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.lazy_model import LazyLanguageModel, LazyModel
 from neva.convert.parity.reference import ReferenceOutput
-from neva.distributed import groups
+from neva.distributed import cuda_on_cpu, groups
 from neva.model.build import build_model
 from neva.model.language import LanguageModel, transformer_config
 from neva.model.llava import NevaModel
@@ -20,7 +20,7 @@ from neva.weights.load import load_native
 
 def native_logits(model: LazyLanguageModel, answered: Sequence[ReferenceOutput]) -> list[Tensor]:
     """Returns the logits [S, V] that the model gives for each continued input."""
-    with _single_process():
+    with cuda_on_cpu.cpu_only(), _single_process():
         native = _build(model)
         load_native(native, model.weights, model.language.vocab_size)
         return _logits(native, answered)

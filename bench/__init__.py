@@ -1,0 +1,1 @@
+"""Measurements: neva beside other implementations, and on a GPU."""
