@@ -31,7 +31,15 @@ class SampleError(DataError):
     """A record cannot become a sample: broken file, malformed conversation, nothing left to learn from.
 
     What `model.data.on_error=skip` may pass over.
+
+    Args:
+        message: the sentence.
+        kind: what is wrong, in two words; records are counted by it.
     """
+
+    def __init__(self, message: str, kind: str = "malformed record") -> None:
+        super().__init__(message)
+        self.kind = kind
 
     record_id: str | None = None
     place = ""

@@ -157,7 +157,9 @@ class ConversationDataset(Dataset[Sample]):
             record_id = record.id if record else error.record_id
             place = (record.place if record else error.place) or f"record {index}"
             name = place if record_id is None else f"{place} (id {record_id!r})"
-            raise type(error)(f"{self.records.path}, {name}: {error}") from error
+            named = type(error)(f"{self.records.path}, {name}: {error}", error.kind)
+            named.record_id, named.place = record_id, place
+            raise named from error
 
 
 def build_encoder(

@@ -16,6 +16,8 @@ from neva.data.control_tokens import marked_tokenizer, written_control_token
 from neva.errors import OverlongError, SampleError
 from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
 
+TOO_LONG = "too long"
+
 
 def encode(
     segments: Sequence[Segment],
@@ -111,7 +113,8 @@ class ConversationEncoder:
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise SampleError(
                 f"no token carries loss within encoder_seq_length={self.max_length}; "
-                "the answers are missing or cut off"
+                "the answers are missing or cut off",
+                "no label",
             )
         return Encoded(input_ids, labels, input_ids.count(IMAGE_TOKEN_ID) // self.image_tokens, is_shortened)
 
@@ -123,14 +126,16 @@ class ConversationEncoder:
         if self.truncation == "truncate_turns":
             return self._whole_turns(turns, system, found)
         if self.truncation != "cut":
-            kind = OverlongError if self.truncation == "drop" else SampleError
-            raise kind(
-                f"{found} is longer than encoder_seq_length={self.max_length}; raise it or shorten the record"
+            error = OverlongError if self.truncation == "drop" else SampleError
+            raise error(
+                f"{found} is longer than encoder_seq_length={self.max_length}; raise it or shorten the record",
+                TOO_LONG,
             )
         if IMAGE_TOKEN_ID in input_ids[self.max_length :]:
             raise SampleError(
                 f"{found} must be cut to encoder_seq_length={self.max_length}, "
-                "which would cut an image; raise encoder_seq_length or shorten the record"
+                "which would cut an image; raise encoder_seq_length or shorten the record",
+                TOO_LONG,
             )
         return input_ids[: self.max_length], labels[: self.max_length]
 
@@ -145,7 +150,8 @@ class ConversationEncoder:
                 return input_ids, labels
         raise SampleError(
             f"{found} is longer than encoder_seq_length={self.max_length} with its first question and answer alone; "
-            "raise encoder_seq_length or shorten the record"
+            "raise encoder_seq_length or shorten the record",
+            TOO_LONG,
         )
 
     def _encode(
@@ -192,7 +198,8 @@ class ConversationEncoder:
         if placeholders(turns) != image_count:
             raise SampleError(
                 f"found {placeholders(turns)} {IMAGE_PLACEHOLDER} placeholders for {image_count} images; "
-                "each image needs exactly one"
+                "each image needs exactly one",
+                "placeholders",
             )
         if IMAGE_PLACEHOLDER in (system or ""):
             raise SampleError(f"the system prompt holds {IMAGE_PLACEHOLDER}; images belong into the turns")

@@ -317,8 +317,11 @@ def test_text_is_cut_from_the_right_but_never_an_image_or_every_label(tmp_path: 
     assert at(len(whole_ids), *one) == (whole_ids, whole_labels)
     for length in (len(whole_ids) - 1, first_label + 1):
         assert at(length, *one) == (whole_ids[:length], whole_labels[:length])
-    with pytest.raises(SampleError, match=f"no token carries loss within encoder_seq_length={first_label}"):
+    with pytest.raises(
+        SampleError, match=f"no token carries loss within encoder_seq_length={first_label}"
+    ) as caught:
         at(first_label, *one)
+    assert caught.value.kind == "no label"
     image_end = whole_ids.index(IMAGE_TOKEN_ID) + 4
     with pytest.raises(SampleError, match="no token carries loss"):
         at(image_end, *one)
