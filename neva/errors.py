@@ -30,12 +30,24 @@ class DataError(UserError):
 class SampleError(DataError):
     """A record cannot become a sample: broken file, malformed conversation, nothing left to learn from.
 
-    The one error that `model.data.on_error=skip` may pass over.
+    What `model.data.on_error=skip` may pass over.
+
+    Args:
+        message: the sentence.
+        kind: what is wrong, in two words; records are counted by it.
     """
+
+    def __init__(self, message: str, kind: str = "malformed record") -> None:
+        super().__init__(message)
+        self.kind = kind
 
     record_id: str | None = None
     place = ""
     """Of the record in its file, where that is known."""
+
+
+class OverlongError(SampleError):
+    """A record has more tokens than a sequence holds, and `model.data.truncation=drop` passes over it."""
 
 
 class CheckpointError(UserError):

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
-from neva.data.encode import ConversationEncoder
+from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.image import load_image, require_image_file
 from neva.data.media.processor import ImageProcessor, build_image_processor, to_pixels
 from neva.data.sources.source import Record, Records, open_source
-from neva.errors import ConfigError, DataError, SampleError
+from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
 from neva.registry import TEMPLATES
@@ -48,8 +48,9 @@ class ConversationDataset(Dataset[Sample]):
     """Reads and encodes one record an index.
 
     With `on_error` skip, a record that raises `SampleError` is replaced by the next one that does not, in the order
-    of the file. That depends on the files alone, so every rank and every run decides alike. More than the share
-    `max_skipped` of the records is no matter of single records any more, and an error.
+    of the file; so is one that is too long, with `truncation` drop. That depends on the files alone, so every rank and
+    every run decides alike. More than the share `max_skipped` of the records is no matter of single records any more,
+    and an error.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class ConversationDataset(Dataset[Sample]):
         self.exif_transpose = exif_transpose
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+        # And which were cut to the length of a sequence.
+        self.shortened = torch.zeros(len(records), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -91,13 +94,17 @@ class ConversationDataset(Dataset[Sample]):
             try:
                 return self.read(position)
             except SampleError as error:
-                if self.on_error == "fail":
+                if not self.passes_over(error):
                     raise
                 if not self.skipped[position]:
                     self.skipped[position] = True
                     logger.warning("skipped: %s", error)
                     self._refuse_too_many(error)
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
+
+    def passes_over(self, error: SampleError) -> bool:
+        """Returns whether the next good record is taken for one that raises this."""
+        return self.on_error == "skip" or isinstance(error, OverlongError)
 
     def _refuse_too_many(self, last: SampleError) -> None:
         if self.is_too_many(self.skipped_count):
@@ -118,13 +125,13 @@ class ConversationDataset(Dataset[Sample]):
 
     def read(self, index: int) -> Sample:
         """Returns the sample of this record and no other; SampleError, naming the record, when it gives none."""
-        record, (input_ids, labels), pixels = self._prepare(
+        record, encoded, pixels = self._prepare(
             index,
             lambda path: to_pixels(load_image(path, self.exif_transpose), self.processor, self.aspect_ratio),
         )
         return Sample(
-            torch.from_numpy(np.array(input_ids, dtype=np.int64)),
-            torch.from_numpy(np.array(labels, dtype=np.int64)),
+            torch.from_numpy(np.array(encoded.input_ids, dtype=np.int64)),
+            torch.from_numpy(np.array(encoded.labels, dtype=np.int64)),
             torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
             record.id,
         )
@@ -133,14 +140,15 @@ class ConversationDataset(Dataset[Sample]):
         """Raises what `read` would, as far as that is seen without decoding an image."""
         self._prepare(index, require_image_file)
 
-    def _prepare(
-        self, index: int, of_image: Callable[[Path], T]
-    ) -> tuple[Record, tuple[list[int], list[int]], list[T]]:
+    def _prepare(self, index: int, of_image: Callable[[Path], T]) -> tuple[Record, Encoded, list[T]]:
         record: Record | None = None
         try:
             record = self.records[index]
-            encoded = self.encoder.sample(record.turns, len(record.images), record.system)
-            return record, encoded, [of_image(self.image_folder / image) for image in record.images]
+            encoded = self.encoder.fitted(record.turns, len(record.images), record.system)
+            images = [of_image(self.image_folder / image) for image in record.images[: encoded.num_images]]
+            if encoded.is_shortened:
+                self.shortened[index] = True
+            return record, encoded, images
         except SampleError as error:
             if record and record.images and not self.image_folder.is_dir():
                 raise DataError(
@@ -149,7 +157,9 @@ class ConversationDataset(Dataset[Sample]):
             record_id = record.id if record else error.record_id
             place = (record.place if record else error.place) or f"record {index}"
             name = place if record_id is None else f"{place} (id {record_id!r})"
-            raise SampleError(f"{self.records.path}, {name}: {error}") from error
+            named = type(error)(f"{self.records.path}, {name}: {error}", error.kind)
+            named.record_id, named.place = record_id, place
+            raise named from error
 
 
 def build_encoder(
@@ -229,7 +239,7 @@ def build_dataset(
     return ConversationDataset(
         records=open_source(data.data_path, list(data.datasets_exclude)),
         image_folder=image_folder,
-        encoder=build_encoder(model_cfg, vision, tokenizer),
+        encoder=replace(build_encoder(model_cfg, vision, tokenizer), truncation=data.truncation),
         processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),
         image_size=vision.image_size,
         aspect_ratio=data.image_aspect_ratio,

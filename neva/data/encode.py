@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.data.control_tokens import marked_tokenizer, written_control_token
-from neva.errors import SampleError
+from neva.errors import OverlongError, SampleError
 from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
+
+TOO_LONG = "too long"
 
 
 def encode(
@@ -22,15 +24,14 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     image_tokens: int,
     bos: bool,
-    max_length: int,
 ) -> tuple[list[int], list[int]]:
-    """Returns token ids and labels of the same length, not shifted, at most `max_length`.
+    """Returns token ids and labels of the same length, not shifted.
 
     Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
     LLaVA's `tokenizer_image_token`; a placeholder becomes `image_tokens` times `IMAGE_TOKEN_ID`. A token
     carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
     beginning-of-sequence token first, where it has one. A special token that stands in a text is read as its
-    characters. Text beyond `max_length` is truncated on the right; an image there is a `SampleError`.
+    characters.
     """
     texts = [segment.text for segment in segments]
     tokenize: Callable[[str], tuple[list[int], list[tuple[int, int]]]] = partial(_tokenize, tokenizer)
@@ -55,17 +56,25 @@ def encode(
             for token, (first, _) in zip(ids, offsets, strict=True)
         ]
         chunk_start += len(chunk) + len(IMAGE_PLACEHOLDER)
-    if IMAGE_TOKEN_ID in input_ids[max_length:]:
-        raise SampleError(
-            f"the sequence of {len(input_ids)} tokens must be cut to encoder_seq_length={max_length}, "
-            "which would cut an image; raise encoder_seq_length or shorten the record"
-        )
-    return input_ids[:max_length], labels[:max_length]
+    return input_ids, labels
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return tokens["input_ids"], tokens["offset_mapping"]
+
+
+class Encoded(NamedTuple):
+    """A training sample of S tokens."""
+
+    input_ids: list[int]
+    """[S], `IMAGE_TOKEN_ID` where image patches go."""
+    labels: list[int]
+    """[S], not shifted, `IGNORE_INDEX` where there is no loss."""
+    num_images: int
+    """Images of the record that are in it, from the first on."""
+    is_shortened: bool
+    """Whether something was cut off to fit it into a sequence."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +88,77 @@ class ConversationEncoder:
     sep_image_conv_front: bool
     system: str | None = None
     """The system prompt of conversations that bring none; None: the template's own."""
+    truncation: Literal["cut", "truncate_turns", "drop", "fail"] = "cut"
+    """What becomes of a training sample that is longer than `max_length`."""
 
     def sample(
         self, turns: Sequence[Turn], image_count: int, system: str | None = None
     ) -> tuple[list[int], list[int]]:
-        """Returns ids and unshifted labels of a training sample; SampleError when no label is left."""
-        segments = self._render(turns, image_count, system)
-        input_ids, labels = encode(
-            segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, self.max_length
-        )
+        """Returns ids and unshifted labels of a training sample, as `fitted` does."""
+        encoded = self.fitted(turns, image_count, system)
+        return encoded.input_ids, encoded.labels
+
+    def fitted(self, turns: Sequence[Turn], image_count: int, system: str | None = None) -> Encoded:
+        """Returns a training sample of at most `max_length` tokens.
+
+        Raises:
+            OverlongError: it is longer, with `truncation` drop.
+            SampleError: it is longer, with `truncation` fail; it cannot be shortened so; no label is left.
+        """
+        input_ids, labels = self._encode(turns, image_count, system)
+        is_shortened = len(input_ids) > self.max_length
+        if is_shortened:
+            input_ids, labels = self._shortened(input_ids, labels, turns, system)
         # The first position has no predecessor that could predict it.
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise SampleError(
                 f"no token carries loss within encoder_seq_length={self.max_length}; "
-                "the answers are missing or cut off"
+                "the answers are missing or cut off",
+                "no label",
             )
-        return input_ids, labels
+        return Encoded(input_ids, labels, input_ids.count(IMAGE_TOKEN_ID) // self.image_tokens, is_shortened)
+
+    def _shortened(
+        self, input_ids: list[int], labels: list[int], turns: Sequence[Turn], system: str | None
+    ) -> tuple[list[int], list[int]]:
+        """Returns what `truncation` makes of ids and labels that are too long."""
+        found = f"the sequence of {len(input_ids)} tokens"
+        if self.truncation == "truncate_turns":
+            return self._whole_turns(turns, system, found)
+        if self.truncation != "cut":
+            error = OverlongError if self.truncation == "drop" else SampleError
+            raise error(
+                f"{found} is longer than encoder_seq_length={self.max_length}; raise it or shorten the record",
+                TOO_LONG,
+            )
+        if IMAGE_TOKEN_ID in input_ids[self.max_length :]:
+            raise SampleError(
+                f"{found} must be cut to encoder_seq_length={self.max_length}, "
+                "which would cut an image; raise encoder_seq_length or shorten the record",
+                TOO_LONG,
+            )
+        return input_ids[: self.max_length], labels[: self.max_length]
+
+    def _whole_turns(
+        self, turns: Sequence[Turn], system: str | None, found: str
+    ) -> tuple[list[int], list[int]]:
+        """Returns as many questions with their answers, from the first on, as fit."""
+        for count in range((len(turns) - 1) // 2, 0, -1):
+            kept = turns[: 2 * count]
+            input_ids, labels = self._encode(kept, placeholders(kept), system)
+            if len(input_ids) <= self.max_length:
+                return input_ids, labels
+        raise SampleError(
+            f"{found} is longer than encoder_seq_length={self.max_length} with its first question and answer alone; "
+            "raise encoder_seq_length or shorten the record",
+            TOO_LONG,
+        )
+
+    def _encode(
+        self, turns: Sequence[Turn], image_count: int, system: str | None
+    ) -> tuple[list[int], list[int]]:
+        segments = self._render(turns, image_count, system)
+        return encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
 
     def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
         """Returns the ids of a question up to where the answer begins, as a training sample has them.
@@ -107,9 +171,7 @@ class ConversationEncoder:
             raise SampleError(
                 f"the text contains {written!r}, a special token of the template; give the question alone"
             )
-        whole, _ = encode(
-            segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos, max_length=sys.maxsize
-        )
+        whole, _ = encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
         if len(whole) > self.max_length:
             raise SampleError(
                 f"the prompt takes {len(whole)} tokens, more than encoder_seq_length={self.max_length}; "
@@ -133,14 +195,19 @@ class ConversationEncoder:
 
     def _render(self, turns: Sequence[Turn], image_count: int, system: str | None) -> list[Segment]:
         system = self.system if system is None else system
-        placeholders = sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
-        if placeholders != image_count:
+        if placeholders(turns) != image_count:
             raise SampleError(
-                f"found {placeholders} {IMAGE_PLACEHOLDER} placeholders for {image_count} images; "
-                "each image needs exactly one"
+                f"found {placeholders(turns)} {IMAGE_PLACEHOLDER} placeholders for {image_count} images; "
+                "each image needs exactly one",
+                "placeholders",
             )
         if IMAGE_PLACEHOLDER in (system or ""):
             raise SampleError(f"the system prompt holds {IMAGE_PLACEHOLDER}; images belong into the turns")
         if self.sep_image_conv_front:
             turns = move_images_to_front(turns)
         return render(self.template, turns, system, self.tokenizer.eos_token)
+
+
+def placeholders(turns: Sequence[Turn]) -> int:
+    """Returns the number of `<image>` in some turns."""
+    return sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)

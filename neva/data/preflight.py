@@ -65,6 +65,10 @@ def _probe(model_cfg: DictConfig, found: Findings) -> None:
         found.problems.append(str(error))
         return
     _judge(dataset, broken, checked, found)
+    if shortened := int(dataset.shortened.sum()):
+        found.notes.append(
+            f"{shortened:,} of the {checked:,} records checked are cut to fit into model.encoder_seq_length"
+        )
 
 
 class _Broken:
@@ -72,7 +76,7 @@ class _Broken:
 
     def __init__(self) -> None:
         self.indices: set[int] = set()
-        self.kinds: dict[tuple[str, int], list[str]] = {}
+        self.kinds: dict[tuple[str, int], list[SampleError]] = {}
 
     @property
     def count(self) -> int:
@@ -82,13 +86,14 @@ class _Broken:
         """Counts a record with those that were refused at the same place of the code."""
         self.indices.add(index)
         origin = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]
-        self.kinds.setdefault((origin.filename, origin.lineno or 0), []).append(str(error))
+        self.kinds.setdefault((origin.filename, origin.lineno or 0), []).append(error)
 
-    def lines(self) -> list[str]:
-        """Returns the first record of each kind, with the number of those like it."""
+    def lines(self, dataset: ConversationDataset, passed_over: bool) -> list[str]:
+        """Returns the first record of each kind that the data set passes over, or not, with the number of its like."""
         return [
-            first if not others else f"{first} ({len(others):,} more records like it)"
+            f"{first} ({len(others):,} more records like it)" if others else str(first)
             for first, *others in self.kinds.values()
+            if dataset.passes_over(first) is passed_over
         ]
 
 
@@ -122,13 +127,14 @@ def _read_some(dataset: ConversationDataset, broken: _Broken, found: Findings) -
 
 
 def _judge(dataset: ConversationDataset, broken: _Broken, checked: int, found: Findings) -> None:
-    """Adds what is broken: problems, or notes where `on_error=skip` passes over them."""
+    """Adds what is broken: problems, or notes where training passes over them."""
     if not broken.count:
         return
-    if dataset.on_error == "fail":
-        found.problems += broken.lines()
+    found.problems += broken.lines(dataset, passed_over=False)
+    skipped = broken.lines(dataset, passed_over=True)
+    found.notes += [f"skipped: {line}" for line in skipped]
+    if not skipped:
         return
-    found.notes += [f"skipped: {line}" for line in broken.lines()]
     counted = f"{broken.count:,} of the {checked:,} records checked are broken"
     if broken.count == len(dataset):
         found.problems.append(f"{counted}: none gives a sample")
@@ -137,5 +143,5 @@ def _judge(dataset: ConversationDataset, broken: _Broken, checked: int, found: F
             f"{counted}, more than model.data.max_skipped={dataset.max_skipped} of {len(dataset):,} allows: mend them, "
             "or raise model.data.max_skipped"
         )
-    else:
+    elif dataset.on_error == "skip":
         found.notes.append(f"{counted}; model.data.on_error=skip passes over them")

@@ -158,22 +158,28 @@ class CheckpointLogger(Callback):
 
 
 class SkippedRecords(Callback):
-    """Says at the end how many records `model.data.on_error=skip` left out, on any rank, each counted once."""
+    """Says at the end how many records were skipped or shortened, on any rank, each counted once."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Unites what the ranks skipped; every rank takes part."""
+        """Unites what the ranks skipped and shortened; every rank takes part."""
         loader: Any = trainer.train_dataloader
         dataset = loader.batches.dataset.samples
-        skipped = dataset.skipped.to(trainer.strategy.root_device, torch.uint8)
-        dist.all_reduce(skipped, op=dist.ReduceOp.MAX)
-        count = int(skipped.sum())
-        if count and trainer.is_global_zero:
-            logger.warning(
-                "%s of %s records were skipped, the next good one taken instead of each: %s",
-                f"{count:,}",
-                f"{len(dataset):,}",
-                dataset.records.path,
-            )
+        happened = {
+            "skipped, the next good one taken instead of each": dataset.skipped,
+            "cut to fit into model.encoder_seq_length": dataset.shortened,
+        }
+        for what, here in happened.items():
+            anywhere = here.to(trainer.strategy.root_device, torch.uint8)
+            dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+            count = int(anywhere.sum())
+            if count and trainer.is_global_zero:
+                logger.warning(
+                    "%s of %s records were %s: %s",
+                    f"{count:,}",
+                    f"{len(dataset):,}",
+                    what,
+                    dataset.records.path,
+                )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -123,7 +123,7 @@ def test_help_shows_recipes_keys_and_examples(capsys: pytest.CaptureFixture[str]
 def test_only_verbs_that_work_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert set(cli.verbs()) == {"train", "infer", "convert", "plan", "config"}
+    assert set(cli.verbs()) == {"train", "infer", "convert", "plan", "config", "data"}
     for name, verb in cli.verbs().items():
         assert f"  {name:<8} {verb.SUMMARY}" in text
         assert callable(verb.main)
@@ -198,9 +198,8 @@ def test_a_verb_is_a_module_of_commands(
     assert cli.main(["--help"]) == 0
     assert "  greet    say hello" in capsys.readouterr().out
     assert cli.main(["options"]) == 2
-    assert (
-        "no verb 'options'; there are config, convert, infer, plan, train, greet" in capsys.readouterr().err
-    )
+    names = "config, convert, data, infer, plan, train, greet"
+    assert f"no verb 'options'; there are {names}" in capsys.readouterr().err
 
 
 def test_a_job_is_named_by_what_is_swept() -> None:

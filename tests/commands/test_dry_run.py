@@ -209,6 +209,19 @@ def test_records_that_are_skipped_are_noted_up_to_the_limit(
     )
 
 
+def test_long_records_are_noted_or_a_problem(
+    ready: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"from": "human", "value": "<image> is"}, {"from": "gpt", "value": "red " * 999}]
+    break_records(tmp_path, _7={"conversations": turns})
+    code, text = dry_run(capsys, *ready)
+    assert code == 0 and "1 of the 130 records checked are cut to fit into model.encoder_seq_length" in text
+    code, text = dry_run(capsys, *ready, "model.data.truncation=drop")
+    assert code == 0 and "note: skipped: data.json, record 7 (id '7'): the sequence of" in text
+    code, text = dry_run(capsys, *ready, "model.data.truncation=fail")
+    assert code == 1 and "is longer than encoder_seq_length" in text
+
+
 def test_surprises_are_noted(ready: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     _, text = dry_run(capsys, *ready, "trainer.max_steps=20")
     assert "note: warmup (30) and constant steps (0) fill all 20 steps" in text

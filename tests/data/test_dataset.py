@@ -61,6 +61,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "num_workers": 0,
                 "on_error": "fail",
                 "max_skipped": 1.0,
+                "truncation": "cut",
                 "on_change": "fail",
                 "exif_transpose": False,
                 "pad_to_multiple_of": 8,
@@ -167,6 +168,25 @@ def test_when_every_record_is_bad_skipping_ends_with_an_error(tmp_path: Path) ->
     write_records(tmp_path / "data.json", [image_record(99, "<image>", "b")] * 3)
     with pytest.raises(SampleError, match="none of the 3 records gives a sample"):
         dataset(tmp_path, on_error="skip")[1]
+
+
+def test_a_long_record_is_shortened_or_dropped_and_counted(tmp_path: Path) -> None:
+    records = write_dataset(tmp_path, 4)
+    records[1]["conversations"] += conversation("And <image>?", "long " * 300)
+    records[1]["image"] = ["1.png", "2.png"]
+    write_records(tmp_path / "data.json", records)
+    short = dataset(tmp_path, truncation="truncate_turns")
+    assert len(short[1].pixel_values) == 1 and short[1].record_id == "id-1"
+    assert short.shortened.tolist() == [False, True, False, False] and not short.skipped.any()
+    dropped = dataset(tmp_path, truncation="drop")
+    assert dropped[1].record_id == "id-2"
+    assert dropped.skipped.tolist() == [False, True, False, False] and not dropped.shortened.any()
+    with pytest.raises(SampleError, match=r"record 1 \(id 'id-1'\): the sequence of \d+ tokens is longer"):
+        dataset(tmp_path, truncation="fail")[1]
+    records[3] = {"id": "broken"}
+    write_records(tmp_path / "data.json", records)
+    with pytest.raises(SampleError, match="broken"):  # that one is no matter of length
+        dataset(tmp_path, truncation="drop")[3]
 
 
 def test_more_than_max_skipped_is_no_matter_of_single_records(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Token ids and labels, against LLaVA's own algorithm and against ids written out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.encode import ConversationEncoder
-from neva.errors import SampleError
+from neva.errors import OverlongError, SampleError
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn
 from tests.conftest import shared_data
@@ -316,8 +317,11 @@ def test_text_is_cut_from_the_right_but_never_an_image_or_every_label(tmp_path: 
     assert at(len(whole_ids), *one) == (whole_ids, whole_labels)
     for length in (len(whole_ids) - 1, first_label + 1):
         assert at(length, *one) == (whole_ids[:length], whole_labels[:length])
-    with pytest.raises(SampleError, match=f"no token carries loss within encoder_seq_length={first_label}"):
+    with pytest.raises(
+        SampleError, match=f"no token carries loss within encoder_seq_length={first_label}"
+    ) as caught:
         at(first_label, *one)
+    assert caught.value.kind == "no label"
     image_end = whole_ids.index(IMAGE_TOKEN_ID) + 4
     with pytest.raises(SampleError, match="no token carries loss"):
         at(image_end, *one)
@@ -332,6 +336,32 @@ def test_an_image_beyond_the_cut_is_an_error_though_labels_are_left(tmp_path: Pa
     encoder = ConversationEncoder(tokenizers.llama_like(tmp_path), TEMPLATES["v1"], 4, 90, False)
     with pytest.raises(SampleError, match="would cut an image"):
         encode(encoder, "a", "b", "long " * 30 + "<image>", "d")
+
+
+def test_longer_samples_are_cut_between_turns_dropped_or_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizers.llama_like(tmp_path)
+    one = ConversationEncoder(tokenizer, TEMPLATES["v1"], 4, 4096, False, truncation="truncate_turns")
+    texts = ("<image> a", "b c", "and <image>?", "yes", "no <image>", "long " * 9)
+    pairs = [encode(one, *texts[:count]) for count in (2, 4, 6)]
+    lengths = [len(ids) for ids, _ in pairs]
+    assert pairs[2] == encode(replace(one, max_length=lengths[2]), *texts)
+    for max_length in range(lengths[0], lengths[2]):
+        count = 2 if max_length >= lengths[1] else 1
+        found = replace(one, max_length=max_length).fitted(turns(*texts), 3)
+        assert (found.input_ids, found.labels) == pairs[count - 1]
+        assert (found.num_images, found.is_shortened) == (count, True)
+    assert not one.fitted(turns(*texts), 3).is_shortened
+    for max_length in (1, lengths[0] - 1):
+        with pytest.raises(SampleError, match="with its first question and answer alone"):
+            encode(replace(one, max_length=max_length), *texts)
+    for policy, kind in (("drop", OverlongError), ("fail", SampleError)):
+        fits = replace(one, truncation=policy, max_length=lengths[2])
+        assert encode(fits, *texts) == pairs[2]
+        with pytest.raises(
+            SampleError, match=rf"{lengths[2]} tokens is longer than encoder_seq_len"
+        ) as caught:
+            encode(replace(fits, max_length=lengths[2] - 1), *texts)
+        assert type(caught.value) is kind
 
 
 def test_a_prompt_is_never_cut(tmp_path: Path) -> None:

@@ -61,9 +61,12 @@ class Data:
     on_error: str = key(
         "A missing or broken image, a malformed record: fail, or skip and count.", choices=("fail", "skip")
     )
-    max_skipped: float = key(
-        "With on_error=skip: more than this share of the records is an error.", low=0, high=1
+    truncation: str = key(
+        "A sample longer than encoder_seq_length: cut from the right, truncate_turns to whole questions and answers, "
+        "drop and count, or fail as a broken record does.",
+        choices=("cut", "truncate_turns", "drop", "fail"),
     )
+    max_skipped: float = key("More skipped or dropped records than this share is an error.", low=0, high=1)
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
     media_type: Any = refused("image", why=_VIDEO)

@@ -48,19 +48,22 @@ def _one_sentence(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise SampleError(f"image file {path} does not exist") from error
+        raise SampleError(f"image file {path} does not exist", "missing image") from error
     # PIL's decoders raise whatever their format module raises: OSError, SyntaxError, struct.error, …
     except Exception as error:
         if isinstance(error, MemoryError):
             raise
         code = getattr(error, "errno", None)
         if code in NO_FILE:
-            raise SampleError(f"image file {str(path):.200} is no file ({os.strerror(code)})") from error
+            raise SampleError(
+                f"image file {str(path):.200} is no file ({os.strerror(code)})", "missing image"
+            ) from error
         if code is not None:
             # Not the file's fault and perhaps not the same on every rank: no reason to skip a record.
             raise DataError(f"image file {path} cannot be read ({os.strerror(code)})") from error
         raise SampleError(
-            f"image file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it"
+            f"image file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it",
+            "broken image",
         ) from error
 
 
