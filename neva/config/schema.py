@@ -19,6 +19,9 @@ from neva.config.keys.model import Training
 from neva.config.show import as_override
 from neva.errors import ConfigError
 
+NULLABLE = ("rope_scaling", "window_size")
+"""Language keys whose null says that the model has no such thing."""
+
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -85,7 +88,7 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
         elif is_dataclass(hints[name]):
             yield from _section(typing.cast(type, hints[name]), value, written[name], path + ".", known)
         elif not _refers_to_known(written[name], known):
-            yield from _value(path, value, hints[name], names[name].metadata["rule"])
+            yield from value_problems(path, value, hints[name], names[name].metadata["rule"])
     for name, field in names.items():
         if name not in values and _needed(hints[name], field.metadata.get("rule")):
             yield f"missing key {prefix}{name}: add it to the recipe"
@@ -113,7 +116,8 @@ def _needed(hint: Any, rule: Key | Refused | None) -> bool:
     return isinstance(rule, Key) and not rule.optional
 
 
-def _value(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[str]:
+def value_problems(path: str, value: Any, hint: Any, rule: Key | Refused) -> Iterator[str]:
+    """Yields what is wrong with the value of one key, by its type and rule."""
     if isinstance(rule, Refused):
         if not any(_same(value, off) for off in rule.off):
             remedy = " or ".join(as_override(off) for off in rule.off)
