@@ -62,6 +62,12 @@ def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
         above, "tie_word_embeddings"
     ):  # of a LLaVA, said above its text_config; transformers ties for either
         config = {**config, "tie_word_embeddings": True}
+    for part in (above, config):
+        if part.get("quantization_config"):
+            raise ConfigError(
+                f"quantization_config is {shown(part['quantization_config'])}, expected none: neva reads no "
+                "quantised model; save it in bf16, fp16 or fp32 first"
+            )
     model_type = text({"model_type": "llama", **config}, "model_type")
     if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
         model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys

@@ -23,8 +23,8 @@ from neva.distributed.launch import identify
 from neva.errors import ConfigError, UserError
 
 RECIPES = {"quickstart_finetune": Training, "llava_7b_finetune": Training, "llava_7b_inference": Inference}
-LONGEST_LINE = 7000
-"""A value of 5,000 characters is shown as it was typed."""
+LONGEST_LINE = 4000
+"""A value is shown as it was typed, a list of them too."""
 
 SCALARS: st.SearchStrategy[Any] = (
     st.none()
@@ -32,7 +32,7 @@ SCALARS: st.SearchStrategy[Any] = (
     | st.sampled_from([0, 1, 2, 3, 4, 6, 8, 12, 64, 1000, 10**6, -1, 2**70])
     | st.sampled_from([0.1, 1.5, -0.5, 1e-3, 1e308, 5e-324, math.nan, math.inf])
     | st.sampled_from(
-        ["", "x", "1", "/", "a\0b", "a\nb", "x" * 5000, "\ud83d", "~", "linear", "full", "bf16", "v1"]
+        ["", "x", "1", "/", "a\0b", "a\nb", "x" * 300, "\ud83d", "~", "linear", "full", "bf16", "v1"]
     )
     | st.sampled_from(["${model.num_layers}", "${nowhere}", "${", "${oc.env:NOPE}", "???", "7:00:00:00"])
     | st.text(max_size=4)
@@ -64,7 +64,7 @@ def plan(cfg: DictConfig) -> None:
     run_folder(completed)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data(), name=st.sampled_from(sorted(RECIPES)))
 def test_any_value_of_any_key_is_a_plan_or_a_sentence(data: st.DataObject, name: str) -> None:
     cfg = copy.deepcopy(recipe(name))
@@ -93,7 +93,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     key=st.sampled_from(KEYS),
     sign=st.sampled_from(["=", "=", "==", ""]),

@@ -59,7 +59,7 @@ def copy_of(whole: Path, kind: str, folder: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("llava-hf", 60), ("original", 50), ("nemo", 60)])
+@pytest.mark.parametrize(("kind", "examples"), [("llava-hf", 35), ("original", 25), ("nemo", 60)])
 def test_any_harm_to_a_source_is_a_conversion_or_one_sentence(
     whole: Path, tmp_path: Path, kind: str, examples: int
 ) -> None:
@@ -119,7 +119,7 @@ def test_a_process_ends_with_one_sentence_and_status_1(
     (source / file).write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         convert(source, tmp_path / "x.nemo", Options())
-    if kind == "llava-hf" and file != "config.json":
+    if kind == "llava-hf":
         return
     done = subprocess.run(
         [sys.executable, "-m", "neva", "convert", str(source), str(tmp_path / "x.nemo")],
