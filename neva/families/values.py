@@ -14,6 +14,9 @@ LARGEST = 2**31 - 1
 LARGEST_NUMBER = 1e30
 """Far from what float32 overflows at."""
 
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+"""Of a tower's feed-forward layers, by transformers' names."""
+
 MOST_LAYERS = 10_000
 """The tables of a model have some rows for each layer, and are made before a tensor is looked at."""
 
@@ -76,3 +79,43 @@ def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict | None):
         raise ConfigError(f"{key} is {shown(value)}, expected an object with keys")
     return value or {}
+
+
+def one_layer(layer: Any) -> int:
+    """Returns the one hidden state of a tower that a LLaVA config names, as a number or as a list of one.
+
+    Raises:
+        ConfigError: it names none or several.
+    """
+    layers = layer if isinstance(layer, list) else [layer]
+    if len(layers) != 1 or type(layers[0]) is not int:
+        raise ConfigError(
+            f"vision_feature_layer: found {shown(layers)}, expected one layer; neva does not join several"
+        )
+    return layers[0]
+
+
+def side(values: Mapping[str, Any], key: str) -> int:
+    """Returns the side of a square in pixels, which is given once or for each direction.
+
+    Raises:
+        ConfigError: it is no square.
+    """
+    size = values[key]
+    if not isinstance(size, list):
+        return whole(values, key)
+    if not size or any(other != size[0] for other in size):
+        raise ConfigError(f"{key} is {shown(size)}, expected a square")
+    return whole({key: size[0]}, key)
+
+
+def activation(values: Mapping[str, Any]) -> str:
+    """Returns the activation of a tower.
+
+    Raises:
+        ConfigError: it is not one of ACTIVATIONS.
+    """
+    name = text(values, "hidden_act")
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act is {shown(name)}, expected one of {', '.join(ACTIVATIONS)}")
+    return name

@@ -13,13 +13,10 @@ from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Rename, Shape, Table
 from neva.families.naming import TOWER, HFNaming
-from neva.families.values import MOST_LAYERS, number, section, text, whole
+from neva.families.values import MOST_LAYERS, activation, number, one_layer, section, side, text, whole
 from neva.formats.hf_files import MODEL_CONFIG, read_config
 from neva.formats.json import shown
 from neva.registry import VISION_FAMILIES
-
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
-"""Of a tower's feed-forward layers, by transformers' names."""
 
 POSITION_BUFFERS = r".*\.position_ids"
 CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
@@ -55,13 +52,13 @@ class VisionFamily:
         values = {**self.defaults, **config}
         vision = VisionConfig(
             model_type=self.model_type,
-            image_size=_side(values, "image_size"),
-            patch_size=_side(values, "patch_size"),
+            image_size=side(values, "image_size"),
+            patch_size=side(values, "patch_size"),
             hidden_size=whole(values, "hidden_size"),
             num_layers=whole(values, "num_hidden_layers", high=MOST_LAYERS),
             num_heads=whole(values, "num_attention_heads"),
             ffn_hidden_size=whole(values, "intermediate_size"),
-            hidden_act=_activation(values),
+            hidden_act=activation(values),
             layer_norm_eps=number(values, "layer_norm_eps"),
             select_layer=select_layer,
             class_token_length=self.class_tokens,
@@ -177,7 +174,7 @@ def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> 
     stored_type = text({"model_type": fallback, **part}, "model_type")
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):
-            return family.read(part, _one_layer(config.get("vision_feature_layer", select_layer)))
+            return family.read(part, one_layer(config.get("vision_feature_layer", select_layer)))
     raise ConfigError(
         f"model_type {shown(stored_type.removesuffix('_vision_model'))} is not a vision tower that neva reads; "
         f"expected one of {sorted(VISION_FAMILIES.names())}"
@@ -192,31 +189,6 @@ def read_vision_config(folder: str | Path, select_layer: int = -1) -> VisionConf
     """
     with naming(Path(folder) / MODEL_CONFIG):
         return vision_config_from_hf(read_config(folder), select_layer)
-
-
-def _one_layer(layer: Any) -> int:
-    layers = layer if isinstance(layer, list) else [layer]
-    if len(layers) != 1 or type(layers[0]) is not int:
-        raise ConfigError(
-            f"vision_feature_layer: found {shown(layers)}, expected one layer; neva does not join several"
-        )
-    return layers[0]
-
-
-def _side(values: Mapping[str, Any], key: str) -> int:
-    size = values[key]
-    if not isinstance(size, list):
-        return whole(values, key)
-    if not size or any(side != size[0] for side in size):
-        raise ConfigError(f"{key} is {shown(size)}, expected a square")
-    return whole({key: size[0]}, key)
-
-
-def _activation(values: Mapping[str, Any]) -> str:
-    name = text(values, "hidden_act")
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"hidden_act is {shown(name)}, expected one of {', '.join(ACTIVATIONS)}")
-    return name
 
 
 def _refuse_uneven(vision: VisionConfig) -> None:

@@ -10,7 +10,7 @@ from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
 from neva.families.connector import connector_forms, connector_pattern
-from neva.families.vision import ACTIVATIONS
+from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES
 
 _NO_PROJECTOR = {
