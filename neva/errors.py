@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -72,6 +75,17 @@ class RankError(UserError):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextmanager
+def naming(place: str | Path) -> Iterator[None]:
+    """Puts `place`, a file or folder, before the sentence of a user error that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        if str(place) not in str(error):
+            error.args = (f"{place}: {error}", *error.args[1:])
+        raise
 
 
 def print_problems(error: UserError) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -11,6 +13,8 @@ import torch.distributed as dist
 from neva.distributed import groups
 from neva.errors import CheckpointError
 from neva.formats.json import read_json
+
+logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 _BLOCK_BYTES = 1 << 22
@@ -28,31 +32,72 @@ def write_checksums(folder: Path) -> None:
         (folder / CHECKSUMS).write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def verify_checksums(folder: Path) -> None:
-    """Compares every file with what was written. Called by every rank; a checkpoint of before has nothing to compare.
+def first_whole(folder: Path, earlier: Sequence[Path] = ()) -> Path:
+    """Returns the first of `folder` and `earlier` whose files all hold what was written; those before it are named.
+
+    Called by every rank. Each reads its share of the files once more than loading does, so that a checkpoint costs
+    its size divided by what the disks give together, and a damaged one the same again for the one before. A
+    checkpoint of before there were checksums has nothing to compare.
 
     Raises:
-        CheckpointError: a file is missing, of another size or of other content; the same on every rank.
+        CheckpointError: none is whole; the message is about `folder`, the same on every rank.
     """
-    path = folder / CHECKSUMS
-    listed: dict[str, list[int]] = read_json(path) if path.is_file() else {}
-    problems = [_problem(folder / name, listed[name]) for name in _share(sorted(listed))]
-    found = [problem for share in groups.gathered(problems) for problem in share if problem]
-    if found:
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        raise CheckpointError(
-            f"the checkpoint {folder} is damaged: {found[0]}{more}; copy it again, or move it away and continue from "
-            "an earlier one with model.resume_from_checkpoint"
-        )
+    first = damage(folder)
+    if first is None:
+        return folder
+    for path in earlier:
+        if damage(path) is None:
+            if dist.get_rank() == 0:
+                logger.warning(
+                    "%s is damaged (%s) and passed over; the run goes on from %s", folder, first, path
+                )
+            return path
+    raise CheckpointError(
+        f"the checkpoint {folder} is damaged: {first}; copy it again, or move it away and continue from an earlier one "
+        "with model.resume_from_checkpoint"
+    )
+
+
+def damage(folder: Path) -> str | None:
+    """Returns which files of a checkpoint are missing or changed; None: none. Called by every rank; same on each."""
+    try:
+        listed = _listed(folder)
+    except CheckpointError as error:
+        problems: list[str | None] = [str(error)]
+    else:
+        problems = [_problem(folder / name, listed[name]) for name in _share(sorted(listed))]
+    found = list(
+        dict.fromkeys(problem for share in groups.gathered(problems) for problem in share if problem)
+    )
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0]}{more}" if found else None
 
 
 def incomplete(folder: Path) -> str | None:
     """Returns what is missing or cut in a checkpoint, by the sizes of its files alone; None: nothing."""
-    path = folder / CHECKSUMS
-    if not path.is_file():
+    if not (folder / CHECKSUMS).is_file():
         return None if (folder / "metadata.json").is_file() else "it has no metadata.json"
-    listed: dict[str, list[int]] = read_json(path)
+    try:
+        listed = _listed(folder)
+    except CheckpointError as error:
+        return str(error)
     return next(filter(None, (_size_problem(folder / name, listed[name]) for name in sorted(listed))), None)
+
+
+def _listed(folder: Path) -> dict[str, list[int]]:
+    """Returns size and CRC-32 by file name, as they were written; empty for a checkpoint that has no list.
+
+    Raises:
+        CheckpointError: the list itself is damaged.
+    """
+    path = folder / CHECKSUMS
+    listed = read_json(path) if path.is_file() else {}
+    if not isinstance(listed, dict) or not all(
+        isinstance(entry, list) and [type(number) for number in entry] == [int, int]
+        for entry in listed.values()
+    ):
+        raise CheckpointError(f"{CHECKSUMS} does not list a size and a CRC-32 for each file")
+    return listed
 
 
 def _share(names: list[str]) -> list[str]:
@@ -78,4 +123,7 @@ def _size_problem(path: Path, expected: list[int]) -> str | None:
 def _problem(path: Path, expected: list[int]) -> str | None:
     if problem := _size_problem(path, expected):
         return problem
-    return None if _checksum(path) == expected else f"{path.name} has another content than was written"
+    try:
+        return None if _checksum(path) == expected else f"{path.name} has another content than was written"
+    except OSError as error:  # a bad sector
+        return f"{path.name} cannot be read ({error.strerror})"

@@ -106,7 +106,7 @@ def read(config_name: str | None, overrides: Sequence[str], conf_dir: Path = CON
 def _composed(name: str, overrides: Sequence[str], conf_dir: Path) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import OverrideParseException
 
     register_resolvers()
     try:
@@ -115,7 +115,9 @@ def _composed(name: str, overrides: Sequence[str], conf_dir: Path) -> DictConfig
     except OverrideParseException as error:
         found = f"cannot read {error.override.lstrip('+')!r} ({_first_sentence(error.message)})"
         raise ConfigError(f"{found}: {QUOTING}") from error
-    except HydraException as error:
+    except (
+        Exception
+    ) as error:  # Hydra's own, OmegaConf's, and plain ones for a group that is chosen by a number
         raise ConfigError(_first_sentence(str(error))) from error
 
 

@@ -10,19 +10,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import LANGUAGE_KEYS, TOWER_KEYS, recorded_family, vision_config_of
+from neva.config.schema import NULLABLE
 from neva.config.show import as_override
 from neva.errors import ConfigError
-from neva.families.language import language_config_from_hf
+from neva.families.language import read_language_config
 from neva.families.media_tokens import tokens_per_image
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision import read_vision_config
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings
-from neva.formats.json import read_json
+from neva.formats.json import read_object
 from neva.formats.nemo_header import nemo_config
 from neva.formats.vocabulary import tokenizer_size
 from neva.registry import VISION_FAMILIES
-
-NULLABLE = ("rope_scaling", "window_size")
-"""Language keys whose null says that the model has no such thing."""
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
@@ -78,15 +76,14 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
 def hf_config(folder: str | None) -> dict[str, Any] | None:
     """`config.json` of a Hugging Face folder, or None when there is no such file (yet)."""
     path = Path(folder) / MODEL_CONFIG if folder else None
-    return read_json(path, ConfigError) if path is not None and path.is_file() else None
+    return read_object(path, ConfigError) if path is not None and path.is_file() else None
 
 
 def tower_sizes(folder: str | None) -> dict[str, Any]:
     """Returns our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint."""
-    config = hf_config(folder)
-    if config is None:
+    if hf_config(folder) is None:
         return {}
-    shape = vision_config_from_hf(config)
+    shape = read_vision_config(str(folder))
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
     statistics = image_processor_settings(str(folder))
     if statistics is not None:
@@ -99,10 +96,9 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     recorded = nemo_config(source)
     if recorded is not None:
         return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
-    config = hf_config(source)
-    if config is None:
+    if hf_config(source) is None:
         return {}
-    shape = language_config_from_hf(config)
+    shape = read_language_config(str(source))
     return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
 
 
@@ -111,8 +107,7 @@ def language_family(source: str | None) -> str | None:
     recorded = nemo_config(source)
     if recorded is not None:
         return recorded_family(recorded)
-    config = hf_config(source)
-    return None if config is None else language_config_from_hf(config).family
+    return None if hf_config(source) is None else read_language_config(str(source)).family
 
 
 def _vision(model_cfg: DictConfig) -> None:

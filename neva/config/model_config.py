@@ -45,6 +45,7 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
     """Returns the tower of a resolved `model` section."""
     tower = model_cfg.mm_cfg.vision_encoder
     sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
+    sizes["layer_norm_eps"] = float(sizes["layer_norm_eps"])  # a YAML may say 1
     return VisionConfig(
         **sizes, select_layer=tower.vision_select_layer, class_token_length=tower.class_token_length
     )
@@ -66,6 +67,7 @@ def turns_images(model_cfg: DictConfig) -> bool:
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     """Returns the language model of a resolved `model` section."""
     sizes = {field: model_cfg[key] for key, field in LANGUAGE_KEYS.items()}
+    sizes |= {field: float(sizes[field]) for field in ("rope_theta", "rms_norm_eps")}
     if sizes["rope_scaling"] is not None:
         sizes["rope_scaling"] = OmegaConf.to_container(sizes["rope_scaling"])
     return LanguageConfig(

@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neva.errors import ConfigError
-from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of
-from neva.formats.json import read_json
+from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of, weight_map
+from neva.formats.json import read_object
 from neva.formats.nemo_header import is_nemo, nemo_tokenizer
 
 
@@ -103,7 +103,7 @@ def _no_weights(key: str, source: str | None) -> Iterator[str]:
         if not any((folder / name).is_file() for name in WEIGHT_FILES):
             yield f"{key}: {source} holds neither {' nor '.join(WEIGHT_FILES)} (nor an index of either)"
         return
-    shards = set(read_json(index, ConfigError)["weight_map"].values())
+    shards = set(weight_map(read_object(index, ConfigError), index).values())
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         yield f"{key}: {source} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}"

@@ -19,6 +19,9 @@ from neva.config.keys.model import Training
 from neva.config.show import as_override
 from neva.errors import ConfigError
 
+NULLABLE = ("rope_scaling", "window_size")
+"""Language keys whose null says that the model has no such thing."""
+
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -104,7 +107,7 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
         elif is_dataclass(hints[name]):
             yield from _section(typing.cast(type, hints[name]), value, written[name], path + ".", known)
         elif not _refers_to_known(written[name], known):
-            yield from _value(path, value, hints[name], names[name].metadata["rule"])
+            yield from value_problems(path, value, hints[name], names[name].metadata["rule"])
     for name, field in names.items():
         if name not in values and _needed(hints[name], field.metadata.get("rule")):
             yield f"missing key {prefix}{name}: add it to the recipe"
@@ -132,7 +135,8 @@ def _needed(hint: Any, rule: Rule | None) -> bool:
     return isinstance(rule, Key) and not rule.optional
 
 
-def _value(path: str, value: Any, hint: Any, rule: Rule) -> Iterator[str]:
+def value_problems(path: str, value: Any, hint: Any, rule: Rule) -> Iterator[str]:
+    """Yields what is wrong with the value of one key, by its type and rule."""
     if isinstance(rule, Ignored):
         if rule.choices is not None and value not in rule.choices:
             allowed = ", ".join(as_override(choice) for choice in rule.choices)

@@ -12,6 +12,7 @@ from neva.config.model_config import recorded_family
 from neva.config.show import as_override
 from neva.constants import LOGGED_VALUES
 from neva.errors import ConfigError
+from neva.families.llama.config import check_scaling
 from neva.families.vision import hidden_states
 from neva.registry import LANGUAGE_FAMILIES
 
@@ -58,6 +59,11 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.num_attention_heads={model.num_attention_heads} cannot be divided by "
             f"model.num_query_groups={model.num_query_groups}: every group serves equally many heads"
         )
+    if model.rope_scaling is not None:
+        try:
+            check_scaling(model.rope_scaling)
+        except ConfigError as error:
+            yield f"model.rope_scaling: {error}"
     family = recorded_family(model)
     if family is not None and LANGUAGE_FAMILIES[family].follows_from_sizes:
         yield f"model.mm_cfg.llm.family={family} is what the sizes of a model tell: leave the key out"

@@ -12,8 +12,9 @@ from torch import Tensor
 from neva.convert.lazy_model import LazyLanguageModel
 from neva.errors import DataError
 from neva.formats.hf_tokenizer import add_special_tokens
-from neva.formats.json import json_text, parse_json
+from neva.formats.json import json_text
 from neva.formats.nemo import VOCABULARY
+from neva.formats.vocabulary import parse_tokenizer
 
 
 class ExtendedVocabulary(Mapping[str, Tensor]):
@@ -44,7 +45,7 @@ def with_tokens(model: LazyLanguageModel, tokens: Sequence[str]) -> LazyLanguage
     """
     if "tokenizer.json" not in model.tokenizer:
         raise DataError(f"{model.name} has no tokenizer.json; tokens can be added only to one")
-    tokenizer = parse_json(model.tokenizer["tokenizer.json"], f"tokenizer.json of {model.name}", DataError)
+    tokenizer = parse_tokenizer(model.tokenizer["tokenizer.json"], f"tokenizer.json of {model.name}")
     ids = add_special_tokens(tokenizer, tokens)
     rows = max(model.language.vocab_size, *(number + 1 for number in ids))
     config = OmegaConf.merge(model.config, {"vocab_size": rows})

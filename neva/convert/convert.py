@@ -17,7 +17,7 @@ from neva.convert.detect import detect
 from neva.convert.options import Options
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.convert.targets import target_form
-from neva.errors import ConfigError, UserError
+from neva.errors import ConfigError, UserError, naming
 from neva.formats.atomic_write import check_target
 from neva.formats.hf_files import PARITY_REPORT
 from neva.formats.json import read_json
@@ -43,10 +43,11 @@ def convert(source: Path, target: Path, options: Options) -> str:
     form.refuse_others(options)
     if not kind.has_tower:
         _refuse_same_form(source, target)
-    model = _function("readers", kind.reader, "read")(source, options)
-    if kind.has_tower and options.tokenizer_path is not None:
-        model = replace(model, tokenizer=stored_tokenizer(options.tokenizer_path))
-    _function("writers", form.writer, "write")(model, target, options)
+    with naming(source):
+        model = _function("readers", kind.reader, "read")(source, options)
+        if kind.has_tower and options.tokenizer_path is not None:
+            model = replace(model, tokenizer=stored_tokenizer(options.tokenizer_path))
+        _function("writers", form.writer, "write")(model, target, options)
     return f"{kind.words} {source} -> {form.words.format(target)}"
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.language import language_config_from_hf
+from neva.families.language import read_language_config
 from neva.families.vision import tower_shapes
-from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo, is_nemo1
 from neva.weights.parts import language_weights, tower_weights
 
@@ -32,7 +31,7 @@ def checked_language_weights(source: Path, language: LanguageConfig) -> Mapping[
 
         return nemo1_tables.language_part(open_nemo1(source), language)
     if not is_nemo(source):
-        found = language_config_from_hf(read_config(source))
+        found = read_language_config(source)
         if found.vocab_size != language.vocab_size:
             raise CheckpointError(
                 f"{source} has {found.vocab_size} vocabulary rows, the model {language.vocab_size}"

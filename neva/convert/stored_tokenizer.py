@@ -8,8 +8,8 @@ from typing import Any
 
 from neva.errors import DataError
 from neva.formats.hf_files import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_CONFIG, tokenizer_files
-from neva.formats.hf_tokenizer import set_bos
-from neva.formats.json import json_text, parse_json
+from neva.formats.hf_tokenizer import check_tokenizer, set_bos
+from neva.formats.json import json_text, parse_object
 
 
 def stored_tokenizer(folder: Path) -> dict[str, bytes]:
@@ -23,6 +23,7 @@ def stored_tokenizer(folder: Path) -> dict[str, bytes]:
     """
     files = tokenizer_files(folder)
     files.pop(CHAT_TEMPLATE, None)
+    check_tokenizer(files, folder)
     is_complete = "tokenizer.json" in files and TOKENIZER_CONFIG in files
     if is_complete or not {"tokenizer.json", "tokenizer.model", "vocab.json"} & files.keys():
         return files
@@ -35,7 +36,7 @@ def stored_tokenizer(folder: Path) -> dict[str, bytes]:
         files["tokenizer.json"] = json_text(content).encode()
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if TOKENIZER_CONFIG in files:
-        settings = parse_json(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG, DataError)
+        settings = parse_object(files[TOKENIZER_CONFIG], folder / TOKENIZER_CONFIG, DataError)
     roles = {role: getattr(tokenizer, role) for role in SPECIAL_TOKENS}
     settings |= {role: token for role, token in roles.items() if token and not settings.get(role)}
     return {**files, TOKENIZER_CONFIG: json_text(settings).encode()}

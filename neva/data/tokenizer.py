@@ -15,9 +15,9 @@ from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate
 
 from neva.errors import ConfigError, DataError
 from neva.formats.hf_files import SPECIAL_TOKENS, TOKENIZER_CONFIG
-from neva.formats.hf_tokenizer import read_added_tokens, read_roles
-from neva.formats.json import read_json
+from neva.formats.hf_tokenizer import load_backend, read_added_tokens, read_roles
 from neva.formats.nemo_header import nemo_tokenizer
+from neva.formats.vocabulary import parse_tokenizer
 
 
 def load_tokenizer(tokenizer_cfg: DictConfig) -> PreTrainedTokenizerFast:
@@ -70,10 +70,10 @@ def from_folder(path: Path) -> PreTrainedTokenizerFast:
         return _from_model_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the files make transformers and tokenizers raise
         raise DataError(
             f"model.tokenizer.type: {path} has no tokenizer.json or tokenizer.model, and transformers cannot "
-            f"load it: {error}"
+            f"load it: {' '.join(str(error).split()):.300}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"model.tokenizer.type: {path} gives no fast tokenizer; provide its tokenizer.json")
@@ -88,8 +88,13 @@ def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     """
     if not file.is_file():
         raise DataError(f"model.tokenizer.model: no file at {file}")
-    original = SentencePieceProcessor(model_file=str(file))
-    backend = _convert(SentencePieceExtractor(str(file)))
+    try:
+        original = SentencePieceProcessor(model_file=str(file))
+        backend = _convert(SentencePieceExtractor(str(file)))
+    except Exception as error:  # of sentencepiece, protobuf or tokenizers, which share no class
+        raise DataError(
+            f"{file} is not a sentencepiece model of BPE ({str(error):.200}); fetch it again"
+        ) from error
     special = {
         name: original.id_to_piece(number)
         for name, number in (
@@ -175,12 +180,12 @@ def _from_nemo(path: Path, files: Mapping[str, bytes]) -> PreTrainedTokenizerFas
 
 
 def _from_json(file: Path) -> PreTrainedTokenizerFast:
-    roles = read_roles(file.parent)
+    roles, content = read_roles(file.parent), file.read_bytes()
     if not (file.parent / TOKENIZER_CONFIG).is_file():
-        added = read_json(file, DataError).get("added_tokens", [])
+        added = parse_tokenizer(content, file)["added_tokens"]
         special = {token["content"] for token in added if token["special"]}
         roles = {name: token for name, token in SPECIAL_TOKENS.items() if token in special} | roles
-    backend = Tokenizer.from_file(str(file))
+    backend = load_backend(content, file)
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(

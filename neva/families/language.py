@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import Shape, Table
 from neva.families.naming import TEXT, HFNaming
+from neva.families.values import flag, section, text
+from neva.formats.hf_files import MODEL_CONFIG, read_config
+from neva.formats.json import shown
 from neva.registry import LANGUAGE_FAMILIES
 
 
@@ -53,21 +57,37 @@ def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
     Raises:
         ConfigError: another architecture, or settings that would change the arithmetic unnoticed.
     """
-    whole, config = config, config.get("text_config", config)
-    if whole.get(
-        "tie_word_embeddings"
+    above, config = config, section(config, "text_config") if "text_config" in config else config
+    if flag(
+        above, "tie_word_embeddings"
     ):  # of a LLaVA, said above its text_config; transformers ties for either
         config = {**config, "tie_word_embeddings": True}
-    model_type = config.get("model_type", "llama")
+    for part in (above, config):
+        if part.get("quantization_config"):
+            raise ConfigError(
+                f"quantization_config is {shown(part['quantization_config'])}, expected none: neva reads no "
+                "quantised model; save it in bf16, fp16 or fp32 first"
+            )
+    model_type = text({"model_type": "llama", **config}, "model_type")
     if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
         model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys
     if model_type not in LANGUAGE_FAMILIES:
         raise ConfigError(
-            f"model_type {model_type!r} is not a language model that neva reads; expected one of "
+            f"model_type {shown(model_type)} is not a language model that neva reads; expected one of "
             f"{sorted(LANGUAGE_FAMILIES.names())} (LLaMA-type weights of another name: set model_type to 'llama')"
         )
     family: LanguageFamily = LANGUAGE_FAMILIES[model_type]
     return replace(family.read(config), family=None if family.follows_from_sizes else model_type)
+
+
+def read_language_config(folder: str | Path) -> LanguageConfig:
+    """Returns the sizes of the language model in a Hugging Face folder.
+
+    Raises:
+        UserError: there is no `config.json`, or none that `language_config_from_hf` reads; the message names it.
+    """
+    with naming(Path(folder) / MODEL_CONFIG):
+        return language_config_from_hf(read_config(folder))
 
 
 def family_of(language: LanguageConfig) -> LanguageFamily:

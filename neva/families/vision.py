@@ -6,12 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Rename, Shape, Table
 from neva.families.naming import TOWER, HFNaming
+from neva.families.values import MOST_LAYERS, activation, number, one_layer, section, side, text, whole
+from neva.formats.hf_files import MODEL_CONFIG, read_config
+from neva.formats.json import shown
 from neva.registry import VISION_FAMILIES
 
 POSITION_BUFFERS = r".*\.position_ids"
@@ -46,19 +50,22 @@ class VisionFamily:
     def read(self, config: Mapping[str, Any], select_layer: int) -> VisionConfig:
         """Returns the sizes that the tower's part of a `config.json` gives."""
         values = {**self.defaults, **config}
-        return VisionConfig(
+        vision = VisionConfig(
             model_type=self.model_type,
-            image_size=_side(values, "image_size"),
-            patch_size=_side(values, "patch_size"),
-            hidden_size=values["hidden_size"],
-            num_layers=values["num_hidden_layers"],
-            num_heads=values["num_attention_heads"],
-            ffn_hidden_size=values["intermediate_size"],
-            hidden_act=values["hidden_act"],
-            layer_norm_eps=float(values["layer_norm_eps"]),
+            image_size=side(values, "image_size"),
+            patch_size=side(values, "patch_size"),
+            hidden_size=whole(values, "hidden_size"),
+            num_layers=whole(values, "num_hidden_layers", high=MOST_LAYERS),
+            num_heads=whole(values, "num_attention_heads"),
+            ffn_hidden_size=whole(values, "intermediate_size"),
+            hidden_act=activation(values),
+            layer_norm_eps=number(values, "layer_norm_eps"),
             select_layer=select_layer,
             class_token_length=self.class_tokens,
         )
+        _refuse_uneven(vision)
+        num_layers_run(vision)
+        return vision
 
     def write(self, vision: VisionConfig, pooling_head: bool) -> dict[str, Any]:
         """Returns the `vision_config` of an export's `config.json`.
@@ -161,35 +168,37 @@ def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> 
     Raises:
         ConfigError: a tower that neva does not read.
     """
-    part = config.get("vision_config", config)
+    part = section(config, "vision_config") if "vision_config" in config else config
     # transformers takes a LLaVA's tower without a type for CLIP
     fallback = "clip_vision_model" if config.get("model_type") == "llava" else config.get("model_type", "")
-    stored_type = str(part.get("model_type", fallback))
+    stored_type = text({"model_type": fallback, **part}, "model_type")
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):
-            return family.read(part, _one_layer(config.get("vision_feature_layer", select_layer)))
+            return family.read(part, one_layer(config.get("vision_feature_layer", select_layer)))
     raise ConfigError(
-        f"model_type {stored_type.removesuffix('_vision_model')!r} is not a vision tower that neva reads; "
+        f"model_type {shown(stored_type.removesuffix('_vision_model'))} is not a vision tower that neva reads; "
         f"expected one of {sorted(VISION_FAMILIES.names())}"
     )
 
 
-def _one_layer(layer: int | Sequence[int]) -> int:
-    layers = [layer] if isinstance(layer, int) else list(layer)
-    if len(layers) != 1:
+def read_vision_config(folder: str | Path, select_layer: int = -1) -> VisionConfig:
+    """Returns the sizes of the tower in a Hugging Face folder; see `vision_config_from_hf`.
+
+    Raises:
+        UserError: there is no `config.json`, or none that is read; the message names it.
+    """
+    with naming(Path(folder) / MODEL_CONFIG):
+        return vision_config_from_hf(read_config(folder), select_layer)
+
+
+def _refuse_uneven(vision: VisionConfig) -> None:
+    """Raises ConfigError for a tower whose heads do not share its width evenly, or that sees less than a patch."""
+    if vision.hidden_size % vision.num_heads:
         raise ConfigError(
-            f"vision_feature_layer: found {layers}, expected one layer; neva does not join several"
+            f"hidden_size is {vision.hidden_size}, which num_attention_heads {vision.num_heads} does not divide"
         )
-    return layers[0]
-
-
-def _side(values: Mapping[str, Any], key: str) -> int:
-    size = values[key]
-    if isinstance(size, int):
-        return size
-    if len(set(size)) != 1:
-        raise ConfigError(f"config.json: {key} is {size}, expected a square")
-    return size[0]
+    if vision.patch_size > vision.image_size:
+        raise ConfigError(f"patch_size is {vision.patch_size}, more than image_size {vision.image_size}")
 
 
 def transformers_sizes(vision: VisionConfig) -> dict[str, Any]:

@@ -43,7 +43,9 @@ def _tar_members(path: Path) -> dict[str, ByteRange]:
                 if name in members:
                     raise CheckpointError(f"{path}: member {name!r} is there twice; it is refused")
                 members[name] = (path, info.offset_data, info.size)
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             f"{path} is not an uncompressed tar, or is cut short ({error}); expected a .nemo file"
         ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neva.errors import CheckpointError
-from neva.formats.json import read_json
+from neva.formats.json import read_object, shown
 
 MODEL_CONFIG = "config.json"
 IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
@@ -42,6 +43,20 @@ def index_of(weight_file: str) -> str:
     return f"{weight_file}.index.json"
 
 
+def weight_map(index: Mapping[str, Any], name: str | Path) -> dict[str, str]:
+    """Returns the file of each tensor, from the content of an index that was read from `name`.
+
+    Raises:
+        CheckpointError: it does not say that.
+    """
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise CheckpointError(
+            f"{name}: weight_map is {shown(found)}, expected a file name for each tensor; fetch the index again"
+        )
+    return found
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Returns the folder's `config.json`.
 
@@ -51,12 +66,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MODEL_CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a Hugging Face model folder: it has no {MODEL_CONFIG}")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(config).__name__}, expected an object with the model's sizes"
-        )
-    return config
+    return read_object(path)
 
 
 def read_image_processor(folder: str | Path) -> dict[str, Any]:
@@ -81,8 +91,11 @@ def image_processor_settings(folder: str | Path) -> dict[str, Any] | None:
     """
     own, whole = Path(folder) / IMAGE_PROCESSOR_CONFIG, Path(folder) / PROCESSOR_CONFIG
     if own.is_file():
-        return read_json(own)
-    return read_json(whole).get("image_processor") if whole.is_file() else None
+        return read_object(own)
+    settings = read_object(whole).get("image_processor") if whole.is_file() else None
+    if not isinstance(settings, dict | None):
+        raise CheckpointError(f"{whole}: image_processor is {shown(settings)}, expected an object with keys")
+    return settings
 
 
 def tokenizer_files(folder: str | Path) -> dict[str, bytes]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from neva.errors import CheckpointError
-from neva.formats.hf_files import WEIGHT_FILES, index_of
-from neva.formats.json import read_json, write_json
+from neva.formats.hf_files import WEIGHT_FILES, index_of, weight_map
+from neva.formats.json import read_object, shown, write_json
 from neva.formats.safetensors import TensorFile, TensorFileWriter
 
 SHARD_BYTES = 5 * 10**9  # transformers' own default for a long time
@@ -40,8 +40,10 @@ class FolderWeights(Mapping[str, Tensor]):
         for name in WEIGHT_FILES:
             index, single = self.folder / index_of(name), self.folder / name
             if index.is_file():
-                entries = read_json(index)["weight_map"]
-                return {tensor: self._shard(file) for tensor, file in entries.items()}
+                return {
+                    tensor: self._shard(file)
+                    for tensor, file in weight_map(read_object(index), index).items()
+                }
             if single.is_file():
                 return dict.fromkeys(open_weights(single), single)
         raise CheckpointError(
@@ -51,7 +53,9 @@ class FolderWeights(Mapping[str, Tensor]):
     def _shard(self, file: str) -> Path:
         path = self.folder / file
         if Path(file).name != file or not path.is_file():
-            raise CheckpointError(f"{self.folder}: the index names the file {file!r}, which is not there")
+            raise CheckpointError(
+                f"{self.folder}: the index names the file {shown(file)}, which is not there"
+            )
         return path
 
     def __getitem__(self, name: str) -> Tensor:

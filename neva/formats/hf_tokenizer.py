@@ -6,6 +6,7 @@ A tokenizer is a mapping from file names to contents here, or a folder with thos
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,30 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from neva.errors import DataError
-from neva.formats.hf_files import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_CONFIG, tokenizer_files
-from neva.formats.json import json_text, parse_json, read_json, write_json
-from neva.formats.vocabulary import base_ids
+from neva.formats.hf_files import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    tokenizer_files,
+)
+from neva.formats.json import json_text, parse_object, read_object, shown, write_json
+from neva.formats.vocabulary import base_ids, parse_tokenizer
+
+JSON_FILES = {
+    TOKENIZER_CONFIG,
+    GENERATION_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+}
 
 
 def copy_portable(source: str | Path, target: Path) -> None:
     """Copies the tokenizer's files, with a `tokenizer_class` that every transformers from 4.45 on knows."""
     for name, content in tokenizer_files(source).items():
         if name == TOKENIZER_CONFIG:
-            settings = parse_json(content, Path(source) / name, DataError)
+            settings = parse_object(content, Path(source) / name, DataError)
             if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 alone knows this name
                 settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
                 settings.pop("backend", None)
@@ -104,14 +119,17 @@ def read_roles(folder: str | Path) -> dict[str, str]:
     roles: dict[str, str] = {}
     for name in ("special_tokens_map.json", TOKENIZER_CONFIG):
         path = Path(folder) / name
-        settings = read_json(path, DataError) if path.is_file() else {}
-        found = {role: _content(settings.get(role)) for role in SPECIAL_TOKENS}
+        settings = read_object(path, DataError) if path.is_file() else {}
+        found = {role: _content(settings.get(role), role, path) for role in SPECIAL_TOKENS}
         roles |= {role: token for role, token in found.items() if token}
     return roles
 
 
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+def _content(token: Any, role: str, path: Path) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str | None):
+        raise DataError(f"{path}: {role} is {shown(token)}, expected a text, or an object with its content")
+    return content
 
 
 def read_added_tokens(folder: str | Path) -> dict[int, dict[str, Any]]:
@@ -120,10 +138,43 @@ def read_added_tokens(folder: str | Path) -> dict[int, dict[str, Any]]:
     added_tokens.json says content and id, tokenizer_config.json (`added_tokens_decoder`) the flags too.
     """
     path, config = Path(folder) / "added_tokens.json", Path(folder) / TOKENIZER_CONFIG
-    plain = read_json(path, DataError) if path.is_file() else {}
+    plain = read_object(path, DataError) if path.is_file() else {}
+    if not all(type(number) is int for number in plain.values()):
+        raise DataError(f"{path} is {shown(plain)}, expected the id of each token")
     added = {number: {"content": content, "special": True} for content, number in plain.items()}
-    settings = read_json(config, DataError) if config.is_file() else {}
-    return added | {int(number): token for number, token in settings.get("added_tokens_decoder", {}).items()}
+    settings = read_object(config, DataError) if config.is_file() else {}
+    flagged = settings.get("added_tokens_decoder") or {}
+    if not isinstance(flagged, dict) or not all(
+        re.fullmatch("[0-9]{1,9}", number)
+        and isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        for number, token in flagged.items()
+    ):
+        raise DataError(
+            f"{config}: added_tokens_decoder is {shown(flagged)}, expected the content of each id"
+        )
+    return added | {int(number): token for number, token in flagged.items()}
+
+
+def load_backend(content: bytes, name: str | Path) -> Tokenizer:
+    """Returns the tokenizer of a `tokenizer.json` that was read from `name`.
+
+    Raises:
+        DataError: it is none.
+    """
+    parse_tokenizer(content, name)
+    try:
+        return Tokenizer.from_str(content.decode())
+    except Exception as error:  # the `tokenizers` package raises nothing more special
+        raise DataError(f"{name} is not a tokenizer ({str(error):.200}); fetch it again") from error
+
+
+def check_tokenizer(files: Mapping[str, bytes], where: str | Path) -> None:
+    """Raises DataError when a file of a tokenizer, by name, is not what it is called; `where` they lie is named."""
+    for name in JSON_FILES & files.keys():
+        parse_object(files[name], f"{name} of {where}", DataError)
+    if "tokenizer.json" in files:
+        load_backend(files["tokenizer.json"], f"tokenizer.json of {where}")
 
 
 def token_ids(tokenizer: Tokenizer | None, roles: Mapping[str, str]) -> dict[str, int | None]:

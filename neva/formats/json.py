@@ -10,6 +10,12 @@ from typing import Any
 
 from neva.errors import CheckpointError, UserError
 
+LONGEST_SHOWN = 80
+"""Characters of a value that a message shows."""
+
+DEEPEST = 100
+"""Levels of lists and objects in a file of a checkpoint; what reads them further calls itself at each."""
+
 
 def refuse_utf_16(content: bytes, name: str | Path, error_kind: type[UserError] = CheckpointError) -> None:
     """Raises UserError, of `error_kind`, when a file that was read from `name` is UTF-16, with its mark or without."""
@@ -58,9 +64,50 @@ def parse_json(content: bytes, name: str | Path, error_kind: type[UserError] = C
         UserError: of `error_kind`, when it is not valid JSON.
     """
     try:
-        return json.loads(content)
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:  # syntax, bytes that are not UTF-8, depth
         raise error_kind(f"{name} is not valid JSON ({error}): fetch the checkpoint again") from error
+    if b"\\u" in content and (half := half_character(json.dumps(found, ensure_ascii=False))) is not None:
+        raise error_kind(
+            f"{name} holds {half.split()[0]}, half a character, which no file can hold: remove it"
+        )
+    if _depth(found) > DEEPEST:
+        raise error_kind(f"{name} is nested more than {DEEPEST} levels deep: fetch the checkpoint again")
+    return found
+
+
+def _depth(value: Any) -> int:
+    """Returns how many lists and objects lie inside each other."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [below for item in level for below in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def read_object(path: str | Path, error_kind: type[UserError] = CheckpointError) -> dict[str, Any]:
+    """Returns the object that a JSON file holds.
+
+    Raises:
+        UserError: of `error_kind`, when it is not valid JSON or holds something else.
+    """
+    return parse_object(Path(path).read_bytes(), path, error_kind)
+
+
+def parse_object(
+    content: bytes, name: str | Path, error_kind: type[UserError] = CheckpointError
+) -> dict[str, Any]:
+    """Returns the object in the content of a JSON file that was read from `name`; see `read_object`."""
+    found = parse_json(content, name, error_kind)
+    if not isinstance(found, dict):
+        raise error_kind(f"{name} holds a {type(found).__name__}, expected an object with keys")
+    return found
+
+
+def shown(value: object) -> str:
+    """Returns a value of a JSON file as messages show it: one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def json_text(content: Any, sort_keys: bool = False) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from neva.errors import CheckpointError
 from neva.formats.archive import read_range
 from neva.formats.atomic_write import finished_target
-from neva.formats.json import json_text, parse_json
+from neva.formats.json import json_text, parse_object, shown
 from neva.formats.nemo_header import (
     CONFIG_FILE,
     IMAGE_PROCESSOR_FILE,
@@ -28,6 +28,7 @@ from neva.formats.nemo_header import (
     WEIGHTS_FOLDER,
     WEIGHTS_INDEX,
     nemo_members,
+    parse_config,
 )
 from neva.formats.safetensors import TensorFile, TensorFileWriter
 from neva.formats.tar_writer import TarWriter, sha256_of
@@ -50,13 +51,13 @@ class NemoFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.members = nemo_members(self.path)
-        self.manifest: dict[str, Any] = parse_json(self.read(MANIFEST_FILE), f"{MANIFEST_FILE} of {path}")
+        self.manifest = parse_object(self.read(MANIFEST_FILE), f"{MANIFEST_FILE} of {path}")
         if self.manifest.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path}: the manifest says format {self.manifest.get('format')!r}, expected {FORMAT!r}"
             )
         self.config = _safe_config(self.read(CONFIG_FILE), str(path))
-        self.weights: Mapping[str, Tensor] = NemoWeights(self)
+        self.weights = NemoWeights(self)
 
     def read(self, member: str) -> bytes:
         """Returns the bytes of one member."""
@@ -67,7 +68,7 @@ class NemoFile:
         """The image processor's configuration, or None when the file has none."""
         if IMAGE_PROCESSOR_FILE not in self.members:
             return None
-        return parse_json(self.read(IMAGE_PROCESSOR_FILE), f"{IMAGE_PROCESSOR_FILE} of {self.path}")
+        return parse_object(self.read(IMAGE_PROCESSOR_FILE), f"{IMAGE_PROCESSOR_FILE} of {self.path}")
 
     @property
     def tokenizer_files(self) -> list[str]:
@@ -100,16 +101,20 @@ class NemoFile:
         Raises:
             CheckpointError: the first that differs or is missing.
         """
-        for name, entry in self.manifest["members"].items():
+        listed = self.manifest.get("members")
+        if not isinstance(listed, dict):
+            raise CheckpointError(f"{self.path}: {MANIFEST_FILE} lists no members; fetch the file again")
+        for name, entry in listed.items():
             if name not in self.members:
                 raise CheckpointError(f"{self.path}: {name} is in the manifest, but missing")
             file, start, size = self.members[name]
-            found = sha256_of(file, start, size)
-            if found != entry["sha256"]:
+            expected = entry.get("sha256") if isinstance(entry, dict) else None
+            if (found := sha256_of(file, start, size)) != expected:
                 raise CheckpointError(
-                    f"{self.path}: {name} has sha256 {found}, the manifest says {entry['sha256']}"
+                    f"{self.path}: {name} has sha256 {found}, the manifest says {shown(expected)}; it has changed "
+                    "since it was written: copy or fetch the file again"
                 )
-        if unknown := set(self.members) - set(self.manifest["members"]) - {MANIFEST_FILE}:
+        if unknown := set(self.members) - set(listed) - {MANIFEST_FILE}:
             raise CheckpointError(f"{self.path}: {min(unknown)} is not in the manifest")
 
 
@@ -138,6 +143,10 @@ class NemoWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+    def without_values(self) -> dict[str, Tensor]:
+        """Returns tensors of the same shapes and dtypes on the meta device; nothing is read."""
+        return {name: file.empty(name) for name, file in self._file_of.items()}
 
 
 def write_nemo(
@@ -224,9 +233,7 @@ def _safe_config(content: bytes, path: str) -> DictConfig:
     Raises:
         CheckpointError: `target` or `_target_` names a class outside neva: restoring must not import code by name.
     """
-    config = OmegaConf.create(content.decode())
-    if not isinstance(config, DictConfig):
-        raise CheckpointError(f"{path}: {CONFIG_FILE} is not a mapping")
+    config = parse_config(content, path)
 
     def walk(node: Any, where: str) -> None:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):

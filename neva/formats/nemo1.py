@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from neva.formats.archive import ByteRange, members_of, read_range
-from neva.formats.nemo_header import CONFIG_FILE, WEIGHTS_FOLDER
+from neva.formats.nemo_header import CONFIG_FILE, WEIGHTS_FOLDER, parse_config
 from neva.formats.torch_dist import DistributedWeights
 
 PREFIX = re.compile(r"model\.(module\.)?")
@@ -68,8 +68,7 @@ def open_nemo1(source: str | Path) -> Nemo1File:
     """Opens a file or folder. The class it names is not looked at, and nothing in it is executed."""
     path = Path(source)
     members = members_of(path)
-    config = OmegaConf.create(read_range(members[CONFIG_FILE]).decode())
-    assert isinstance(config, DictConfig)
+    config = parse_config(read_range(members[CONFIG_FILE]), path)
     stored = {
         name.removeprefix(WEIGHTS_FOLDER): byte_range
         for name, byte_range in members.items()

@@ -14,12 +14,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import CheckpointError, ConfigError, UserError
 from neva.formats.archive import ByteRange, members_of, read_range
-from neva.formats.json import parse_json
+from neva.formats.hf_files import weight_map
+from neva.formats.json import decode_text, parse_object
 
 CONFIG_FILE = "model_config.yaml"
 MANIFEST_FILE = "manifest.json"
@@ -60,7 +62,7 @@ def nemo_config(source: str | Path | None) -> dict[str, Any] | None:
     if CONFIG_FILE not in found:
         raise ConfigError(f"{source} holds no {CONFIG_FILE}: it is not a .nemo of a model")
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(found[CONFIG_FILE].decode()), resolve=True)
+        plain = OmegaConf.to_container(parse_config(found[CONFIG_FILE], source), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
             f"{CONFIG_FILE} of {source} is not complete in itself ({' '.join(str(error).split())}): a file of NeMo 1 "
@@ -68,6 +70,26 @@ def nemo_config(source: str | Path | None) -> dict[str, Any] | None:
         ) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def parse_config(content: bytes, source: str | Path | None) -> DictConfig:
+    """Returns the content of the `model_config.yaml` of `source`, its interpolations as they are written.
+
+    Raises:
+        CheckpointError: it is no YAML, or no mapping.
+    """
+    name = f"{CONFIG_FILE} of {source}"
+    try:
+        config = OmegaConf.create(decode_text(content, name))
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise CheckpointError(
+            f"{name} is not valid YAML ({' '.join(str(error).split()):.200}): fetch the file again"
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise CheckpointError(f"{name} is not a mapping of keys to values: fetch the file again")
+    return config
 
 
 def nemo_tokenizer(source: str | Path | None) -> dict[str, bytes] | None:
@@ -107,7 +129,8 @@ def tensor_names(path: str | Path) -> list[str]:
     members = nemo_members(path)
     if WEIGHTS_INDEX not in members:
         raise CheckpointError(f"{path} has no {WEIGHTS_INDEX}; it is incomplete")
-    return list(parse_json(read_range(members[WEIGHTS_INDEX]), f"{WEIGHTS_INDEX} of {path}")["weight_map"])
+    name = f"{WEIGHTS_INDEX} of {path}"
+    return list(weight_map(parse_object(read_range(members[WEIGHTS_INDEX]), name), name))
 
 
 def _members(path: Path, prefix: str) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ without holes.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from neva.errors import CheckpointError
+from neva.formats.json import parse_object, shown
 
 DTYPES = {
     "F64": torch.float64,
@@ -52,23 +54,18 @@ class TensorFile(Mapping[str, Tensor]):
                 raise CheckpointError(
                     f"{path} is not a complete safetensors file: its header claims {length} bytes"
                 )
-            header: dict[str, Any] = json.loads(file.read(length))
+            header = parse_object(file.read(length), f"the header of {path}")
         header.pop("__metadata__", None)
         self._data_start = start + 8 + length
-        self._entries = header
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + length + end > size:
-            raise CheckpointError(
-                f"{path} is cut short: its tensors end at byte {8 + length + end}, it has {size}"
-            )
+        self._entries: dict[str, Any] = header
+        end = 8 + length + _check_entries(header, path)
+        if end != size:
+            what = "is cut short" if end > size else "goes on behind them"
+            raise CheckpointError(f"{path}: its tensors end at byte {end}, but it has {size} and {what}")
 
     def __getitem__(self, name: str) -> Tensor:
         wanted = self.empty(name)
         begin, end = self._entries[name]["data_offsets"]
-        if end - begin != wanted.nbytes:
-            raise CheckpointError(
-                f"{self.path}: {name} takes {end - begin} bytes, its shape needs {wanted.nbytes}"
-            )
         if wanted.numel() == 0:
             return torch.empty(wanted.shape, dtype=wanted.dtype)
         # A mapping of this tensor alone: no copy, and its pages go when the tensor goes. Private, so that writing into
@@ -98,6 +95,43 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _check_entries(header: Mapping[str, Any], path: Path) -> int:
+    """Returns the bytes of all tensors of a header.
+
+    Raises:
+        CheckpointError: it does not say of each its dtype, shape and place, or the places have gaps or overlap.
+    """
+    end = 0
+    for name, entry in header.items():
+        if not (
+            isinstance(entry, dict)
+            and isinstance(entry.get("dtype"), str)
+            and _are_sizes(entry.get("shape"))
+            and _are_sizes(entry.get("data_offsets"))
+            and len(entry["data_offsets"]) == 2
+        ):
+            raise CheckpointError(
+                f"the header of {path} says {shown(entry)} of {name}, expected dtype, shape and data_offsets; fetch "
+                "the file again"
+            )
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        if first != end or last < first:
+            raise CheckpointError(
+                f"the header of {path} puts {name} at bytes {first} to {last}, expected {end} and on; fetch the file "
+                "again"
+            )
+        dtype = DTYPES.get(entry["dtype"])  # another one is refused where its tensor is asked for
+        if dtype is not None and last - first != (needed := math.prod(entry["shape"]) * dtype.itemsize):
+            raise CheckpointError(f"{path}: {name} takes {last - first} bytes, its shape needs {needed}")
+        end = last
+    return end
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 class TensorFileWriter:

@@ -12,12 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.stored import check_stored
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
 from neva.errors import CheckpointError, ConfigError
 from neva.formats.nemo import NemoFile, open_nemo
+from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
@@ -79,6 +81,7 @@ def load_assistant(
         raise CheckpointError(
             f"{neva_model_file} holds a language model alone; expected what a LLaVA training wrote"
         )
+    check_stored(nemo.config, neva_model_file)
     model_cfg = copy.deepcopy(nemo.config)
     OmegaConf.set_struct(model_cfg, False)
     for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):
@@ -123,4 +126,4 @@ def _tokenizer(nemo: NemoFile, tokenizer_type: str | None) -> PreTrainedTokenize
 def _image_processor(nemo: NemoFile, model_cfg: DictConfig) -> BaseImageProcessor:
     if nemo.image_processor is None:
         return build_image_processor(model_cfg.mm_cfg.vision_encoder)
-    return load_image_processor(nemo.image_processor)
+    return load_image_processor(nemo.image_processor, f"{IMAGE_PROCESSOR_FILE} of {nemo.path}")

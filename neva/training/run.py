@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from neva.precision import set_matmul_precision
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
-from neva.training.run_folder import finished_step, locked, resume_point
+from neva.training.run_folder import finished_step, locked, resume_points
 from neva.training.strategy import MegatronStrategy
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,11 @@ def _train(cfg: DictConfig) -> Path:
     quiet_libraries()
     set_matmul_precision(cfg.trainer.precision)
     trainer = build_trainer(cfg)
-    earlier = resume_point(cfg)
-    run_dir = Path(exp_manager(trainer, cfg.exp_manager))
-    if earlier is not None:
-        trainer.ckpt_path = str(earlier)
+    checkpoints = resume_points(cfg)
+    run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, checkpoints)))
+    if checkpoints:
+        strategy: Any = trainer.strategy
+        trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     callbacks += [
         MetricsFile(run_dir),
@@ -91,11 +93,21 @@ def _train(cfg: DictConfig) -> Path:
     except SystemExit as stop:
         raise SystemExit(stop.code or (PREEMPTED if trainer.is_global_zero else 0)) from None
     except Exception:
-        strategy: Any = trainer.strategy
-        if strategy.session.user_error is not None:
-            raise strategy.session.user_error from None
+        session: ProcessSession = trainer.strategy.session  # type: ignore[attr-defined]
+        if session.user_error is not None:
+            raise session.user_error from None
         raise
     return run_dir
+
+
+def with_resume(manager: DictConfig, checkpoints: Sequence[Path]) -> DictConfig:
+    """Returns `exp_manager` with the first of `checkpoints`, if any: NeMo itself would take none but a `-last`."""
+    if not checkpoints:
+        return manager
+    chosen = {"resume_from_checkpoint": str(checkpoints[0]), "resume_ignore_no_checkpoint": True}
+    merged = OmegaConf.merge(manager, chosen)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def preemption(trainer: Trainer) -> list[PreemptionCallback]:

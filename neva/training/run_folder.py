@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 LOCK = Path(".lock", "owner.json")
 """In a folder of its own: exp_manager moves the files of a run folder when a run resumes."""
+
+PASSED_OVER = "passed_over"
+"""Folder of a run for checkpoints that it does not resume from; nothing removes it."""
 
 _STEP = re.compile(r"-step=(\d+)-")
 
@@ -37,36 +40,62 @@ def finished_step(cfg: DictConfig) -> int | None:
     return None if wants_nemo and not any(checkpoints.glob("*.nemo")) else max(steps)
 
 
-def resume_point(cfg: DictConfig) -> Path | None:
-    """Returns the newest complete checkpoint of the run folder where the last one is not; None: nothing to decide.
+def resume_points(cfg: DictConfig) -> list[Path]:
+    """Returns the complete checkpoints of the run folder, newest first; none where there is nothing to resume.
+
+    Of several that are called `-last`, as a run leaves that is killed between writing one and removing the other,
+    all but the newest complete one are moved to `PASSED_OVER`: NeMo refuses to choose. Called by every process of
+    the run, at about the same time.
 
     Raises:
-        CheckpointError: no checkpoint is complete, or two are the last.
+        CheckpointError: there are checkpoints, and none is complete.
     """
-    manager, checkpoints = cfg.exp_manager, run_folder(cfg) / "checkpoints"
-    last = sorted(checkpoints.glob("*-last"))
-    if not manager.resume_if_exists or manager.resume_from_checkpoint is not None or not last:
-        return None
-    if len(last) > 1:
+    manager, folder = cfg.exp_manager, run_folder(cfg)
+    if not manager.resume_if_exists or manager.resume_from_checkpoint is not None:
+        return []
+    found = _checkpoints(folder / "checkpoints")
+    problems = {path: incomplete(path) for path in found}
+    whole = [path for path in found if problems[path] is None]
+    if found and not whole:
         raise CheckpointError(
-            f"{checkpoints} holds {len(last)} last checkpoints, {last[0].name} and {last[1].name}; expected one: move "
-            "the others away"
+            f"the checkpoint {found[0]} is damaged ({problems[found[0]]}) and the run has no other; move it away to "
+            "start afresh"
         )
-    problem = incomplete(last[0])
-    if problem is None:
-        return None
-    others = [
-        (int(found[1]), path) for path in checkpoints.iterdir() if (found := _STEP.search(path.name + "-"))
+    if whole and whole[0] != found[0]:
+        logger.warning(
+            "%s is damaged (%s) and passed over; the run goes on from %s",
+            found[0],
+            problems[found[0]],
+            whole[0],
+        )
+    lasts = [path for path in found if path.match("*-last")]
+    kept = next((path for path in whole if path in lasts), None)
+    for path in lasts if len(lasts) > 1 else []:
+        if path != kept:
+            _set_aside(path, folder / PASSED_OVER)
+    return whole
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a folder by the step that their names give, newest first."""
+    steps = {path: _STEP.search(path.name + "-") for path in folder.glob("*") if path.is_dir()}
+    found = [
+        (int(step[1]) if step else -1, path) for path, step in steps.items() if step or path.match("*-last")
     ]
-    for _, path in sorted(others, reverse=True):
-        if path.is_dir() and path != last[0] and incomplete(path) is None:
-            logger.warning(
-                "%s is damaged (%s) and passed over; the run goes on from %s", last[0], problem, path
-            )
-            return path
-    raise CheckpointError(
-        f"the checkpoint {last[0]} is damaged ({problem}) and the run has no other; move it away to start afresh"
-    )
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _set_aside(path: Path, folder: Path) -> None:
+    """Moves a checkpoint into `folder`, unless another process of the run just has."""
+    folder.mkdir(exist_ok=True)
+    target = folder / path.name
+    while target.exists():
+        target = target.with_name(f"{target.name}-again")
+    with suppress(FileNotFoundError):
+        path.rename(target)
+        logger.warning(
+            "%s is not the newest whole one of several last checkpoints: moved to %s", path, target
+        )
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class MegatronStrategy(DDPStrategy):
         self.layout = layout
         self.seed = seed
         self.session = session
+        self.earlier: list[Path] = []
+        """Checkpoints that are read instead where files of the one to resume from have changed, newest first."""
 
     def setup_distributed(self) -> None:
         """Joins the process group and builds Megatron's groups, before any model exists."""
@@ -96,7 +98,8 @@ class MegatronStrategy(DDPStrategy):
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
         model = (module.backend, module.models, module.saved_parts, module.inner_optimizer)
-        loaded = store.load(ckpt_to_dir(checkpoint_path), sharded_state(*model, is_loading=True))
+        earlier = groups.gathered(self.earlier)[0]
+        loaded = store.load(ckpt_to_dir(checkpoint_path), sharded_state(*model, is_loading=True), earlier)
         load_state(*model, loaded)
         return loaded[store.LIGHTNING_STATE]
 

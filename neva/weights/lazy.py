@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from neva.errors import CheckpointError
+from neva.errors import CheckpointError, naming
 from neva.families.mapping import Rule, Table
 
 logger = logging.getLogger(__name__)
@@ -86,16 +87,18 @@ class Converted(Mapping[str, Tensor]):
     """The native tensors of a source that has other names, each made by its rule of a table.
 
     Raises:
-        ConversionError: names that do not match the table's.
+        ConversionError: names that do not match the table's, here; shapes, where a tensor is read. It names `where`.
     """
 
-    def __init__(self, table: Table, source: Mapping[str, Tensor]) -> None:
-        table.to_native(source)  # compares the names
-        self._source = source
+    def __init__(self, table: Table, source: Mapping[str, Tensor], where: str | Path) -> None:
+        with naming(where):
+            table.to_native(source)  # compares the names
+        self._source, self._where = source, where
         self._rule_of: dict[str, Rule] = {name: rule for rule in table.rules for name in rule.native}
 
     def __getitem__(self, name: str) -> Tensor:
-        return dict(self._rule_of[name].to_native(self._source))[name]
+        with naming(self._where):
+            return dict(self._rule_of[name].to_native(self._source))[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rule_of)

@@ -35,7 +35,7 @@ def language_weights(source: str | Path, language: LanguageConfig) -> Mapping[st
     weights = folder_weights(source)
     naming = language_naming(weights)
     table = language_table(replace(language, padded_vocab_size=language.vocab_size), naming)
-    return Converted(table, language_part(weights, naming, language))
+    return Converted(table, language_part(weights, naming, language), source)
 
 
 def tower_weights(source: str | Path, shapes: Mapping[str, Shape]) -> Mapping[str, Tensor]:
@@ -55,7 +55,7 @@ def tower_weights(source: str | Path, shapes: Mapping[str, Shape]) -> Mapping[st
     if not any(prefix + POOLING in name for name in weights):
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(POOLING)}
     stored = Filtered(weights, prefix) if "vision_tower" in prefix else weights
-    return Converted(tower_table(shapes, prefix), stored)
+    return Converted(tower_table(shapes, prefix), stored, source)
 
 
 def projector_weights(
@@ -64,10 +64,11 @@ def projector_weights(
     vision: VisionConfig,
     language: LanguageConfig,
     layout: HFNaming,
+    where: str | Path,
 ) -> Mapping[str, Tensor]:
-    """Returns the tensors of a projector among `weights` in `layout`."""
+    """Returns the tensors of a projector among `weights` in `layout`; messages name `where` they lie."""
     table = projector_table(kind, vision.hidden_size, language.hidden_size, layout)
-    return Converted(table, Filtered(weights, layout.projector))
+    return Converted(table, Filtered(weights, layout.projector), where)
 
 
 def folder_weights(folder: str | Path) -> Mapping[str, Tensor]:

@@ -79,3 +79,16 @@ def test_the_run_folder_is_exp_managers() -> None:
     )
     assert run_folder(load("quickstart_pretrain", ["exp_manager.explicit_log_dir=/y"])) == Path("/y")
     assert run_folder(load("llava_7b_inference", ["output_file=/z/answers.jsonl"])) == Path("/z")
+
+
+@pytest.mark.parametrize("name", ["a b", "größe 漢字", "lr=1", "a,b", "[x]{y}(z)", "it's", "c:d;e"])
+def test_a_folder_may_be_called_anything_in_a_quoted_override(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    cfg = load(
+        "quickstart_finetune", [f'model.data.data_path="{folder}/d.json"', f'exp_manager.exp_dir="{folder}"']
+    )
+    assert cfg.model.data.data_path == f"{folder}/d.json"
+    assert run_folder(cfg).parent == folder
+    (folder / "d.json").write_text("[]")
+    assert not [problem for problem in path_problems(cfg) if "data_path" in problem]

@@ -260,6 +260,15 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
             load_image(path)
 
 
+@pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
+def test_a_gif_that_is_called_jpg_has_the_pixels_of_transformers(tmp_path: Path, aspect_ratio: Any) -> None:
+    random_image(50, 40).save(tmp_path / "0.jpg", "GIF")
+    with Image.open(tmp_path / "0.jpg") as file:
+        assert file.format == "GIF"
+        expected = reference(file.convert("RGB"), PROCESSORS["clip"], aspect_ratio)
+    assert torch.equal(to_pixels(load_image(tmp_path / "0.jpg"), PROCESSORS["clip"], aspect_ratio), expected)
+
+
 def test_what_is_no_file_is_a_matter_of_its_record(tmp_path: Path) -> None:
     random_image(4, 4).save(tmp_path / "0.png")
     (tmp_path / "folder").mkdir()

@@ -74,6 +74,7 @@ def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
             "image_size": 336,
             "patch_size": 14,
             "hidden_size": 1024,
+            "num_attention_heads": 16,
         },
         "vision_feature_layer": -2,
     }

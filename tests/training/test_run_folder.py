@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from neva.config.load import load
 from neva.constants import LOGGED_VALUES
 from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
 from neva.training.callbacks import read_metrics
-from neva.training.run_folder import LOCK, locked
+from neva.training.run_folder import LOCK, locked, resume_points
 from tests.training.test_run import run
 
 
@@ -153,35 +154,62 @@ def test_what_other_programs_left_in_the_environment_changes_nothing(
         assert [row[name] for row in read_metrics(found)] == [row[name] for row in read_metrics(expected)]
 
 
+def cut(content: bytes) -> bytes:
+    return content[:-1]
+
+
+def changed(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
     tmp_path: Path, colours: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     every = [*colours, "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
-    unbroken = run(tmp_path, every, steps=6, name="unbroken")
-    run_dir = run(tmp_path, every, steps=5)
-    (last,) = (run_dir / "checkpoints").glob("*-last")
-    (shard, *_) = sorted(last.glob("*.distcp"))
-    shard.write_bytes(shard.read_bytes()[:-1])
+    losses = [row["loss"] for row in read_metrics(run(tmp_path, every, steps=6, name="unbroken"))]
+    run(tmp_path / "cut", every, steps=5)
+    shutil.copytree(tmp_path / "cut", tmp_path / "changed")
+    for harm, found in ((cut, "has "), (changed, "has another content than was written")):
+        run_dir = tmp_path / harm.__name__ / "run"
+        (last,) = (run_dir / "checkpoints").glob("*-last")
+        (shard, *_) = sorted(last.glob("*.distcp"))
+        shard.write_bytes(harm(shard.read_bytes()))
+        with caplog.at_level("WARNING"):
+            run(tmp_path / harm.__name__, every, steps=6)
+        assert f"{last} is damaged ({shard.name} {found}" in caplog.text and "goes on from" in caplog.text
+        rows = read_metrics(run_dir)
+        assert [row["step"] for row in rows] == list(range(1, 7))
+        assert [row["loss"] for row in rows[:4]] == losses[:4]
+
+
+def test_of_two_last_checkpoints_the_newest_whole_one_is_continued_and_the_other_set_aside(
+    three_steps: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, overrides = three_steps
+    (last,) = (folder / "run" / "checkpoints").glob("*-last")
+    other = last.with_name("run-step=2-consumed_samples=8.0-last")
+    shutil.copytree(last, other)
     with caplog.at_level("WARNING"):
-        run(tmp_path, every, steps=6)
-    assert f"{last.name} is damaged ({shard.name} has" in caplog.text and "goes on from" in caplog.text
-    first, second = read_metrics(unbroken), read_metrics(run_dir)
-    assert [row["step"] for row in second] == list(range(1, 7))
-    assert [row["loss"] for row in first[:4]] == [row["loss"] for row in second[:4]]
+        run_dir = run(folder, overrides, steps=4)
+    assert f"{other} is not the newest whole one of several last checkpoints: moved to" in caplog.text
+    assert [row["step"] for row in read_metrics(run_dir)] == [1, 2, 3, 4]
+    assert [path.name for path in (run_dir / "passed_over").iterdir()] == [other.name]
+    (only,) = (run_dir / "checkpoints").glob("*-last")
+    assert "step=4" in only.name
 
 
-def test_a_run_whose_only_checkpoint_is_damaged_or_that_has_two_last_ones_is_refused(
+def test_a_checkpoint_counts_whatever_it_is_called_and_one_that_no_other_replaces_must_be_whole(
     three_steps: tuple[Path, list[str]],
 ) -> None:
     folder, overrides = three_steps
     (last,) = (folder / "run" / "checkpoints").glob("*-last")
-    shutil.copytree(last, last.with_name("run-step=2-consumed_samples=8.0-last"))
-    with pytest.raises(CheckpointError, match="holds 2 last checkpoints, run-step=2-.* and run-step=3-"):
-        run(folder, overrides, steps=5)
-    shutil.rmtree(last.with_name("run-step=2-consumed_samples=8.0-last"))
     for path in (folder / "run" / "checkpoints").iterdir():
-        if path.is_dir():
-            (path / "common.pt").unlink()
+        if path.is_dir() and path != last:
+            shutil.rmtree(path)
+    ranked = last.rename(last.with_name(last.name.removesuffix("-last")))
+    cfg = load("quickstart_finetune", [*overrides, f"exp_manager.exp_dir={folder}", "exp_manager.name=run"])
+    assert resume_points(cfg) == [ranked]
+    (ranked / "common.pt").unlink()
     with pytest.raises(
         CheckpointError, match=r"is damaged \(common\.pt is missing\) and the run has no other"
     ):

@@ -10,6 +10,7 @@ from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
 from neva.families.connector import connector_forms, connector_pattern
+from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES
 
 _NO_PROJECTOR = {
@@ -53,7 +54,7 @@ class VisionEncoder:
     num_layers: int | None = key("Layers.", low=1)
     num_attention_heads: int | None = key("Attention heads.", low=1)
     ffn_hidden_size: int | None = key("Width of the feed-forward layer.", low=1)
-    hidden_act: str | None = key("Activation.", choices=("quick_gelu", "gelu", "gelu_pytorch_tanh"))
+    hidden_act: str | None = key("Activation.", choices=ACTIVATIONS)
     layernorm_epsilon: float | None = key("Epsilon of its layer norms.", above=0)
     vision_select_layer: int = key("Hidden state that is projected: -1 the last, -2 the one before.")
     class_token_length: int | None = key("Leading tokens to drop; follows from the tower's type.", low=0)

@@ -14,14 +14,16 @@ from neva.convert.options import Options
 from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
-from neva.errors import CheckpointError, DataError
+from neva.data.media.processor import checked_settings
+from neva.errors import CheckpointError
 from neva.families.configs import VisionConfig
-from neva.families.language import language_config_from_hf, language_table
+from neva.families.language import language_table, read_language_config
 from neva.families.naming import LLAVA_HF
-from neva.families.vision import vision_config_from_hf, vision_family
+from neva.families.vision import read_vision_config, vision_family
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
-from neva.formats.json import json_text, parse_json
+from neva.formats.json import decode_text, json_text, shown
+from neva.formats.vocabulary import parse_tokenizer
 from neva.templates.jinja import known_template
 from neva.weights.lazy import Chained, Converted
 from neva.weights.parts import folder_weights, language_part, projector_weights
@@ -42,7 +44,7 @@ def read(folder: Path, options: Options) -> LazyModel:
         raise CheckpointError(
             f"{folder}: the projector is not linear, GELU, linear with biases; neva has no such projector"
         )
-    stored, vision = language_config_from_hf(config), vision_config_from_hf(config)
+    stored, vision = read_language_config(folder), read_vision_config(folder)
     _refuse_other_strategy(folder, config.get("vision_feature_select_strategy", "default"), vision)
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
@@ -58,23 +60,25 @@ def read(folder: Path, options: Options) -> LazyModel:
         vision=vision,
         connector=kind,
         weights=Chained(
-            Converted(language_table(language, LLAVA_HF, rows), language_part(weights, LLAVA_HF, language)),
-            projector_weights(weights, kind, vision, language, LLAVA_HF),
+            Converted(
+                language_table(language, LLAVA_HF, rows), language_part(weights, LLAVA_HF, language), folder
+            ),
+            projector_weights(weights, kind, vision, language, LLAVA_HF, folder),
             vision_weights(folder, vision),
         ),
         tokenizer=_tokenizer(folder, drop_image_token=vocab_size < rows),
-        image_processor=_native_processor(processor, vision),
+        image_processor=checked_settings(_native_processor(processor, vision), vision.image_size, folder),
         tower_reference=None,
     )
 
 
-def _refuse_other_strategy(folder: Path, strategy: str, vision: VisionConfig) -> None:
+def _refuse_other_strategy(folder: Path, strategy: Any, vision: VisionConfig) -> None:
     """Raises CheckpointError when patches are dropped, or a class token kept, that the tower has or has not."""
     expected = "default" if vision.class_token_length else "full"
     if strategy != expected:
         why = "drops its first patch" if strategy == "default" else "keeps its class token among the patches"
         raise CheckpointError(
-            f"{folder}: vision_feature_select_strategy is {strategy!r}, which {why}; expected {expected!r} for a "
+            f"{folder}: vision_feature_select_strategy is {shown(strategy)}, which {why}; expected {expected!r} for a "
             f"{vision.model_type} tower"
         )
 
@@ -82,7 +86,7 @@ def _refuse_other_strategy(folder: Path, strategy: str, vision: VisionConfig) ->
 def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:
     files = stored_tokenizer(folder)
     if drop_image_token and "tokenizer.json" in files:
-        content = parse_json(files["tokenizer.json"], folder / "tokenizer.json", DataError)
+        content = parse_tokenizer(files["tokenizer.json"], folder / "tokenizer.json")
         content["added_tokens"] = [
             token for token in content["added_tokens"] if token["content"] != IMAGE_PLACEHOLDER
         ]
@@ -101,7 +105,7 @@ def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict
 def _template_of(folder: Path) -> tuple[str, str | None]:
     """Returns template and system prompt of the folder's chat template; v1 (LLaVA-1.5's) when it is another one."""
     path = folder / CHAT_TEMPLATE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = decode_text(path.read_bytes(), path) if path.is_file() else ""
     if found := known_template(text, read_roles(folder).get("eos_token", "</s>")):
         return found
     logger.warning(

@@ -11,10 +11,12 @@ from neva.convert.options import Options
 from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
-from neva.errors import CheckpointError
-from neva.families.language import language_config_from_hf, language_table
+from neva.data.media.processor import checked_settings
+from neva.errors import CheckpointError, naming
+from neva.families.language import language_table, read_language_config
 from neva.families.naming import LLAVA_ORIGINAL
-from neva.families.vision import vision_config_from_hf
+from neva.families.values import MOST_LAYERS, text, whole
+from neva.families.vision import read_vision_config
 from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor
 from neva.formats.hf_folder import FolderWeights
 from neva.weights.lazy import Chained, Converted
@@ -53,15 +55,17 @@ def read(folder: Path, options: Options) -> LazyModel:
     """
     config = read_config(folder)
     _refuse_other_kinds(folder, config)
-    kind = config.get("mm_projector_type", "linear")
-    language = language_config_from_hf(config)
+    with naming(folder / MODEL_CONFIG):
+        kind = text({"mm_projector_type": "linear", **config}, "mm_projector_type")
+        select_layer = whole(config, "mm_vision_select_layer", low=-MOST_LAYERS, high=MOST_LAYERS)
+        tower = options.tower_path or Path(text(config, "mm_vision_tower"))
+    language = read_language_config(folder)
     weights = FolderWeights(folder)
-    tower = options.tower_path or Path(str(config["mm_vision_tower"]))
     if not (tower / MODEL_CONFIG).is_file():
         raise CheckpointError(
             f"{folder} takes its vision tower from {tower}, which is no folder here; give --vision_encoder_path"
         )
-    vision = vision_config_from_hf(read_config(tower), config["mm_vision_select_layer"])
+    vision = read_vision_config(tower, select_layer)
     is_trained = any(name.startswith(LLAVA_ORIGINAL.tower) for name in weights)
     section = model_section(language, vision, kind, "v1", config.get("image_aspect_ratio") or "square")
     section.mm_cfg.vision_encoder.from_pretrained = None if is_trained else str(tower)
@@ -73,13 +77,15 @@ def read(folder: Path, options: Options) -> LazyModel:
         connector=kind,
         weights=Chained(
             Converted(
-                language_table(language, LLAVA_ORIGINAL), language_part(weights, LLAVA_ORIGINAL, language)
+                language_table(language, LLAVA_ORIGINAL),
+                language_part(weights, LLAVA_ORIGINAL, language),
+                folder,
             ),
-            projector_weights(weights, kind, vision, language, LLAVA_ORIGINAL),
+            projector_weights(weights, kind, vision, language, LLAVA_ORIGINAL, folder),
             vision_weights(folder if is_trained else tower, vision),
         ),
         tokenizer=stored_tokenizer(folder),
-        image_processor=read_image_processor(tower),
+        image_processor=checked_settings(read_image_processor(tower), vision.image_size, tower),
         tower_reference=None if is_trained else tower,
     )
 

@@ -3,26 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from neva.config.model_config import vision_config_of
+from neva.config.stored import check_stored
 from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
 from neva.convert.writers.hf_config import stored_config
-from neva.errors import CheckpointError
-from neva.families.naming import TOWER
-from neva.formats.nemo import open_nemo
+from neva.data.media.processor import checked_settings
+from neva.errors import CheckpointError, naming
+from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.connector import projector_table
+from neva.families.language import language_table
+from neva.families.naming import LANGUAGE, LLAVA_ORIGINAL, TOWER
+from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
+from neva.families.vision import POOLING, tower_shapes, tower_table
+from neva.formats.hf_tokenizer import check_tokenizer
+from neva.formats.nemo import NemoFile, open_nemo
+from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.weights.lazy import Chained, Filtered
-from neva.weights.resolve import named_folder, resolve_nemo
+from neva.weights.resolve import Origin, named_folder, resolve_nemo
 
 
 def read(source: Path, options: Options) -> LazyModel:
     """See `open_model`."""
     return open_model(source, options.llm_path, options.tower_path)
+
+
+def require_tensors(
+    nemo: NemoFile,
+    origins: Mapping[str, Origin],
+    connector: str,
+    vision: VisionConfig,
+    language: LanguageConfig,
+) -> None:
+    """Compares names and shapes of the held parts with the sizes that the file records; no weight is read.
+
+    Raises:
+        ConversionError: they differ.
+    """
+    held = nemo.weights.without_values()
+    pooling = any(name.startswith(TOWER + POOLING) for name in held)
+    tables = {
+        LANGUAGE_MODEL: language_table(replace(language, padded_vocab_size=language.vocab_size)),
+        PROJECTOR: projector_table(connector, vision.hidden_size, language.hidden_size, LLAVA_ORIGINAL),
+        VISION_TOWER: tower_table(tower_shapes(vision, pooling), ""),
+    }
+    prefixes = {LANGUAGE_MODEL: LANGUAGE, PROJECTOR: PROJECTOR_PREFIX, VISION_TOWER: TOWER}
+    with naming(nemo.path):
+        for part, table in tables.items():
+            if origins[part].is_held:
+                for _ in table.to_hf(Filtered(held, prefixes[part])):
+                    pass
 
 
 def open_model(
@@ -42,6 +79,9 @@ def open_model(
         raise CheckpointError(
             f"{source} holds a language model alone; expected a LLaVA model, with mm_cfg in its configuration"
         )
+    nemo.verify()
+    check_stored(nemo.config, source)
+    check_tokenizer(nemo.tokenizer(), source)
     language, vision, mm_cfg = stored_config(nemo.config), vision_config_of(nemo.config), nemo.config.mm_cfg
     overrides = {LANGUAGE_MODEL: language_source, VISION_TOWER: tower_source}
     origins = resolve_nemo(source, mm_cfg, overrides)
@@ -60,6 +100,10 @@ def open_model(
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
         weights.append(vision_weights(reference, vision))
+    require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
+    settings = nemo.image_processor
+    if settings is not None:
+        settings = dict(checked_settings(settings, vision.image_size, f"{IMAGE_PROCESSOR_FILE} of {source}"))
     return LazyModel(
         name=str(source),
         config=nemo.config,
@@ -68,6 +112,6 @@ def open_model(
         connector=mm_cfg.mm_mlp_adapter_type,
         weights=Chained(*weights),
         tokenizer=nemo.tokenizer(),
-        image_processor=nemo.image_processor,
+        image_processor=settings,
         tower_reference=reference,
     )

@@ -14,10 +14,11 @@ from neva.convert.part_weights import checked_language_weights, equal_tower, req
 from neva.convert.readers import nemo1_tables
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
+from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError
 from neva.families.configs import VisionConfig
-from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_files import read_config, read_image_processor
+from neva.families.vision import read_vision_config
+from neva.formats.hf_files import read_image_processor
 from neva.formats.nemo1 import open_nemo1
 from neva.registry import TEMPLATES
 from neva.weights.lazy import Chained
@@ -71,13 +72,13 @@ def read(source: Path, options: Options) -> LazyModel:
         connector=kind,
         weights=Chained(*weights, tower),
         tokenizer=stored_tokenizer(options.tokenizer_path),
-        image_processor=read_image_processor(folder),
+        image_processor=checked_settings(read_image_processor(folder), vision.image_size, folder),
         tower_reference=equal_tower(tower, folder, vision) if is_trained else folder,
     )
 
 
 def _vision_config(encoder: DictConfig, folder: Path) -> VisionConfig:
-    vision = vision_config_from_hf(read_config(folder), encoder.vision_select_layer)
+    vision = read_vision_config(folder, encoder.vision_select_layer)
     if (recorded := encoder.get("class_token_length")) not in (None, vision.class_token_length):
         raise CheckpointError(
             f"class_token_length is {recorded} in the .nemo file, expected {vision.class_token_length} for the tower "

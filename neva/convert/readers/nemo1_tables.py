@@ -93,21 +93,21 @@ def language_part(nemo1: Nemo1File, language: LanguageConfig) -> Mapping[str, Te
         ConversionError: a tensor is missing or unknown.
     """
     part = Filtered(nemo1.weights, *LANGUAGE_NAMES)
-    return Converted(_language_table(language, _vocabulary_rows(nemo1) or 0, part), part)
+    return Converted(_language_table(language, _vocabulary_rows(nemo1) or 0, part), part, nemo1.path)
 
 
 def projector_part(
     nemo1: Nemo1File, kind: str, vision: VisionConfig, language: LanguageConfig
 ) -> Mapping[str, Tensor]:
     """Returns the native tensors of the projector."""
-    return projector_weights(nemo1.weights, kind, vision, language, NAMING)
+    return projector_weights(nemo1.weights, kind, vision, language, NAMING, nemo1.path)
 
 
 def tower_part(nemo1: Nemo1File, vision: VisionConfig) -> Mapping[str, Tensor]:
     """Returns the native tensors of the tower."""
     has_head = nemo1.holds(f"{NAMING.tower}head.probe")
     table = tower_table(tower_shapes(vision, has_head), NAMING.tower)
-    return Converted(table, Filtered(nemo1.weights, NAMING.tower))
+    return Converted(table, Filtered(nemo1.weights, NAMING.tower), nemo1.path)
 
 
 def _vocabulary_rows(nemo1: Nemo1File) -> int | None:

@@ -11,11 +11,12 @@ from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
+from neva.data.media.processor import checked_settings
 from neva.families.connector import connector_named
-from neva.families.language import language_config_from_hf
+from neva.families.language import read_language_config
 from neva.families.naming import PROJECTOR
-from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_files import read_config, read_image_processor
+from neva.families.vision import read_vision_config
+from neva.formats.hf_files import read_image_processor
 from neva.formats.vocabulary import check_vocabulary
 from neva.weights.lazy import Chained
 
@@ -24,8 +25,8 @@ def read(folder: Path, options: Options) -> LazyModel:
     """Joins the language model of `folder` and the tower of `options.tower_path` with a randomly drawn projector."""
     tower = options.tower_path
     assert tower is not None
-    language = language_config_from_hf(read_config(folder))
-    vision = vision_config_from_hf(read_config(tower), options.select_layer)
+    language = read_language_config(folder)
+    vision = read_vision_config(tower, options.select_layer)
     check_vocabulary(folder, language.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -39,6 +40,6 @@ def read(folder: Path, options: Options) -> LazyModel:
         connector=options.adapter_type,
         weights=Chained(drawn, checked_language_weights(folder, language), vision_weights(tower, vision)),
         tokenizer=stored_tokenizer(folder),
-        image_processor=read_image_processor(tower),
+        image_processor=checked_settings(read_image_processor(tower), vision.image_size, tower),
         tower_reference=tower,
     )

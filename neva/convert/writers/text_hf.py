@@ -14,7 +14,7 @@ from neva.families.language import language_table
 from neva.formats.hf_files import GENERATION_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
-from neva.formats.json import read_json, write_json
+from neva.formats.json import read_object, write_json
 from neva.formats.nemo import VOCABULARY
 from neva.formats.vocabulary import check_vocabulary
 from neva.weights.lazy import checked
@@ -48,6 +48,6 @@ def _token_ids(folder: Path) -> dict[str, object]:
     )
     generation = folder / GENERATION_CONFIG
     if generation.is_file():
-        stored = read_json(generation)
+        stored = read_object(generation)
         ids |= {name: stored[name] for name in ids if stored.get(name) is not None}
     return ids

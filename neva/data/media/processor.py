@@ -18,6 +18,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from neva.data.media.image import expand_to_square
+from neva.data.media.processor_settings import check_settings
 from neva.data.media.resize import FILTERS, resized_middle
 from neva.errors import ConfigError, DataError
 from neva.families.vision import vision_family
@@ -41,22 +42,54 @@ def build_image_processor(vision_cfg: DictConfig) -> ImageProcessor:
     """
     folder = None if vision_cfg.from_pretrained is None else Path(vision_cfg.from_pretrained)
     settings = None if folder is None else image_processor_settings(folder)
-    processor = _default_processor(vision_cfg) if settings is None else load_image_processor(settings)
-    size = vision_cfg.image_size
-    shape = tuple(to_pixels(Image.new("RGB", (size, size)), processor, "square").shape)
-    if shape != (3, size, size):
-        raise ConfigError(
-            f"the image processor of {folder} gives pixels of shape {shape}, the tower needs "
-            f"{(3, size, size)}; set model.mm_cfg.vision_encoder.image_size to what the checkpoint was trained with"
-        )
+    processor = _default_processor(vision_cfg) if settings is None else load_image_processor(settings, folder)
+    require_square(processor, vision_cfg.image_size, folder)
     return processor
 
 
-def load_image_processor(settings: Mapping[str, Any]) -> ImageProcessor:
-    """Loads the processor of a preprocessor_config.json's content, in its PIL form (no torchvision)."""
+def require_square(processor: ImageProcessor, size: int, where: str | Path | None) -> None:
+    """Raises ConfigError when a processor, whose settings lie `where`, gives other pixels than [3, size, size]."""
+    try:
+        shape = tuple(to_pixels(Image.new("RGB", (size, size)), processor, "square").shape)
+    except Exception as error:  # whatever its settings make transformers, numpy and Pillow raise
+        raise ConfigError(
+            f"the image processor of {where} makes no pixels ({type(error).__name__}: {str(error):.200}); take the "
+            f"{IMAGE_PROCESSOR_CONFIG} that belongs to the tower"
+        ) from error
+    if shape != (3, size, size):
+        raise ConfigError(
+            f"the image processor of {where} gives pixels of shape {shape}, the tower needs {(3, size, size)}; set "
+            "model.mm_cfg.vision_encoder.image_size to what the checkpoint was trained with"
+        )
+
+
+def checked_settings(settings: Mapping[str, Any], size: int, where: str | Path) -> Mapping[str, Any]:
+    """Returns the settings of an image processor that gives pixels [3, size, size].
+
+    Raises:
+        UserError: they make none, or other ones; the message names `where` they lie.
+    """
+    require_square(load_image_processor(settings, where), size, where)
+    return settings
+
+
+def load_image_processor(settings: Mapping[str, Any], where: str | Path | None = None) -> ImageProcessor:
+    """Loads the processor of a preprocessor_config.json's content, in its PIL form (no torchvision).
+
+    Raises:
+        DataError: it is none of an image processor; the message names `where` it lies.
+    """
+    check_settings(settings, where or IMAGE_PROCESSOR_CONFIG)
     with TemporaryDirectory() as folder:
         (Path(folder) / IMAGE_PROCESSOR_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        try:
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        except Exception as error:  # whatever its settings make transformers raise
+            reason = " ".join(str(error).replace(folder, str(where)).split())
+            raise DataError(
+                f"transformers reads no image processor from {where} ({type(error).__name__}: {reason:.200}); take the "
+                f"{IMAGE_PROCESSOR_CONFIG} that belongs to the tower"
+            ) from error
 
 
 def _default_processor(vision_cfg: DictConfig) -> ImageProcessor:

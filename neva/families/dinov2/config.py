@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.families.configs import VisionConfig
+from neva.families.values import whole
 from neva.families.vision import VisionFamily
 from neva.registry import VISION_FAMILIES
 
@@ -18,7 +19,7 @@ class Dinov2Family(VisionFamily):
     def read(self, config: Mapping[str, Any], select_layer: int) -> VisionConfig:
         """See `VisionFamily`."""
         values = {**self.defaults, **config}
-        width = values["hidden_size"] * values["mlp_ratio"]
+        width = whole(values, "hidden_size") * whole(values, "mlp_ratio")
         return super().read({"intermediate_size": width, **config}, select_layer)
 
 

@@ -16,6 +16,8 @@ from neva.families.llama.sizes import layer_shapes
 from neva.families.llama.table import llama_table
 from neva.families.mapping import Shape, Table
 from neva.families.naming import HFNaming
+from neva.families.values import MOST_LAYERS, flag, number, section, whole
+from neva.formats.json import shown
 from neva.registry import LANGUAGE_FAMILIES
 
 LLAMA_DEFAULTS: dict[str, Any] = {
@@ -55,22 +57,22 @@ class LlamaFamily:
         """See `LanguageFamily`."""
         values = {**self.defaults, **config}
         self.refuse_other_arithmetic(values)
-        heads = values["num_attention_heads"]
+        heads, groups, head_dim = _heads(values)
         theta, scaling = _rope(values)
         return LanguageConfig(
-            num_layers=values["num_hidden_layers"],
-            hidden_size=values["hidden_size"],
-            ffn_hidden_size=values["intermediate_size"],
+            num_layers=whole(values, "num_hidden_layers", high=MOST_LAYERS),
+            hidden_size=whole(values, "hidden_size"),
+            ffn_hidden_size=whole(values, "intermediate_size"),
             num_heads=heads,
-            num_query_groups=values["num_key_value_heads"] or heads,
-            head_dim=values["head_dim"] or values["hidden_size"] // heads,
-            vocab_size=values["vocab_size"],
-            padded_vocab_size=values["vocab_size"],
-            max_positions=values["max_position_embeddings"],
+            num_query_groups=groups,
+            head_dim=head_dim,
+            vocab_size=whole(values, "vocab_size"),
+            padded_vocab_size=whole(values, "vocab_size"),
+            max_positions=whole(values, "max_position_embeddings"),
             rope_theta=theta,
             rope_scaling=scaling,
-            rms_norm_eps=float(values["rms_norm_eps"]),
-            tied=bool(values["tie_word_embeddings"]),
+            rms_norm_eps=number(values, "rms_norm_eps"),
+            tied=flag(values, "tie_word_embeddings"),
             qkv_bias=self.has_qkv_bias(values),
             qk_norm=self.has_qk_norm(config),
             sliding_window=self.sliding_window(values),
@@ -86,7 +88,7 @@ class LlamaFamily:
 
     def sliding_window(self, values: Mapping[str, Any]) -> int | None:
         """Returns the window in tokens, or None."""
-        return values["sliding_window"]
+        return window(values)
 
     def refuse_other_arithmetic(self, values: Mapping[str, Any]) -> None:
         """Raises ConfigError for settings that would change the arithmetic unnoticed."""
@@ -154,22 +156,54 @@ class LlamaFamily:
 
 def refuse(values: Mapping[str, Any], key: str, expected: str) -> None:
     """Raises ConfigError for a key of `config.json` whose value neva cannot compute."""
-    raise ConfigError(
-        f"config.json: {key} is {values[key]!r}, expected {expected}; neva has no such language model"
-    )
+    raise ConfigError(f"{key} is {shown(values[key])}, expected {expected}; neva has no such language model")
+
+
+def window(values: Mapping[str, Any]) -> int | None:
+    """Returns the sliding window of a `config.json` in tokens, or None."""
+    return None if values["sliding_window"] is None else whole(values, "sliding_window")
+
+
+def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns the query heads, the key and value heads that they share, and the size of one."""
+    heads = whole(values, "num_attention_heads")
+    groups = whole(values, "num_key_value_heads") if values["num_key_value_heads"] else heads
+    if heads % groups:
+        raise ConfigError(
+            f"num_attention_heads is {heads}, which num_key_value_heads {groups} does not divide"
+        )
+    if values["head_dim"]:
+        return heads, groups, whole(values, "head_dim")
+    return heads, groups, max(1, whole(values, "hidden_size") // heads)
+
+
+SCALING_KEYS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Type of scaled RoPE -> the numbers that it needs."""
 
 
 def _rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """Returns base and scaling: of `rope_parameters` since transformers 5, of two keys before."""
-    parameters = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    theta = float(parameters.pop("rope_theta", values["rope_theta"]))
+    parameters = dict(section(values, "rope_parameters") or section(values, "rope_scaling"))
+    theta = number({"rope_theta": parameters.pop("rope_theta", values["rope_theta"])}, "rope_theta")
     rope_type = parameters.pop("type", None)
     rope_type = parameters.pop("rope_type", rope_type) or "default"
     if rope_type == "default":
         return theta, None
-    if rope_type not in ("llama3", "linear"):
-        raise ConfigError(f"config.json: rope_type is {rope_type!r}, expected one of default, linear, llama3")
-    return theta, {"rope_type": rope_type, **parameters}
+    scaling = {"rope_type": rope_type, **parameters}
+    check_scaling(scaling)
+    return theta, scaling
+
+
+def check_scaling(scaling: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a scaled RoPE that neva has not, or that lacks a number."""
+    rope_type = scaling.get("rope_type")
+    if not isinstance(rope_type, str) or rope_type not in SCALING_KEYS:
+        raise ConfigError(f"rope_type is {shown(rope_type)}, expected one of default, linear, llama3")
+    for key in SCALING_KEYS[rope_type]:
+        number(scaling, key)
 
 
 LANGUAGE_FAMILIES.register(

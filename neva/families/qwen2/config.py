@@ -7,7 +7,8 @@ from typing import Any
 
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig
-from neva.families.llama.config import LLAMA_DEFAULTS, LlamaFamily
+from neva.families.llama.config import LLAMA_DEFAULTS, LlamaFamily, window
+from neva.families.values import flag, whole
 from neva.registry import LANGUAGE_FAMILIES
 
 QWEN_DEFAULTS: dict[str, Any] = {
@@ -39,23 +40,25 @@ class Qwen2Family(LlamaFamily):
         Raises:
             ConfigError: only the layers from `max_window_layers` on have it.
         """
-        layers, first = values["num_hidden_layers"], values["max_window_layers"]
-        if not values["use_sliding_window"] or first >= layers:
+        if not flag(values, "use_sliding_window"):
+            return None
+        layers, first = whole(values, "num_hidden_layers"), whole(values, "max_window_layers", low=0)
+        if first >= layers:
             return None
         if first > 0:
             raise ConfigError(
-                f"config.json: max_window_layers is {first} of {layers} layers; neva has one window "
+                f"max_window_layers is {first} of {layers} layers; neva has one window "
                 "for all layers: expected 0, or use_sliding_window false"
             )
-        return values["sliding_window"]
+        return window(values)
 
     def own_keys(self, language: LanguageConfig) -> dict[str, Any]:
         """Returns the window, of all layers or of none."""
-        window = language.sliding_window
+        tokens = language.sliding_window
         return {
-            "use_sliding_window": window is not None,
-            "max_window_layers": language.num_layers if window is None else 0,
-            "sliding_window": window,
+            "use_sliding_window": tokens is not None,
+            "max_window_layers": language.num_layers if tokens is None else 0,
+            "sliding_window": tokens,
         }
 
     def computes(self, language: LanguageConfig) -> bool:

@@ -1,0 +1,65 @@
+"""The `model` section that a `.nemo` records: what neva reads of it is checked by the rules of the same keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neva.config.keys.field import Key
+from neva.config.keys.model import Training
+from neva.config.model_config import LANGUAGE_KEYS, TOWER_KEYS
+from neva.config.schema import NULLABLE, value_problems, walk
+from neva.errors import CheckpointError, ConfigError
+from neva.families.llama.config import check_scaling
+from neva.families.values import LARGEST, MOST_LAYERS
+
+LANGUAGE = (*LANGUAGE_KEYS, "max_position_embeddings")
+TOWER = (*TOWER_KEYS, "vision_select_layer", "class_token_length")
+LLAVA = (
+    *(f"mm_cfg.vision_encoder.{key}" for key in (*TOWER, "from_pretrained")),
+    "mm_cfg.llm.from_pretrained",
+    "mm_cfg.mm_mlp_adapter_type",
+    "data.conv_template",
+    "data.image_aspect_ratio",
+)
+"""Keys that a model cannot be read without."""
+
+OPTIONAL = ("mm_cfg.llm.family", "data.system", "data.exif_transpose", "data.sep_image_conv_front")
+"""Keys that are read where they are there."""
+
+EMPTY = (*NULLABLE, "mm_cfg.vision_encoder.from_pretrained", "mm_cfg.llm.from_pretrained")
+"""Keys whose null says something."""
+
+
+def check_stored(config: DictConfig, where: str | Path) -> None:
+    """Raises CheckpointError when the section lacks a key or has a value that no model can have, a line for each."""
+    rules = {path.removeprefix("model."): (hint, rule) for path, hint, rule in walk(Training)}
+    needed = (*LANGUAGE, *LLAVA) if "mm_cfg" in config else LANGUAGE
+    found = [problem for key in needed for problem in _problems(config, key, *rules[key], is_needed=True)]
+    found += [problem for key in OPTIONAL for problem in _problems(config, key, *rules[key], is_needed=False)]
+    if found:
+        raise CheckpointError(f"model_config.yaml of {where}: {'; '.join(found[:3])}")
+
+
+def _problems(config: DictConfig, key: str, hint: Any, rule: Any, is_needed: bool) -> list[str]:
+    assert isinstance(rule, Key)
+    missing = object()
+    try:
+        value = OmegaConf.select(config, key, default=missing)
+    except (OmegaConfBaseException, TypeError, AttributeError) as error:
+        return [f"{key} cannot be read ({' '.join(str(error).split()):.100})"]
+    if value is missing or (value is None and key not in EMPTY):
+        return [f"{key} is missing"] if is_needed and key not in EMPTY else []
+    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    most = MOST_LAYERS if key.endswith("num_layers") else LARGEST
+    if isinstance(value, int) and value > most:
+        return [f"{key}={value}: must be <= {most}"]
+    if key == "rope_scaling" and isinstance(value, dict):
+        try:
+            check_scaling(value)
+        except ConfigError as error:
+            return [f"{key}: {error}"]
+    return list(value_problems(key, value, hint, rule))
