@@ -11,8 +11,8 @@ from neva.config.compose import CONF_DIR, compose, recipes
 from neva.config.keys.field import Ignored, Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.schema import leaf_values, range_text, type_name, walk
-from neva.config.show import as_override
+from neva.config.schema import leaf_values, walk
+from neva.config.show import as_override, range_text, type_name
 
 PAGE_HEAD = """\
 # Keys

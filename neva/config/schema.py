@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neva.config.keys.field import Ignored, Key, Refused, Rule, asked
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.show import as_override
+from neva.config.show import as_override, range_text, type_name
 from neva.errors import ConfigError
 
 NULLABLE = ("rope_scaling", "window_size")
@@ -192,40 +192,6 @@ def _in_range(value: Any, rule: Key) -> bool:
         and (rule.below is None or item < rule.below)
         for item in items
     )
-
-
-def range_text(rule: Key) -> str:
-    """Returns the values a rule allows, in words; empty when it allows all of the type."""
-    parts = [
-        f"{sign} {bound:g}"
-        for sign, bound in ((">=", rule.low), (">", rule.above), ("<=", rule.high), ("<", rule.below))
-        if bound is not None
-    ]
-    if (choices := asked(rule.choices)) is not None:
-        parts.append(("one of " if len(choices) > 1 else "") + ", ".join(str(choice) for choice in choices))
-    if rule.pattern is not None:
-        parts.append(f"of the form {asked(rule.form)}")
-    if rule.length is not None:
-        parts.insert(0, f"{rule.length} values" + (", each" if parts else ""))
-    return " and ".join(parts).replace("each and", "each")
-
-
-def type_name(hint: Any) -> str:
-    """Returns a type in words: `a number or null`."""
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        types.NoneType: "null",
-    }
-    if isinstance(hint, types.UnionType):
-        return " or ".join(type_name(option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is list:
-        return "a list, each " + type_name(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is dict:
-        return "a mapping"
-    return words[hint]
 
 
 def nearest(path: str, known: list[str]) -> list[str]:

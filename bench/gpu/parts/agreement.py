@@ -100,12 +100,14 @@ def relative_loss(ours: dict[str, Any], reference: dict[str, Any]) -> float:
 def worst_gradient(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> tuple[float, str]:
     """Returns the largest norm of a difference as a share of the tensor's own, and the tensor's name.
 
-    A norm below ROUNDING of the largest one counts as that: a key's bias adds the same to all scores of a query, so that
-    its gradient is zero and what stands there is rounding.
+    A norm below ROUNDING of the largest one counts as that: a key's bias adds the same to all scores of a query, so
+    that its gradient is zero and what stands there is rounding.
     """
     norms = {name: float(expected.norm()) for name, expected in reference.items()}
     least = ROUNDING * max(norms.values())
-    found = {name: float((ours[name] - reference[name]).norm()) / max(norm, least) for name, norm in norms.items()}
+    found = {
+        name: float((ours[name] - reference[name]).norm()) / max(norm, least) for name, norm in norms.items()
+    }
     name = max(found, key=lambda name: found[name])
     return found[name], name
 
