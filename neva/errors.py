@@ -88,6 +88,12 @@ def naming(place: str | Path) -> Iterator[None]:
         raise
 
 
+def reason(error: BaseException, longest: int = 200) -> str:
+    """Returns what an exception of another package says, in one line, cut where it is long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def print_problems(error: UserError) -> None:
     """Prints `error` on stderr, a line for each problem, unless that is done."""
     if not error.is_printed:

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
 
-from neva.errors import ConfigError, DataError
+from neva.errors import ConfigError, DataError, reason
 from neva.formats.hf_files import SPECIAL_TOKENS, TOKENIZER_CONFIG
 from neva.formats.hf_tokenizer import load_backend, read_added_tokens, read_roles
 from neva.formats.nemo_header import nemo_tokenizer
@@ -73,7 +73,7 @@ def from_folder(path: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # whatever the files make transformers and tokenizers raise
         raise DataError(
             f"model.tokenizer.type: {path} has no tokenizer.json or tokenizer.model, and transformers cannot "
-            f"load it: {' '.join(str(error).split()):.300}"
+            f"load it: {reason(error)}"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"model.tokenizer.type: {path} gives no fast tokenizer; provide its tokenizer.json")
@@ -93,7 +93,7 @@ def from_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         backend = _convert(SentencePieceExtractor(str(file)))
     except Exception as error:  # of sentencepiece, protobuf or tokenizers, which share no class
         raise DataError(
-            f"{file} is not a sentencepiece model of BPE ({str(error):.200}); fetch it again"
+            f"{file} is not a sentencepiece model of BPE ({reason(error)}); fetch it again"
         ) from error
     special = {
         name: original.id_to_piece(number)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from neva.errors import DataError
+from neva.errors import DataError, reason
 from neva.formats.hf_files import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
@@ -166,7 +166,7 @@ def load_backend(content: bytes, name: str | Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the `tokenizers` package raises nothing more special
-        raise DataError(f"{name} is not a tokenizer ({str(error):.200}); fetch it again") from error
+        raise DataError(f"{name} is not a tokenizer ({reason(error)}); fetch it again") from error
 
 
 def check_tokenizer(files: Mapping[str, bytes], where: str | Path) -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from neva.errors import CheckpointError, ConfigError, UserError
+from neva.errors import CheckpointError, ConfigError, UserError, reason
 from neva.formats.archive import ByteRange, members_of, read_range
 from neva.formats.hf_files import weight_map
 from neva.formats.json import decode_text, parse_object
@@ -65,7 +65,7 @@ def nemo_config(source: str | Path | None) -> dict[str, Any] | None:
         plain = OmegaConf.to_container(parse_config(found[CONFIG_FILE], source), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(
-            f"{CONFIG_FILE} of {source} is not complete in itself ({' '.join(str(error).split())}): a file of NeMo 1 "
+            f"{CONFIG_FILE} of {source} is not complete in itself ({reason(error)}): a file of NeMo 1 "
             "becomes one of neva by `neva convert OLD.nemo NEW.nemo`"
         ) from error
     assert isinstance(plain, dict)
@@ -84,9 +84,7 @@ def parse_config(content: bytes, source: str | Path | None) -> DictConfig:
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise CheckpointError(
-            f"{name} is not valid YAML ({' '.join(str(error).split()):.200}): fetch the file again"
-        ) from error
+        raise CheckpointError(f"{name} is not valid YAML ({reason(error)}): fetch the file again") from error
     if not isinstance(config, DictConfig):
         raise CheckpointError(f"{name} is not a mapping of keys to values: fetch the file again")
     return config

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neva.errors import CheckpointError
+from neva.errors import CheckpointError, reason
 from neva.formats.archive import ByteRange, read_range
 
 EXTRA_STATE = "_extra_state"  # Transformer Engine's fp8 scales: no weights
@@ -96,7 +96,19 @@ class DistributedWeights(Mapping[str, Tensor]):
         if place.offset + place.length > size:
             raise CheckpointError(f"{self._where}: {place.relative_path} is cut short")
         content = read_range((file, start + place.offset, place.length))
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            chunk = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever broken bytes make torch and pickle raise
+            raise CheckpointError(
+                f"{self._where}: {place.relative_path} does not hold a tensor at byte {place.offset} "
+                f"({reason(error)}); fetch the file again"
+            ) from error
+        if not isinstance(chunk, Tensor):
+            raise CheckpointError(
+                f"{self._where}: {place.relative_path} holds a {type(chunk).__name__} at byte {place.offset}, expected "
+                "a tensor"
+            )
+        return chunk
 
 
 class _Inert:

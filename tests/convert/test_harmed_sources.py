@@ -59,7 +59,7 @@ def copy_of(whole: Path, kind: str, folder: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("llava-hf", 35), ("original", 25), ("nemo", 60)])
+@pytest.mark.parametrize(("kind", "examples"), [("llava-hf", 25), ("original", 20), ("nemo", 50)])
 def test_any_harm_to_a_source_is_a_conversion_or_one_sentence(
     whole: Path, tmp_path: Path, kind: str, examples: int
 ) -> None:

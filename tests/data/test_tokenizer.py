@@ -1,5 +1,6 @@
 """Tokenizers from local files, against sentencepiece itself."""
 
+import io
 import json
 import shutil
 import tarfile
@@ -8,11 +9,13 @@ from tempfile import gettempdir
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import PreTrainedTokenizerFast
 
-from neva.data.tokenizer import load_tokenizer
+from neva.data.tokenizer import from_sentencepiece, load_tokenizer
 from neva.errors import DataError
 from neva.formats.vocabulary import tokenizer_size
 from tests.conftest import shared_data
@@ -225,3 +228,35 @@ def test_empty_names_in_a_tokenizer_config_are_none(tmp_path: Path) -> None:
     path.write_text(json.dumps({**settings, "eos_token": "</s>", "bos_token": "", "pad_token": ""}))
     tokenizer = huggingface(tmp_path)
     assert tokenizer.bos_token is None and tokenizer.pad_token in ("<unk>", "</s>")
+
+
+def test_any_harm_to_a_sentencepiece_model_is_a_tokenizer_or_one_sentence(tmp_path: Path) -> None:
+    written = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(
+            [f"the cat sat on the mat {number} and a zebra slept" for number in range(99)]
+        ),
+        model_writer=written,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    content, path = written.getvalue(), tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    assert len(from_sentencepiece(path)) == 290
+
+    @settings(max_examples=150)
+    @given(position=st.integers(0, len(content) - 1), flipped=st.integers(0, 255))
+    def check(position: int, flipped: int) -> None:
+        path.write_bytes(
+            content[:position] + (bytes([flipped]) + content[position + 1 :] if flipped else b"")
+        )
+        try:
+            from_sentencepiece(path)
+        except DataError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+    check()

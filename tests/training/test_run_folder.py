@@ -167,15 +167,16 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
 ) -> None:
     every = [*colours, "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
     losses = [row["loss"] for row in read_metrics(run(tmp_path, every, steps=6, name="unbroken"))]
-    run(tmp_path / "cut", every, steps=5)
-    shutil.copytree(tmp_path / "cut", tmp_path / "changed")
+    run_dir = run(tmp_path, every, steps=5)
+    shutil.copytree(run_dir, tmp_path / "whole")
     for harm, found in ((cut, "has "), (changed, "has another content than was written")):
-        run_dir = tmp_path / harm.__name__ / "run"
+        shutil.rmtree(run_dir)
+        shutil.copytree(tmp_path / "whole", run_dir)
         (last,) = (run_dir / "checkpoints").glob("*-last")
         (shard, *_) = sorted(last.glob("*.distcp"))
         shard.write_bytes(harm(shard.read_bytes()))
         with caplog.at_level("WARNING"):
-            run(tmp_path / harm.__name__, every, steps=6)
+            run(tmp_path, every, steps=6)
         assert f"{last} is damaged ({shard.name} {found}" in caplog.text and "goes on from" in caplog.text
         rows = read_metrics(run_dir)
         assert [row["step"] for row in rows] == list(range(1, 7))

@@ -20,7 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from neva.data.media.image import expand_to_square
 from neva.data.media.processor_settings import check_settings
 from neva.data.media.resize import FILTERS, resized_middle
-from neva.errors import ConfigError, DataError
+from neva.errors import ConfigError, DataError, reason
 from neva.families.vision import vision_family
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, image_processor_settings
 from neva.registry import VISION_FAMILIES
@@ -53,7 +53,7 @@ def require_square(processor: ImageProcessor, size: int, where: str | Path | Non
         shape = tuple(to_pixels(Image.new("RGB", (size, size)), processor, "square").shape)
     except Exception as error:  # whatever its settings make transformers, numpy and Pillow raise
         raise ConfigError(
-            f"the image processor of {where} makes no pixels ({type(error).__name__}: {str(error):.200}); take the "
+            f"the image processor of {where} makes no pixels ({type(error).__name__}: {reason(error)}); take the "
             f"{IMAGE_PROCESSOR_CONFIG} that belongs to the tower"
         ) from error
     if shape != (3, size, size):
@@ -85,9 +85,8 @@ def load_image_processor(settings: Mapping[str, Any], where: str | Path | None =
         try:
             return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         except Exception as error:  # whatever its settings make transformers raise
-            reason = " ".join(str(error).replace(folder, str(where)).split())
             raise DataError(
-                f"transformers reads no image processor from {where} ({type(error).__name__}: {reason:.200}); take the "
+                f"transformers reads no image processor from {where} ({reason(error)}); take the "
                 f"{IMAGE_PROCESSOR_CONFIG} that belongs to the tower"
             ) from error
 
