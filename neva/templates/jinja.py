@@ -1,6 +1,8 @@
 """Jinja chat templates that render what training rendered; messages hold a string, or a list of image and text parts.
 
-As in llava-hf's own templates, images of a list come first, and the tokenizer adds the beginning-of-sequence token.
+As in llava-hf's own templates, images of a list come first. The beginning-of-sequence token is the chat template's: so
+it is there once, whether the text is tokenised by `apply_chat_template`, which adds no special tokens, or by the
+processor.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ _CONTENT = """\
 {%- endif -%}
 {%- endmacro -%}
 """
+_BOS = "{{- bos_token -}}"
 _SYSTEM = """\
 {%- if messages[0]['role'] == 'system' -%}
 {%- set system = content(messages[0], '') -%}{%- set turns = messages[1:] -%}
@@ -47,10 +50,11 @@ _STRING = re.compile(r'set system = ("(?:[^"\\\x00-\x1f]|\\["\\bfnrt]|\\u[0-9a-f
 """A system prompt as `chat_template` writes it."""
 
 
-def chat_template(name: str, eos: str, system: str | None = None) -> str:
+def chat_template(name: str, eos: str, system: str | None = None, has_bos: bool = True) -> str:
     """Returns the Jinja chat template of conversation template `name`, whose answers end with `eos`.
 
-    `system` is the system prompt of messages that bring none; None: the template's own.
+    `system` is the system prompt of messages that bring none; None: the template's own. `has_bos`: the tokenizer has a
+    beginning-of-sequence token, which stands first where the conversation template says so.
 
     Raises:
         ConfigError: there is no such template.
@@ -62,18 +66,20 @@ def chat_template(name: str, eos: str, system: str | None = None) -> str:
     template: Template = TEMPLATES[name]
     prompt = _SYSTEM.replace("SYSTEM", _double_quoted(template.default_system if system is None else system))
     body = template.jinja or _body(template)
-    return _CONTENT + (prompt if template.system else "") + body.replace("EOS", _double_quoted(eos))
+    bos = _BOS if has_bos and template.begins_with_bos else ""
+    return bos + _CONTENT + (prompt if template.system else "") + body.replace("EOS", _double_quoted(eos))
 
 
 def known_template(text: str, eos: str) -> tuple[str, str | None] | None:
     """Returns the name and system prompt (None: the template's own) of which `text` is the chat template.
 
-    None: it is the chat template of none.
+    None: it is the chat template of none. Exports whose tokenizers put the beginning-of-sequence token are known too.
     """
+    text = text.removeprefix(_BOS)
     string = _STRING.search(text)
     system = None if string is None else str(json.loads(string[1]))
     for name in TEMPLATES.names():
-        if text == chat_template(name, eos, system):
+        if text == chat_template(name, eos, system, has_bos=False):
             return name, None if system == TEMPLATES[name].default_system else system
     return None
 

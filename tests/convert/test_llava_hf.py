@@ -61,7 +61,7 @@ def test_an_export_and_its_way_back_have_the_system_prompt_of_training(tmp_path,
     _, folder = export(tmp_path, system=system)
     rendered = AutoProcessor.from_pretrained(folder).apply_chat_template(QUESTION, add_generation_prompt=True)
     head = {"": "", "Be brief.": "Be brief. ", None: TEMPLATES["v1"].default_system + " "}[system]
-    assert rendered == head + "USER: <image>\nWhat? ASSISTANT:"
+    assert rendered == "<s>" + head + "USER: <image>\nWhat? ASSISTANT:"
     back = llava_hf.read(folder, Options())
     assert (back.config.data.conv_template, back.config.data.system) == ("v1", system)
 
@@ -73,11 +73,15 @@ def test_a_rendered_conversation_begins_once_where_training_does(tmp_path, templ
     expected = [1] if TEMPLATES[template].begins_with_bos else []
     rendered = processor.apply_chat_template(QUESTION, add_generation_prompt=True)
     turns = [Turn("human", "<image>\nWhat?"), Turn("gpt", None)]
-    assert rendered == "".join(segment.text for segment in render(TEMPLATES[template], turns))
+    bos = "<s>" * len(expected)
+    assert rendered == bos + "".join(segment.text for segment in render(TEMPLATES[template], turns))
     image = Image.new("RGB", (28, 28))
     content = [{"type": "image", "image": image}, *QUESTION[0]["content"][1:]]
+    question = [{"role": "user", "content": "What?"}]
     for encoded in (
         processor(text=rendered, images=image),
+        processor.tokenizer.apply_chat_template([question], tokenize=True, return_dict=True),
+        processor.tokenizer([processor.tokenizer.apply_chat_template(question, tokenize=False)]),
         processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,

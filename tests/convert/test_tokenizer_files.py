@@ -60,7 +60,8 @@ def test_a_tokenizer_model_alone_needs_no_flag_on_any_way(tmp_path, eye):
     assert convert(tmp_path / "llava.nemo", tmp_path / "hf") == 0
     exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert (exported.bos_token, exported.eos_token, exported.pad_token) == ("<s>", "</s>", "<unk>")
-    assert exported.encode("What is it?")[0] == 1 and exported.convert_tokens_to_ids("<image>") == 32000
+    chat = exported.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=True, return_dict=True)
+    assert chat["input_ids"].count(1) == 1 and exported.convert_tokens_to_ids("<image>") == 32000
     assert exported(["a b c", "a"], padding=True)["input_ids"][1][0] == 0
     nemo = open_nemo(tmp_path / "llava.nemo")
     encoder = build_encoder(nemo.config, vision_config_of(nemo.config), from_folder(tmp_path / "llava.nemo"))

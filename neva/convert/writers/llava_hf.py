@@ -186,8 +186,8 @@ def _write_tokenizer(
         raise DataError(f"{model.name}: its tokenizer names no eos_token; put it into tokenizer_config.json")
     roles.setdefault("pad_token", roles.get("unk_token", roles["eos_token"]))  # batches need one
     template = model.config.data.conv_template
-    jinja = chat_template(template, roles["eos_token"], system_prompt_of(model.config))
-    set_bos(content, roles.get("bos_token"), TEMPLATES[template].begins_with_bos)
+    jinja = chat_template(template, roles["eos_token"], system_prompt_of(model.config), "bos_token" in roles)
+    set_bos(content, roles.get("bos_token"), wanted=False)  # the chat template's
     (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
     write_fast_tokenizer(folder, content, roles, jinja, model.language.max_positions)
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))

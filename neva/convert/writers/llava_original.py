@@ -13,17 +13,17 @@ from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
 from neva.convert.writers.proven_folder import proven_folder
-from neva.errors import CheckpointError
+from neva.errors import CheckpointError, DataError
 from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.naming import LLAVA_ORIGINAL, TOWER, VISION_MODEL
 from neva.families.vision import stored_tower, tower_table
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
-from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
-from neva.formats.json import write_json
+from neva.formats.hf_tokenizer import copy_portable, read_roles, set_bos, token_ids
+from neva.formats.json import json_text, read_json, write_json
 from neva.formats.vocabulary import check_vocabulary
-from neva.registry import LANGUAGE_FAMILIES
+from neva.registry import LANGUAGE_FAMILIES, TEMPLATES
 from neva.weights.lazy import Filtered, checked
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,17 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
 
     with proven_folder(target, options, prove) as folder:
         write_llava_original(model, folder, options.dtype, target, options.tower_name)
+
+
+def _begin_as_trained(model: LazyModel, folder: Path) -> dict[str, int | None]:
+    """Makes a fast tokenizer put the token that begins a conversation, as `llava` expects; returns the special ids."""
+    path, roles = folder / "tokenizer.json", read_roles(folder)
+    if not path.is_file():
+        return token_ids(None, roles)
+    content = read_json(path, DataError)
+    set_bos(content, roles.get("bos_token"), TEMPLATES[model.config.data.conv_template].begins_with_bos)
+    path.write_text(json_text(content), encoding="utf-8")
+    return token_ids(Tokenizer.from_file(str(path)), roles)
 
 
 def write_llava_original(
@@ -62,8 +73,7 @@ def write_llava_original(
     with model.tokenizer_dir() as tokenizer_dir:
         check_vocabulary(tokenizer_dir, model.language.vocab_size)
         copy_portable(tokenizer_dir, folder)
-    tokenizer = folder / "tokenizer.json"
-    ids = token_ids(Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None, read_roles(folder))
+    ids = _begin_as_trained(model, folder)
     written = model.dtype
     width = model.vision.hidden_size
     table = language_table(model.language, LLAVA_ORIGINAL)
