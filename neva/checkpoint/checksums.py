@@ -75,8 +75,6 @@ def damage(folder: Path) -> str | None:
 
 def incomplete(folder: Path) -> str | None:
     """Returns what is missing or cut in a checkpoint, by the sizes of its files alone; None: nothing."""
-    if not (folder / CHECKSUMS).is_file():
-        return None if (folder / "metadata.json").is_file() else "it has no metadata.json"
     try:
         listed = _listed(folder)
     except CheckpointError as error:
@@ -85,12 +83,14 @@ def incomplete(folder: Path) -> str | None:
 
 
 def _listed(folder: Path) -> dict[str, list[int]]:
-    """Returns size and CRC-32 by file name, as they were written; empty for a checkpoint that has no list.
+    """Returns size and CRC-32 by file name, as they were written; empty for a checkpoint of before there was a list.
 
     Raises:
-        CheckpointError: the list itself is damaged.
+        CheckpointError: the list itself is damaged, or there is no checkpoint.
     """
     path = folder / CHECKSUMS
+    if not path.is_file() and not (folder / "metadata.json").is_file():
+        raise CheckpointError("it has no metadata.json")
     listed = read_json(path) if path.is_file() else {}
     if not isinstance(listed, dict) or not all(
         isinstance(entry, list) and [type(number) for number in entry] == [int, int]

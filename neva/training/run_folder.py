@@ -73,7 +73,7 @@ def resume_points(cfg: DictConfig) -> list[Path]:
     for path in lasts if len(lasts) > 1 else []:
         if path != kept:
             _set_aside(path, folder / PASSED_OVER)
-    return whole
+    return [path for path in whole if path == kept or path not in lasts]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

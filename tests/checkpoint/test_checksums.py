@@ -129,6 +129,13 @@ def load_or_none(path: Path) -> Any:
         return None
 
 
+def test_a_folder_that_is_gone_is_no_checkpoint(saved: Path) -> None:
+    shutil.rmtree(saved)
+    assert damage(saved) == "it has no metadata.json"
+    with pytest.raises(CheckpointError, match=r"last is damaged: it has no metadata\.json; copy it again"):
+        store.load(saved, state(0.0), [saved.with_name("step=0")])
+
+
 def test_a_full_disk_is_named_with_the_bytes_that_are_needed(tmp_path: Path, single_process: None) -> None:
     small = tmp_path / "small"
     small.mkdir()
