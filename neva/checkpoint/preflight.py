@@ -49,13 +49,14 @@ def note_resume(cfg: DictConfig, found: Findings) -> None:
 
 
 def _copies(cfg: DictConfig, steps: int | None) -> int:
-    """Checkpoints that will lie on the disk together."""
+    """Checkpoints that will lie on the disk together: those that are kept, and one that is about to replace another."""
     if not cfg.exp_manager.create_checkpoint_callback:
         return 0
     kept = cfg.exp_manager.checkpoint_callback_params
     saves = None if steps is None else max(1, steps // kept.every_n_train_steps)
     ranked = kept.save_top_k if kept.save_top_k >= 0 else None
-    return min((number for number in (ranked, saves) if number is not None), default=1) + kept.save_last
+    most = min((number for number in (ranked, saves) if number is not None), default=1) + kept.save_last
+    return most + (saves is None or saves > 1)
 
 
 def _size(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from neva.checkpoint.checksums import first_whole, write_checksums
@@ -33,6 +35,8 @@ def save(folder: Path, state: dict[str, Any], common: Mapping[str, Any], is_kept
     temporary = folder.with_name(UNFINISHED) / folder.name
     if dist.get_rank() == 0:
         shutil.rmtree(temporary.parent, ignore_errors=True)
+    # Written and read by this process; Megatron's own is a manager process, which outlives a killed run for a minute.
+    filesystem_async._results_queue = queue.Queue()
     with room_for(state, folder), removed_on_failure(temporary.parent):
         if dist.get_rank() == 0:
             temporary.mkdir(parents=True)

@@ -39,6 +39,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     from neva.distributed.preflight import lone_process, note_gpus
     from neva.model.preflight import find_image, part_sizes
     from neva.optim.preflight import find_batch, find_steps
+    from neva.planner.preflight import find_memory
     from neva.weights.preflight import note_random_parts, saved_parts
 
     with lone_process(cfg.model.seed):
@@ -50,6 +51,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     steps = find_steps(cfg, find_samples(cfg.model, found), found)
     saved = sum(part.size.total for part in parts if part.is_saved)
     find_disk(cfg, saved, sum(size.trained for size in sizes), steps, found)
+    find_memory(cfg, found)
     note_random_parts(cfg.model, found)
     note_resume(cfg, found)
     note_gpus(cfg.trainer, found)

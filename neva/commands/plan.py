@@ -15,7 +15,7 @@ from neva.config.load import complete
 from neva.config.validate import validate
 from neva.errors import ConfigError
 from neva.planner.candidates import Candidate, candidate_keys, set_keys
-from neva.planner.job import job_of
+from neva.planner.job import LABEL_SHARE, job_of
 from neva.planner.rank import rank
 from neva.planner.report import GIB, as_json, print_tables
 
@@ -23,7 +23,6 @@ SUMMARY = "memory of every layout of a number of GPUs, best first"
 NOTHING_FITS = 1
 NODE_GPUS = 8
 RESERVE_GIB = 4.0
-LABEL_SHARE = 0.5
 EXAMPLES = """\
 examples:
   neva plan --config-name llava_7b_finetune --gpus 8 --gpu-memory 80

@@ -14,6 +14,10 @@ UNIFORM, ONE_LAYER = "uniform", 1
 """Full recomputation where the recipe does not say how: each layer from its input, which needs least memory."""
 
 
+LABEL_SHARE = 0.5
+"""Share of positions with a loss, where it is not given."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A model, its batches and the GPUs. `recompute_method` and `recompute_layers` are those of full recomputation."""

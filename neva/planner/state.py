@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from omegaconf import DictConfig
+
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.constants import PARTS
 from neva.planner.buffer import sharded_buffer
@@ -166,6 +168,13 @@ SHARDINGS: dict[str, StateSharding] = {
     "fsdp_full": FullySharded("full", "FSDP full"),
 }
 """Least communication first."""
+
+
+def sharding_of(model_cfg: DictConfig) -> str:
+    """Returns the key of `SHARDINGS` that a resolved `model` section chooses."""
+    if model_cfg.fsdp:
+        return f"fsdp_{model_cfg.fsdp_sharding_strategy}"
+    return "optimizer" if model_cfg.optim.name in DISTRIBUTED_OPTIMIZERS else "none"
 
 
 def _trained(weights: Sequence[Weight]) -> list[Weight]:

@@ -133,7 +133,7 @@ def test_disk_space_counts_weights_and_adams_state(
     _, text = dry_run(capsys, *ready, "exp_manager.checkpoint_callback_params.every_n_train_steps=10")
     total, trained = numbers(text, "total")
     one = 4 * total + 8 * trained
-    assert f"2 checkpoints x {one / 1e6:,.1f} MB + .nemo {4 * total / 1e6:,.1f} MB" in text
+    assert f"3 checkpoints x {one / 1e6:,.1f} MB + .nemo {4 * total / 1e6:,.1f} MB" in text
     params = "exp_manager.checkpoint_callback_params"
     _, text = dry_run(
         capsys,
@@ -143,7 +143,7 @@ def test_disk_space_counts_weights_and_adams_state(
         f"{params}.every_n_train_steps=10",
     )
     one = 2 * total + 12 * trained
-    assert f"11 checkpoints x {one / 1e6:,.1f} MB + .nemo {2 * total / 1e6:,.1f} MB" in text
+    assert f"12 checkpoints x {one / 1e6:,.1f} MB + .nemo {2 * total / 1e6:,.1f} MB" in text
 
 
 def test_a_broken_image_among_those_read_is_a_problem(
@@ -278,8 +278,8 @@ def test_the_7b_recipe_is_reported_whole_without_its_weights(tmp_path: Path) -> 
         check=False,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # processor time, which other processes of a busy machine do not lengthen; 8 s were measured
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    # processor time; 8 s were measured, and twice that beside other processes on the same cores
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
     assert (result.returncode, result.stderr) == (1, "")
     # https://huggingface.co/lmsys/vicuna-7b-v1.5 and openai/clip-vit-large-patch14-336, weights as published
     assert numbers(result.stdout, "language model") == [6_738_415_616, 6_738_415_616]

@@ -50,4 +50,4 @@ def test_prompts_are_those_of_training(export):
         found = processor.apply_chat_template(hf_answers.chat(row), add_generation_prompt=True)
         turns = [Turn("human", row["prompt"]), Turn("gpt", None)]
         segments = render(TEMPLATES["v1"], turns, system="")
-        assert found == "".join(segment.text for segment in segments)
+        assert found == "<s>" + "".join(segment.text for segment in segments)
