@@ -35,9 +35,9 @@ def load(
     Raises:
         ConfigError: the first step that fails, with all its problems, a line each.
     """
-    completed = complete(config_name, overrides, conf_dir, tell)
-    validate(completed, world_size(completed.trainer))
-    return completed
+    cfg = complete(config_name, overrides, conf_dir, tell)
+    validate(cfg, world_size(cfg.trainer))
+    return cfg
 
 
 def complete(
@@ -52,11 +52,16 @@ def complete(
         ConfigError: a plugin that does not exist, wrong keys, or values that contradict their source.
     """
     composed = read(config_name, overrides, conf_dir)
+    for remark in _remarks(composed):
+        tell(remark)
+    return completed(composed)
+
+
+def completed(composed: Composed) -> DictConfig:
+    """As `complete`, of a tree that is composed already."""
     plugins = composed.tree.get("plugins")
     if isinstance(plugins, ListConfig):
         load_plugins(str(name) for name in plugins)
-    for remark in _remarks(composed):
-        tell(remark)
     check_keys(composed.tree)
     if composed.given is not None:
         release(composed.tree, composed.given)

@@ -66,9 +66,8 @@ def check_keys(cfg: DictConfig) -> None:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    known = [path for path, rule in rules.items() if isinstance(rule, Key)] + [
-        path for path, rule in rules.items() if not isinstance(rule, Key)
-    ]
+    known = [path for path, rule in rules.items() if isinstance(rule, Key)]
+    known += [path for path in rules if path not in known]
     problems = list(_section(root, tree, written, "", known))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -198,7 +197,7 @@ def nearest(path: str, known: list[str]) -> list[str]:
     """Returns up to three known paths nearest to an unknown one, those with the same last name first."""
     leaf = path.rpartition(".")[2]
     same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
-    close = difflib.get_close_matches(path, known, n=3, cutoff=0.7)
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.8)
     return list(dict.fromkeys(same_leaf + close))[:3] or difflib.get_close_matches(
         path, known, n=1, cutoff=0.0
     )

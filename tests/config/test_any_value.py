@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.compose import compose
+from neva.config.compose import Composed, compose
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
-from neva.config.load import complete, load
+from neva.config.load import completed, load
 from neva.config.paths import path_problems, run_folder
 from neva.config.schema import walk
 from neva.config.validate import validate, world_size
@@ -53,15 +53,15 @@ def recipe(name: str) -> DictConfig:
 
 def plan(cfg: DictConfig) -> None:
     """What a start decides before anything heavy: the tree, the processes, the place in the run, files, the folder."""
-    completed = complete(cfg)
-    validate(completed, world_size(completed.trainer))
-    trainer = completed.trainer
+    whole = completed(Composed(cfg, None))
+    validate(whole, world_size(whole.trainer))
+    trainer = whole.trainer
     place = identify(
         trainer.devices, trainer.num_nodes, {"MASTER_ADDR": "h", "MASTER_PORT": "6000", "NODE_RANK": "0"}
     )
     assert place.world_size == trainer.devices * trainer.num_nodes
-    assert all("\n" not in problem for problem in path_problems(completed))
-    run_folder(completed)
+    assert all("\n" not in problem for problem in path_problems(whole))
+    run_folder(whole)
 
 
 @settings(max_examples=100)

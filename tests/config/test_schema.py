@@ -153,9 +153,9 @@ def test_a_value_of_another_system_is_refused_with_its_reason(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.optim.lrr=1", "unknown key model.optim.lrr; nearest: model.optim.lr, "),
+        ("model.optim.lrr=1", "unknown key model.optim.lrr; nearest: model.optim.lr"),
         ("model.lr=1", "unknown key model.lr; nearest: model.optim.lr"),
-        ("modle.optim.lr=1", "unknown key modle.optim.lr; nearest: model.optim.lr, "),
+        ("modle.optim.lr=1", "unknown key modle.optim.lr; nearest: model.optim.lr"),
         (
             "model.data.conv_templat=v1",
             "unknown key model.data.conv_templat; nearest: model.data.conv_template",
