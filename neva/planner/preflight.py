@@ -17,9 +17,11 @@ GIB = 2**30
 
 
 def find_memory(cfg: DictConfig, found: Findings) -> None:
-    """Adds the predicted peak of a rank; a problem when this machine, being of the kind the run asks for, has less.
+    """Adds the predicted peak of a rank, which is that of samples of `encoder_seq_length`.
 
-    What the CUDA context, NCCL and fragmentation take is not predicted, so that a run may fail that just fits.
+    A problem when what stays for the whole run, weights above all, does not fit this machine, being of the kind that
+    the run asks for; a note when only the peak does not: samples may be shorter. What the CUDA context, NCCL and
+    fragmentation take is not predicted.
     """
     import torch
 
@@ -35,7 +37,8 @@ def find_memory(cfg: DictConfig, found: Findings) -> None:
         model.activations_checkpoint_granularity,
         model.virtual_pipeline_model_parallel_size,
     )
-    peak = estimate(job_of(cfg, ranks, cfg.trainer.devices, 1, LABEL_SHARE), layout).peak
+    plan = estimate(job_of(cfg, ranks, cfg.trainer.devices, 1, LABEL_SHARE), layout)
+    peak, state = plan.peak, max(stage.state.total for stage in plan.stages)
     devices = torch.cuda.device_count() if cfg.trainer.accelerator != "cpu" else 0
     if devices:
         has, of = torch.cuda.get_device_properties(0).total_memory, "each GPU"
@@ -48,9 +51,16 @@ def find_memory(cfg: DictConfig, found: Findings) -> None:
         found.add("memory", f"{peak / GIB:,.1f} GiB on the fullest GPU")
         return
     found.add("memory", f"{peak / GIB:,.1f} GiB on the fullest rank of {has / GIB:,.1f} GiB for {of}")
-    is_counted = not (model.optim.cpu_offload or model.get("fsdp_cpu_offload"))
-    if peak > has and is_counted:
+    if model.optim.cpu_offload or model.get("fsdp_cpu_offload"):
+        return
+    there = f"there are {has / GIB:,.1f} GiB for {of}"
+    if state > has:
         found.problems.append(
-            f"the fullest rank will take {peak / GIB:,.1f} GiB, there are {has / GIB:,.1f} GiB for {of}: lower "
-            "model.micro_batch_size, recompute activations, or choose a layout with `neva plan`"
+            f"weights, gradients and optimizer state take {state / GIB:,.1f} GiB on the fullest rank, {there}: choose a "
+            "layout with `neva plan`"
+        )
+    elif peak > has:
+        found.notes.append(
+            f"samples of {model.encoder_seq_length} positions take {peak / GIB:,.1f} GiB on the fullest rank, {there}: "
+            "lower model.micro_batch_size or recompute activations if yours are that long"
         )

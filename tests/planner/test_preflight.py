@@ -17,7 +17,7 @@ def test_a_model_that_does_not_fit_this_machine_is_a_problem() -> None:
     # 7B with float32 main weights and Adam's state on 8 processes that hold the whole model each: 18 bytes a parameter
     (problem,) = findings("llava_7b_finetune", "trainer.accelerator=cpu").problems
     has = psutil.virtual_memory().total / 8 / 2**30
-    assert problem.startswith("the fullest rank will take 1")
+    assert problem.startswith("weights, gradients and optimizer state take 11")
     assert f"there are {has:,.1f} GiB for each of the processes on this machine: " in problem
 
 
