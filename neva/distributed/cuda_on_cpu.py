@@ -7,6 +7,7 @@ present: every line above this module is the same on a laptop and on a cluster.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -57,6 +58,15 @@ def install() -> torch.device:
         _active = CudaOnCpu()
         _active.__enter__()
     return _CPU
+
+
+def suspended() -> AbstractContextManager[None]:
+    """Returns a context in which torch is called as it is, without the emulation's Python around every call.
+
+    For code that names no CUDA device.
+    """
+    context: AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return context
 
 
 def _patch_cuda_functions() -> None:
