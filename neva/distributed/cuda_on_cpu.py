@@ -9,7 +9,7 @@ where CUDA is present, for what is computed on the CPU on every machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +58,15 @@ def install() -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     _activate()
     return _CPU
+
+
+def suspended() -> AbstractContextManager[None]:
+    """Returns a context in which torch is called as it is, without the emulation's Python around every call.
+
+    For code that names no CUDA device.
+    """
+    context: AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return context
 
 
 @contextmanager

@@ -1,27 +1,23 @@
-"""Answers to requests, in batches of prompts of similar length; the next batch is read while this one runs."""
+"""Answers to requests, in their order; a prompt is begun as soon as another one's answer has ended."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
-from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.data.media.image import load_image
-from neva.data.media.processor import to_pixels
 from neva.errors import DataError, SampleError
-from neva.inference.generate import Prompt, generate
+from neva.inference.generate import Continuation, ContinuousBatch, Limits
+from neva.inference.images import SharedImages
 from neva.inference.load import Assistant
-from neva.inference.prompts import ImageInput, Request
+from neva.inference.prompts import Request
 from neva.inference.sampling import Sampling
-
-_BATCHES_SORTED_TOGETHER = 16
+from neva.inference.stopping import EndStrings
 
 
 @dataclass(frozen=True)
@@ -42,92 +38,92 @@ def answer_all(
         settings: the `inference` section.
         requests: by number, which decides how the request's sampling is seeded.
     """
-    window, numbers = settings.batch_size * _BATCHES_SORTED_TOGETHER, list(requests)
+    found: dict[int, Answer | DataError] = {}
+    waiting = deque(requests)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for first in range(0, len(numbers), window):
-            part = {number: requests[number] for number in numbers[first : first + window]}
-            answers = _answer_window(assistant, settings, part, pool)
-            yield {number: answers[number] for number in part}
+        prompts = _Prompts(
+            assistant, settings, requests, found, SharedImages(assistant, requests.values(), pool)
+        )
+        batch = ContinuousBatch(assistant.decoder, settings.batch_size, _limits(assistant, settings))
+        for number, ids in batch.answers(prompts.continuations()):
+            found[number] = prompts.answer(number, ids)
+            if ready := _ready(waiting, found):
+                yield ready
+    if ready := _ready(waiting, found):
+        yield ready
 
 
-def _answer_window(
-    assistant: Assistant, settings: DictConfig, requests: Mapping[int, Request], pool: Executor
-) -> dict[int, Answer | DataError]:
-    answers: dict[int, Answer | DataError] = {}
-    ids: dict[int, list[int]] = {}
-    for number, request in requests.items():
-        try:
-            ids[number] = assistant.encoder.prompt(request.question, len(request.images), request.system)
-        except SampleError as error:
-            answers[number] = error
-    order, size = sorted(ids, key=lambda number: len(ids[number])), settings.batch_size
-    batches = [order[first : first + size] for first in range(0, len(order), size)]
-    loading = [pool.submit(_pixels, assistant, [requests[number] for number in batch]) for batch in batches]
-    for batch, loaded in zip(batches, loading, strict=True):
-        prompts: dict[int, Prompt] = {}
-        for number, pixels in zip(batch, loaded.result(), strict=True):
-            if isinstance(pixels, DataError):
-                answers[number] = pixels
-            else:
-                prompts[number] = Prompt(torch.tensor(ids[number]), pixels)
-        answers |= _generate(assistant, settings, prompts) if prompts else {}
-    return answers
+def _ready(waiting: deque[int], found: dict[int, Answer | DataError]) -> dict[int, Answer | DataError]:
+    """Takes out what was found for the first of those that wait, up to one that has no answer yet."""
+    ready = {}
+    while waiting and waiting[0] in found:
+        number = waiting.popleft()
+        ready[number] = found.pop(number)
+    return ready
 
 
-def _pixels(assistant: Assistant, requests: Sequence[Request]) -> list[Tensor | DataError]:
-    """Returns [N, 3, height, width] for each request; an image that several of them show is read once."""
-    shown = {_key(image): image for request in requests for image in request.images}
-    loaded = {key: _image_pixels(assistant, image) for key, image in shown.items()}
-    return [_stacked(assistant, [loaded[_key(image)] for image in request.images]) for request in requests]
-
-
-def _key(image: ImageInput) -> Path | int:
-    return image if isinstance(image, Path) else id(image)
-
-
-def _image_pixels(assistant: Assistant, image: ImageInput) -> Tensor | DataError:
-    turns = turns_images(assistant.model_cfg)
-    try:
-        picture = load_image(image, turns) if isinstance(image, Path) else image.convert("RGB")
-    except DataError as error:
-        return error
-    return to_pixels(picture, assistant.processor, assistant.model_cfg.data.image_aspect_ratio)
-
-
-def _stacked(assistant: Assistant, images: Sequence[Tensor | DataError]) -> Tensor | DataError:
-    for image in images:
-        if isinstance(image, DataError):
-            return image
-    size = assistant.model_cfg.mm_cfg.vision_encoder.image_size
-    return torch.stack(list(images)) if images else torch.empty(0, 3, size, size)  # type: ignore[arg-type]
-
-
-def _generate(assistant: Assistant, settings: DictConfig, prompts: Mapping[int, Prompt]) -> dict[int, Answer]:
-    """Returns the answers to one batch."""
-    ends = (*settings.end_strings, *assistant.encoder.end_strings)
-
-    def is_finished(ids: list[int]) -> bool:
-        text = assistant.tokenizer.decode(ids, skip_special_tokens=False)
-        return any(end in text for end in ends)
-
-    found = generate(
-        assistant.model,
-        list(prompts.values()),
+def _limits(assistant: Assistant, settings: DictConfig) -> Limits:
+    return Limits(
         Sampling(
             settings.greedy, settings.temperature, settings.top_k, settings.top_p, settings.repetition_penalty
         ),
-        max_new_tokens=settings.tokens_to_generate,
-        min_new_tokens=settings.min_tokens_to_generate,
-        end_ids=assistant.encoder.end_ids,
-        is_finished=is_finished if ends else lambda _: False,
-        seeds=[settings.seed + number for number in prompts],
-        device=assistant.device,
+        settings.tokens_to_generate,
+        settings.min_tokens_to_generate,
+        assistant.encoder.end_ids,
     )
-    answers = {}
-    for (number, prompt), ids in zip(prompts.items(), found, strict=True):
-        text = _cut(_decode(assistant, ids), ends)
-        answers[number] = Answer(text.strip(), _readable(assistant, prompt.input_ids.tolist()) + text)
-    return answers
+
+
+class _Prompts:
+    """Requests as the model reads them, and what it generates as answers."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        settings: DictConfig,
+        requests: Mapping[int, Request],
+        found: dict[int, Answer | DataError],
+        images: SharedImages,
+    ) -> None:
+        self._assistant, self._settings = assistant, settings
+        self._requests, self._found, self._images = requests, found, images
+        self._ends = (*settings.end_strings, *assistant.encoder.end_strings)
+        self._ids: dict[int, list[int]] = {}
+
+    def continuations(self) -> Iterator[Continuation]:
+        """Yields the requests that can be asked; the errors of the others are found."""
+        ahead: deque[int] = deque()
+        for number, request in self._requests.items():
+            try:
+                self._ids[number] = self._assistant.encoder.prompt(
+                    request.question, len(request.images), request.system
+                )
+            except SampleError as error:
+                self._found[number] = error
+                continue
+            self._images.prepare(request)
+            ahead.append(number)
+            if len(ahead) > 2 * self._settings.batch_size:
+                yield from self._continuation(ahead.popleft())
+        for number in ahead:
+            yield from self._continuation(number)
+
+    def _continuation(self, number: int) -> Iterator[Continuation]:
+        """Yields the continuation of a request, unless an image of it cannot be read."""
+        features = self._images.features(self._requests[number])
+        if isinstance(features, DataError):
+            self._found[number] = features
+            return
+        ids = torch.tensor(self._ids[number], device=self._assistant.device)
+        is_finished = EndStrings(self._ends, self._decode_all)
+        yield Continuation(number, ids, features, self._settings.seed + number, is_finished)
+
+    def answer(self, number: int, ids: list[int]) -> Answer:
+        """Returns the answer to a request."""
+        text = _cut(_decode(self._assistant, ids), self._ends)
+        return Answer(text.strip(), _readable(self._assistant, self._ids.pop(number)) + text)
+
+    def _decode_all(self, ids: list[int]) -> str:
+        return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def _cut(text: str, end_strings: Sequence[str]) -> str:

@@ -1,21 +1,23 @@
-"""Batched generation with a key-value cache, exact for prompts of different lengths.
+"""Continuous batching: a prompt takes the place of an answer that has ended, while the others go on.
 
-Prompts are padded on the right. Behind the longest prompt, each row's answer continues in common cache slots,
-but at the row's own positions, and no query sees padding: the numbers are those of a batch of one.
+Rows know nothing of each other: each has its own length, its own end and its own draws, so that an answer depends on
+its prompt and its seed alone.
 
-Dimensions: B batch, S padded prompt, K cache slots, V vocabulary, N images.
+Dimensions: S prompt, V vocabulary, N images, P tokens per image, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
-from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from neva.distributed import cuda_on_cpu
+from neva.inference.continuation import Continuation, Limits
+from neva.inference.decoder import Decoder
 from neva.inference.sampling import Sampling, next_tokens
 from neva.model.llava import NevaModel
 
@@ -28,38 +30,97 @@ class Prompt:
     pixel_values: Tensor
 
 
-class Slots:
-    """Where each row's tokens lie in the cache: prompts at their positions, answers behind the longest prompt."""
+class ContinuousBatch:
+    """Answers that grow together, a row each; see the module.
 
-    def __init__(self, lengths_B: Tensor, max_new_tokens: int, window: int | None) -> None:
-        self.lengths_B = lengths_B
-        self.prompt_slots = int(lengths_B.max())
-        self.window = window
-        prompt = torch.arange(self.prompt_slots, device=lengths_B.device)[:, None].expand(-1, len(lengths_B))
-        answer = torch.arange(max_new_tokens, device=lengths_B.device)[:, None] + lengths_B
-        self.positions_KB = torch.cat([prompt, answer])
-        self.is_padding_BK = (self.positions_KB >= lengths_B).t().clone()
-        self.is_padding_BK[:, self.prompt_slots :] = False
-        self.needs_mask = bool(self.is_padding_BK.any()) or (
-            window is not None and len(self.positions_KB) > window
-        )
+    Args:
+        decoder: the model.
+        rows: how many at a time.
+        limits: how tokens are chosen and where answers end.
+    """
 
-    def mask(self, first_slot: int, num_slots: int) -> Tensor | None:
-        """Returns the bool mask [B, 1, num_slots, K so far] of the queries in these slots; None: causal will do."""
-        if not self.needs_mask:
-            return None
-        end = first_slot + num_slots
-        queries, keys = self.positions_KB[first_slot:end].t(), self.positions_KB[:end].t()
-        distance_BQK = queries[:, :, None] - keys[:, None, :]
-        visible = (distance_BQK >= 0) & ~self.is_padding_BK[:, None, :end]
-        if self.window is not None:
-            visible &= distance_BQK < self.window
-        # a padding query sees at least itself: a row without keys would be NaN, though nobody reads it
-        slots = torch.arange(end, device=visible.device)
-        return (visible | (slots == slots[first_slot:, None]))[:, None]
+    def __init__(self, decoder: Decoder, rows: int, limits: Limits) -> None:
+        self.decoder, self.cache = decoder, decoder.cache(rows)
+        self.rows, self.limits = rows, limits
+
+    def answers(self, continuations: Iterable[Continuation]) -> Iterator[tuple[int, list[int]]]:
+        """Yields the number and the ids of each answer, as they end; prompts are taken as rows become free."""
+        waiting = iter(continuations)
+        running = list(islice(waiting, self.rows))
+        fresh = list(range(len(running)))
+        while running:
+            if fresh:
+                self._begin(fresh, [running[row] for row in fresh])
+            else:
+                self._go_on(running)
+            ended = [row for row, continuation in enumerate(running) if continuation.has_ended]
+            yield from ((running[row].number, running[row].answer) for row in ended)
+            fresh = self._refill(running, ended, waiting)
+
+    def _refill(
+        self, running: list[Continuation], ended: Sequence[int], waiting: Iterator[Continuation]
+    ) -> list[int]:
+        """Returns the rows that hold new prompts; where none is left, the last rows take the places of ended ones."""
+        fresh, left = [], []
+        for row in ended:
+            if (continuation := next(waiting, None)) is None:
+                left.append(row)
+            else:
+                running[row] = continuation
+                fresh.append(row)
+        for row in reversed(left):
+            last = running.pop()
+            if row < len(running):
+                self.cache.move(len(running), row)
+                running[row] = last
+        return fresh
+
+    @torch.inference_mode()
+    def _begin(self, rows: Sequence[int], continuations: Sequence[Continuation]) -> None:
+        with cuda_on_cpu.suspended():
+            logits = self.decoder.prefill(
+                self.cache,
+                rows,
+                [continuation.input_ids for continuation in continuations],
+                [continuation.features for continuation in continuations],
+                self.limits.max_new_tokens,
+            )
+            for continuation in continuations:
+                self._prepare(continuation, logits)
+            self._choose(continuations, logits)
+
+    @torch.inference_mode()
+    def _go_on(self, running: Sequence[Continuation]) -> None:
+        with cuda_on_cpu.suspended():
+            tokens = [continuation.answer[-1] for continuation in running]
+            positions = [len(row.input_ids) + len(row.answer) - 1 for row in running]
+            self._choose(running, self.decoder.decode(self.cache, tokens, positions))
+
+    def _prepare(self, continuation: Continuation, logits: Tensor) -> None:
+        """Seeds the draws and marks the tokens of the prompt, where the sampling asks for them."""
+        sampling = self.limits.sampling
+        if not sampling.greedy:
+            continuation.draws = torch.Generator(logits.device).manual_seed(continuation.seed)
+        if sampling.repetition_penalty != 1.0:
+            text = continuation.input_ids[continuation.input_ids >= 0]
+            continuation.seen_V = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
+            continuation.seen_V[text] = True
+
+    def _choose(self, continuations: Sequence[Continuation], logits: Tensor) -> None:
+        """Adds a token to each answer."""
+        limits = self.limits
+        short = [row for row, c in enumerate(continuations) if len(c.answer) < limits.min_new_tokens]
+        if short and limits.end_ids:
+            logits[torch.tensor(short)[:, None], torch.tensor(list(limits.end_ids))] = -torch.inf
+        seen = [c.seen_V for c in continuations if c.seen_V is not None]
+        draws = [c.draws for c in continuations if c.draws is not None]
+        tokens = next_tokens(logits, torch.stack(seen) if seen else None, limits.sampling, draws or None)
+        for continuation, token in zip(continuations, tokens.tolist(), strict=True):
+            if continuation.seen_V is not None:
+                continuation.seen_V[token] = True
+            continuation.add(token, limits)
 
 
-@torch.inference_mode()
 def generate(
     model: NevaModel,
     prompts: Sequence[Prompt],
@@ -70,87 +131,41 @@ def generate(
     is_finished: Callable[[list[int]], bool],
     seeds: Sequence[int],
     device: torch.device,
+    rows: int | None = None,
 ) -> list[list[int]]:
-    """Continues a batch of prompts.
+    """Continues prompts of any lengths and numbers of images, several at a time.
 
     Args:
         model: a complete model (one pipeline stage) in eval mode.
-        prompts: any lengths and numbers of images.
-        sampling: how tokens are chosen.
-        max_new_tokens, min_new_tokens: bounds of an answer's length in tokens; below the minimum none of `end_ids` is
-            taken.
-        end_ids: tokens that end an answer; they are not part of it.
-        is_finished: whether an answer, given as its ids, ends here (end strings).
+        prompts: what is continued.
+        sampling, max_new_tokens, min_new_tokens, end_ids: see `Limits`.
+        is_finished: whether an answer, given as its ids, ends here.
         seeds: one a prompt; the same seed draws the same answer in any batch.
         device: of the model.
+        rows: how many grow at a time; None: all.
 
     Returns:
         The ids of each answer.
     """
-    lengths_B = torch.tensor([len(prompt.input_ids) for prompt in prompts], device=device)
-    input_ids = pad_sequence([prompt.input_ids for prompt in prompts], batch_first=True).to(device)
-    slots = Slots(lengths_B, max_new_tokens, model.language_model.window)
-    cache = StaticInferenceContext(len(prompts), len(slots.positions_KB))
-    answers = GenerationState(len(prompts), end_ids, min_new_tokens, is_finished)
-    generators = None if sampling.greedy else [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def logits_of(ids: Tensor, pixel_values: Tensor | None, last_positions: Tensor) -> Tensor:
-        return model(
-            ids,
-            pixel_values,
-            attention_mask=slots.mask(cache.sequence_len_offset, ids.size(1)),
-            inference_context=cache,
-            slot_positions=slots.positions_KB,
-            last_positions=last_positions,
+    limits = Limits(sampling, max_new_tokens, min_new_tokens, end_ids)
+    asked = (
+        Continuation(
+            number,
+            prompt.input_ids.to(device),
+            encode(model, prompt.pixel_values.to(device)),
+            seed,
+            is_finished,
         )
-
-    pixel_values = torch.cat([prompt.pixel_values for prompt in prompts]).to(device)
-    logits_BV = logits_of(input_ids, pixel_values, lengths_B - 1)
-    seen_BV = seen_tokens(input_ids, lengths_B, logits_BV.size(-1))
-    for count in range(max_new_tokens):
-        if count < min_new_tokens:
-            logits_BV[:, list(end_ids)] = -torch.inf
-        tokens_B = next_tokens(logits_BV, seen_BV, sampling, generators)
-        if not answers.add(tokens_B.tolist()) or count + 1 == max_new_tokens:
-            break
-        seen_BV.scatter_(1, tokens_B[:, None], True)
-        cache.sequence_len_offset = slots.prompt_slots + count
-        logits_BV = logits_of(tokens_B[:, None], None, torch.zeros_like(lengths_B))
-    return answers.ids
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+    )
+    answers = dict(ContinuousBatch(Decoder(model), rows or len(prompts), limits).answers(asked))
+    return [answers[number] for number in range(len(prompts))]
 
 
-class GenerationState:
-    """The answers of a batch while they grow."""
-
-    def __init__(
-        self,
-        count: int,
-        end_ids: Collection[int],
-        min_new_tokens: int,
-        is_finished: Callable[[list[int]], bool],
-    ) -> None:
-        self.ids: list[list[int]] = [[] for _ in range(count)]
-        self.running = [True] * count
-        self.end_ids = end_ids
-        self.min_new_tokens = min_new_tokens
-        self.is_finished = is_finished
-
-    def add(self, tokens: list[int]) -> bool:
-        """Adds one token to each answer that still runs; returns whether one of them goes on."""
-        for row, token in enumerate(tokens):
-            if not self.running[row]:
-                continue
-            is_end = token in self.end_ids
-            if not is_end:
-                self.ids[row].append(token)
-            is_long = len(self.ids[row]) >= self.min_new_tokens
-            self.running[row] = not is_end and not (is_long and self.is_finished(self.ids[row]))
-        return any(self.running)
-
-
-def seen_tokens(input_ids_BS: Tensor, lengths_B: Tensor, vocab_size: int) -> Tensor:
-    """Returns bool [B, V]: which tokens each prompt contains, images and padding aside."""
-    positions = torch.arange(input_ids_BS.size(1), device=input_ids_BS.device)
-    counts = (positions < lengths_B[:, None]) & (input_ids_BS >= 0)
-    seen = torch.zeros(len(lengths_B), vocab_size, dtype=torch.int, device=input_ids_BS.device)
-    return seen.scatter_add_(1, input_ids_BS.clamp(min=0), counts.int()) > 0
+@torch.inference_mode()
+def encode(model: NevaModel, pixel_values: Tensor) -> Tensor:
+    """Returns the features [N, P, D] of images [N, 3, height, width], of which there may be none."""
+    if len(pixel_values) == 0:
+        return pixel_values
+    with cuda_on_cpu.suspended():
+        return model.encode_images(pixel_values)

@@ -20,6 +20,7 @@ from neva.data.tokenizer import from_folder
 from neva.errors import CheckpointError, ConfigError
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
+from neva.inference.decoder import Decoder
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
@@ -33,6 +34,7 @@ class Assistant:
     """A model with everything that turns a question and its images into ids and back."""
 
     model: NevaModel
+    decoder: Decoder
     model_cfg: DictConfig
     tokenizer: PreTrainedTokenizerFast
     encoder: ConversationEncoder
@@ -98,8 +100,10 @@ def load_assistant(
     )
     model = build_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type, config)
     _fill(model, nemo, model_cfg)
+    model.to(device).eval().requires_grad_(False)
     return Assistant(
-        model=model.to(device).eval().requires_grad_(False),
+        model=model,
+        decoder=Decoder(model),
         model_cfg=model_cfg,
         tokenizer=tokenizer,
         encoder=build_encoder(model_cfg, vision, tokenizer),

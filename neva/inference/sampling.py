@@ -5,10 +5,14 @@ Dimensions: B batch, V vocabulary, T tokens so far.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_USUAL_NUCLEUS = 64
+"""Tokens; to order a vocabulary takes longer than a small model's step."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +33,42 @@ class Sampling:
 
 
 def next_tokens(
-    logits_BV: Tensor, seen_BV: Tensor, sampling: Sampling, generators: list[torch.Generator] | None
+    logits_BV: Tensor, seen_BV: Tensor | None, sampling: Sampling, generators: list[torch.Generator] | None
 ) -> Tensor:
     """Chooses one token a row.
 
     Args:
         logits_BV: float logits.
-        seen_BV: bool, True for tokens that the row's prompt or answer contains.
+        seen_BV: bool, True for tokens that the row's prompt or answer contains; None where there is no penalty.
         sampling: the rule.
         generators: one a row, so that a row's draws do not depend on its neighbours; None when greedy.
 
     Returns:
         [B] token ids.
     """
-    logits_BV = penalize_repetition(logits_BV.float(), seen_BV, sampling.repetition_penalty)
+    logits_BV = logits_BV.float()
+    if seen_BV is not None:
+        logits_BV = penalize_repetition(logits_BV, seen_BV, sampling.repetition_penalty)
     if sampling.greedy:
         return logits_BV.argmax(-1)
     assert generators is not None
     probabilities_BV = restrict(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p).softmax(-1)
-    draws = [
-        torch.multinomial(row, 1, generator=draw)
-        for row, draw in zip(probabilities_BV, generators, strict=True)
-    ]
-    return torch.cat(draws)
+    return draw(probabilities_BV, generators)
+
+
+def draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws a token [B] from each row's probabilities with one uniform number of its generator."""
+    # in float64 a number below 1 times the sum stays below the sum, so that no token of probability 0 is taken
+    sums_BV = probabilities_BV.double().cumsum(-1)
+    uniform_B1 = torch.cat([torch.rand(1, 1, generator=each, device=each.device) for each in generators])
+    return torch.searchsorted(sums_BV, uniform_B1 * sums_BV[:, -1:], right=True)[:, 0]
 
 
 def penalize_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
     """Returns logits with those of seen tokens moved down by `penalty`."""
-    if penalty == 1.0:
-        return logits_BV
-    penalized = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-    return torch.where(seen_BV, penalized, logits_BV)
+    seen = seen_BV.nonzero(as_tuple=True)
+    values = logits_BV[seen]
+    return logits_BV.index_put(seen, torch.where(values > 0, values / penalty, values * penalty))
 
 
 def restrict(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -68,8 +77,21 @@ def restrict(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
         smallest = logits_BV.topk(min(top_k, logits_BV.size(-1))).values[..., -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < smallest, -torch.inf)
     if top_p < 1.0:
-        ordered, order = logits_BV.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= top_p  # the token that reaches top_p stays
-        logits_BV = logits_BV.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+        logits_BV = _nucleus(logits_BV, top_p)
     return logits_BV
+
+
+def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
+    """Returns logits with everything outside the smallest set whose probability reaches `top_p` at minus infinity.
+
+    The most probable tokens alone are put in order, unless some row's set is larger.
+    """
+    probabilities_BV = logits_BV.softmax(-1)
+    for count in (_USUAL_NUCLEUS, logits_BV.size(-1)):
+        ordered, order = probabilities_BV.topk(min(count, logits_BV.size(-1)))
+        is_inside = ordered.cumsum(-1) - ordered < top_p  # the token that reaches top_p stays
+        if not bool(is_inside[:, -1].any()):
+            break
+    return torch.full_like(logits_BV, -torch.inf).scatter(
+        -1, order, logits_BV.gather(-1, order).masked_fill(~is_inside, -torch.inf)
+    )

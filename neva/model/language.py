@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -75,46 +74,37 @@ class LanguageModel(GPTModel):
         """Returns token embeddings [B, S, D]."""
         return self.embedding.word_embeddings(ids_BS)
 
-    def forward(
-        self,
-        decoder_input_SBD: Tensor | None,
-        labels_BS: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inference_context: StaticInferenceContext | None = None,
-        slot_positions: Tensor | None = None,
-        last_positions: Tensor | None = None,
-    ) -> Tensor:
+    @property
+    def output_weight(self) -> Tensor:
+        """The weight [V, D] of the head; the embedding's where they are tied."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+    def forward(self, decoder_input_SBD: Tensor | None, labels_BS: Tensor | None = None) -> Tensor:
         """Runs the layers of this pipeline stage.
 
         Args:
             decoder_input_SBD: embeddings after the merge; None on later stages, whose input the schedule sets.
             labels_BS: targets, already shifted, `IGNORE_INDEX` where there is no loss.
-            attention_mask: bool [B, 1, S, K] for decoding with a cache; None means causal.
-            inference_context: Megatron's key-value cache.
-            slot_positions: [K, B] the position of each cache slot, where it is not its index (padded prompts).
-            last_positions: [B] the one position of each row whose logits are wanted.
 
         Returns:
             Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
-            order when labels are given, logits [B, V] at `last_positions` when those are, else logits [B, S, V].
+            order when labels are given, else logits [B, S, V].
         """
         length = self.rotary_pos_emb.get_rotary_seq_len(
-            inference_context, self.decoder, decoder_input_SBD, self.config, None
+            None, self.decoder, decoder_input_SBD, self.config, None
         )
-        rotary = self.rotary_pos_emb(length)
-        if slot_positions is not None:
-            rotary = rotary[slot_positions, 0]
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
-            attention_mask=attention_mask,
-            inference_context=inference_context,
-            rotary_pos_emb=rotary,
+            attention_mask=None,
+            rotary_pos_emb=self.rotary_pos_emb(length),
         )
         if not self.post_process:
             return hidden_SBD
-        return self._output(hidden_SBD, labels_BS, last_positions)
+        return self._output(hidden_SBD, labels_BS)
 
-    def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None, last_positions: Tensor | None) -> Tensor:
+    def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None) -> Tensor:
         if self.config.sequence_parallel:
             # The output layer's own backward already sums over the tensor-parallel ranks.
             hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=False)
@@ -125,9 +115,6 @@ class LanguageModel(GPTModel):
                 logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
             )
             return vocab_parallel_cross_entropy(logits_LV, labels_BS.t()[is_label_SB])
-        if last_positions is not None:
-            rows = torch.arange(hidden_SBD.size(1), device=hidden_SBD.device)
-            return self._gathered(hidden_SBD[last_positions, rows])
         return self._gathered(hidden_SBD.transpose(0, 1))
 
     def _logits(self, hidden: Tensor, gather: bool = False) -> Tensor:

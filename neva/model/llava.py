@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
-from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
@@ -53,18 +52,13 @@ class NevaModel(MegatronModule):
         input_ids: Tensor,
         pixel_values: Tensor | None,
         labels: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inference_context: StaticInferenceContext | None = None,
-        slot_positions: Tensor | None = None,
-        last_positions: Tensor | None = None,
     ) -> Tensor:
         """Runs this stage.
 
         Args:
             input_ids: [B, S], `IMAGE_TOKEN_ID` at image positions.
-            pixel_values: [N, 3, height, width] of all images of the batch in reading order; None while decoding.
+            pixel_values: [N, 3, height, width] of all images of the batch in reading order; None: text alone.
             labels: [B, S], shifted, `IGNORE_INDEX` where there is no loss.
-            attention_mask, inference_context, slot_positions, last_positions: see `LanguageModel.forward`.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -80,9 +74,7 @@ class NevaModel(MegatronModule):
             decoder_input_SBD = self.embed(input_ids, pixel_values, shard).transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
-        return self.language_model(
-            decoder_input_SBD, labels, attention_mask, inference_context, slot_positions, last_positions
-        )
+        return self.language_model(decoder_input_SBD, labels)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None, shard: Tensor | None = None) -> Tensor:
         """Returns embeddings [B, S, D] (of the positions `shard`, if given) with image features at their positions."""

@@ -56,8 +56,8 @@ def find_memory(cfg: DictConfig, found: Findings) -> None:
     there = f"there are {has / GIB:,.1f} GiB for {of}"
     if state > has:
         found.problems.append(
-            f"weights, gradients and optimizer state take {state / GIB:,.1f} GiB on the fullest rank, {there}: choose a "
-            "layout with `neva plan`"
+            f"weights, gradients and optimizer state take {state / GIB:,.1f} GiB on the fullest rank, {there}: choose "
+            "a layout with `neva plan`"
         )
     elif peak > has:
         found.notes.append(

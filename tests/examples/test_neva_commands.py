@@ -138,6 +138,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CLIPVisionModel(CLIPVisionConfig(image_size=336, patch_size=14, **eye)).save_pretrained(clip)
     write_json(clip / "preprocessor_config.json", image_processor("clip", 336))
     _write_data(folder)
+    type_in(folder, CONVERT)
     return folder
 
 
@@ -178,7 +179,6 @@ def type_in(workspace: Path, command: str, recipe: str = "", **environment: str)
 
 
 def test_the_commands_run_in_their_order(workspace: Path) -> None:
-    type_in(workspace, CONVERT)
     type_in(workspace, PRETRAIN + SMALL, "llava_7b_pretrain", WORLD_SIZE="4")
     on_two = "trainer.devices=2 model.tensor_model_parallel_size=2"
     type_in(workspace, FINETUNE + SMALL + on_two, "llava_7b_finetune", WORLD_SIZE="2")

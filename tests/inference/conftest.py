@@ -1,1 +1,1 @@
-from tests.megatron import single_process  # noqa: F401
+from tests.megatron import free_port, single_process  # noqa: F401

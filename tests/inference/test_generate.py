@@ -16,7 +16,7 @@ from transformers import (
 
 from neva.constants import IMAGE_TOKEN_ID
 from neva.inference.generate import Prompt, generate
-from neva.inference.sampling import Sampling, penalize_repetition, restrict
+from neva.inference.sampling import Sampling, draw, penalize_repetition, restrict
 from neva.model.build import build_model
 from neva.model.llava import NevaModel
 from tests.model.test_against_transformers import VOCAB, copy_weights, reference, reference_inputs, shapes
@@ -126,6 +126,22 @@ def test_probabilities_are_those_of_transformers_processors(
     found = restrict(penalize_repetition(logits, seen, penalty) / temperature, top_k, top_p).softmax(-1)
     assert torch.equal(found > 0, (expected := processors(ids, logits).softmax(-1)) > 0)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    probabilities, count = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.05, 0.0]), 4000
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    found = draw(probabilities.expand(count, -1), generators).bincount(minlength=6) / count
+    # five standard deviations of a share
+    assert ((found - probabilities).abs() <= 5 * (probabilities * (1 - probabilities) / count).sqrt()).all()
+
+
+def test_a_nucleus_larger_than_usual_is_found_whole() -> None:
+    logits = torch.stack([torch.zeros(1000), torch.linspace(0, 50, 1000)])
+    kept = restrict(logits, 0, 0.9).isfinite().sum(-1)
+    assert 899 <= int(kept[0]) <= 901  # 900 of 1000 equal ones; sums of float32
+    alone = restrict(logits[1:], 0, 0.9)
+    assert torch.equal(restrict(logits, 0, 0.9)[1:], alone)
 
 
 def test_nucleus_and_top_k_keep_what_a_hand_computation_keeps() -> None:

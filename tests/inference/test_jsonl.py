@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from neva.config.load import load
 from neva.errors import ConfigError, DataError
+from neva.inference import images as shared
 from neva.inference.jsonl import run
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results
+from neva.model.llava import NevaModel
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_run import run as train
 
@@ -166,6 +169,49 @@ def test_a_prompt_that_cannot_be_asked_has_an_error_line_and_is_the_only_one_ask
     assert len(again) == 20 and not any("error" in row for row in again)
     assert [number for number, row in enumerate(again) if "kept" not in row] == [16, 18]
     assert again[16]["text"] == again[18]["text"] == again[0]["text"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_image_that_many_prompts_show_is_read_and_encoded_once(
+    nemo: Path, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    rows = [{"prompt": "<image>\nwhat colour is this?", "image": f"{number % 3}.png"} for number in range(13)]
+    rows.append({"prompt": "<image> and <image>?", "image": ["0.png", "0.png"]})
+    encoded, read = [], []
+    encode, load_image = shared.encode, shared.load_image
+
+    def counted(model: NevaModel, pixels: Tensor) -> Tensor:
+        encoded.append(len(pixels))
+        return encode(model, pixels)
+
+    def noted(path: Path, *arguments: bool) -> Image.Image:
+        read.append(path.name)
+        return load_image(path, *arguments)
+
+    monkeypatch.setattr(shared, "encode", counted)
+    monkeypatch.setattr(shared, "load_image", noted)
+    prompts, output = write(tmp_path / "prompts.jsonl", rows), tmp_path / "results.jsonl"
+    results = infer(nemo, images, prompts, output, f"inference.batch_size={batch_size}")
+    assert sum(encoded) == 3 and sorted(read) == ["0.png", "1.png", "2.png"]
+    assert [row["text"] for row in results[:13]] == [
+        ["red", "green", "blue"][number % 3] for number in range(13)
+    ]
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_the_batch_size_changes_no_answer(nemo: Path, images: str, tmp_path: Path, greedy: bool) -> None:
+    texts = ["what colour is this?", "is it?", "a long question: " + "what " * 30, "what?"]
+    rows: list[dict[str, object]] = [
+        {"prompt": f"<image>\n{texts[number % 4]}", "image": f"{number % 5}.png"} for number in range(11)
+    ]
+    prompts = write(tmp_path / "prompts.jsonl", rows)
+    settings = [f"inference.greedy={greedy}", "inference.temperature=3.0", "inference.tokens_to_generate=12"]
+    answers = [
+        infer(nemo, images, prompts, tmp_path / f"{size}.jsonl", f"inference.batch_size={size}", *settings)
+        for size in (1, 4)
+    ]
+    assert answers[0] == answers[1]
+    assert len({str(row["text"]) for row in answers[0]}) > 2
 
 
 def test_an_image_that_cannot_be_read_is_the_error_of_its_prompt_alone(

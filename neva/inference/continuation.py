@@ -1,0 +1,61 @@
+"""An answer as it grows behind its prompt, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from neva.inference.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How an answer's tokens are chosen and where it ends at the latest.
+
+    Args:
+        sampling: how tokens are chosen.
+        max_new_tokens, min_new_tokens: bounds of an answer's length in tokens; below the minimum none of `end_ids` is
+            taken.
+        end_ids: tokens that end an answer; they are not part of it.
+    """
+
+    sampling: Sampling
+    max_new_tokens: int
+    min_new_tokens: int
+    end_ids: Collection[int]
+
+
+@dataclass
+class Continuation:
+    """A prompt, and its answer as it grows.
+
+    Args:
+        number: what the answer is returned with.
+        input_ids: [S], `IMAGE_TOKEN_ID` at image positions.
+        features: [N, P, D] of the prompt's images.
+        seed: of the draws.
+        is_finished: whether an answer, given as its ids, ends here (end strings); asked after every token.
+    """
+
+    number: int
+    input_ids: Tensor
+    features: Tensor
+    seed: int
+    is_finished: Callable[[list[int]], bool]
+    answer: list[int] = field(default_factory=list)
+    has_ended: bool = False
+    draws: torch.Generator | None = None
+    seen_V: Tensor | None = None
+
+    def add(self, token: int, limits: Limits) -> None:
+        """Takes the next token of the answer."""
+        if token in limits.end_ids:
+            self.has_ended = True
+            return
+        self.answer.append(token)
+        length = len(self.answer)
+        is_long = length >= limits.min_new_tokens
+        self.has_ended = length == limits.max_new_tokens or (is_long and self.is_finished(self.answer))

@@ -1,0 +1,180 @@
+"""The language model while it generates: the weights of Megatron's layers in the fewest operators, with a cache.
+
+Training runs Megatron's modules; here their bookkeeping for each layer and token would take longer than the arithmetic
+of a small model. The two are held equal by tests that compare both with transformers.
+
+Dimensions: T tokens of all rows one after another, R rows, G query groups of this rank, Q queries of a group, D head
+size, K key positions, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from torch import Tensor
+
+from neva.inference.cache import KeyValueCache
+from neva.inference.layer import LayerWeights, norm_of, weights_of
+from neva.inference.linear import VocabularyHead, linear
+from neva.inference.rotary import RotaryTable, turn
+from neva.model.llava import NevaModel
+from neva.model.merge import merge, text_ids
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all layers share: tokens' cos and sin, where their keys go, and how they attend."""
+
+    cache: KeyValueCache
+    cos_T11D: Tensor
+    sin_T11D: Tensor
+    slots: Tensor
+    lengths: Sequence[int] | None  # of whole prompts; None: one token a row
+    rows: int
+    keys: int
+    mask_R11K: Tensor | None
+
+
+class Decoder:
+    """Prompts in, then a token of every row at a time; each step returns the logits of what follows.
+
+    Args:
+        model: a complete model (one pipeline stage) in eval mode, whose weights stay as they are.
+    """
+
+    def __init__(self, model: NevaModel) -> None:
+        self.model, self.language = model, model.language_model
+        self.tensor_group = self.language.pg_collection.tp
+        self.layers = [weights_of(layer) for layer in self.language.decoder.layers]
+        self.final_norm = norm_of(self.language.decoder.final_layernorm)
+        self.head = VocabularyHead(self.language.output_weight)
+        attention = self.language.decoder.layers[0].self_attention
+        self.groups = attention.num_query_groups_per_partition
+        self.head_size = attention.hidden_size_per_attention_head
+        self.queries = attention.num_attention_heads_per_partition // self.groups
+        weight = self.layers[0].qkv
+        self.dtype, self.device = weight.dtype, weight.device
+        self._rotary = RotaryTable(self.language.rotary_pos_emb, weight)
+
+    def cache(self, rows: int) -> KeyValueCache:
+        """Returns an empty cache for that many answers at a time."""
+        return KeyValueCache(len(self.layers), rows, self.groups, self.head_size, self.dtype, self.device)
+
+    def prefill(
+        self,
+        cache: KeyValueCache,
+        rows: Sequence[int],
+        prompts: Sequence[Tensor],
+        features: Sequence[Tensor],
+        room: int,
+    ) -> Tensor:
+        """Reads prompts.
+
+        Args:
+            cache: of this decoder.
+            rows: where they go; a row's former tokens are forgotten.
+            prompts: ids [S] of each, `IMAGE_TOKEN_ID` at image positions.
+            features: [N, P, D] of the images of each, in reading order.
+            room: tokens that will follow each.
+
+        Returns:
+            Logits [prompts, V] of their first new tokens.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        ids_1T = torch.cat(list(prompts))[None]
+        hidden_1TH = self.language.embed(text_ids(ids_1T))
+        if shown := [images for images in features if len(images)]:
+            hidden_1TH = merge(hidden_1TH, ids_1T, torch.cat(shown))
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(ids_1T.device)
+        rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(ids_1T.device)
+        cache.reserve(max(lengths) + room)
+        step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), None)
+        ends = torch.tensor(lengths, device=ids_1T.device).cumsum(0) - 1
+        return self._logits(self._run(hidden_1TH[0], step)[ends])
+
+    def decode(self, cache: KeyValueCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Adds one token to each of the first rows, at its position, and returns logits [R, V] of the next ones."""
+        device, keys = self.device, max(positions) + 1
+        cache.reserve(keys)
+        positions_R = torch.tensor(positions, device=device)
+        is_whole = min(positions) + 1 == keys and keys <= (self.language.window or keys)
+        mask = None if is_whole else self._mask(positions_R, keys)
+        step = self._step(
+            cache, torch.arange(len(tokens), device=device), positions_R, None, len(tokens), keys, mask
+        )
+        hidden_RH = self.language.embed(torch.tensor(tokens, device=device))
+        return self._logits(self._run(hidden_RH, step))
+
+    def _mask(self, positions_R: Tensor, keys: int) -> Tensor:
+        """Returns what is added to the scores: minus infinity behind a row's token, and in front of its window."""
+        distance_RK = positions_R[:, None] - torch.arange(keys, device=positions_R.device)
+        hidden_RK = distance_RK < 0
+        if self.language.window is not None:
+            hidden_RK |= distance_RK >= self.language.window
+        mask = torch.zeros(hidden_RK.shape, dtype=self.dtype, device=hidden_RK.device)
+        return mask.masked_fill_(hidden_RK, -torch.inf)[:, None, None]
+
+    def _step(
+        self,
+        cache: KeyValueCache,
+        rows_T: Tensor,
+        positions_T: Tensor,
+        lengths: Sequence[int] | None,
+        rows: int,
+        keys: int,
+        mask: Tensor | None,
+    ) -> _Step:
+        cos, sin = self._rotary.at(positions_T, cache.capacity)
+        return _Step(cache, cos, sin, cache.slots(rows_T, positions_T), lengths, rows, keys, mask)
+
+    def _run(self, hidden_TH: Tensor, step: _Step) -> Tensor:
+        """Returns the hidden states behind the last layer."""
+        for number, layer in enumerate(self.layers):
+            attended = self._attend(number, layer, layer.attention_norm(hidden_TH), step)
+            hidden_TH = hidden_TH + self._row_parallel(attended, layer.projection)
+            gate, up = linear(layer.mlp_norm(hidden_TH), layer.gate_up).chunk(2, -1)
+            hidden_TH = hidden_TH + self._row_parallel(F.silu(gate).mul_(up), layer.down)
+        return hidden_TH
+
+    def _attend(self, number: int, layer: LayerWeights, normed_TH: Tensor, step: _Step) -> Tensor:
+        """Returns [T, G * Q * D]."""
+        qkv = linear(normed_TH, layer.qkv, layer.qkv_bias)
+        qkv_TGhD = qkv.view(len(qkv), self.groups, self.queries + 2, self.head_size)  # h: queries, key, value
+        if layer.query_norm is not None and layer.key_norm is not None:
+            qkv_TGhD[:, :, :-2] = layer.query_norm(qkv_TGhD[:, :, :-2])
+            qkv_TGhD[:, :, -2] = layer.key_norm(qkv_TGhD[:, :, -2])
+        turn(qkv_TGhD[:, :, :-1], step.cos_T11D, step.sin_T11D)
+        step.cache.write(number, step.slots, qkv_TGhD[:, :, -2:])
+        if step.lengths is not None:
+            return torch.cat([self._prompt(layer, part) for part in qkv_TGhD.split(step.lengths)])
+        key, value = step.cache.read(number, step.rows, step.keys)
+        attended = F.scaled_dot_product_attention(qkv_TGhD[:, :, :-2], key, value, attn_mask=step.mask_R11K)
+        return attended.flatten(1)
+
+    def _prompt(self, layer: LayerWeights, qkv_SGhD: Tensor) -> Tensor:
+        """Returns the causal attention [S, G * Q * D] of one prompt, as in training."""
+        query_S1hD = qkv_SGhD[:, :, :-2].flatten(1, 2)[:, None]
+        key_S1GD, value_S1GD = qkv_SGhD[:, None, :, -2:].unbind(3)
+        attended_S1: Tensor = layer.core_attention(query_S1hD, key_S1GD, value_S1GD, None)
+        return attended_S1[:, 0]
+
+    def _row_parallel(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        partial = linear(hidden, weight)
+        if self.tensor_group.size() == 1:
+            return partial
+        return reduce_from_tensor_model_parallel_region(partial, self.tensor_group)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Returns logits over the whole vocabulary, without its padding."""
+        language = self.language
+        logits = self.head(self.final_norm(hidden))
+        if self.tensor_group.size() > 1:
+            logits = gather_from_tensor_model_parallel_region(logits, self.tensor_group)
+        return logits[:, : language.vocab_size_without_padding]
