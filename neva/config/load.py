@@ -71,7 +71,7 @@ def completed(composed: Composed) -> DictConfig:
 def _remarks(composed: Composed) -> list[str]:
     ignored, defaulted = ignored_keys(composed.tree), composed.defaulted
     remarks = {
-        f"{len(defaulted)} keys that the YAML lacks have neva's defaults: {', '.join(defaulted)}": defaulted,
-        f"{len(ignored)} keys have no effect here (docs/configuration_keys.md says why): {', '.join(ignored)}": ignored,
+        f"not in the YAML, by neva's defaults: {', '.join(defaulted)}": defaulted,
+        f"without effect here (docs/configuration_keys.md says why): {', '.join(ignored)}": ignored,
     }
     return [remark for remark, keys in remarks.items() if keys]
