@@ -57,6 +57,17 @@ def marked(template: str, *texts: str | None, system: str | None = None) -> str:
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
         ),
+        (  # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3, without its first token
+            "llama_3",
+            ("<image>\na", "b", "c", "d"),
+            "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are "
+            "able to understand the visual content that the user provides, and assist the user with a variety of tasks "
+            "using natural language.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\n<image>\na<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[b][<|eot_id|>]"
+            "<|start_header_id|>user<|end_header_id|>\n\nc<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[d][<|eot_id|>]",
+        ),
         (
             "mistral",
             ("<image>\na", "b", "c", "d"),
@@ -81,6 +92,7 @@ def test_the_text_is_the_templates_and_the_loss_is_on_the_answers(
 def test_a_records_system_prompt_replaces_the_templates() -> None:
     assert marked("v1", "a", "b", system="Be brief.") == "Be brief. USER: a ASSISTANT:[ b][</s>]"
     assert marked("chatml", "a", None, system="").startswith("<|im_start|>user\n")
+    assert marked("llama_3", "a", None, system="").startswith("<|start_header_id|>user<|end_header_id|>\n\n")
 
 
 def test_a_template_without_a_system_prompt_refuses_one() -> None:
