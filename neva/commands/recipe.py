@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
+from neva.commands.scratch import scratch
 from neva.config.load import load
 from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
@@ -43,7 +44,8 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
         return NOT_READY
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _quiet_imports()
-    start(cfg)
+    with scratch():
+        start(cfg)
     return 0
 
 
