@@ -52,7 +52,7 @@ def save(
     shards = Path(path).with_suffix(".shards")
     store.save(shards, sharded_state(backend, models, parts, optimizer=None), common={}, is_kept=False)
     if is_writer:
-        with tempfile.TemporaryDirectory() as tokenizer_dir:
+        with store.removed_on_failure(shards), tempfile.TemporaryDirectory() as tokenizer_dir:
             tokenizer.save_pretrained(tokenizer_dir)
             write_nemo(
                 path,

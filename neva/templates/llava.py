@@ -1,6 +1,8 @@
-"""Templates of haotian-liu/LLaVA (`llava/conversation.py`, `llava/train/train.py`)."""
+"""Templates of haotian-liu/LLaVA (`llava/conversation.py`, `llava/train/train.py`), and NeVA's variant of one."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from neva.registry import TEMPLATES
 from neva.templates.template import Template
@@ -33,7 +35,7 @@ TEMPLATES.register(
         jinja=_PLAIN_JINJA,
     ),
 )
-TEMPLATES.register(
+V1 = TEMPLATES.register(
     "v1",
     Template(
         begins_with_bos=True,
@@ -47,4 +49,9 @@ TEMPLATES.register(
         after="",
         other_names=("vicuna_v1",),
     ),
+)
+# lihengtao/NeMo: no token begins the text, a new line and one stand between two turns
+TEMPLATES.register(
+    "v1_neva",
+    replace(V1, begins_with_bos=False, after="\n<s>", special_tokens=("<s>",), other_names=()),
 )

@@ -229,7 +229,7 @@ def test_settings_that_cannot_work_are_refused_before_the_first_record(tmp_path:
     write_dataset(tmp_path, 3)
     with pytest.raises(
         ValueError,
-        match=r"conv_template is 'v9', expected one of japanese, plain, v1, mistral, chatml, llama_3",
+        match=r"conv_template is 'v9', expected one of japanese, plain, v1, mistral, v1_neva, chatml, llama_3",
     ):
         dataset(tmp_path, conv_template="v9")
     with pytest.raises(ValueError, match=r"model\.data\.image_folder: no folder at .*absent"):

@@ -41,12 +41,22 @@ def test_its_chat_template_renders_what_training_renders(changes: dict[str, str 
 
 def test_a_recipe_chooses_it_and_names_it_when_another_tool_s_name_is_given() -> None:
     with registered(TEMPLATES, "toy", TOY):
-        assert template_names() == ("japanese", "plain", "v1", "mistral", "chatml", "toy", "llama_3")
+        assert template_names() == (
+            "japanese",
+            "plain",
+            "v1",
+            "mistral",
+            "v1_neva",
+            "chatml",
+            "toy",
+            "llama_3",
+        )
         assert load("quickstart_finetune", ["model.data.conv_template=toy"]).model.data.conv_template == "toy"
         with pytest.raises(ConfigError, match="conv_template=interview: neva calls it toy"):
             load("quickstart_finetune", ["model.data.conv_template=interview"])
     with pytest.raises(
-        ConfigError, match="conv_template=toy: must be one of japanese, plain, v1, mistral, chatml, llama_3"
+        ConfigError,
+        match="conv_template=toy: must be one of japanese, plain, v1, mistral, v1_neva, chatml, llama_3",
     ):
         load("quickstart_finetune", ["model.data.conv_template=toy"])
 
@@ -59,7 +69,7 @@ def test_a_name_of_llava_is_answered_with_neva_s() -> None:
 def test_a_template_that_does_not_exist_has_no_chat_template() -> None:
     with pytest.raises(
         ConfigError,
-        match="has no chat template; expected one of chatml, japanese, llama_3, mistral, plain, v1",
+        match="has no chat template; expected one of chatml, japanese, llama_3, mistral, plain, v1, v1_neva",
     ):
         chat_template("toy", "</s>")
 

@@ -57,6 +57,11 @@ def marked(template: str, *texts: str | None, system: str | None = None) -> str:
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
         ),
+        (  # preprocess_v1 of the NeVA fork, whose last new line nothing learns from
+            "v1_neva",
+            ("a", "b", "c", "d"),
+            f"{SYSTEM} USER: a ASSISTANT:[ b][</s>]\n<s>USER: c ASSISTANT:[ d][</s>]\n<s>",
+        ),
         (  # https://www.llama.com/docs/model-cards-and-prompt-formats/meta-llama-3, without its first token
             "llama_3",
             ("<image>\na", "b", "c", "d"),
