@@ -19,7 +19,7 @@ from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.image import load_image, require_image_file
-from neva.data.media.processor import ImageProcessor, build_image_processor, to_pixels
+from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
 from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
@@ -60,7 +60,7 @@ class ConversationDataset(Dataset[Sample]):
         encoder: ConversationEncoder,
         processor: ImageProcessor,
         image_size: int,
-        aspect_ratio: Literal["square", "pad"],
+        aspect_ratio: AspectRatio,
         on_error: Literal["fail", "skip"],
         max_skipped: float,
         exif_transpose: bool,

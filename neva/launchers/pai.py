@@ -72,12 +72,11 @@ OFFLOAD = {"false": False, "static": True, "auto": True}
 
 DIFFERENCES = (
     "there is no dropout (there 0.1 on the hidden states)",
-    "images are padded on both sides before they are resized (there right and bottom, after)",
     "all records of the .json are trained on, in an order of our own (there the training split of the shards)",
 )
 NO_EXPORT = (
     f"transformers has no LLaVA with this projector ({PROJECTOR}), so there is no export: to have one, convert "
-    "and train with mlp2x_gelu"
+    "and train with mlp2x_gelu and model.data.image_aspect_ratio=pad"
 )
 EFFECTLESS = {
     "SEQ_LEN": "the positions of an image follow from the tower",

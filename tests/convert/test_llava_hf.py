@@ -18,6 +18,7 @@ from neva.convert.parity.samples import ParityInput
 from neva.convert.readers import llava_hf
 from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
+from neva.errors import CheckpointError
 from neva.formats.hf_folder import FolderWeights
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn, render
@@ -129,6 +130,13 @@ def test_keys_are_canonical_and_config_has_both_spellings(tmp_path):
     template = (folder / "chat_template.jinja").read_text()
     assert json.loads((folder / "chat_template.json").read_text())["chat_template"] == template
     assert json.loads((folder / "tokenizer_config.json").read_text())["chat_template"] == template
+
+
+def test_pixels_that_transformers_cannot_make_are_not_exported(tmp_path):
+    with pytest.raises(
+        CheckpointError, match="image_aspect_ratio=pad_right_bottom, which no image processor"
+    ):
+        export(tmp_path, aspect_ratio="pad_right_bottom")
 
 
 def test_bf16_stays_bf16(tmp_path):

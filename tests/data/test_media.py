@@ -260,6 +260,22 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
             load_image(path)
 
 
+@pytest.mark.parametrize("name", ["clip", "siglip", "clip 336"])
+@pytest.mark.parametrize("size", [*SIZES, (1, 2000), (5000, 3)])
+def test_zeros_stand_right_of_a_picture_or_below_it(name: str, size: tuple[int, int]) -> None:
+    # as Megatron-LM's multimodal examples: the longest edge to the tower's, halves rounded up; in torch's arithmetic
+    image, processor = random_image(*size, 3), PROCESSORS[name]
+    side = 336 if name == "clip 336" else 64
+    width, height = (max(1, int(edge * side / max(size) + 0.5)) for edge in size)
+    resized = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    pixels = ((torch.tensor(resized) / 255 - mean) / std).permute(2, 0, 1)
+    expected = torch.nn.functional.pad(pixels, (0, side - width, 0, side - height))
+    found = to_pixels(image, processor, "pad_right_bottom")
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found[:, height:].eq(0).all() and found[:, :, width:].eq(0).all()
+
+
 @pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
 def test_a_gif_that_is_called_jpg_has_the_pixels_of_transformers(tmp_path: Path, aspect_ratio: Any) -> None:
     random_image(50, 40).save(tmp_path / "0.jpg", "GIF")

@@ -268,7 +268,7 @@ def test_the_recipe_has_the_variant_as_far_as_keys_go() -> None:
     assert (tower.vision_select_layer, tower.class_token_length, model.data.image_aspect_ratio) == (
         -1,
         1,
-        "pad",
+        "pad_right_bottom",
     )
     assert list(tower.image_mean) == [0.485, 0.456, 0.406] and list(tower.image_std) == [0.229, 0.224, 0.225]
     assert (model.mm_cfg.llm.freeze, tower.freeze, model.mm_cfg.mm_mlp_adapter_freeze) == (True, True, False)

@@ -32,8 +32,8 @@ class Data:
     )
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
-        "square: resize and centre crop; pad: to a square first.",
-        choices=("square", "pad"),
+        "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image.",
+        choices=("square", "pad", "pad_right_bottom"),
         not_yet=_NO_ASPECT,
     )
     exif_transpose: bool = key("Turn images by their EXIF orientation, as transformers' loaders do.")

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS
 from neva.config.model_config import language_config_of
+from neva.convert.lazy_model import LazyModel
+from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import exported_family
 from neva.families.vision import vision_family
@@ -74,3 +76,12 @@ def stored_config(config: DictConfig) -> LanguageConfig:
 def dtype_name(dtype: torch.dtype) -> str:
     """Returns `float32`, `bfloat16` …, as a `config.json` spells it."""
     return str(dtype).removeprefix("torch.")
+
+
+def check_aspect_ratio(model: LazyModel) -> None:
+    """Raises CheckpointError for pixels that no image processor of transformers makes."""
+    if (found := model.config.data.image_aspect_ratio) not in ("square", "pad"):
+        raise CheckpointError(
+            f"{model.name} was trained with image_aspect_ratio={found}, which no image processor of transformers does: "
+            "there is no export; models to be exported are trained with square or pad"
+        )

@@ -15,7 +15,7 @@ from neva.config.model_config import system_prompt_of, turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
+from neva.convert.writers.hf_config import check_aspect_ratio, dtype_name, text_config, vision_config
 from neva.convert.writers.proven_folder import proven_folder
 from neva.errors import CheckpointError, DataError
 from neva.families.configs import padded_vocab_size
@@ -130,6 +130,7 @@ def preprocessor_config(model: LazyModel) -> dict[str, Any]:
     stored = model.image_processor
     if stored is None:
         raise CheckpointError(f"{model.name} has no image processor; expected a preprocessor_config.json")
+    check_aspect_ratio(model)
     settings = {**stored, "processor_class": "LlavaProcessor"}
     settings.pop("image_processor_class", None)
     if model.config.data.image_aspect_ratio == "pad":

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
-from neva.convert.writers.hf_config import dtype_name, text_config, vision_config
+from neva.convert.writers.hf_config import check_aspect_ratio, dtype_name, text_config, vision_config
 from neva.convert.writers.proven_folder import proven_folder
 from neva.errors import CheckpointError, DataError
 from neva.families.connector import projector_table
@@ -67,6 +67,7 @@ def write_llava_original(
             than LLaMA.
     """
     check_exportable(model)
+    check_aspect_ratio(model)
     if advice := name_advice(target.name):
         logger.warning("%s", advice)
     model = model.rounded(dtype)

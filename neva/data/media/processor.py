@@ -29,6 +29,7 @@ LARGEST_WHOLE = 2**24
 LONG = 20
 """A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
+AspectRatio: TypeAlias = Literal["square", "pad", "pad_right_bottom"]
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
 
@@ -102,13 +103,15 @@ def _default_processor(vision_cfg: DictConfig) -> ImageProcessor:
     return family.build_image_processor(vision_cfg.image_size, vision_cfg.image_mean, vision_cfg.image_std)
 
 
-def to_pixels(
-    image: Image.Image, processor: ImageProcessor, aspect_ratio: Literal["square", "pad"]
-) -> torch.Tensor:
+def to_pixels(image: Image.Image, processor: ImageProcessor, aspect_ratio: AspectRatio) -> torch.Tensor:
     """Returns normalised pixels, float32 `[3, height, width]`, bit-equal to `processor.preprocess(image)`.
 
     `pad` first centres the image on a square of the processor's mean colour (LLaVA's `expand2square`).
+    `pad_right_bottom` resizes the longest edge to the tower's and pads the normalised pixels with zeros (Megatron-LM's
+    multimodal examples, Pai-Megatron-Patch).
     """
+    if aspect_ratio == "pad_right_bottom":
+        return _in_top_left_corner(image, processor)
     background = tuple(int(mean * 255) for mean in processor.image_mean) if aspect_ratio == "pad" else None
     if not _has_standard_steps(processor):
         image = image if background is None else expand_to_square(image, background)
@@ -116,13 +119,29 @@ def to_pixels(
     array = np.asarray(_resized(image, background, processor))
     if getattr(processor, "do_center_crop", False):
         array = _center_crop(array, processor.crop_size["height"], processor.crop_size["width"])
+    return torch.from_numpy(_normalised(array, processor))
+
+
+def _in_top_left_corner(image: Image.Image, processor: ImageProcessor) -> torch.Tensor:
+    square = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    height, width = square["height"], square["width"]
+    ratio = max(height, width) / max(image.size)
+    scaled = [max(1, int(edge * ratio + 0.5)) for edge in image.size]
+    array = np.asarray(image.resize((scaled[0], scaled[1]), resample=processor.resample))
+    pixels = torch.zeros(3, height, width)
+    pixels[:, : array.shape[0], : array.shape[1]] = torch.from_numpy(_normalised(array, processor))
+    return pixels
+
+
+def _normalised(array: np.ndarray, processor: ImageProcessor) -> np.ndarray:
+    """Returns float32 `[3, height, width]` of uint8 `[height, width, 3]`."""
     table = _normalised_values(
         processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std)
     )
     pixels = np.empty((3, *array.shape[:2]), dtype=np.float32)
     for channel in range(3):
         np.take(table[channel], array[:, :, channel], out=pixels[channel])
-    return torch.from_numpy(pixels)
+    return pixels
 
 
 def _resized(
