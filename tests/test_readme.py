@@ -16,6 +16,7 @@ from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
 from neva.config.load import load
 from neva.distributed import launch
 from neva.errors import ConfigError
+from tests.published import write_configs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"])
@@ -168,10 +169,25 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         check_paths([word for word in rest if not re.match(r"[\w/@.]+/[\w@]+=", word)])
 
 
+@pytest.fixture
+def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader has: YAML files of NeVA, and the recipe that the page on configuration shows."""
+    (tmp_path / "old_conf").symlink_to(ROOT / "tests/config/neva_yaml")
+    (tmp_path / "my_conf").mkdir()
+    page = (ROOT / "docs/configuration.md").read_text()
+    for name, text in re.findall(
+        r"^```yaml\n# (my_conf/\w+\.yaml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    ):
+        (tmp_path / name).write_text(text)
+    write_configs(tmp_path / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+
+
 ALL = [c for page in PAGES for c in commands(page.read_text(), str(page.relative_to(ROOT)))]
 
 
 @pytest.mark.parametrize("command", ALL, ids=[f"{c.place} {' '.join(c.words)[:60]}" for c in ALL])
+@pytest.mark.usefixtures("readers_folder")
 def test_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     check(command, monkeypatch)
 

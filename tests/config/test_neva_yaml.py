@@ -1,8 +1,6 @@
 """Complete YAML files of NeVA's users, with NeVA's defaults, are taken as they are or refused in one report."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,51 +10,16 @@ from neva.config.difference import differences
 from neva.config.load import load
 from neva.config.migrate import migrate
 from neva.errors import ConfigError
+from tests.published import write_configs
 
 YAMLS = Path(__file__).parent / "neva_yaml"
-
-VICUNA = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-05,
-    "tie_word_embeddings": False,
-}
-CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-05,
-}
-STATISTICS = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 
 
 @pytest.fixture(autouse=True)
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The two folders that the YAMLs name, as far as sizes go."""
     monkeypatch.chdir(tmp_path)
-    files: dict[str, dict[str, Any]] = {
-        "vicuna-7b-v1.5/config.json": VICUNA,
-        "clip-vit-large-patch14-336/config.json": CLIP,
-        "clip-vit-large-patch14-336/preprocessor_config.json": STATISTICS,
-    }
-    for name, content in files.items():
-        path = tmp_path / "checkpoints" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
+    write_configs(tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
 
