@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.config.derive import language_sizes, tower_sizes
 from neva.errors import ConfigError
 from neva.launchers.asagi_flags import NO_EFFECT, build_parser, refused_flags
 from neva.launchers.command import NevaCommand, overrides, print_and_run, require
@@ -112,26 +113,45 @@ def _sources(parsed: argparse.Namespace, command: NevaCommand, run_folder: Path)
     command.differences = list(DIFFERENCES)
     if _tower_type(folder).startswith("clip"):
         command.differences += [CLIP_STATISTICS, *([] if parsed.no_add_class_token else [CLASS_TOKEN])]
-    language, projector = _checkpoint(parsed, run_folder)
+    _check_run(parsed, run_folder)
+    return _data(parsed, records) | (_random(folder) if parsed.init else _trained(parsed, folder, run_folder))
+
+
+def _data(parsed: argparse.Namespace, records: Path) -> dict[str, object]:
     return {
         "model.data.data_path": str(records),
         "model.data.image_folder": parsed.image_folder or str(images_of(records)),
         "model.data.conv_template": parsed.conv_template,
         "model.data.image_aspect_ratio": "pad",
         "model.data.num_workers": parsed.num_workers,
-        "model.mm_cfg.llm.from_pretrained": language,
         "model.mm_cfg.llm.freeze": parsed.freeze_lm or parsed.stage == 1,
+    }
+
+
+def _trained(parsed: argparse.Namespace, folder: Path, run_folder: Path) -> dict[str, object]:
+    """Returns where the weights come from."""
+    language, projector = _checkpoint(parsed, run_folder)
+    return {
+        "model.mm_cfg.llm.from_pretrained": language,
         "model.mm_cfg.vision_encoder.from_pretrained": str(folder),
         "model.mm_cfg.pretrain_mm_mlp_adapter": projector,
     }
 
 
-def _checkpoint(parsed: argparse.Namespace, run_folder: Path) -> tuple[str, str]:
-    """Returns where the language model and the projector come from.
+def _random(folder: Path) -> dict[str, object]:
+    """Returns the sizes of a LLaVA folder, of which no weights are read."""
+    parts = ("model.mm_cfg.llm.from_pretrained", "model.mm_cfg.vision_encoder.from_pretrained")
+    adapter = "model.mm_cfg.pretrain_mm_mlp_adapter"
+    return {
+        **dict.fromkeys((*parts, adapter), None),
+        "model.tokenizer.type": str(folder),
+        **{f"model.{key}": value for key, value in language_sizes(str(folder)).items()},
+        **{f"model.mm_cfg.vision_encoder.{key}": value for key, value in tower_sizes(str(folder)).items()},
+    }
 
-    --load-optim continues the run folder; where --megatron-load-dir names that very folder, the sources are those
-    that the run wrote down when it began.
-    """
+
+def _check_run(parsed: argparse.Namespace, run_folder: Path) -> None:
+    """Raises ConfigError unless a run folder with checkpoints is continued by --load-optim, and only such a one."""
     has_checkpoint = any(run_folder.glob("checkpoints/*-last"))
     require(
         has_checkpoint or not parsed.load_optim,
@@ -142,6 +162,14 @@ def _checkpoint(parsed: argparse.Namespace, run_folder: Path) -> tuple[str, str]
         parsed.load_optim or not has_checkpoint,
         f"{run_folder} holds checkpoints of an earlier run: give --load-optim to continue it, or another --name",
     )
+
+
+def _checkpoint(parsed: argparse.Namespace, run_folder: Path) -> tuple[str, str]:
+    """Returns where the language model and the projector come from.
+
+    --load-optim continues the run folder; where --megatron-load-dir names that very folder, the sources are those
+    that the run wrote down when it began.
+    """
     if parsed.load_optim and Path(parsed.megatron_load_dir).resolve() == run_folder.resolve():
         return recorded_sources(run_folder)
     nemo = nemo_of("--megatron-load-dir", parsed.megatron_load_dir, CHECKPOINT_REMEDY)

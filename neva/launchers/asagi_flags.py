@@ -36,7 +36,6 @@ NO_EFFECT = {
 
 REFUSED = {
     "alert_spike": "neva has no alert on a loss spike; a loss that is not finite stops the run",
-    "init": "no recipe says the sizes of such a model without weights; leave it out to start from --megatron-load-dir",
     "fp8": "neva does not train in fp8; leave it out for bf16",
     "use_fixed_attn_mask": "neva has no attention mask that is bidirectional over the image; leave it out",
     "deterministic": "no key of neva asks torch for deterministic kernels; leave it out",
@@ -68,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, action="store_true", help=NO_EFFECT.get(flag))
     for flag in ("--is-on-aws", "--fused-attn", "--flash-attn", "--no-add-class-token"):
         parser.add_argument(flag, action="store_true", help=f"no effect: {NO_EFFECT[flag]}")
+    parser.add_argument(
+        "--init", action="store_true", help="random weights of the sizes in --tokenizer-load-dir"
+    )
     for name, why in REFUSED.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=f"refused: {why}")
     parser.add_argument(
@@ -144,7 +146,7 @@ def refused_flags(parsed: argparse.Namespace) -> list[str]:
 
 def _refused(parsed: argparse.Namespace) -> Iterator[str]:
     for name in NEEDED:
-        if not getattr(parsed, name):
+        if not getattr(parsed, name) and not (parsed.init and name == "megatron_load_dir"):
             yield f"--{name.replace('_', '-')} is missing, expected a path"
     for name, why in REFUSED.items():
         if getattr(parsed, name):

@@ -249,11 +249,25 @@ def test_load_optim_continues_a_run_and_nothing_else_does(flags: dict[str, str],
     assert again["model.mm_cfg.llm.from_pretrained"] == "mg/llava.nemo"
 
 
+def test_init_takes_the_sizes_of_the_folder_and_no_weights(flags: dict[str, str]) -> None:
+    del flags["--megatron-load-dir"]
+    found = settings(command_of(flags, "--init", "--stage", "1"))
+    for part in ("llm.from_pretrained", "vision_encoder.from_pretrained", "pretrain_mm_mlp_adapter"):
+        assert found[f"model.mm_cfg.{part}"] == "null"
+    sizes = {"vocab_size": "32128", "hidden_size": "4096", "num_layers": "32", "layernorm_epsilon": "1e-05"}
+    assert {key: found[f"model.{key}"] for key in sizes} == sizes
+    assert (
+        found["model.mm_cfg.vision_encoder.model_type"],
+        found["model.mm_cfg.vision_encoder.num_layers"],
+    ) == ("clip", "24")
+    assert found["model.tokenizer.type"] == flags["--tokenizer-load-dir"]
+    load("asagi_14b_pretrain", command_of(flags, "--init", "--stage", "1").words[2:])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--alert-spike", "--alert-spike is refused: neva has no alert on a loss spike"),
-        ("--init", "--init is refused: no recipe says the sizes"),
         ("--fp8", "--fp8 is refused: neva does not train in fp8"),
         ("--use-fixed-attn-mask", "--use-fixed-attn-mask is refused: neva has no attention mask"),
         ("--deterministic", "--deterministic is refused: no key of neva"),
