@@ -84,6 +84,12 @@ def connector_forms() -> str:
     return ", ".join(form for name in CONNECTORS.names() for form in CONNECTORS[name].forms or (name,))
 
 
+def native_projector_table(kind: str, vision_hidden_size: int, hidden_size: int) -> Table:
+    """Returns the table of a connector that is stored under its own names."""
+    shapes = connector_named(kind).parameter_shapes(vision_hidden_size, hidden_size)
+    return Table(tuple(Rename(name, PROJECTOR + name, shape) for name, shape in shapes.items()))
+
+
 def projector_table(kind: str, vision_hidden_size: int, hidden_size: int, naming: HFNaming) -> Table:
     """Returns the table of a connector that is stored under the names of `naming`.
 

@@ -96,7 +96,9 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(
     assert re.search(r"rank 1 on \S+ \(process \d+\) ended without a word: killed", log)
     folder = tmp_path / "run" / "checkpoints"
     whole = {path.name for path in folder.iterdir() if path.is_dir()}
-    assert whole and all("step=2-" in name for name in whole), "the rank that lives removes the half of step 4"
+    assert whole and all("step=2-" in name for name in whole), (
+        "the rank that lives removes the half of step 4"
+    )
 
     # the same run goes on where it was whole, and clears what is left over when no rank lives
     (folder / ".writing" / "run-step=4-last").mkdir(parents=True)

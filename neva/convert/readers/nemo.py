@@ -18,9 +18,9 @@ from neva.convert.writers.hf_config import stored_config
 from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.connector import projector_table
+from neva.families.connector import native_projector_table
 from neva.families.language import language_table
-from neva.families.naming import LANGUAGE, LLAVA_ORIGINAL, TOWER
+from neva.families.naming import LANGUAGE, TOWER
 from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
 from neva.families.vision import POOLING, tower_shapes, tower_table
 from neva.formats.hf_tokenizer import check_tokenizer
@@ -51,7 +51,7 @@ def require_tensors(
     pooling = any(name.startswith(TOWER + POOLING) for name in held)
     tables = {
         LANGUAGE_MODEL: language_table(replace(language, padded_vocab_size=language.vocab_size)),
-        PROJECTOR: projector_table(connector, vision.hidden_size, language.hidden_size, LLAVA_ORIGINAL),
+        PROJECTOR: native_projector_table(connector, vision.hidden_size, language.hidden_size),
         VISION_TOWER: tower_table(tower_shapes(vision, pooling), ""),
     }
     prefixes = {LANGUAGE_MODEL: LANGUAGE, PROJECTOR: PROJECTOR_PREFIX, VISION_TOWER: TOWER}
