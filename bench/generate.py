@@ -11,35 +11,27 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from neva.constants import IMAGE_TOKEN_ID
 from neva.distributed import cuda_on_cpu, groups
-from neva.families.configs import LanguageConfig, VisionConfig
 from neva.inference.decoder import Decoder
 from neva.inference.generate import Continuation, ContinuousBatch, Limits, Prompt, encode
 from neva.inference.sampling import Sampling
-from neva.model.build import build_model
 from neva.model.llava import NevaModel
 
-VOCAB = 32000
-IMAGE_ID = 1  # of transformers' image positions; no text uses it
-VISION = VisionConfig(
-    model_type="clip", image_size=112, patch_size=14, hidden_size=256, num_layers=4, num_heads=4,
-    ffn_hidden_size=1024, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
-)  # fmt: skip
-LANGUAGE = LanguageConfig(
-    num_layers=4, hidden_size=256, ffn_hidden_size=688, num_heads=8, num_query_groups=8, head_dim=32,
-    vocab_size=VOCAB, padded_vocab_size=VOCAB, max_positions=2048, rope_theta=10000.0, rope_scaling=None,
-    rms_norm_eps=1e-5, tied=False, qkv_bias=False, qk_norm=False, sliding_window=None,
-)  # fmt: skip
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.small_llava import IMAGE_ID, VISION, VOCAB, random_llava, write_twin
+
 GREEDY = Sampling(greedy=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 SHORTEST_QUESTION, LONGEST_QUESTION = 8, 96
 SHORTEST_ANSWER, LONGEST_ANSWER = 8, 128
@@ -62,45 +54,12 @@ def prompts_of(count: int) -> tuple[list[Prompt], list[int]]:
     return [prompts[number] for number in order], [answers[number] for number in order]
 
 
-def build_ours() -> NevaModel:
-    """Returns a model with random weights, as `neva infer` would have it."""
-    groups.init_process_group(rank=0, world_size=1)
-    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
-    return build_model(VISION, LANGUAGE, "mlp2x_gelu").eval().requires_grad_(False)
-
-
 def exported(model: NevaModel) -> Any:
     """Returns transformers' LLaVA with the weights of the model."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    from neva.families.connector import projector_table
-    from neva.families.language import language_table
-    from neva.families.naming import LLAVA_HF
-    from neva.families.vision import stored_tower, tower_shapes, tower_table
-
-    table = (
-        language_table(LANGUAGE, LLAVA_HF)
-        + tower_table(tower_shapes(VISION, pooling_head=False), stored_tower(VISION, LLAVA_HF))
-        + projector_table("mlp2x_gelu", VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
-    )
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=VISION.image_size, patch_size=VISION.patch_size, hidden_size=VISION.hidden_size,
-            num_hidden_layers=VISION.num_layers, num_attention_heads=VISION.num_heads,
-            intermediate_size=VISION.ffn_hidden_size, layer_norm_eps=VISION.layer_norm_eps,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=LANGUAGE.padded_vocab_size, hidden_size=LANGUAGE.hidden_size,
-            intermediate_size=LANGUAGE.ffn_hidden_size, num_hidden_layers=LANGUAGE.num_layers,
-            num_attention_heads=LANGUAGE.num_heads, rms_norm_eps=LANGUAGE.rms_norm_eps,
-        ),
-        image_token_index=IMAGE_ID,
-        architectures=["LlavaForConditionalGeneration"],
-    )  # fmt: skip
-    weights = table.to_hf({name: parameter.detach() for name, parameter in model.named_parameters()})
     with tempfile.TemporaryDirectory() as folder:
-        save_file({name: weight.contiguous() for name, weight in weights}, f"{folder}/model.safetensors")
-        config.save_pretrained(folder)
+        write_twin(model, Path(folder))
         return LlavaForConditionalGeneration.from_pretrained(folder).eval()
 
 
@@ -202,7 +161,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = build_ours()
+    model = random_llava().eval().requires_grad_(False)
     ours = Decoder(model)
     if arguments.profile:
         for batch in arguments.batches:

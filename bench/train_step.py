@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,23 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
-from neva.families.configs import LanguageConfig, VisionConfig
 
-VOCAB = 32000
-IMAGE_ID = 1  # of transformers' image positions; no text uses it
-VISION = VisionConfig(
-    model_type="clip", image_size=112, patch_size=14, hidden_size=256, num_layers=4, num_heads=4,
-    ffn_hidden_size=1024, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
-)  # fmt: skip
-LANGUAGE = LanguageConfig(
-    num_layers=4, hidden_size=256, ffn_hidden_size=688, num_heads=8, num_query_groups=8, head_dim=32,
-    vocab_size=VOCAB, padded_vocab_size=VOCAB, max_positions=2048, rope_theta=10000.0, rope_scaling=None,
-    rms_norm_eps=1e-5, tied=False, qkv_bias=False, qk_norm=False, sliding_window=None,
-)  # fmt: skip
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.small_llava import IMAGE_ID, VISION, VOCAB, random_llava, write_twin
+
 BATCH, TEXT, LR, BETAS = 4, 192, 1e-4, (0.9, 0.999)
 ANSWER_SHARE = 1 / 3  # of the text, as in LLaVA's instruction data
 AGREEMENT = 1e-5
@@ -58,28 +50,14 @@ def neva_steps(folder: Path) -> Iterator[float]:
     """Yields the loss of one step after another."""
     from omegaconf import OmegaConf
 
-    from neva.distributed import groups
+    from neva.distributed import cuda_on_cpu
     from neva.distributed.megatron_ddp import data_parallel
-    from neva.families.connector import projector_table
-    from neva.families.language import language_table
-    from neva.families.naming import LLAVA_HF
-    from neva.families.vision import stored_tower, tower_shapes, tower_table
-    from neva.model.build import build_model
     from neva.optim.megatron import build_optimizer
     from neva.training.step import run_global_batch
 
-    device = groups.init_process_group(rank=0, world_size=1)
-    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
-    model = build_model(VISION, LANGUAGE, "mlp2x_gelu").train()
-    table = (
-        language_table(LANGUAGE, LLAVA_HF)
-        + tower_table(tower_shapes(VISION, pooling_head=False), stored_tower(VISION, LLAVA_HF))
-        + projector_table("mlp2x_gelu", VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
-    )
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in table.to_hf(weights)}, folder / "model.safetensors"
-    )
+    model = random_llava().train()
+    write_twin(model, folder)
+    device = cuda_on_cpu.install()
     chunks = data_parallel([model])
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})
     optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=torch.float32)
@@ -94,22 +72,8 @@ def neva_steps(folder: Path) -> Iterator[float]:
 
 def transformers_steps(folder: Path) -> Iterator[float]:
     """Yields the loss of one step after another."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=VISION.image_size, patch_size=VISION.patch_size, hidden_size=VISION.hidden_size,
-            num_hidden_layers=VISION.num_layers, num_attention_heads=VISION.num_heads,
-            intermediate_size=VISION.ffn_hidden_size, layer_norm_eps=VISION.layer_norm_eps,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=LANGUAGE.padded_vocab_size, hidden_size=LANGUAGE.hidden_size,
-            intermediate_size=LANGUAGE.ffn_hidden_size, num_hidden_layers=LANGUAGE.num_layers,
-            num_attention_heads=LANGUAGE.num_heads, rms_norm_eps=LANGUAGE.rms_norm_eps,
-        ),
-        image_token_index=IMAGE_ID,
-        architectures=["LlavaForConditionalGeneration"],
-    ).save_pretrained(folder)  # fmt: skip
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     model, info = loaded
     lost = [name for name in info["missing_keys"] if "post_layernorm" not in name]
