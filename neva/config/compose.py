@@ -115,9 +115,7 @@ def _composed(name: str, overrides: Sequence[str], conf_dir: Path) -> DictConfig
     except OverrideParseException as error:
         found = f"cannot read {error.override.lstrip('+')!r} ({_first_sentence(error.message)})"
         raise ConfigError(f"{found}: {QUOTING}") from error
-    except (
-        Exception
-    ) as error:  # Hydra's own, OmegaConf's, and plain ones for a group that is chosen by a number
+    except Exception as error:  # Hydra's, OmegaConf's, and plain ones for a group that is chosen by a number
         raise ConfigError(_first_sentence(str(error))) from error
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -12,15 +12,17 @@ from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import LANGUAGE_KEYS, TOWER_KEYS, recorded_family, vision_config_of
 from neva.config.schema import NULLABLE
 from neva.config.show import as_override
-from neva.errors import ConfigError
-from neva.families.language import read_language_config
+from neva.errors import ConfigError, naming
+from neva.families.language import language_config_from_hf
 from neva.families.media_tokens import tokens_per_image
-from neva.families.vision import read_vision_config
+from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings
 from neva.formats.json import read_object
 from neva.formats.nemo_header import nemo_config
 from neva.formats.vocabulary import tokenizer_size
 from neva.registry import VISION_FAMILIES
+
+Shape = TypeVar("Shape")
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
@@ -73,17 +75,11 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
     return min(max_steps, from_epochs) if max_steps > 0 else from_epochs
 
 
-def hf_config(folder: str | None) -> dict[str, Any] | None:
-    """`config.json` of a Hugging Face folder, or None when there is no such file (yet)."""
-    path = Path(folder) / MODEL_CONFIG if folder else None
-    return read_object(path, ConfigError) if path is not None and path.is_file() else None
-
-
 def tower_sizes(folder: str | None) -> dict[str, Any]:
     """Returns our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint."""
-    if hf_config(folder) is None:
+    shape = _read(folder, vision_config_from_hf)
+    if shape is None:
         return {}
-    shape = read_vision_config(str(folder))
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
     statistics = image_processor_settings(str(folder))
     if statistics is not None:
@@ -96,10 +92,8 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     recorded = nemo_config(source)
     if recorded is not None:
         return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
-    if hf_config(source) is None:
-        return {}
-    shape = read_language_config(str(source))
-    return {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
+    shape = _read(source, language_config_from_hf)
+    return {} if shape is None else {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
 
 
 def language_family(source: str | None) -> str | None:
@@ -107,7 +101,17 @@ def language_family(source: str | None) -> str | None:
     recorded = nemo_config(source)
     if recorded is not None:
         return recorded_family(recorded)
-    return None if hf_config(source) is None else read_language_config(str(source)).family
+    shape = _read(source, language_config_from_hf)
+    return None if shape is None else shape.family
+
+
+def _read(folder: str | None, from_hf: Callable[[dict[str, Any]], Shape]) -> Shape | None:
+    """What the `config.json` of a Hugging Face folder says, or None when there is no such file (yet)."""
+    path = Path(folder) / MODEL_CONFIG if folder else None
+    if path is None or not path.is_file():
+        return None
+    with naming(path):
+        return from_hf(read_object(path, ConfigError))
 
 
 def _vision(model_cfg: DictConfig) -> None:

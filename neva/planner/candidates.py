@@ -9,10 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import FSDP
-from neva.config.validate import validate
+from neva.config.layout import data_parallel_size
+from neva.config.validate import validate, world_size
 from neva.errors import ConfigError
 from neva.planner.job import Job
-from neva.planner.state import SHARDINGS, StateSharding
+from neva.planner.state import SHARDINGS, StateSharding, sharding_of
 
 RECOMPUTE = (None, "selective", "full")
 """Values of `model.activations_checkpoint_granularity`."""
@@ -42,6 +43,21 @@ class Candidate:
     def state_sharding(self) -> StateSharding:
         """How data-parallel ranks share out what stays for the whole run."""
         return SHARDINGS[self.sharding]
+
+
+def layout_of(cfg: DictConfig) -> Candidate:
+    """Returns the layout that a resolved recipe names."""
+    model = cfg.model
+    return Candidate(
+        model.tensor_model_parallel_size,
+        model.pipeline_model_parallel_size,
+        model.context_parallel_size,
+        data_parallel_size(model, world_size(cfg.trainer)),
+        model.sequence_parallel,
+        sharding_of(model),
+        model.activations_checkpoint_granularity,
+        model.virtual_pipeline_model_parallel_size,
+    )
 
 
 def candidates(job: Job) -> Iterator[Candidate]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import psutil
 from omegaconf import DictConfig
 
-from neva.config.layout import data_parallel_size
 from neva.config.validate import world_size
 from neva.findings import Findings
-from neva.planner.candidates import Candidate
+from neva.planner.candidates import layout_of
 from neva.planner.estimate import estimate
 from neva.planner.job import LABEL_SHARE, job_of
-from neva.planner.state import sharding_of
-
-GIB = 2**30
+from neva.planner.report import GIB
 
 
 def find_memory(cfg: DictConfig, found: Findings) -> None:
@@ -25,19 +22,9 @@ def find_memory(cfg: DictConfig, found: Findings) -> None:
     """
     import torch
 
-    ranks = world_size(cfg.trainer)
     model = cfg.model
-    layout = Candidate(
-        model.tensor_model_parallel_size,
-        model.pipeline_model_parallel_size,
-        model.context_parallel_size,
-        data_parallel_size(model, ranks),
-        model.sequence_parallel,
-        sharding_of(model),
-        model.activations_checkpoint_granularity,
-        model.virtual_pipeline_model_parallel_size,
-    )
-    plan = estimate(job_of(cfg, ranks, cfg.trainer.devices, 1, LABEL_SHARE), layout)
+    job = job_of(cfg, world_size(cfg.trainer), cfg.trainer.devices, images=1, label_share=LABEL_SHARE)
+    plan = estimate(job, layout_of(cfg))
     peak, state = plan.peak, max(stage.state.total for stage in plan.stages)
     devices = torch.cuda.device_count() if cfg.trainer.accelerator != "cpu" else 0
     if devices:

@@ -11,9 +11,10 @@ from bench.gpu.flops import peak_flops, step_flops
 from bench.gpu.shapes import FULL, batches, recipe
 from bench.gpu.sheet import Sheet
 from bench.gpu.training import TrainedModel, random_model, start, timed
-from neva.planner.candidates import Candidate
+from neva.planner.candidates import layout_of
 from neva.planner.estimate import estimate
 from neva.planner.job import job_of
+from neva.planner.report import GIB
 
 SFT_LAYERS = 12
 """Of 32: 18 bytes a parameter in bf16, so that 80 GiB hold them with their activations."""
@@ -71,11 +72,10 @@ def measure(sheet: Sheet, name: str, recipe_name: str, layers: int, label_share:
 
 def memory(cfg: Any, label_share: float, device: torch.device) -> dict[str, Any]:
     """Returns the peak beside what `neva plan` says for this layout."""
-    layout = Candidate(1, 1, 1, 1, False, "none", cfg.model.activations_checkpoint_granularity)
-    planned = estimate(job_of(cfg, 1, 1, 1, label_share), layout).peak / 2**30
+    planned = estimate(job_of(cfg, 1, 1, 1, label_share), layout_of(cfg)).peak / GIB
     if device.type != "cuda":
         return {"peak GiB": "-", "plan GiB": round(planned, 3), "plan / peak": "-", "within 15 %": "-"}
-    peak = torch.cuda.max_memory_allocated() / 2**30
+    peak = torch.cuda.max_memory_allocated() / GIB
     return {
         "peak GiB": round(peak, 2),
         "plan GiB": round(planned, 2),
