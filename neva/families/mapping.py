@@ -244,6 +244,15 @@ class Table:
         _match_names(set(source), set(self.native_names), "native")
         return self._run(lambda rule: rule.to_hf(source), self.hf_names)
 
+    def check(self, native: Mapping[str, Tensor]) -> None:
+        """Compares native tensors, which may be on the meta device, with the table.
+
+        Raises:
+            ConversionError: names or shapes do not match.
+        """
+        for _ in self.to_hf(native):
+            pass
+
     def _run(
         self, apply: Callable[[Rule], Iterator[tuple[str, Tensor]]], expected: list[str]
     ) -> Iterator[tuple[str, Tensor]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from neva.config.model_config import vision_config_of
-from neva.config.stored import check_stored
 from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
+from neva.convert.readers.verified import verify
 from neva.convert.writers.hf_config import stored_config
 from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
@@ -23,7 +23,6 @@ from neva.families.language import language_table
 from neva.families.naming import LANGUAGE, TOWER
 from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
 from neva.families.vision import POOLING, tower_shapes, tower_table
-from neva.formats.hf_tokenizer import check_tokenizer
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.weights.lazy import Chained, Filtered
@@ -58,8 +57,7 @@ def require_tensors(
     with naming(nemo.path):
         for part, table in tables.items():
             if origins[part].is_held:
-                for _ in table.to_hf(Filtered(held, prefixes[part])):
-                    pass
+                table.check(Filtered(held, prefixes[part]))
 
 
 def open_model(
@@ -79,9 +77,7 @@ def open_model(
         raise CheckpointError(
             f"{source} holds a language model alone; expected a LLaVA model, with mm_cfg in its configuration"
         )
-    nemo.verify()
-    check_stored(nemo.config, source)
-    check_tokenizer(nemo.tokenizer(), source)
+    verify(nemo)
     language, vision, mm_cfg = stored_config(nemo.config), vision_config_of(nemo.config), nemo.config.mm_cfg
     overrides = {LANGUAGE_MODEL: language_source, VISION_TOWER: tower_source}
     origins = resolve_nemo(source, mm_cfg, overrides)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from neva.config.stored import check_stored
 from neva.convert.lazy_model import LazyLanguageModel
 from neva.convert.options import Options
+from neva.convert.readers.verified import verify
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.convert.writers.hf_config import language_section, stored_config
 from neva.errors import naming
 from neva.families.language import language_table, read_language_config
-from neva.formats.hf_tokenizer import check_tokenizer
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo
 from neva.formats.vocabulary import check_vocabulary
@@ -31,13 +30,10 @@ def read(source: Path, options: Options) -> LazyLanguageModel:
 
 def _from_nemo(source: Path) -> LazyLanguageModel:
     nemo = open_nemo(source)
-    nemo.verify()
-    check_stored(nemo.config, source)
-    check_tokenizer(nemo.tokenizer(), source)
+    verify(nemo)
     language = stored_config(nemo.config)
     with naming(source):
-        for _ in language_table(language).to_hf(nemo.weights.without_values()):
-            pass
+        language_table(language).check(nemo.weights.without_values())
     return LazyLanguageModel(
         name=str(source),
         config=nemo.config,

@@ -21,7 +21,7 @@ from neva.families.vision import stored_tower, tower_table
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import copy_portable, read_roles, set_bos, token_ids
-from neva.formats.json import json_text, read_json, write_json
+from neva.formats.json import json_text, read_object, write_json
 from neva.formats.vocabulary import check_vocabulary
 from neva.registry import LANGUAGE_FAMILIES, TEMPLATES
 from neva.weights.lazy import Filtered, checked
@@ -41,17 +41,6 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
 
     with proven_folder(target, options, prove) as folder:
         write_llava_original(model, folder, options.dtype, target, options.tower_name)
-
-
-def _begin_as_trained(model: LazyModel, folder: Path) -> dict[str, int | None]:
-    """Makes a fast tokenizer put the token that begins a conversation, as `llava` expects; returns the special ids."""
-    path, roles = folder / "tokenizer.json", read_roles(folder)
-    if not path.is_file():
-        return token_ids(None, roles)
-    content = read_json(path, DataError)
-    set_bos(content, roles.get("bos_token"), TEMPLATES[model.config.data.conv_template].begins_with_bos)
-    path.write_text(json_text(content), encoding="utf-8")
-    return token_ids(Tokenizer.from_file(str(path)), roles)
 
 
 def write_llava_original(
@@ -74,7 +63,10 @@ def write_llava_original(
     with model.tokenizer_dir() as tokenizer_dir:
         check_vocabulary(tokenizer_dir, model.language.vocab_size)
         copy_portable(tokenizer_dir, folder)
-    ids = _begin_as_trained(model, folder)
+    file, roles = folder / "tokenizer.json", read_roles(folder)
+    if file.is_file():
+        _begin_as_trained(file, roles.get("bos_token"), model.config.data.conv_template)
+    ids = token_ids(Tokenizer.from_file(str(file)) if file.is_file() else None, roles)
     written = model.dtype
     width = model.vision.hidden_size
     table = language_table(model.language, LLAVA_ORIGINAL)
@@ -89,6 +81,13 @@ def write_llava_original(
     write_json(folder / MODEL_CONFIG, config)
     weights = Filtered(model.weights, *table.native_names)
     write_weights(folder, checked(table.to_hf(weights), len(table.hf_names), str(target)))
+
+
+def _begin_as_trained(file: Path, bos: str | None, template: str) -> None:
+    """Makes a `tokenizer.json` put the token that begins a conversation, or not: `llava` takes what it puts."""
+    content = read_object(file, DataError)
+    set_bos(content, bos, TEMPLATES[template].begins_with_bos)
+    file.write_text(json_text(content), encoding="utf-8")
 
 
 def name_advice(name: str) -> str | None:
