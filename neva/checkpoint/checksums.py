@@ -48,14 +48,17 @@ def first_whole(folder: Path, earlier: Sequence[Path] = ()) -> Path:
     for path in earlier:
         if damage(path) is None:
             if dist.get_rank() == 0:
-                logger.warning(
-                    "%s is damaged (%s) and passed over; the run goes on from %s", folder, first, path
-                )
+                tell_passed_over(folder, first, path)
             return path
     raise CheckpointError(
         f"the checkpoint {folder} is damaged: {first}; copy it again, or move it away and continue from an earlier one "
         "with model.resume_from_checkpoint"
     )
+
+
+def tell_passed_over(folder: Path, problem: str | None, taken: Path) -> None:
+    """Logs that a run goes on from another checkpoint than its newest."""
+    logger.warning("%s is damaged (%s) and passed over; the run goes on from %s", folder, problem, taken)
 
 
 def damage(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neva.commands.options import recipe_parser
+from neva.commands.recipe import announce
 from neva.config.keys.model import Training
 from neva.config.load import load
 from neva.config.schema import check_purpose
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: the recipe is wrong, or the data cannot be read at all.
     """
     options = parse(arguments)
-    cfg = load(options.config_name, options.overrides, options.config_dir)
+    cfg = load(options.config_name, options.overrides, options.config_dir, announce)
     check_purpose(cfg, Training)
     started = time.monotonic()
     found = _check(cfg, options.workers)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from neva.commands.options import recipe_parser
-from neva.commands.recipe import remark
+from neva.commands.recipe import announce
 from neva.config.load import complete
 from neva.config.validate import validate
 from neva.errors import ConfigError
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _recipe(options: argparse.Namespace) -> DictConfig:
     """The resolved recipe, checked apart from the layout that it names: all layouts are compared."""
-    cfg = complete(options.config_name, options.overrides, options.config_dir, remark)
+    cfg = complete(options.config_name, options.overrides, options.config_dir, announce)
     if "model" not in cfg:
         raise ConfigError("a recipe for inference has no layouts to plan: name one for training")
     alone = Candidate(1, 1, 1, 1, False, "none", cfg.model.activations_checkpoint_granularity)

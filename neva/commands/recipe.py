@@ -30,7 +30,7 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
     Raises:
         ConfigError: the recipe is wrong, or not one for `purpose`.
     """
-    cfg = load(options.config_name, options.overrides, options.config_dir, remark)
+    cfg = load(options.config_name, options.overrides, options.config_dir, announce)
     check_purpose(cfg, purpose)
     if cfg.dry_run or options.dry_run:
         from neva.commands.dry_run import dry_run
@@ -56,7 +56,7 @@ def recipes_and_keys(is_training: bool, examples: str) -> str:
     return f"recipes:\n{recipes}\n\nmost used keys (all of them: docs/configuration_keys.md):\n{keys}\n\n{examples}"
 
 
-def remark(text: str) -> None:
+def announce(text: str) -> None:
     """Prints what is worth knowing of a configuration, once a node: the first process speaks for the others."""
     if launch.speaks():
         sys.stderr.write(f"neva: {text}\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.checkpoint.checksums import incomplete
+from neva.checkpoint.checksums import incomplete, tell_passed_over
 from neva.config.paths import run_folder
 from neva.errors import CheckpointError, LaunchError
 
@@ -62,12 +62,7 @@ def resume_points(cfg: DictConfig) -> list[Path]:
             "start afresh"
         )
     if whole and whole[0] != found[0]:
-        logger.warning(
-            "%s is damaged (%s) and passed over; the run goes on from %s",
-            found[0],
-            problems[found[0]],
-            whole[0],
-        )
+        tell_passed_over(found[0], problems[found[0]], whole[0])
     lasts = [path for path in found if path.match("*-last")]
     kept = next((path for path in whole if path in lasts), None)
     for path in lasts if len(lasts) > 1 else []:

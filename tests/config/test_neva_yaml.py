@@ -23,16 +23,36 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
-def test_a_yaml_with_nevas_defaults_is_the_shipped_recipe() -> None:
-    theirs, ours = load("llava_7b_pretrain", [], YAMLS), load("llava_7b_pretrain", [])
+@pytest.mark.parametrize(
+    ("name", "prefix", "others"),
+    [
+        ("llava_7b_pretrain", "llava-pretrain", {"model.micro_batch_size": ("2", "32")}),
+        (
+            "llava_7b_finetune",
+            "llava-sft",
+            {
+                "model.micro_batch_size": ("2", "8"),
+                "model.mega_batch_mult": ("50", "null"),
+                "model.data.dataloader_type": ("modality", "cyclic"),
+                "model.activations_checkpoint_granularity": ("null", "full"),
+                "model.activations_checkpoint_method": ("null", "uniform"),
+                "model.activations_checkpoint_num_layers": ("null", "1"),
+            },
+        ),
+    ],
+)
+def test_a_yaml_with_nevas_defaults_is_the_shipped_recipe(
+    name: str, prefix: str, others: dict[str, tuple[str, str]]
+) -> None:
+    theirs, ours = load(name, [], YAMLS), load(name, [])
     unlike = {key: (first, second) for key, first, second in differences(theirs, ours) if second != "-"}
     assert unlike == {
         "exp_manager.checkpoint_callback_params.filename": (
-            "llava-pretrain-{step}-{consumed_samples}",
-            "llava_7b_pretrain-{step}-{consumed_samples}",
+            f"{prefix}-{{step}}-{{consumed_samples}}",
+            f"{name}-{{step}}-{{consumed_samples}}",
         ),
-        "model.micro_batch_size": ("2", "32"),
         "model.tokenizer.type": ("checkpoints/llama2_tokenizer", "checkpoints/vicuna-7b-v1.5"),
+        **others,
     }
 
 

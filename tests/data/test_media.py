@@ -22,7 +22,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from neva.data.media import processor as processor_module
 from neva.data.media.image import expand_to_square, load_image
 from neva.data.media.processor import build_image_processor, to_pixels
-from neva.errors import DataError, SampleError
+from neva.errors import ConfigError, DataError, SampleError
 from tests.conftest import random_image, shared_data
 
 SIZES = [(64, 64), (48, 48), (100, 64), (64, 100), (65, 64), (31, 200), (1, 1), (7, 5), (333, 501)]
@@ -274,6 +274,11 @@ def test_zeros_stand_right_of_a_picture_or_below_it(name: str, size: tuple[int, 
     found = to_pixels(image, processor, "pad_right_bottom")
     assert torch.allclose(found, expected, atol=1e-6)
     assert found[:, height:].eq(0).all() and found[:, :, width:].eq(0).all()
+
+
+def test_zeros_stand_beside_no_picture_that_is_not_normalised() -> None:
+    with pytest.raises(ConfigError, match="pad_right_bottom needs an image processor that"):
+        to_pixels(random_image(9, 9, 0), PROCESSORS["no normalisation"], "pad_right_bottom")
 
 
 @pytest.mark.parametrize("aspect_ratio", ["square", "pad"])

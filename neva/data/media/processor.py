@@ -111,6 +111,11 @@ def to_pixels(image: Image.Image, processor: ImageProcessor, aspect_ratio: Aspec
     multimodal examples, Pai-Megatron-Patch).
     """
     if aspect_ratio == "pad_right_bottom":
+        if not _has_standard_steps(processor):
+            raise ConfigError(
+                "model.data.image_aspect_ratio=pad_right_bottom needs an image processor that resizes, rescales and "
+                f"normalises as CLIP's, found {type(processor).__name__} with other steps: choose square or pad"
+            )
         return _in_top_left_corner(image, processor)
     background = tuple(int(mean * 255) for mean in processor.image_mean) if aspect_ratio == "pad" else None
     if not _has_standard_steps(processor):
