@@ -27,7 +27,7 @@ PARTS = {
     "sft_none": Part(STEPS, "steps", 75),
     "agreement": Part("GPU against CPU", "agreement", 90),
     "quickstart": Part("The quickstart's commands", "quickstart", 150),
-    "megatron": Part(STATE, "backends", 75),
+    "megatron": Part(STATE, "backends", 150),
     "fsdp": Part(STATE, "backends", 75),
     "kernels": Part("Kernels", "kernels", 75),
     "generation": Part("Generation, bf16, LLaVA-1.5 7B's widths", "generation", 90),
