@@ -1,0 +1,101 @@
+"""Arrays that take long to make, in a memory-mapped folder beside the file they were made from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neva.formats.atomic_write import finished_target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+
+def cached_arrays(
+    source: Path, name: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """Returns what `build` returns, mapped into memory: processes of a machine share it.
+
+    It is made by the first process that asks, while the others wait, and again when `source` (its size or its time of
+    change) or `key` is another one. It lies in `<source>.neva/`, or, where that cannot be written, in the user's cache
+    folder.
+
+    Args:
+        source: the file or folder that the arrays are made from.
+        name: what they are; a file name.
+        key: all else that they depend on, as JSON can write it.
+        build: makes them, with names that are file names.
+    """
+    status = source.stat()
+    stamp = _digest([status.st_size, status.st_mtime_ns])
+    home = cache_folder(source)
+    folder = home / f"{name}-{stamp}-{_digest(key)}"
+    if not folder.is_dir():
+        with _lock(home / f".{name}.lock"):
+            if not folder.is_dir():
+                _write(folder, build())
+                _remove_older(home, name, stamp)
+    return _mapped(folder)
+
+
+def cache_folder(source: Path) -> Path:
+    """Returns the folder, which exists, for what is kept of `source`."""
+    beside = source.with_name(f"{source.name}.neva")
+    try:
+        beside.mkdir(exist_ok=True)
+        if os.access(beside, os.W_OK):
+            return beside
+    except OSError:
+        pass
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "neva" / f"{source.name}-{_digest(str(source.resolve()))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Lets one process at a time through, of all machines where the file system locks for all."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    import numpy as np
+
+    with finished_target(folder, folder=True) as work:
+        for name, array in arrays.items():
+            np.save(work / f"{name}.npy", array)
+
+
+def _mapped(folder: Path) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    # an array of no elements cannot be mapped
+    return {
+        path.stem: np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None)
+        for path in sorted(folder.glob("*.npy"))
+    }
+
+
+def _remove_older(home: Path, name: str, stamp: str) -> None:
+    """Removes what was made of an earlier state of the source."""
+    for folder in home.glob(f"{name}-*-*"):
+        if not folder.name.startswith(f"{name}-{stamp}-"):
+            logger.info("%s is of an earlier state of the data: removed", folder)
+            shutil.rmtree(folder, ignore_errors=True)
