@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -36,7 +37,13 @@ def ranks_tell(worker: Callable[..., None], size: int, count: int, *arguments: A
     processes = [context.Process(target=worker, args=(rank, *arguments, results)) for rank in range(size)]
     for process in processes:
         process.start()
-    told = [results.get(timeout=300) for _ in range(count)]
+    told: list[Any] = []
+    while len(told) < count:
+        try:
+            told.append(results.get(timeout=1))
+        except queue.Empty:
+            failed = [process.exitcode for process in processes if process.exitcode]
+            assert not failed, f"processes ended with {failed}, see above"
     for process in processes:
         process.join()
     return told

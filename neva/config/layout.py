@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from neva.config.show import as_override
 
@@ -32,6 +32,21 @@ def layout_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     """Yields what is wrong with the layout of a resolved training tree on `world_size` processes."""
     for rule in (_ranks, _tensor, _pipeline, _virtual_pipeline, _sequence):
         yield from rule(cfg.model, world_size)
+
+
+def division_problems(model_cfg: DictConfig, tensor: int, pipeline: int) -> Iterator[str]:
+    """Yields why the model of a recorded section cannot be divided over that many ranks in generation."""
+    sizes = {
+        "tensor_model_parallel_size": tensor,
+        "pipeline_model_parallel_size": pipeline,
+        "num_layers_in_first_pipeline_stage": None,
+        "num_layers_in_last_pipeline_stage": None,
+        "sequence_parallel": False,
+    }
+    model = OmegaConf.merge(model_cfg, sizes)
+    assert isinstance(model, DictConfig)
+    for rule in (_tensor, _pipeline):
+        yield from rule(model, tensor * pipeline)
 
 
 def _ranks(model: DictConfig, world_size: int) -> Iterator[str]:

@@ -175,13 +175,12 @@ def _monitor(cfg: DictConfig, world_size: int) -> Iterator[str]:
 
 
 def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
-        if cfg[key] != 1:
-            yield f"{key}={cfg[key]} is refused: neva generates on one device; leave it at 1"
-    if world_size != 1:
+    tensor, pipeline = cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size
+    if world_size % (tensor * pipeline):
         yield (
-            f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes} is refused: "
-            "neva generates on one device; leave both at 1"
+            f"trainer.devices={cfg.trainer.devices} x trainer.num_nodes={cfg.trainer.num_nodes} processes cannot be "
+            f"divided into copies of the model on tensor_model_parallel_size={tensor} x "
+            f"pipeline_model_parallel_size={pipeline} = {tensor * pipeline}: change one of them"
         )
     generation = cfg.inference
     if generation.min_tokens_to_generate > generation.tokens_to_generate:

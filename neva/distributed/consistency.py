@@ -24,7 +24,10 @@ from neva.weights.resolve import WEIGHT_KEYS
 LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
 """Packages whose version decides what is computed."""
 
-FILE_KEYS = (*WEIGHT_KEYS, "model.tokenizer.type", "model.tokenizer.model")
+DATA_KEYS = ("model.data.data_path", "prompt_file")
+"""Keys that name files of records, which count by their content."""
+
+FILE_KEYS = (*WEIGHT_KEYS, "model.tokenizer.type", "model.tokenizer.model", "neva_model_file")
 """Keys that name files or folders, which count by names and sizes."""
 
 _RANK_0_SPEAKS_S = 3.0
@@ -43,9 +46,10 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     found["neva's code"] = f"{neva.__version__} {_digest_of_code(Path(neva.__file__).parent)}"
     found["Python"] = ".".join(map(str, sys.version_info[:3]))
     found |= {name: _version(name) for name in LIBRARIES}
-    data = Path(cfg.model.data.data_path)
-    if data.is_file():
-        found[f"content of {data}"] = file_digest(data)
+    for key in DATA_KEYS:
+        data = OmegaConf.select(cfg, key)
+        if data is not None and Path(data).is_file():
+            found[f"content of {data}"] = file_digest(Path(data))
     for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():

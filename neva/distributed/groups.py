@@ -99,6 +99,11 @@ def data_parallel_rank() -> int:
     return parallel_state.get_data_parallel_rank()
 
 
+def leads_model() -> bool:
+    """Whether this process is the first of those that hold one copy of the model together."""
+    return dist.get_rank(parallel_state.get_model_parallel_group()) == 0
+
+
 def data_parallel_size() -> int:
     """Returns the size of the data-parallel axis."""
     return parallel_state.get_data_parallel_world_size()

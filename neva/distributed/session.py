@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from neva.distributed import consistency, groups, rank_map, rendezvous
 from neva.distributed.monitor import FailureMonitor
@@ -28,6 +29,8 @@ class ProcessSession:
         self.fingerprint = fingerprint
         self.timeout_s = timeout_s
         self.join_timeout_s = join_timeout_s
+        self.store: dist.Store | None = None
+        """Through which the processes met; None: there is but one."""
         self.monitor: FailureMonitor | None = None
         self.user_error: RankError | None = None
         """What stopped the run, on whichever rank, if the user can mend it; known once the session is closed."""
@@ -59,7 +62,7 @@ class ProcessSession:
         if size == 1:
             self.device = groups.init_process_group(0, 1, self.timeout_s)
             return
-        store = rendezvous.rendezvous_store(rank, size, host, port, self.join_timeout_s)
+        self.store = store = rendezvous.rendezvous_store(rank, size, host, port, self.join_timeout_s)
         self.monitor = FailureMonitor(rank, store, host, rank == 0 or local_rank == 0, [*children])
         children.clear()
         self.device = groups.init_process_group(rank, size, self.timeout_s, store)

@@ -20,6 +20,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
+from neva.distributed.pipeline import StageLink
 from neva.inference.cache import KeyValueCache
 from neva.inference.layer import LayerWeights, norm_of, weights_of
 from neva.inference.linear import VocabularyHead, linear
@@ -45,16 +46,20 @@ class _Step:
 class Decoder:
     """Prompts in, then a token of every row at a time; each step returns the logits of what follows.
 
+    Tensor-parallel ranks and pipeline stages all call it with the same prompts and tokens, and all have the logits.
+
     Args:
-        model: a complete model (one pipeline stage) in eval mode, whose weights stay as they are.
+        model: this rank's pipeline stage in eval mode, whose weights stay as they are.
     """
 
     def __init__(self, model: NevaModel) -> None:
         self.model, self.language = model, model.language_model
         self.tensor_group = self.language.pg_collection.tp
         self.layers = [weights_of(layer) for layer in self.language.decoder.layers]
-        self.final_norm = norm_of(self.language.decoder.final_layernorm)
-        self.head = VocabularyHead(self.language.output_weight)
+        self.stage = StageLink()
+        if self.stage.is_last:
+            self.final_norm = norm_of(self.language.decoder.final_layernorm)
+            self.head = VocabularyHead(self.language.output_weight)
         attention = self.language.decoder.layers[0].self_attention
         self.groups = attention.num_query_groups_per_partition
         self.head_size = attention.hidden_size_per_attention_head
@@ -89,15 +94,20 @@ class Decoder:
         """
         lengths = [len(prompt) for prompt in prompts]
         ids_1T = torch.cat(list(prompts))[None]
-        hidden_1TH = self.language.embed(text_ids(ids_1T))
-        if shown := [images for images in features if len(images)]:
-            hidden_1TH = merge(hidden_1TH, ids_1T, torch.cat(shown))
         positions = torch.cat([torch.arange(length) for length in lengths]).to(ids_1T.device)
         rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(ids_1T.device)
         cache.reserve(max(lengths) + room)
         step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), None)
+        embedded = self._embedded(ids_1T, features) if self.stage.is_first else None
         ends = torch.tensor(lengths, device=ids_1T.device).cumsum(0) - 1
-        return self._logits(self._run(hidden_1TH[0], step)[ends])
+        return self._logits(self._run(embedded, ids_1T.size(1), step), ends)
+
+    def _embedded(self, ids_1T: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Returns embeddings [T, H] with image features at their positions."""
+        hidden_1TH = self.language.embed(text_ids(ids_1T))
+        if shown := [images for images in features if len(images)]:
+            hidden_1TH = merge(hidden_1TH, ids_1T, torch.cat(shown))
+        return hidden_1TH[0]
 
     def decode(self, cache: KeyValueCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Adds one token to each of the first rows, at its position, and returns logits [R, V] of the next ones."""
@@ -109,8 +119,9 @@ class Decoder:
         step = self._step(
             cache, torch.arange(len(tokens), device=device), positions_R, None, len(tokens), keys, mask
         )
-        hidden_RH = self.language.embed(torch.tensor(tokens, device=device))
-        return self._logits(self._run(hidden_RH, step))
+        ids = torch.tensor(tokens, device=device)
+        embedded = self.language.embed(ids) if self.stage.is_first else None
+        return self._logits(self._run(embedded, len(tokens), step), slice(None))
 
     def _mask(self, positions_R: Tensor, keys: int) -> Tensor:
         """Returns what is added to the scores: minus infinity behind a row's token, and in front of its window."""
@@ -134,13 +145,19 @@ class Decoder:
         cos, sin = self._rotary.at(positions_T, cache.capacity)
         return _Step(cache, cos, sin, cache.slots(rows_T, positions_T), lengths, rows, keys, mask)
 
-    def _run(self, hidden_TH: Tensor, step: _Step) -> Tensor:
-        """Returns the hidden states behind the last layer."""
+    def _run(self, embedded_TH: Tensor | None, tokens: int, step: _Step) -> Tensor:
+        """Returns the hidden states [T, H] behind the last layer of this stage, which the next one is sent."""
+        shape = (tokens, self.language.config.hidden_size)
+        hidden_TH = (
+            self.stage.received(shape, self.dtype, self.device) if embedded_TH is None else embedded_TH
+        )
         for number, layer in enumerate(self.layers):
             attended = self._attend(number, layer, layer.attention_norm(hidden_TH), step)
             hidden_TH = hidden_TH + self._row_parallel(attended, layer.projection)
             gate, up = linear(layer.mlp_norm(hidden_TH), layer.gate_up).chunk(2, -1)
             hidden_TH = hidden_TH + self._row_parallel(F.silu(gate).mul_(up), layer.down)
+        if not self.stage.is_last:
+            self.stage.send(hidden_TH)
         return hidden_TH
 
     def _attend(self, number: int, layer: LayerWeights, normed_TH: Tensor, step: _Step) -> Tensor:
@@ -171,10 +188,12 @@ class Decoder:
             return partial
         return reduce_from_tensor_model_parallel_region(partial, self.tensor_group)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Returns logits over the whole vocabulary, without its padding."""
-        language = self.language
-        logits = self.head(self.final_norm(hidden))
-        if self.tensor_group.size() > 1:
-            logits = gather_from_tensor_model_parallel_region(logits, self.tensor_group)
-        return logits[:, : language.vocab_size_without_padding]
+    def _logits(self, hidden_TH: Tensor, wanted: Tensor | slice) -> Tensor:
+        """Returns logits [R, V] over the whole vocabulary, without its padding, behind the tokens that are wanted."""
+        hidden_RH, vocabulary, logits = hidden_TH[wanted], self.language.vocab_size_without_padding, None
+        if self.stage.is_last:
+            logits = self.head(self.final_norm(hidden_RH))
+            if self.tensor_group.size() > 1:
+                logits = gather_from_tensor_model_parallel_region(logits, self.tensor_group)
+            logits = logits[:, :vocabulary]
+        return self.stage.of_last(logits, (len(hidden_RH), vocabulary), self.device)

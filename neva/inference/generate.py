@@ -136,7 +136,7 @@ def generate(
     """Continues prompts of any lengths and numbers of images, several at a time.
 
     Args:
-        model: a complete model (one pipeline stage) in eval mode.
+        model: this rank's pipeline stage in eval mode.
         prompts: what is continued.
         sampling, max_new_tokens, min_new_tokens, end_ids: see `Limits`.
         is_finished: whether an answer, given as its ids, ends here.
@@ -164,8 +164,11 @@ def generate(
 
 @torch.inference_mode()
 def encode(model: NevaModel, pixel_values: Tensor) -> Tensor:
-    """Returns the features [N, P, D] of images [N, 3, height, width], of which there may be none."""
-    if len(pixel_values) == 0:
-        return pixel_values
+    """Returns the features [N, P, D] of images [N, 3, height, width], of which there may be none.
+
+    A pipeline stage behind the first has no tower and needs no features: [N, 0, …].
+    """
+    if len(pixel_values) == 0 or not model.pre_process:
+        return pixel_values[:, :0]
     with cuda_on_cpu.suspended():
         return model.encode_images(pixel_values)

@@ -1,29 +1,40 @@
-"""`neva infer`: prompts from a file through a `.nemo`, one result line each."""
+"""`neva infer`: prompts from a file through a `.nemo`, one result line each, on one process or several."""
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from neva.distributed import accelerator, groups
+from neva.distributed import accelerator, consistency, groups, launch
+from neva.distributed.launch_environment import restored_environment
+from neva.distributed.local_processes import start_others
+from neva.distributed.session import ProcessSession
 from neva.errors import DataError
 from neva.inference.answer import answer_all
+from neva.inference.exchange import collected, post, share
 from neva.inference.load import load_configured
-from neva.inference.prompts import read_requests
+from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results, result_row
 
 logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S, COLLECTIVE_TIMEOUT_S = 600.0, 1800.0
 
 
 def run(cfg: DictConfig) -> Path:
     """Answers the prompts of `cfg.prompt_file` and appends results to `cfg.output_file` as they come.
 
     A result file that is there is continued behind its last complete line; prompts whose line holds an error are asked
-    again, and no others.
+    again, and no others. Of several processes, those of a copy of the model answer together, and the copies share the
+    prompts; rank 0 writes.
 
     Returns:
         The result file.
@@ -37,31 +48,80 @@ def run(cfg: DictConfig) -> Path:
     requests = read_requests(
         Path(cfg.prompt_file), Path(settings.images_base_path), settings.insert_image_token
     )
-    results = Results(Path(cfg.output_file), requests)
-    todo = results.unanswered()
-    if not todo:
-        logger.info("%s answers all %s prompts already", results.path, len(requests))
-        return results.path
+    with restored_environment():
+        place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
+        results = Results(Path(cfg.output_file), requests) if place.rank == 0 else None
+        if results is not None and place.world_size == 1 and not results.unanswered():
+            logger.info("%s answers all %s prompts already", results.path, len(requests))
+            return results.path
+        with processes(cfg, place) as session:
+            todo = groups.gathered(results.unanswered() if results else [])[0]
+            if todo:
+                _answer(cfg, session, requests, todo, results)
+    if results is not None:
+        _refuse_errors(results)
+    return Path(cfg.output_file)
+
+
+@contextmanager
+def processes(cfg: DictConfig, place: launch.Launch) -> Iterator[ProcessSession]:
+    """Starts the other processes of this node, if nobody has, and meets all of them in the layout of `cfg`."""
     accelerator.choose(cfg.trainer.accelerator)
-    device = groups.init_process_group(rank=0, world_size=1)
-    groups.init_model_parallel(groups.ParallelSizes(), seed=settings.seed)
+    children = start_others(place, cfg.trainer.devices)
+    session = ProcessSession(partial(consistency.fingerprint, cfg), COLLECTIVE_TIMEOUT_S, JOIN_TIMEOUT_S)
     try:
-        assistant = load_configured(cfg, device)
-        bar = tqdm(
-            total=len(requests), initial=len(requests) - len(todo), unit="prompt", desc="infer", disable=None
+        session.start(
+            place.rank,
+            place.world_size,
+            os.environ.get("MASTER_ADDR", ""),
+            int(os.environ.get("MASTER_PORT", 0)),
+            place.local_rank,
+            children,
         )
-        for answers in answer_all(assistant, settings, {number: requests[number] for number in todo}):
-            rows: dict[int, dict[str, Any]] = {
-                number: result_row(requests[number], answer, cfg.neva_model_file)
-                for number, answer in answers.items()
-            }
-            results.add(rows)
-            bar.update(len(rows))
-        bar.close()
+        groups.init_model_parallel(
+            groups.ParallelSizes(cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size),
+            cfg.inference.seed,
+            COLLECTIVE_TIMEOUT_S,
+        )
+        yield session
+    except BaseException as error:
+        session.report_failure(error)
+        session.close()
+        if session.user_error is not None:
+            raise session.user_error from None
+        raise
     finally:
         groups.destroy()
-    _refuse_errors(results)
-    return results.path
+        session.close()
+
+
+def _answer(
+    cfg: DictConfig,
+    session: ProcessSession,
+    requests: Sequence[Request],
+    todo: Sequence[int],
+    results: Results | None,
+) -> None:
+    """Has this rank answer its share of the prompts `todo`, and rank 0 write what all of them say."""
+    assistant = load_configured(cfg, session.device)
+    answers = answer_all(assistant, cfg.inference, {number: requests[number] for number in share(todo)})
+    if results is None:
+        assert session.store is not None
+        for said in answers:
+            if groups.leads_model():
+                post(session.store, said.items())
+        return
+    bar = tqdm(
+        total=len(requests), initial=len(requests) - len(todo), unit="prompt", desc="infer", disable=None
+    )
+    for said in collected(session.store, todo, answers):
+        rows: dict[int, dict[str, Any]] = {
+            number: result_row(requests[number], answer, cfg.neva_model_file)
+            for number, answer in said.items()
+        }
+        results.add(rows)
+        bar.update(len(rows))
+    bar.close()
 
 
 def _refuse_errors(results: Results) -> None:

@@ -11,13 +11,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
+from neva.config.layout import division_problems
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.stored import check_stored
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
+from neva.distributed.groups import ParallelSizes, pipeline_stages
 from neva.errors import CheckpointError, ConfigError
+from neva.families.configs import VisionConfig
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.inference.decoder import Decoder
@@ -27,6 +30,9 @@ from neva.model.llava import NevaModel
 from neva.precision import precision_named, set_matmul_precision
 from neva.weights.load import load_parts
 from neva.weights.resolve import resolve_nemo
+
+SINGLE = ParallelSizes()
+"""One process holds all of the model."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
             cfg.base_model_file,
             cfg.vision_encoder_path,
             cfg.tokenizer_type,
+            ParallelSizes(cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -65,6 +72,7 @@ def load_assistant(
     base_model_file: str | None,
     vision_encoder_path: str | None,
     tokenizer_type: str | None,
+    layout: ParallelSizes = SINGLE,
 ) -> Assistant:
     """Loads a `.nemo` (or the folder of an extracted one) and the frozen parts that it refers to.
 
@@ -74,9 +82,11 @@ def load_assistant(
         base_model_file: where to read a language model that the `.nemo` does not hold; None: where it says.
         vision_encoder_path: the same for the tower.
         tokenizer_type: folder of another tokenizer; None: the `.nemo`'s own.
+        layout: that of Megatron's groups; this rank holds its stage and its shards.
 
     Raises:
         CheckpointError: a part is neither in the `.nemo` nor where it should be.
+        ConfigError: the model cannot be divided so.
     """
     nemo = open_nemo(neva_model_file)
     if "mm_cfg" not in nemo.config:
@@ -90,15 +100,8 @@ def load_assistant(
         if path is not None:
             model_cfg.mm_cfg[key].from_pretrained = path
     tokenizer = _tokenizer(nemo, tokenizer_type)
-    vision, language = vision_config_of(model_cfg), language_config_of(model_cfg)
-    config = transformer_config(
-        language,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-    )
-    model = build_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type, config)
+    vision = vision_config_of(model_cfg)
+    model = _stage(model_cfg, vision, dtype, layout)
     _fill(model, nemo, model_cfg)
     model.to(device).eval().requires_grad_(False)
     return Assistant(
@@ -110,6 +113,28 @@ def load_assistant(
         processor=_image_processor(nemo, model_cfg),
         device=device,
     )
+
+
+def _stage(
+    model_cfg: DictConfig, vision: VisionConfig, dtype: torch.dtype, layout: ParallelSizes
+) -> NevaModel:
+    """Builds what this rank holds of the model."""
+    if problems := list(division_problems(model_cfg, layout.tensor, layout.pipeline)):
+        raise ConfigError("; ".join(problems))
+    model_cfg.tensor_model_parallel_size = layout.tensor  # the vocabulary is padded for it
+    language = language_config_of(model_cfg)
+    config = transformer_config(
+        language,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+    )
+    (stage,) = pipeline_stages()
+    adapter_type = model_cfg.mm_cfg.mm_mlp_adapter_type
+    return build_model(vision, language, adapter_type, config, stage.is_first, stage.is_last)
 
 
 def _fill(model: NevaModel, nemo: NemoFile, model_cfg: DictConfig) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from neva.config.layout import division_problems
 from neva.errors import UserError
 from neva.findings import Findings
 from neva.formats.nemo_header import nemo_config
@@ -17,6 +18,8 @@ def find_model(cfg: DictConfig, found: Findings) -> None:
     if recorded is None:
         return
     found.add("model", f"{recorded['num_layers']} layers, hidden size {recorded['hidden_size']}")
+    sizes = cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size
+    found.problems += division_problems(OmegaConf.create(recorded), *sizes)
     if "mm_cfg" in recorded:
         found.add("template", recorded["data"]["conv_template"])
     else:

@@ -69,8 +69,7 @@ def test_recompute_may_not_span_more_layers_than_there_are() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("tensor_model_parallel_size=2", "tensor_model_parallel_size=2 is refused: neva generates on one device"),
-        ("trainer.devices=2", "trainer.devices=2 x trainer.num_nodes=1 is refused"),
+        ("tensor_model_parallel_size=2", "trainer.devices=1 x trainer.num_nodes=1 processes cannot be divided"),
         ("inference.min_tokens_to_generate=300", "min_tokens_to_generate=300 exceeds inference.tokens_to_generate=256"),
     ],
 )  # fmt: skip

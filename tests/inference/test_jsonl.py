@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,14 @@ from torch import Tensor
 
 from neva.config.load import load
 from neva.errors import ConfigError, DataError
+from neva.findings import Findings
 from neva.inference import images as shared
 from neva.inference.jsonl import run
+from neva.inference.preflight import find_model
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results
 from neva.model.llava import NevaModel
+from tests.megatron import launcher_free
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_run import run as train
 
@@ -110,6 +115,35 @@ def test_results_of_other_images_or_system_prompts_are_not_continued(
         ConfigError, match=f"line 1, answers the {key} .*; prompt 1 has .*another output_file"
     ):
         Results(output, [Request({**answered, key: other}, "what?", ())])
+
+
+@pytest.mark.parametrize("layout", [[], ["tensor_model_parallel_size=2"]])
+def test_two_processes_answer_as_one(nemo: Path, images: str, tmp_path: Path, layout: list[str]) -> None:
+    """Each with half of the prompts, or both with half of the model."""
+    broken = {"prompt": "<image>\nwhat colour is this?", "image": "prompts.jsonl"}
+    rows = [*ROWS, *ROWS[::-1], broken, ROWS[3]]
+    prompts, output = write(Path(images) / "prompts.jsonl", rows), tmp_path / "results.jsonl"
+    output.write_text("")
+    command = [
+        sys.executable, "-m", "neva", "infer", "--config-name", "quickstart_inference", f"neva_model_file={nemo}",
+        f"prompt_file={prompts}", f"output_file={output}", f"inference.images_base_path={images}", "trainer.devices=2",
+        "inference.batch_size=3", *layout,
+    ]  # fmt: skip
+    done = subprocess.run(command, env=launcher_free(os.environ), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and done.stderr.count("1 of 10 prompts could not be asked") == 1, done.stderr
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in results] == [*ANSWERS, *ANSWERS[::-1], "", ANSWERS[3]]
+    assert "prompts.jsonl" in results[8]["error"]
+
+
+def test_a_model_that_cannot_be_divided_so_is_refused(nemo: Path, images: str, tmp_path: Path) -> None:
+    cfg = load(
+        "quickstart_inference",
+        [f"neva_model_file={nemo}", "pipeline_model_parallel_size=3", "trainer.devices=3"],
+    )
+    found = Findings()
+    find_model(cfg, found)
+    assert found.problems == ["model.num_layers=2 cannot be divided by model.pipeline_model_parallel_size=3"]
 
 
 def test_insert_image_token_puts_the_placeholder(nemo: Path, images: str, tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""The other processes of this node: the first one starts them, with the command that it was itself started with."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from neva.distributed.launch import LOCAL, Launch
+
+
+def start_others(place: Launch, devices: int) -> list[subprocess.Popen[Any]]:
+    """Starts the processes 1 to `devices - 1` of this node; none where a launcher has started all of them.
+
+    They, and this process, share the processor's threads, unless OMP_NUM_THREADS says otherwise.
+    """
+    if place.launcher != LOCAL or devices == 1:
+        return []
+    environment = os.environ
+    environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    environment.setdefault("MASTER_PORT", str(_free_port()))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    shared = {**environment, "WORLD_SIZE": str(place.world_size), "NODE_RANK": str(place.node_rank)}
+    command = [sys.executable, *sys.orig_argv[1:]]
+    return [
+        subprocess.Popen(command, env={**shared, "LOCAL_RANK": str(local_rank)})
+        for local_rank in range(1, devices)
+    ]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
