@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from neva.commands.dry_run_report import ReportedPart, print_report
-from neva.config.paths import path_problems, run_folder
+from neva.config.paths import model_source, path_problems, run_folder
 from neva.findings import Findings
 
 RESOLVED_FILE = "resolved.yaml"
@@ -29,7 +29,7 @@ def dry_run(cfg: DictConfig, output: Path | None) -> int:
     else:
         _inference(cfg, found)
     _write(cfg, output or run_folder(cfg) / RESOLVED_FILE, found)
-    print_report(found, parts, cfg.exp_manager.name if "exp_manager" in cfg else cfg.neva_model_file)
+    print_report(found, parts, cfg.exp_manager.name if "exp_manager" in cfg else str(model_source(cfg)))
     return 1 if found.problems else 0
 
 

@@ -66,5 +66,6 @@ def _quiet_imports() -> None:
     """Drops remarks: Megatron's on packages that neva does without, NeMo's on telemetry, torch's on new names."""
     logging.getLogger("megatron").setLevel(logging.WARNING)
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module="megatron")
+    for category in (UserWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, module="megatron")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

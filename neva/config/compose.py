@@ -19,6 +19,9 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 RECIPE_ENVIRONMENT_VARIABLE = "NEMO_CONFIG"
 
+_PLAIN_WITH_EQUALS = re.compile(r"""[^\s,\[\]{}()'"$\\=]*=[^\s,\[\]{}()'"$\\]*""")
+"""Hydra reads no value with `=` that is not quoted, so that quotes around one change nothing else."""
+
 QUOTING = """write key=value, and quote a value with spaces or one of , = [ ] { } ( ) twice: 'key="a, b"'"""
 
 
@@ -61,11 +64,18 @@ def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
 
     Group choices, deletions (`~a.b`) and Hydra's own keys are returned as they are.
     """
+    override = with_quoted_equals(override)
     key, equals, _ = override.partition("=")
     bare = key.lstrip("+")
     if not equals or key.startswith(("~", "++")) or bare.startswith("hydra") or is_group(bare, conf_dir):
         return override
     return f"++{override.lstrip('+')}"
+
+
+def with_quoted_equals(override: str) -> str:
+    """Returns the override with quotes around a plain value that holds `=`, as NeMo's names of checkpoints do."""
+    key, _, value = override.partition("=")
+    return f'{key}="{value}"' if _PLAIN_WITH_EQUALS.fullmatch(value) else override
 
 
 @dataclass(frozen=True)

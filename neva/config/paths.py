@@ -24,6 +24,13 @@ def run_folder(cfg: DictConfig) -> Path:
     return Path(manager.exp_dir or "nemo_experiments") / manager.name
 
 
+def model_source(cfg: DictConfig) -> Path:
+    """Returns what an inference tree answers with: a `.nemo`, a folder, or a training checkpoint."""
+    if cfg.neva_model_file is not None:
+        return Path(cfg.neva_model_file)
+    return Path(cfg.checkpoint_dir) / cfg.checkpoint_name
+
+
 def path_problems(cfg: DictConfig) -> list[str]:
     """Returns a line for every file or folder of a resolved tree that is missing, incomplete or not writable."""
     problems = _training(cfg) if "model" in cfg else _inference(cfg)
@@ -53,8 +60,11 @@ def _training(cfg: DictConfig) -> Iterator[str]:
 
 
 def _inference(cfg: DictConfig) -> Iterator[str]:
-    if not Path(cfg.neva_model_file).exists():
-        yield f"neva_model_file: no .nemo or extracted folder at {cfg.neva_model_file}"
+    source, key = model_source(cfg), "checkpoint_name" if cfg.neva_model_file is None else "neva_model_file"
+    if not source.exists():
+        yield f"{key}: no .nemo, extracted folder or checkpoint at {source}"
+    if cfg.hparams_file is not None:
+        yield from _no_file("hparams_file", cfg.hparams_file)
     yield from _no_weights("base_model_file", cfg.base_model_file)
     yield from _no_weights("vision_encoder_path", cfg.vision_encoder_path)
     if cfg.tokenizer_type is not None:

@@ -182,6 +182,16 @@ def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"divided into copies of the model on tensor_model_parallel_size={tensor} x "
             f"pipeline_model_parallel_size={pipeline} = {tensor * pipeline}: change one of them"
         )
+    is_given = [
+        cfg.neva_model_file is not None,
+        cfg.checkpoint_dir is not None,
+        cfg.checkpoint_name is not None,
+    ]
+    if is_given not in ([True, False, False], [False, True, True]):
+        yield (
+            f"neva_model_file={as_override(cfg.neva_model_file)}, checkpoint_dir={as_override(cfg.checkpoint_dir)} and "
+            f"checkpoint_name={as_override(cfg.checkpoint_name)}: give either the first or the other two"
+        )
     generation = cfg.inference
     if generation.min_tokens_to_generate > generation.tokens_to_generate:
         yield (

@@ -27,7 +27,13 @@ LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformer
 DATA_KEYS = ("model.data.data_path", "prompt_file")
 """Keys that name files of records, which count by their content."""
 
-FILE_KEYS = (*WEIGHT_KEYS, "model.tokenizer.type", "model.tokenizer.model", "neva_model_file")
+FILE_KEYS = (
+    *WEIGHT_KEYS,
+    "model.tokenizer.type",
+    "model.tokenizer.model",
+    "neva_model_file",
+    "checkpoint_dir",
+)
 """Keys that name files or folders, which count by names and sizes."""
 
 _RANK_0_SPEAKS_S = 3.0

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from neva.config.paths import model_source
 from neva.distributed import accelerator, consistency, groups, launch
 from neva.distributed.launch_environment import restored_environment
 from neva.distributed.local_processes import start_others
@@ -116,7 +117,7 @@ def _answer(
     )
     for said in collected(session.store, todo, answers):
         rows: dict[int, dict[str, Any]] = {
-            number: result_row(requests[number], answer, cfg.neva_model_file)
+            number: result_row(requests[number], answer, str(model_source(cfg)))
             for number, answer in said.items()
         }
         results.add(rows)

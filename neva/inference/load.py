@@ -1,9 +1,8 @@
-"""A `.nemo` as a model that is ready to answer."""
+"""A trained model, ready to answer."""
 
 from __future__ import annotations
 
 import copy
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +12,19 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from neva.config.layout import division_problems
 from neva.config.model_config import language_config_of, vision_config_of
-from neva.config.stored import check_stored
+from neva.config.paths import model_source
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
-from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder
 from neva.distributed.groups import ParallelSizes, pipeline_stages
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
-from neva.formats.nemo import NemoFile, open_nemo
-from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.inference.decoder import Decoder
+from neva.inference.trained import open_trained
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.precision import precision_named, set_matmul_precision
-from neva.weights.load import load_parts
-from neva.weights.resolve import resolve_nemo
 
 SINGLE = ParallelSizes()
 """One process holds all of the model."""
@@ -53,13 +48,14 @@ def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
     set_matmul_precision(cfg.trainer.precision)
     try:
         return load_assistant(
-            cfg.neva_model_file,
+            model_source(cfg),
             device,
             precision_named(cfg.trainer.precision).dtype,
             cfg.base_model_file,
             cfg.vision_encoder_path,
             cfg.tokenizer_type,
             ParallelSizes(cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size),
+            cfg.hparams_file,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -73,36 +69,33 @@ def load_assistant(
     vision_encoder_path: str | None,
     tokenizer_type: str | None,
     layout: ParallelSizes = SINGLE,
+    hparams_file: str | None = None,
 ) -> Assistant:
-    """Loads a `.nemo` (or the folder of an extracted one) and the frozen parts that it refers to.
+    """Loads a trained model and the frozen parts that it refers to.
 
     Args:
-        neva_model_file: the `.nemo`.
+        neva_model_file: the `.nemo`, the folder of an extracted one, or that of a training checkpoint.
         device, dtype: of the model.
         base_model_file: where to read a language model that the `.nemo` does not hold; None: where it says.
         vision_encoder_path: the same for the tower.
         tokenizer_type: folder of another tokenizer; None: the `.nemo`'s own.
         layout: that of Megatron's groups; this rank holds its stage and its shards.
+        hparams_file: configuration of the run that wrote a checkpoint; None: that of its run folder.
 
     Raises:
         CheckpointError: a part is neither in the `.nemo` nor where it should be.
         ConfigError: the model cannot be divided so.
     """
-    nemo = open_nemo(neva_model_file)
-    if "mm_cfg" not in nemo.config:
-        raise CheckpointError(
-            f"{neva_model_file} holds a language model alone; expected what a LLaVA training wrote"
-        )
-    check_stored(nemo.config, neva_model_file)
-    model_cfg = copy.deepcopy(nemo.config)
+    trained = open_trained(neva_model_file, hparams_file)
+    model_cfg = copy.deepcopy(trained.config)
     OmegaConf.set_struct(model_cfg, False)
     for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):
         if path is not None:
             model_cfg.mm_cfg[key].from_pretrained = path
-    tokenizer = _tokenizer(nemo, tokenizer_type)
+    tokenizer = trained.tokenizer() if tokenizer_type is None else from_folder(Path(tokenizer_type))
     vision = vision_config_of(model_cfg)
     model = _stage(model_cfg, vision, dtype, layout)
-    _fill(model, nemo, model_cfg)
+    trained.fill(model, model_cfg)
     model.to(device).eval().requires_grad_(False)
     return Assistant(
         model=model,
@@ -110,7 +103,7 @@ def load_assistant(
         model_cfg=model_cfg,
         tokenizer=tokenizer,
         encoder=build_encoder(model_cfg, vision, tokenizer),
-        processor=_image_processor(nemo, model_cfg),
+        processor=trained.image_processor(model_cfg),
         device=device,
     )
 
@@ -135,24 +128,3 @@ def _stage(
     (stage,) = pipeline_stages()
     adapter_type = model_cfg.mm_cfg.mm_mlp_adapter_type
     return build_model(vision, language, adapter_type, config, stage.is_first, stage.is_last)
-
-
-def _fill(model: NevaModel, nemo: NemoFile, model_cfg: DictConfig) -> None:
-    origins = resolve_nemo(nemo.path, model_cfg.mm_cfg)
-    for part, origin in origins.items():
-        if origin.path is None:
-            raise CheckpointError(f"{nemo.path} holds no {part} and names no folder that has it")
-    load_parts(model, origins, language_config_of(model_cfg))
-
-
-def _tokenizer(nemo: NemoFile, tokenizer_type: str | None) -> PreTrainedTokenizerFast:
-    if tokenizer_type is not None:
-        return from_folder(Path(tokenizer_type))
-    with tempfile.TemporaryDirectory() as folder:
-        return from_folder(nemo.extract_tokenizer(folder))
-
-
-def _image_processor(nemo: NemoFile, model_cfg: DictConfig) -> BaseImageProcessor:
-    if nemo.image_processor is None:
-        return build_image_processor(model_cfg.mm_cfg.vision_encoder)
-    return load_image_processor(nemo.image_processor, f"{IMAGE_PROCESSOR_FILE} of {nemo.path}")

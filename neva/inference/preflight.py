@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.layout import division_problems
+from neva.config.paths import model_source
 from neva.errors import UserError
 from neva.findings import Findings
 from neva.formats.nemo_header import nemo_config
@@ -14,7 +15,8 @@ from neva.formats.nemo_header import nemo_config
 
 def find_model(cfg: DictConfig, found: Findings) -> None:
     """Adds what the `.nemo` records of itself, where there is one."""
-    recorded = None if not Path(cfg.neva_model_file).exists() else nemo_config(cfg.neva_model_file)
+    source = model_source(cfg)
+    recorded = nemo_config(source) if source.exists() else None
     if recorded is None:
         return
     found.add("model", f"{recorded['num_layers']} layers, hidden size {recorded['hidden_size']}")
@@ -24,8 +26,7 @@ def find_model(cfg: DictConfig, found: Findings) -> None:
         found.add("template", recorded["data"]["conv_template"])
     else:
         found.problems.append(
-            f"neva_model_file: {cfg.neva_model_file} holds a language model alone; expected what a LLaVA training "
-            "wrote"
+            f"neva_model_file: {source} holds a language model alone; expected what a LLaVA training wrote"
         )
 
 

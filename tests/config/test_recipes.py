@@ -182,3 +182,11 @@ def test_an_override_that_hydra_cannot_read_is_one_line(override: str, message: 
 def test_a_tree_of_ones_own_is_read_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model:\n  seed: 7\n")
     assert compose("mine", [], tmp_path).model.seed == 7
+
+
+def test_a_checkpoints_name_needs_no_quotes() -> None:
+    """NeMo's names hold `=`, which Hydra reads in quotes alone."""
+    path = "run/checkpoints/run-step=150-consumed_samples=1500.0-last"
+    for written in (path, f"'{path}'"):
+        cfg = compose("llava_7b_finetune", [f"exp_manager.resume_from_checkpoint={written}"])
+        assert cfg.exp_manager.resume_from_checkpoint == path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from neva.config.load import load
+from neva.config.paths import model_source
 from neva.errors import ConfigError, DataError
 from neva.findings import Findings
 from neva.inference import images as shared
@@ -115,6 +117,24 @@ def test_results_of_other_images_or_system_prompts_are_not_continued(
         ConfigError, match=f"line 1, answers the {key} .*; prompt 1 has .*another output_file"
     ):
         Results(output, [Request({**answered, key: other}, "what?", ())])
+
+
+def test_a_checkpoint_of_a_run_answers_like_its_nemo(nemo: Path, images: str, tmp_path: Path) -> None:
+    checkpoint = next(nemo.parent.glob("*-last"))
+    prompts = write(tmp_path / "prompts.jsonl", ROWS)
+    found = infer(checkpoint, images, prompts, tmp_path / "results.jsonl")
+    assert [row["text"] for row in found] == ANSWERS
+    named = [f"checkpoint_dir={checkpoint.parent}", f"checkpoint_name={checkpoint.name}"]
+    cfg = load("quickstart_inference", ["neva_model_file=null", *named])
+    assert model_source(cfg) == checkpoint
+    with pytest.raises(ConfigError, match="give either the first or the other two"):
+        load("quickstart_inference", named)
+    lost = tmp_path / "lost"
+    shutil.copytree(checkpoint, lost)
+    with pytest.raises(ConfigError, match="lost has no configuration at .*give hparams_file"):
+        infer(lost, images, prompts, tmp_path / "other.jsonl")
+    kept = [f"hparams_file={nemo.parent.parent / 'config.yaml'}"]
+    assert infer(lost, images, prompts, tmp_path / "other.jsonl", *kept)[0]["text"] == ANSWERS[0]
 
 
 @pytest.mark.parametrize("layout", [[], ["tensor_model_parallel_size=2"]])

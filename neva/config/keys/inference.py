@@ -11,7 +11,6 @@ from neva.config.keys.trainer import InferenceTrainer
 _SERVER = "neva does not serve a model yet"
 _SERVER_DETAIL = "acts with server only"
 _STEERLM = "acts with a SteerLM template only, which is chosen when a model is trained"
-_NEMO_FILE = "give neva_model_file: a .nemo or the folder it was extracted to"
 
 
 @dataclass
@@ -63,7 +62,15 @@ class Inference:
     plugins: list[str] = key(
         "Your packages that register families, connectors, templates, sources, samplers.", optional=True
     )
-    neva_model_file: str = key("The .nemo, or the folder it was extracted to.", common=True)
+    neva_model_file: str | None = key(
+        "The .nemo, the folder it was extracted to, or the folder of a training checkpoint; null: see checkpoint_dir.",
+        common=True,
+    )
+    checkpoint_dir: str | None = key("Folder of a run's checkpoints, where neva_model_file is null.")
+    checkpoint_name: str | None = key("Name of the checkpoint in checkpoint_dir.")
+    hparams_file: str | None = key(
+        "Configuration of a checkpoint's run; null: config.yaml of its run folder."
+    )
     base_model_file: str | None = key("Language model, when the .nemo holds none; null: as recorded in it.")
     vision_encoder_path: str | None = key("Tower, when the .nemo holds none; null: as recorded in it.")
     tokenizer_type: str | None = key("Tokenizer folder; null: the one inside the .nemo.")
@@ -78,9 +85,6 @@ class Inference:
     pipeline_model_parallel_split_rank: Any = ignored("there is no encoder-decoder model to split")
     cluster_type: Any = ignored("the launch environment is read from its variables")
     tokenizer_model: Any = refused(None, why="neva reads tokenizer.json folders: give tokenizer_type")
-    checkpoint_dir: Any = refused(None, why=_NEMO_FILE)
-    checkpoint_name: Any = refused(None, why=_NEMO_FILE)
-    hparams_file: Any = ignored("acts with checkpoint_dir only")
     server: Any = refused(False, why=_SERVER)
     port: Any = ignored(_SERVER_DETAIL)
     web_server: Any = ignored(_SERVER_DETAIL)
