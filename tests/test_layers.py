@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("training",),
     ("inference",),
-    ("convert", "planner"),
+    ("convert", "planner", "serving"),
     ("api", "commands", "launchers"),
     ("cli",),
     ("__main__",),

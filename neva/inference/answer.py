@@ -121,14 +121,14 @@ class _Prompts:
 
     def answer(self, number: int, ids: list[int]) -> Answer:
         """Returns the answer to a request."""
-        text = _cut(_decode(self._assistant, ids), self._ends)
+        text = cut(_decode(self._assistant, ids), self._ends)
         return Answer(text.strip(), _readable(self._assistant, self._ids.pop(number)) + text)
 
     def _decode_all(self, ids: list[int]) -> str:
         return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _cut(text: str, end_strings: Sequence[str]) -> str:
+def cut(text: str, end_strings: Sequence[str]) -> str:
     """Returns the text in front of the first end string."""
     return text[: min((text.find(end) for end in end_strings if end in text), default=len(text))]
 

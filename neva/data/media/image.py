@@ -53,7 +53,7 @@ def decode_image(data: bytes, exif_transpose: bool, formats: Sequence[str], max_
         with Image.open(BytesIO(data), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise SampleError(
-                    f"found {image.width} x {image.height} pixels, expected at most {max_pixels:,}: scale the image down"
+                    f"found {image.width} x {image.height} pixels, expected at most {max_pixels:,}: scale it down"
                 )
             return _to_rgb(_turned(image) if exif_transpose else image)
     except SampleError:
