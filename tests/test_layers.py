@@ -52,6 +52,8 @@ ONLY_IN: dict[str, set[str]] = {
     "pytorch_lightning": set(),
     "nemo": {"training"},
     "hydra": {"config", "commands"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
 }
 """Third-party packages that one or two rooms may import."""
 

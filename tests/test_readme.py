@@ -36,6 +36,7 @@ OTHER_TOOLS = {
     ".",
     "cd",
     "cp",
+    "curl",
     "echo",
     "export",
     "git",
@@ -126,6 +127,8 @@ def check_neva(verb: str, arguments: list[str]) -> None:
         assert unknown == [], f"unrecognized arguments {unknown}"
         return
     options = cli.verbs()[verb].parse(arguments)
+    if not hasattr(options, "overrides"):
+        return  # a verb without a recipe
     overrides = options.overrides
     if getattr(options, "multirun", False):
         overrides = [re.sub(r",.*", "", override) for override in overrides]

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from neva import __version__
 from neva.serving.desk import Desk, Ticket
 from neva.serving.guard import Guard
+from neva.serving.page_routes import add_page
 from neva.serving.problems import RequestProblem, add_handlers, error_body
 from neva.serving.protocol import (
     ChatChunk,
@@ -57,6 +58,8 @@ def build_app(desk: Desk, name: str) -> FastAPI:
     card = ModelCard(id=name, created=int(time.time()))
     _add_facts(app, desk, card)
     _add_chat(app, desk, card)
+    if desk.options.page:
+        add_page(app, name, desk.options)
     return app
 
 
@@ -106,7 +109,11 @@ def _add_chat(app: FastAPI, desk: Desk, card: ModelCard) -> None:
         except BaseException:
             ticket.close()
             raise
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": card.id}
+        head: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": card.id,
+        }
         if asked.stream:
             has_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
             return _Stream(ticket, _events(ticket, head, has_usage))

@@ -132,8 +132,12 @@ def _conversation(messages: Sequence[Message]) -> tuple[str | None, list[Turn], 
             system = text
             if images:
                 raise SampleError("the system message holds an image; only a user's may")
-    if not turns or turns[-1].role != "human":
-        raise SampleError("the last message must be a user's, which the model answers")
+    roles = [message.role for message in messages if message.role in _SIDES]
+    if roles != (["user", "assistant"] * len(roles))[: len(roles)] or not len(roles) % 2:
+        raise SampleError(
+            "expected a user's message and an assistant's in turn, a user's first and last, behind the system's; "
+            f"found {', '.join(message.role for message in messages)[:200]}"
+        )
     return system, turns, urls
 
 
