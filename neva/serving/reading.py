@@ -22,6 +22,7 @@ from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.media.image import decode_image
 from neva.errors import SampleError
+from neva.formats.json import half_character
 from neva.inference.images import pixels_of
 from neva.inference.load import Assistant
 from neva.serving.options import ServeOptions
@@ -121,6 +122,8 @@ def _conversation(messages: Sequence[Message]) -> tuple[str | None, list[Turn], 
     turns, urls = [], []
     for number, message in enumerate(messages):
         text, images = _content(message)
+        if half := half_character(text):
+            raise SampleError(f"message {number + 1} holds {half}, half of a character; expected whole ones")
         if side := _SIDES.get(message.role):
             if images and message.role == "assistant":
                 raise SampleError("an assistant's message holds an image; only a user's may")

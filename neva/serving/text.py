@@ -29,12 +29,11 @@ class TextInPieces:
     def add(self, ids: Sequence[int]) -> str:
         """Returns what the next tokens add to the text, as far as it stays."""
         self._ids += ids
-        known, recent = (
-            self._decode(self._ids[self._start : self._read]),
-            self._decode(self._ids[self._start :]),
-        )
-        if not recent.endswith(UNFINISHED):
-            self._text += recent[len(known) :]
+        known = self._decode(self._ids[self._start : self._read])
+        recent = self._decode(self._ids[self._start :])
+        new = recent[len(known) :]
+        if new and not new.endswith(UNFINISHED):  # without text there is no context for what follows
+            self._text += new
             self._start, self._read = self._read, len(self._ids)
         return self._piece(self._settled())
 

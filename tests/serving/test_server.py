@@ -86,7 +86,7 @@ def test_32_clients_at_once_get_the_answers_of_one_by_one(
     found = asyncio.run(everybody())
     assert len(found) == PLACES
     assert found == [expected[number].text for number in range(len(asked))]
-    assert len(set(found)) > 4  # they are not all the same
+    assert len(set(found)) >= 4  # they are not all the same
 
 
 def test_an_image_is_seen_and_a_conversation_goes_on(served: Served, client: OpenAI) -> None:

@@ -42,6 +42,13 @@ def test_a_piece_is_sent_as_soon_as_it_stays(text: str, ends: list[str], expecte
     assert pieces_of(text, ends) == expected
 
 
+@given(st.lists(st.sampled_from(["", "this", "is", "it"]), max_size=8))
+def test_tokens_without_text_take_no_space_from_their_neighbours(words: list[str]) -> None:
+    growing = TextInPieces(lambda ids: " ".join(words[at] for at in ids if words[at]), [])
+    pieces = [growing.add([at]) for at in range(len(words))]
+    assert "".join([*pieces, growing.rest()]) == " ".join(word for word in words if word)
+
+
 def test_what_no_character_is_made_of_comes_at_the_end() -> None:
     growing = TextInPieces(decode, [])
     assert [growing.add([97]), growing.add([0xF0]), growing.rest()] == ["a", "", "\ufffd"]
