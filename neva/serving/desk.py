@@ -16,7 +16,7 @@ from neva.serving.problems import RequestProblem
 from neva.serving.protocol import ChatRequest, FinishReason, Usage
 from neva.serving.reading import Reader
 from neva.serving.text import TextInPieces
-from neva.serving.worker import Job, Progress, Worker
+from neva.serving.worker import AnswerJob, NewTokens, Worker
 
 
 class Desk:
@@ -54,9 +54,9 @@ class Ticket:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._progress: asyncio.Queue[Progress] = asyncio.Queue()
+        self._progress: asyncio.Queue[NewTokens] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._job: Job | None = None
+        self._job: AnswerJob | None = None
         self._is_closed = False
         self._prompt_tokens = self._new_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -74,7 +74,7 @@ class Ticket:
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         ends = (*stop, *encoder.end_strings)
         self._prompt_tokens = len(question.ids)
-        self._job = Job(question, limits, seed, ends, self._tell)
+        self._job = AnswerJob(question, limits, seed, ends, self._tell)
         self._text = TextInPieces(self._decode, ends)
         desk.worker.ask(self._job)
 
@@ -106,7 +106,7 @@ class Ticket:
             if self._job is not None:
                 self._job.is_cancelled = True
 
-    def _tell(self, progress: Progress) -> None:
+    def _tell(self, progress: NewTokens) -> None:
         with suppress(RuntimeError):  # the loop has ended, so nobody waits
             self._loop.call_soon_threadsafe(self._progress.put_nowait, progress)
 

@@ -23,7 +23,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self._app, self._options = app, options
-        self._expected = None if options.api_key is None else f"Bearer {options.api_key}".encode()
+        self._expected = None if not options.api_key else f"Bearer {options.api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""

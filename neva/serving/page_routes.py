@@ -34,7 +34,7 @@ def add_page(app: FastAPI, name: str, options: ServeOptions) -> None:
     examples = _examples(options.examples)
     facts = {
         "model": name,
-        "has_key": options.api_key is not None,
+        "has_key": bool(options.api_key),
         "max_tokens": options.max_tokens,
         "examples": [path.name for path in examples],
     }

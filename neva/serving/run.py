@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import socket
 import sys
@@ -14,16 +13,15 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from omegaconf import OmegaConf
 
 from neva.distributed import accelerator, groups
 from neva.errors import ConfigError
-from neva.inference.load import Assistant, load_assistant
-from neva.precision import precision_named, set_matmul_precision
+from neva.inference.load import Assistant, load_configured
 from neva.serving.options import ServeOptions
 
 _SEED = 1234
 """Of Megatron's generators, from which nothing is drawn."""
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,19 +80,17 @@ def _bound(options: ServeOptions) -> Iterator[socket.socket]:
 @contextmanager
 def _loaded(source: ModelSource) -> Iterator[Assistant]:
     accelerator.choose(source.accelerator)
-    precision = source.precision or ("bf16" if torch.cuda.is_available() else "32")
-    set_matmul_precision(precision)
+    cfg = {
+        "neva_model_file": str(source.path),
+        "base_model_file": source.language_model,
+        "vision_encoder_path": source.vision_tower,
+        "tokenizer_type": source.tokenizer,
+        "trainer": {"precision": source.precision or ("bf16" if torch.cuda.is_available() else "32")},
+    }
     device = groups.init_process_group(rank=0, world_size=1)
     try:
         groups.init_model_parallel(groups.ParallelSizes(), seed=_SEED)
-        yield load_assistant(
-            str(source.path),
-            device,
-            precision_named(precision).dtype,
-            source.language_model,
-            source.vision_tower,
-            source.tokenizer,
-        )
+        yield load_configured(OmegaConf.create(cfg), device)
     finally:
         groups.destroy()
 

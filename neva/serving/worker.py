@@ -27,7 +27,7 @@ _KEPT = 16
 
 
 @dataclass(frozen=True)
-class Progress:
+class NewTokens:
     """New tokens of an answer; with the last ones, why it ends."""
 
     ids: list[int]
@@ -35,7 +35,7 @@ class Progress:
 
 
 @dataclass
-class Job:
+class AnswerJob:
     """What is asked.
 
     Args:
@@ -51,7 +51,7 @@ class Job:
     limits: Limits
     seed: int
     ends: Sequence[str]
-    tell: Callable[[Progress], None]
+    tell: Callable[[NewTokens], None]
     is_cancelled: bool = False
     told: int = field(default=0, init=False)
 
@@ -67,7 +67,7 @@ class Worker(threading.Thread):
     def __init__(self, assistant: Assistant, rows: int) -> None:
         super().__init__(name="decoding", daemon=True)
         self._assistant, self._rows = assistant, rows
-        self._arriving: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._arriving: queue.SimpleQueue[AnswerJob | None] = queue.SimpleQueue()
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._numbers = itertools.count()
         self._is_stopping = False
@@ -75,7 +75,7 @@ class Worker(threading.Thread):
         """Whether the last step failed."""
         self._reset()
 
-    def ask(self, job: Job) -> None:
+    def ask(self, job: AnswerJob) -> None:
         """Hands a job over."""
         self._arriving.put(job)
 
@@ -95,12 +95,12 @@ class Worker(threading.Thread):
                 logger.exception("decoding failed; %s answers are given up", len(self._jobs))
                 self.is_failing = True
                 for job in self._jobs.values():
-                    job.tell(Progress([], "failed"))
+                    job.tell(NewTokens([], "failed"))
                 self._reset()
 
     def _reset(self) -> None:
         self._batch = ContinuousBatch(self._assistant.decoder, self._rows)
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, AnswerJob] = {}
 
     def _step(self) -> None:
         for continuation in self._batch.running:
@@ -117,10 +117,10 @@ class Worker(threading.Thread):
         job = self._jobs[continuation.number]
         new, job.told = continuation.answer[job.told :], len(continuation.answer)
         if not continuation.has_ended:
-            job.tell(Progress(new))
+            job.tell(NewTokens(new))
             return
         del self._jobs[continuation.number]
-        job.tell(Progress(new, "length" if continuation.is_cut_off else "stop"))
+        job.tell(NewTokens(new, "length" if continuation.is_cut_off else "stop"))
 
     def _arrivals(self) -> Iterator[Continuation]:
         """Yields what has been asked; waits for it where nothing runs."""
@@ -136,7 +136,7 @@ class Worker(threading.Thread):
                 self._jobs[number] = job
                 yield self._continuation(number, job)
 
-    def _continuation(self, number: int, job: Job) -> Continuation:
+    def _continuation(self, number: int, job: AnswerJob) -> Continuation:
         ids = torch.tensor(job.question.ids, device=self._assistant.device)
         is_finished = EndStrings(job.ends, self._decode)
         return Continuation(
