@@ -168,7 +168,7 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
             check_neva(verb, rest[1:])
     else:
         assert first in OTHER_TOOLS | {"python", "python3"}, f"{first} is not a command that a reader has"
-    if first not in ("hf", "curl"):  # names and headers with strokes
+    if first not in ("hf", "curl"):  # its names and headers hold slashes
         check_paths([word for word in rest if not re.match(r"[\w/@.]+/[\w@]+=", word)])
 
 

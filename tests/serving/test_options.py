@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
         (["--examples", "/none"], 2, "--examples: no folder at /none"),
         (["--allowed-local-media-path", "/none"], 2, "--allowed-local-media-path: no folder at /none"),
         (["--port", "PORT"], 2, "cannot listen on 127.0.0.1, port PORT (Address already in use)"),
-        (["--port", "0"], 1, "my.nemo"),
+        (["--port", "0"], 2, "my.nemo"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

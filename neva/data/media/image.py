@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +37,7 @@ def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
         return _to_rgb(_turned(image) if exif_transpose else image)
 
 
-def decode_image(data: bytes, exif_transpose: bool, formats: Sequence[str], max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, exif_transpose: bool, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
     """Returns an encoded image that somebody sent as 8-bit RGB, as `load_image` does.
 
     Args:
