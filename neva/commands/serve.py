@@ -86,7 +86,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 def _add_address(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default=DEFAULTS.host, help="default: %(default)s, this machine alone")
-    group.add_argument("--port", type=int, default=DEFAULTS.port, help="default: %(default)s; 0: a free one")
+    group.add_argument(
+        "--port", type=_port, default=DEFAULTS.port, help="default: %(default)s; 0: a free one"
+    )
     group.add_argument(
         "--api-key",
         metavar="KEY",
@@ -126,6 +128,8 @@ def _check(given: argparse.Namespace) -> None:
         folder = getattr(given, flag)
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"--{flag.replace('_', '-')}: no folder at {folder}")
+    if given.examples is not None and not given.page:
+        raise ConfigError("--examples: they are shown on the page, which --page adds")
     if not given.api_key and not _is_loopback(given.host):
         sys.stderr.write(
             f"neva: everybody who reaches {given.host} can ask; --api-key KEY or {KEY_VARIABLE} asks for a key\n"
@@ -143,4 +147,11 @@ def _whole(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and {2**16 - 1:,}")
     return number

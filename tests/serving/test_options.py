@@ -26,6 +26,7 @@ def model(tmp_path: Path) -> Path:
     [
         (["--examples", "/none"], 2, "--examples: no folder at /none"),
         (["--allowed-local-media-path", "/none"], 2, "--allowed-local-media-path: no folder at /none"),
+        (["--examples", "."], 2, "they are shown on the page, which --page adds"),
         (["--port", "PORT"], 2, "cannot listen on 127.0.0.1, port PORT (Address already in use)"),
         (["--port", "0"], 2, "my.nemo"),
     ],
