@@ -70,13 +70,19 @@ def has_length(length: int, ids: list[int]) -> bool:
 
 def neva_answers(decoder: Decoder, prompts: list[Prompt], lengths: list[int], batch: int) -> list[list[int]]:
     """Returns the answers' ids; an answer ends at its length."""
+    limits = Limits(GREEDY, LONGEST_ANSWER, 0, [])
     asked = (
         Continuation(
-            number, prompt.input_ids, encode(decoder.model, prompt.pixel_values), 0, partial(has_length, length)
+            number,
+            prompt.input_ids,
+            encode(decoder.model, prompt.pixel_values),
+            limits,
+            0,
+            partial(has_length, length),
         )
         for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
-    )  # fmt: skip
-    found = dict(ContinuousBatch(decoder, batch, Limits(GREEDY, LONGEST_ANSWER, 0, [])).answers(asked))
+    )
+    found = dict(ContinuousBatch(decoder, batch).answers(asked))
     return [found[number] for number in range(len(prompts))]
 
 

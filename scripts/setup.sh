@@ -52,5 +52,5 @@ fi
 echo "Installing neva into $venv with Python $(version "$venv/bin/python"): minutes and gigabytes the first time (log: $log)"
 started=$SECONDS
 "$venv/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off \
-    --editable '.[dev,quickstart]' >"$log" 2>&1 || explain_failure
+    --editable '.[dev,quickstart,serve]' >"$log" 2>&1 || explain_failure
 echo "Installed in $((SECONDS - started)) s."

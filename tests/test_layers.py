@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("training",),
     ("inference",),
-    ("convert", "planner"),
+    ("convert", "planner", "serving"),
     ("api", "commands", "launchers"),
     ("cli",),
     ("__main__",),
@@ -52,6 +52,8 @@ ONLY_IN: dict[str, set[str]] = {
     "pytorch_lightning": set(),
     "nemo": {"training"},
     "hydra": {"config", "commands"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
 }
 """Third-party packages that one or two rooms may import."""
 

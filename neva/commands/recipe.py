@@ -43,7 +43,7 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
     if problems:
         return NOT_READY
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    _quiet_imports()
+    quiet_imports()
     with scratch():
         start(cfg)
     return 0
@@ -62,7 +62,7 @@ def announce(text: str) -> None:
         sys.stderr.write(f"neva: {text}\n")
 
 
-def _quiet_imports() -> None:
+def quiet_imports() -> None:
     """Drops remarks: Megatron's on packages that neva does without, NeMo's on telemetry, torch's on new names."""
     logging.getLogger("megatron").setLevel(logging.WARNING)
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)

@@ -161,12 +161,16 @@ class ConversationEncoder:
         return encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
 
     def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
-        """Returns the ids of a question up to where the answer begins, as a training sample has them.
+        """Returns the ids of a question up to where the answer begins; see `next_turn`."""
+        return self.next_turn([Turn("human", question)], image_count, system)
+
+    def next_turn(self, turns: Sequence[Turn], image_count: int, system: str | None = None) -> list[int]:
+        """Returns the ids of turns, the last a question, up to where the answer begins, as a training sample has them.
 
         Raises:
-            SampleError: it is too long, or holds a control token: a template was put around it already.
+            SampleError: they are too long, or hold a control token: a template was put around them already.
         """
-        segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
+        segments = self._render([*turns, Turn("gpt", None)], image_count, system)
         if written := written_control_token(segments, self.tokenizer):
             raise SampleError(
                 f"the text contains {written!r}, a special token of the template; give the question alone"

@@ -44,7 +44,7 @@ def answer_all(
         prompts = _Prompts(
             assistant, settings, requests, found, SharedImages(assistant, requests.values(), pool)
         )
-        batch = ContinuousBatch(assistant.decoder, settings.batch_size, _limits(assistant, settings))
+        batch = ContinuousBatch(assistant.decoder, settings.batch_size)
         for number, ids in batch.answers(prompts.continuations()):
             found[number] = prompts.answer(number, ids)
             if ready := _ready(waiting, found):
@@ -86,6 +86,7 @@ class _Prompts:
     ) -> None:
         self._assistant, self._settings = assistant, settings
         self._requests, self._found, self._images = requests, found, images
+        self._limits = _limits(assistant, settings)
         self._ends = (*settings.end_strings, *assistant.encoder.end_strings)
         self._ids: dict[int, list[int]] = {}
 
@@ -115,18 +116,19 @@ class _Prompts:
             return
         ids = torch.tensor(self._ids[number], device=self._assistant.device)
         is_finished = EndStrings(self._ends, self._decode_all)
-        yield Continuation(number, ids, features, self._settings.seed + number, is_finished)
+        seed = self._settings.seed + number
+        yield Continuation(number, ids, features, self._limits, seed, is_finished)
 
     def answer(self, number: int, ids: list[int]) -> Answer:
         """Returns the answer to a request."""
-        text = _cut(_decode(self._assistant, ids), self._ends)
+        text = cut(_decode(self._assistant, ids), self._ends)
         return Answer(text.strip(), _readable(self._assistant, self._ids.pop(number)) + text)
 
     def _decode_all(self, ids: list[int]) -> str:
         return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _cut(text: str, end_strings: Sequence[str]) -> str:
+def cut(text: str, end_strings: Sequence[str]) -> str:
     """Returns the text in front of the first end string."""
     return text[: min((text.find(end) for end in end_strings if end in text), default=len(text))]
 

@@ -36,33 +36,38 @@ class ContinuousBatch:
     Args:
         decoder: the model.
         rows: how many at a time.
-        limits: how tokens are chosen and where answers end.
     """
 
-    def __init__(self, decoder: Decoder, rows: int, limits: Limits) -> None:
-        self.decoder, self.cache = decoder, decoder.cache(rows)
-        self.rows, self.limits = rows, limits
+    def __init__(self, decoder: Decoder, rows: int) -> None:
+        self.decoder, self.cache, self.rows = decoder, decoder.cache(rows), rows
+        self.running: list[Continuation] = []
 
     def answers(self, continuations: Iterable[Continuation]) -> Iterator[tuple[int, list[int]]]:
         """Yields the number and the ids of each answer, as they end; prompts are taken as rows become free."""
         waiting = iter(continuations)
-        running = list(islice(waiting, self.rows))
-        fresh = list(range(len(running)))
-        while running:
-            if fresh:
-                self._begin(fresh, [running[row] for row in fresh])
-            else:
-                self._go_on(running)
-            ended = [row for row, continuation in enumerate(running) if continuation.has_ended]
-            yield from ((running[row].number, running[row].answer) for row in ended)
-            fresh = self._refill(running, ended, waiting)
+        while True:
+            ended = self.step(waiting)
+            if not self.running:
+                return
+            yield from ((continuation.number, continuation.answer) for continuation in ended)
 
-    def _refill(
-        self, running: list[Continuation], ended: Sequence[int], waiting: Iterator[Continuation]
-    ) -> list[int]:
+    def step(self, waiting: Iterator[Continuation]) -> list[Continuation]:
+        """Reads prompts where rows are free and some wait; otherwise adds a token to each answer.
+
+        Returns:
+            The answers that have ended; until the next step they are among those that run.
+        """
+        if fresh := self._refill(waiting):
+            self._begin(fresh, [self.running[row] for row in fresh])
+        elif self.running:
+            self._go_on()
+        return [continuation for continuation in self.running if continuation.has_ended]
+
+    def _refill(self, waiting: Iterator[Continuation]) -> list[int]:
         """Returns the rows that hold new prompts; where none is left, the last rows take the places of ended ones."""
+        running = self.running
         fresh, left = [], []
-        for row in ended:
+        for row in [row for row, continuation in enumerate(running) if continuation.has_ended]:
             if (continuation := next(waiting, None)) is None:
                 left.append(row)
             else:
@@ -73,6 +78,9 @@ class ContinuousBatch:
             if row < len(running):
                 self.cache.move(len(running), row)
                 running[row] = last
+        added = list(islice(waiting, self.rows - len(running)))
+        fresh += range(len(running), len(running) + len(added))
+        running += added
         return fresh
 
     @torch.inference_mode()
@@ -83,42 +91,58 @@ class ContinuousBatch:
                 rows,
                 [continuation.input_ids for continuation in continuations],
                 [continuation.features for continuation in continuations],
-                self.limits.max_new_tokens,
+                max(continuation.limits.max_new_tokens for continuation in continuations),
             )
             for continuation in continuations:
-                self._prepare(continuation, logits)
-            self._choose(continuations, logits)
+                _prepare(continuation, logits)
+            _choose(continuations, logits)
 
     @torch.inference_mode()
-    def _go_on(self, running: Sequence[Continuation]) -> None:
+    def _go_on(self) -> None:
         with cuda_on_cpu.suspended():
-            tokens = [continuation.answer[-1] for continuation in running]
-            positions = [len(row.input_ids) + len(row.answer) - 1 for row in running]
-            self._choose(running, self.decoder.decode(self.cache, tokens, positions))
+            tokens = [continuation.answer[-1] for continuation in self.running]
+            positions = [len(row.input_ids) + len(row.answer) - 1 for row in self.running]
+            _choose(self.running, self.decoder.decode(self.cache, tokens, positions))
 
-    def _prepare(self, continuation: Continuation, logits: Tensor) -> None:
-        """Seeds the draws and marks the tokens of the prompt, where the sampling asks for them."""
-        sampling = self.limits.sampling
-        if not sampling.greedy:
-            continuation.draws = torch.Generator(logits.device).manual_seed(continuation.seed)
-        if sampling.repetition_penalty != 1.0:
-            text = continuation.input_ids[continuation.input_ids >= 0]
-            continuation.seen_V = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
-            continuation.seen_V[text] = True
 
-    def _choose(self, continuations: Sequence[Continuation], logits: Tensor) -> None:
-        """Adds a token to each answer."""
-        limits = self.limits
-        short = [row for row, c in enumerate(continuations) if len(c.answer) < limits.min_new_tokens]
-        if short and limits.end_ids:
-            logits[torch.tensor(short)[:, None], torch.tensor(list(limits.end_ids))] = -torch.inf
-        seen = [c.seen_V for c in continuations if c.seen_V is not None]
-        draws = [c.draws for c in continuations if c.draws is not None]
-        tokens = next_tokens(logits, torch.stack(seen) if seen else None, limits.sampling, draws or None)
-        for continuation, token in zip(continuations, tokens.tolist(), strict=True):
-            if continuation.seen_V is not None:
-                continuation.seen_V[token] = True
-            continuation.add(token, limits)
+def _prepare(continuation: Continuation, logits: Tensor) -> None:
+    """Seeds the draws and marks the tokens of the prompt, where the sampling asks for them."""
+    sampling = continuation.limits.sampling
+    if not sampling.greedy:
+        continuation.draws = torch.Generator(logits.device).manual_seed(continuation.seed)
+    if sampling.repetition_penalty != 1.0:
+        text = continuation.input_ids[continuation.input_ids >= 0]
+        continuation.seen_V = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
+        continuation.seen_V[text] = True
+
+
+def _choose(continuations: Sequence[Continuation], logits: Tensor) -> None:
+    """Adds a token to each answer."""
+    for row, continuation in enumerate(continuations):
+        limits = continuation.limits
+        if len(continuation.answer) < limits.min_new_tokens and limits.end_ids:
+            logits[row, list(limits.end_ids)] = -torch.inf
+    first = continuations[0].limits.sampling
+    if all(continuation.limits.sampling is first for continuation in continuations):
+        _choose_alike(continuations, logits)
+        return
+    rows_of: dict[Sampling, list[int]] = {}
+    for row, continuation in enumerate(continuations):
+        rows_of.setdefault(continuation.limits.sampling, []).append(row)
+    for rows in rows_of.values():
+        _choose_alike([continuations[row] for row in rows], logits[rows])
+
+
+def _choose_alike(continuations: Sequence[Continuation], logits: Tensor) -> None:
+    """Adds a token to each of some answers that are sampled in one way."""
+    seen = [c.seen_V for c in continuations if c.seen_V is not None]
+    draws = [c.draws for c in continuations if c.draws is not None]
+    sampling = continuations[0].limits.sampling
+    tokens = next_tokens(logits, torch.stack(seen) if seen else None, sampling, draws or None)
+    for continuation, token in zip(continuations, tokens.tolist(), strict=True):
+        if continuation.seen_V is not None:
+            continuation.seen_V[token] = True
+        continuation.add(token)
 
 
 def generate(
@@ -153,12 +177,13 @@ def generate(
             number,
             prompt.input_ids.to(device),
             encode(model, prompt.pixel_values.to(device)),
+            limits,
             seed,
             is_finished,
         )
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     )
-    answers = dict(ContinuousBatch(Decoder(model), rows or len(prompts), limits).answers(asked))
+    answers = dict(ContinuousBatch(Decoder(model), rows or len(prompts)).answers(asked))
     return [answers[number] for number in range(len(prompts))]
 
 

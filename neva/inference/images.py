@@ -8,6 +8,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from neva.config.model_config import turns_images
@@ -87,4 +88,9 @@ def _pixels(assistant: Assistant, image: ImageInput) -> Tensor | DataError:
         picture = load_image(image, turns) if isinstance(image, Path) else image.convert("RGB")
     except DataError as error:
         return error
+    return pixels_of(assistant, picture)
+
+
+def pixels_of(assistant: Assistant, picture: Image) -> Tensor:
+    """Returns the pixels [3, height, width] of an RGB picture, as the tower was trained with."""
     return to_pixels(picture, assistant.processor, assistant.model_cfg.data.image_aspect_ratio)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_UNFINISHED = "\ufffd"
+UNFINISHED = "\ufffd"
 """What the bytes of a character are decoded to before its last byte is there."""
 _MARGIN = 16
 """Characters that a decoder may treat otherwise at the start of a text: leading spaces, clean-up around punctuation."""
@@ -39,7 +39,7 @@ class EndStrings:
             return True
         if (len(ids) - self._next_start) % _MOVES_EVERY == 0:
             recent = self._decode(ids[self._next_start :])
-            if len(recent) >= self._reach and not recent.endswith(_UNFINISHED):
+            if len(recent) >= self._reach and not recent.endswith(UNFINISHED):
                 self._start, self._next_start = self._next_start, len(ids)
         return False
 

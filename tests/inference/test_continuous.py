@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from neva.distributed.cuda_on_cpu import CudaOnCpu
 from neva.inference.cache import KeyValueCache
+from neva.inference.continuation import Continuation, Limits
 from neva.inference.decoder import Decoder
+from neva.inference.generate import ContinuousBatch, encode
 from neva.inference.linear import VocabularyHead, linear
 from neva.inference.rotary import RotaryTable
 from neva.model.build import build_model
@@ -40,6 +42,49 @@ def test_a_prompt_that_takes_the_row_of_another_answers_as_alone(
     ]
     assert len({len(answer) for answer in expected}) > 1  # so that rows end at different times
     assert answers(model, batch, sampling, rows=rows, **settings) == expected
+
+
+def test_answers_of_different_settings_grow_together_as_alone(single_process: None) -> None:
+    model, _, image_tokens = build("clip")
+    batch, decoder = [*prompts(image_tokens), *prompts(image_tokens)[::-1]], Decoder(model)
+    limits = [
+        Limits(GREEDY, 9, 0, MANY_ENDS),
+        Limits(SAMPLED, 14, 3, MANY_ENDS),
+        Limits(replace(SAMPLED, repetition_penalty=1.0), 5, 5, []),
+    ]
+
+    def asked() -> list[Continuation]:
+        return [
+            Continuation(
+                row, prompt.input_ids, encode(model, prompt.pixel_values), limits[row % 3], row, lambda _: False
+            )
+            for row, prompt in enumerate(batch)
+        ]  # fmt: skip
+
+    alone = {number: ids for one in asked() for number, ids in ContinuousBatch(decoder, 1).answers([one])}
+    assert dict(ContinuousBatch(decoder, 3).answers(asked())) == alone
+    assert len(set(map(tuple, alone.values()))) > 3
+
+
+def test_an_answer_that_is_given_up_makes_room_for_the_next(single_process: None) -> None:
+    model, _, image_tokens = build("clip")
+    alike = Limits(GREEDY, 12, 0, [])
+    first, second, third = [
+        Continuation(row, prompt.input_ids, encode(model, prompt.pixel_values), alike, 0, lambda _: False)
+        for row, prompt in enumerate(prompts(image_tokens)[:3])
+    ]
+    expected = answers(model, prompts(image_tokens)[:3], end_ids=[])
+    batch = ContinuousBatch(Decoder(model), 2)
+    waiting = iter([first, second, third])
+    for _ in range(3):
+        batch.step(waiting)
+    first.has_ended = True
+    batch.step(waiting)
+    assert batch.running == [third, second] and len(first.answer) == 3
+    for _ in range(20):
+        batch.step(waiting)
+    assert batch.running == [] and [second.answer, third.answer] == expected[1:]
+    assert second.is_cut_off and third.is_cut_off
 
 
 @pytest.mark.parametrize("place", ["key and value", "angle"])

@@ -8,8 +8,8 @@ from typing import Any
 from neva.config.keys.field import ignored, key, refused, section
 from neva.config.keys.trainer import InferenceTrainer
 
-_SERVER = "neva does not serve a model yet"
-_SERVER_DETAIL = "acts with server only"
+_SERVER = "a model is served by `neva serve FILE.nemo`"
+_SERVER_DETAIL = "acts with server only; `neva serve` has flags of its own"
 _STEERLM = "acts with a SteerLM template only, which is chosen when a model is trained"
 
 

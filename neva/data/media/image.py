@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,35 @@ def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
     """
     with _one_sentence(path), Image.open(path) as image:
         return _to_rgb(_turned(image) if exif_transpose else image)
+
+
+def decode_image(data: bytes, exif_transpose: bool, formats: tuple[str, ...], max_pixels: int) -> Image.Image:
+    """Returns an encoded image that somebody sent as 8-bit RGB, as `load_image` does.
+
+    Args:
+        data: the encoded image.
+        exif_transpose: as for `load_image`.
+        formats: PIL's names of those that are decoded; its other decoders never see the data.
+        max_pixels: more are refused before they are decoded.
+
+    Raises:
+        SampleError: it is of none of the formats, broken, or larger.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise SampleError(
+                    f"found {image.width} x {image.height} pixels, expected at most {max_pixels:,}: scale it down"
+                )
+            return _to_rgb(_turned(image) if exif_transpose else image)
+    except SampleError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise SampleError(f"found no image, expected one of {', '.join(formats)}", "broken image") from error
+    except Exception as error:  # whatever the format's module raises
+        if isinstance(error, MemoryError):
+            raise
+        raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})", "broken image") from error
 
 
 def require_image_file(path: Path) -> None:

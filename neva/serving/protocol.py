@@ -1,0 +1,178 @@
+"""OpenAI's chat completions (https://platform.openai.com/docs/api-reference/chat), as far as a LLaVA model has them.
+
+What would change an answer and is not built is refused, never passed over: fields that are not named here, and values
+of those that are here with a single value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(_Asked):
+    """A stretch of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Asked):
+    """Where an image is; `detail` changes nothing, as a model sees images at one size."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(_Asked):
+    """An image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(_Asked):
+    """What one side says."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class StreamOptions(_Asked):
+    """What a stream has beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class ResponseFormat(_Asked):
+    """The form of an answer: text."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(_Asked):
+    """A conversation whose next turn is asked for."""
+
+    messages: list[Message] = Field(min_length=1)
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+
+    n: int | None = Field(None, ge=1, le=1)
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    logprobs: Literal[False] | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+
+class Usage(BaseModel):
+    """Tokens; an image counts as many as it has positions."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Said(BaseModel):
+    """An answer, or a piece of it."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class Choice(BaseModel):
+    """The answer of a completion."""
+
+    index: int = 0
+    message: Said
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """An answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class ChunkChoice(BaseModel):
+    """A piece of the answer of a completion."""
+
+    index: int = 0
+    delta: Said
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(BaseModel):
+    """A piece of an answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that answers."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "neva"
+
+
+class ModelList(BaseModel):
+    """The models that answer: one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """How the server is: requests whose answers grow or wait, and the longest answer in tokens."""
+
+    status: Literal["ok", "failing"]
+    requests: int
+    max_tokens: int
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is an error."""
+
+    error: ErrorDetail

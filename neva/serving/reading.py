@@ -1,0 +1,160 @@
+"""From the messages of a request to what the model reads: exactly what training rendered.
+
+A list of parts is rendered as the chat template of an export does (`neva.templates.jinja`): images first, each on a
+line of its own, then the texts. A text that holds `<image>` places its message's images itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from torch import Tensor
+
+from neva.config.model_config import turns_images
+from neva.constants import IMAGE_PLACEHOLDER
+from neva.data.media.image import decode_image
+from neva.errors import SampleError
+from neva.formats.json import half_character
+from neva.inference.images import pixels_of
+from neva.inference.load import Assistant
+from neva.serving.options import ServeOptions
+from neva.serving.protocol import ImagePart, Message, TextPart
+from neva.templates.template import Turn, insert_images
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""What images may be: decoders without programs of their own behind them."""
+_SIDES: dict[str, Literal["human", "gpt"]] = {"user": "human", "assistant": "gpt"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels [3, height, width], and a digest of the file, by which the same picture is known again."""
+
+    digest: bytes
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the model continues: ids [S] and the images in reading order."""
+
+    ids: list[int]
+    pictures: tuple[Picture, ...]
+
+
+class Reader:
+    """Reads requests; several threads may do so at once.
+
+    Args:
+        assistant: the model.
+        options: the limits.
+    """
+
+    def __init__(self, assistant: Assistant, options: ServeOptions) -> None:
+        self._assistant, self._options = assistant, options
+        self._tokenizer_lock = threading.Lock()
+
+    def read(self, messages: Sequence[Message]) -> Question:
+        """Returns what the model continues.
+
+        Raises:
+            SampleError: the messages are no conversation that the template takes, or an image cannot be used.
+        """
+        system, turns, urls = _conversation(messages)
+        if len(urls) > self._options.max_images:
+            raise SampleError(
+                f"found {len(urls)} images, expected at most {self._options.max_images} in a request"
+            )
+        with self._tokenizer_lock:
+            ids = self._assistant.encoder.next_turn(turns, len(urls), system)
+        pictures = tuple(self._picture(number, url) for number, url in enumerate(urls, 1))
+        return Question(ids, pictures)
+
+    def _picture(self, number: int, url: str) -> Picture:
+        data = self._bytes(number, url)
+        turns = turns_images(self._assistant.model_cfg)
+        try:
+            picture = decode_image(data, turns, FORMATS, self._options.max_image_pixels)
+        except SampleError as error:
+            raise SampleError(f"image {number}: {error}") from error
+        return Picture(hashlib.sha256(data).digest(), pixels_of(self._assistant, picture))
+
+    def _bytes(self, number: int, url: str) -> bytes:
+        header, _, content = url.partition(",")
+        if header.startswith("data:") and header.endswith(";base64"):
+            try:
+                return base64.b64decode(content, validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise SampleError(f"image {number}: its data is not base64 ({error})") from error
+        if url.startswith("file://"):
+            return self._file(number, url)
+        raise SampleError(
+            f"image {number}: found the URL {url!r:.80}, expected data:image/png;base64,… (this server fetches nothing)"
+        )
+
+    def _file(self, number: int, url: str) -> bytes:
+        """Returns the content of a file in the folder that may be read; every other path gets the same refusal."""
+        folder = self._options.allowed_local_media_path
+        if folder is not None:
+            path = Path(unquote(urlsplit(url).path))
+            try:
+                if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+                    return path.read_bytes()
+            except (OSError, ValueError):  # a loop of links, a zero byte in a name, no permission
+                pass
+        raise SampleError(
+            f"image {number}: found a file's URL that this server may not read; "
+            "send data:image/png;base64,…, or start it with --allowed-local-media-path FOLDER"
+        )
+
+
+def _conversation(messages: Sequence[Message]) -> tuple[str | None, list[Turn], list[str]]:
+    """Returns the system prompt, the turns, and the URLs of their images in reading order."""
+    system = None
+    turns, urls = [], []
+    for number, message in enumerate(messages):
+        text, images = _content(message)
+        if half := half_character(text):
+            raise SampleError(f"message {number + 1} holds {half}, half of a character; expected whole ones")
+        if side := _SIDES.get(message.role):
+            if images and message.role == "assistant":
+                raise SampleError("an assistant's message holds an image; only a user's may")
+            turns.append(Turn(side, text))
+            urls += images
+        elif number:
+            raise SampleError(f"message {number + 1} is the {message.role}'s; only the first may be")
+        else:
+            system = text
+            if images:
+                raise SampleError("the system message holds an image; only a user's may")
+    roles = [message.role for message in messages if message.role in _SIDES]
+    if roles != (["user", "assistant"] * len(roles))[: len(roles)] or not len(roles) % 2:
+        raise SampleError(
+            "expected a user's message and an assistant's in turn, a user's first and last, behind the system's; "
+            f"found {', '.join(message.role for message in messages)[:200]}"
+        )
+    return system, turns, urls
+
+
+def _content(message: Message) -> tuple[str, list[str]]:
+    """Returns the text of a message, with a placeholder for each image, and the images' URLs."""
+    if isinstance(message.content, str):
+        return message.content, []
+    text = "".join(part.text for part in message.content if isinstance(part, TextPart))
+    urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
+    if IMAGE_PLACEHOLDER not in text:
+        return insert_images(text, len(urls), "left"), urls
+    if text.count(IMAGE_PLACEHOLDER) != len(urls):
+        raise SampleError(
+            f"found {text.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} in a message with {len(urls)} images; "
+            "write one for each, or none to have them in front"
+        )
+    return text, urls
