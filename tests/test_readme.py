@@ -39,6 +39,7 @@ OTHER_TOOLS = {
     "echo",
     "export",
     "git",
+    "head",
     "hf",
     "pip",
     "tensorboard",
@@ -126,6 +127,8 @@ def check_neva(verb: str, arguments: list[str]) -> None:
         assert unknown == [], f"unrecognized arguments {unknown}"
         return
     options = cli.verbs()[verb].parse(arguments)
+    if verb == "evaluate":
+        return
     overrides = options.overrides
     if getattr(options, "multirun", False):
         overrides = [re.sub(r",.*", "", override) for override in overrides]
