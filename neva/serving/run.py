@@ -85,6 +85,9 @@ def _loaded(source: ModelSource) -> Iterator[Assistant]:
         "base_model_file": source.language_model,
         "vision_encoder_path": source.vision_tower,
         "tokenizer_type": source.tokenizer,
+        "hparams_file": None,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
         "trainer": {"precision": source.precision or ("bf16" if torch.cuda.is_available() else "32")},
     }
     device = groups.init_process_group(rank=0, world_size=1)
