@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.media_tokens import MediaRules, media_rules
+from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, Tiling, WholeImage
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -62,6 +64,28 @@ def system_prompt_of(model_cfg: DictConfig) -> str | None:
 def turns_images(model_cfg: DictConfig) -> bool:
     """Whether images are turned by their EXIF orientation; models recorded before there was such a key do not."""
     return bool(OmegaConf.select(model_cfg, "data.exif_transpose"))
+
+
+def media_rules_of(model_cfg: DictConfig, vision: VisionConfig) -> MediaRules:
+    """Returns what media become in a resolved `model` section, or in one that a `.nemo` recorded, with its tower.
+
+    Raises:
+        ConfigError: tower, projector and `image_aspect_ratio` do not fit each other.
+    """
+    return media_rules(vision, model_cfg.mm_cfg.mm_mlp_adapter_type, _tiling(model_cfg.data))
+
+
+def _tiling(data: DictConfig) -> Tiling:
+    """Returns how images are cut. Models recorded before there were tiles have none of these keys, and no tiles."""
+    kind = data.image_aspect_ratio
+    if kind == "anyres":
+        pinpoints = data.image_grid_pinpoints
+        return AnyResolution(None if pinpoints is None else tuple(tuple(size) for size in pinpoints))
+    if kind == "dynamic":
+        return DynamicTiles(data.min_num_tiles, data.max_num_tiles, data.use_thumbnail)
+    if kind == "grid":
+        return FixedGrid(data.tile_grid[0], data.tile_grid[1], data.use_thumbnail)
+    return WholeImage()
 
 
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:

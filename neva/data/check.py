@@ -124,7 +124,7 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
     content = repr((record.turns, record.images, record.system))
     digest = hashlib.sha256(content.encode()).digest()
     return CheckedRecord(
-        len(sample.input_ids), len(sample.pixel_values), int.from_bytes(digest[:8], "little"), remarks
+        len(sample.input_ids), len(sample.media), int.from_bytes(digest[:8], "little"), remarks
     )
 
 

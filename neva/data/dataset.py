@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
-from neva.data.media.image import load_image, require_image_file
-from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
+from neva.data.media.processor import build_image_processor
+from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
-from neva.families.media_tokens import tokens_per_image
+from neva.families.media_tokens import MediumLayout
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn, template_names
 
@@ -33,15 +33,17 @@ T = TypeVar("T")
 
 
 class Sample(NamedTuple):
-    """S tokens, N images of H x W pixels; `labels` are not shifted."""
+    """S tokens, N tiles of H x W pixels; `labels` are not shifted."""
 
     input_ids: torch.Tensor
     """int64 [S], `IMAGE_TOKEN_ID` where image patches go."""
     labels: torch.Tensor
     """int64 [S], `IGNORE_INDEX` where there is no loss."""
     pixel_values: torch.Tensor
-    """float32 [N, 3, H, W] in the order of the placeholders; N is 0 for text alone."""
+    """float32 [N, 3, H, W], the tiles of each medium in the order of the placeholders; N is 0 for text alone."""
     record_id: str
+    media: tuple[MediumLayout, ...] = ()
+    """What each medium became, in that order."""
 
 
 class ConversationDataset(Dataset[Sample]):
@@ -58,22 +60,16 @@ class ConversationDataset(Dataset[Sample]):
         records: Records,
         image_folder: Path,
         encoder: ConversationEncoder,
-        processor: ImageProcessor,
-        image_size: int,
-        aspect_ratio: AspectRatio,
+        media: MediaReader,
         on_error: Literal["fail", "skip"],
         max_skipped: float,
-        exif_transpose: bool,
     ) -> None:
         self.records = records
         self.image_folder = image_folder
         self.encoder = encoder
-        self.processor = processor
-        self.image_size = image_size
-        self.aspect_ratio = aspect_ratio
+        self.media = media
         self.on_error = on_error
         self.max_skipped = max_skipped
-        self.exif_transpose = exif_transpose
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         # And which were cut to the length of a sequence.
@@ -125,30 +121,33 @@ class ConversationDataset(Dataset[Sample]):
 
     def read(self, index: int) -> Sample:
         """Returns the sample of this record and no other; SampleError, naming the record, when it gives none."""
-        record, encoded, pixels = self._prepare(
-            index,
-            lambda path: to_pixels(load_image(path, self.exif_transpose), self.processor, self.aspect_ratio),
-        )
+        record, encoded, media, pixels = self._prepare(index, self.media.pixels)
         return Sample(
             torch.from_numpy(np.array(encoded.input_ids, dtype=np.int64)),
             torch.from_numpy(np.array(encoded.labels, dtype=np.int64)),
-            torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
+            torch.cat(pixels) if pixels else self.media.no_pixels(),
             record.id,
+            media,
         )
 
     def check(self, index: int) -> None:
         """Raises what `read` would, as far as that is seen without decoding an image."""
-        self._prepare(index, require_image_file)
+        self._prepare(index, lambda image, _: self.media.require(image))
 
-    def _prepare(self, index: int, of_image: Callable[[Path], T]) -> tuple[Record, Encoded, list[T]]:
+    def _prepare(
+        self, index: int, of_medium: Callable[[Path, MediumLayout], T]
+    ) -> tuple[Record, Encoded, tuple[MediumLayout, ...], list[T]]:
         record: Record | None = None
         try:
             record = self.records[index]
-            encoded = self.encoder.fitted(record.turns, len(record.images), record.system)
-            images = [of_image(self.image_folder / image) for image in record.images[: encoded.num_images]]
+            images = [self.image_folder / image for image in record.images]
+            media = tuple(self.media.layout(image) for image in images)
+            encoded = self.encoder.fitted(record.turns, [medium.tokens for medium in media], record.system)
+            media = media[: encoded.num_images]
+            found = [of_medium(image, medium) for image, medium in zip(images, media, strict=False)]
             if encoded.is_shortened:
                 self.shortened[index] = True
-            return record, encoded, images
+            return record, encoded, media, found
         except SampleError as error:
             if record and record.images and not self.image_folder.is_dir():
                 raise DataError(
@@ -162,9 +161,7 @@ class ConversationDataset(Dataset[Sample]):
             raise named from error
 
 
-def build_encoder(
-    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
-) -> ConversationEncoder:
+def build_encoder(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> ConversationEncoder:
     """Builds the encoder of a resolved `model` section, for training and inference alike.
 
     Raises:
@@ -185,7 +182,6 @@ def build_encoder(
     encoder = ConversationEncoder(
         tokenizer=tokenizer,
         template=TEMPLATES[name],
-        image_tokens=tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type),
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
         system=system_prompt_of(model_cfg),
@@ -214,9 +210,9 @@ def _check_prompts(encoder: ConversationEncoder) -> None:
     Inference would then start from ids that training never showed.
     """
     encoder = replace(encoder, max_length=sys.maxsize)
-    prompt = encoder.prompt(IMAGE_PLACEHOLDER, 1)
+    prompt = encoder.prompt(IMAGE_PLACEHOLDER, [1])
     for answer in ("Yes", "a dog", "1", "漢"):
-        ids, _ = encoder.sample([Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", answer)], 1)
+        ids, _ = encoder.sample([Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", answer)], [1])
         if ids[: len(prompt)] != prompt:
             raise ConfigError(
                 f"the tokenizer reads the end of a prompt otherwise when the answer {answer!r} follows it: "
@@ -239,11 +235,8 @@ def build_dataset(
     return ConversationDataset(
         records=open_source(data.data_path, list(data.datasets_exclude)),
         image_folder=image_folder,
-        encoder=replace(build_encoder(model_cfg, vision, tokenizer), truncation=data.truncation),
-        processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),
-        image_size=vision.image_size,
-        aspect_ratio=data.image_aspect_ratio,
+        encoder=replace(build_encoder(model_cfg, tokenizer), truncation=data.truncation),
+        media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
         on_error=data.on_error,
         max_skipped=data.max_skipped,
-        exif_transpose=data.exif_transpose,
     )

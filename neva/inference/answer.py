@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.errors import DataError, SampleError
+from neva.errors import DataError
 from neva.inference.generate import Continuation, ContinuousBatch, Limits
 from neva.inference.images import SharedImages
 from neva.inference.load import Assistant
@@ -88,18 +88,19 @@ class _Prompts:
         self._requests, self._found, self._images = requests, found, images
         self._ends = (*settings.end_strings, *assistant.encoder.end_strings)
         self._ids: dict[int, list[int]] = {}
+        self._media_tokens: dict[int, list[int]] = {}
 
     def continuations(self) -> Iterator[Continuation]:
         """Yields the requests that can be asked; the errors of the others are found."""
         ahead: deque[int] = deque()
         for number, request in self._requests.items():
             try:
-                self._ids[number] = self._assistant.encoder.prompt(
-                    request.question, len(request.images), request.system
-                )
-            except SampleError as error:
+                media_tokens = self._images.tokens(request)
+                ids = self._assistant.encoder.prompt(request.question, media_tokens, request.system)
+            except DataError as error:
                 self._found[number] = error
                 continue
+            self._ids[number], self._media_tokens[number] = ids, media_tokens
             self._images.prepare(request)
             ahead.append(number)
             if len(ahead) > 2 * self._settings.batch_size:
@@ -120,7 +121,8 @@ class _Prompts:
     def answer(self, number: int, ids: list[int]) -> Answer:
         """Returns the answer to a request."""
         text = _cut(_decode(self._assistant, ids), self._ends)
-        return Answer(text.strip(), _readable(self._assistant, self._ids.pop(number)) + text)
+        prompt = _readable(self._assistant, self._ids.pop(number), self._media_tokens.pop(number))
+        return Answer(text.strip(), prompt + text)
 
     def _decode_all(self, ids: list[int]) -> str:
         return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
@@ -135,11 +137,11 @@ def _decode(assistant: Assistant, ids: list[int]) -> str:
     return str(assistant.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _readable(assistant: Assistant, ids: list[int]) -> str:
+def _readable(assistant: Assistant, ids: list[int], media_tokens: Sequence[int]) -> str:
     """Returns the prompt as text, the positions of each image as one placeholder."""
     text, start = "", 0
-    while IMAGE_TOKEN_ID in ids[start:]:
+    for tokens in media_tokens:
         image_at = ids.index(IMAGE_TOKEN_ID, start)
         text += _decode(assistant, ids[start:image_at]) + IMAGE_PLACEHOLDER
-        start = image_at + assistant.encoder.image_tokens
+        start = image_at + tokens
     return text + _decode(assistant, ids[start:])

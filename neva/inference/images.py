@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neva.config.model_config import turns_images
-from neva.data.media.image import load_image
-from neva.data.media.processor import to_pixels
+from neva.data.collate import feature_order
 from neva.errors import DataError
+from neva.families.media_tokens import MediumLayout
 from neva.inference.generate import encode
 from neva.inference.load import Assistant
 from neva.inference.prompts import ImageInput, Request
@@ -35,18 +34,33 @@ class SharedImages:
         self._assistant = assistant
         self._pool = pool
         self._uses = Counter(_key(image) for request in requests for image in request.images)
+        self._layouts: dict[Path | int, MediumLayout] = {}
         self._pixels: dict[Path | int, Future[Tensor | DataError]] = {}
         self._features: OrderedDict[Path | int, Tensor | DataError] = OrderedDict()
+
+    def tokens(self, request: Request) -> list[int]:
+        """Returns the positions of each image of a request.
+
+        Raises:
+            DataError: one of them cannot be read.
+        """
+        return [self._layout(image).tokens for image in request.images]
+
+    def _layout(self, image: ImageInput) -> MediumLayout:
+        key = _key(image)
+        if key not in self._layouts:
+            self._layouts[key] = self._assistant.media.layout(image)
+        return self._layouts[key]
 
     def prepare(self, request: Request) -> None:
         """Begins to read the images of a request that will come soon."""
         for image in request.images:
             key = _key(image)
             if key not in self._features and key not in self._pixels:
-                self._pixels[key] = self._pool.submit(_pixels, self._assistant, image)
+                self._pixels[key] = self._pool.submit(_pixels, self._assistant, image, self._layout(image))
 
     def features(self, request: Request) -> Tensor | DataError:
-        """Returns the features [N, P, D] of a prepared request's images, or why one of them cannot be read."""
+        """Returns the features [F, D] of a prepared request's images, or why one of them cannot be read."""
         self.prepare(request)
         self._encode(
             {key: self._pixels.pop(key) for image in request.images if (key := _key(image)) in self._pixels}
@@ -63,8 +77,10 @@ class SharedImages:
         self._features |= {key: pixels for key, pixels in loaded.items() if isinstance(pixels, DataError)}
         good = {key: pixels for key, pixels in loaded.items() if not isinstance(pixels, DataError)}
         if good:
-            pixels = torch.stack(list(good.values())).to(self._assistant.device)
-            self._features |= zip(good, encode(self._assistant.model, pixels).split(1), strict=True)
+            pixels = torch.cat(list(good.values())).to(self._assistant.device)
+            layouts = [self._layouts[key] for key in good]
+            features = encode(self._assistant.model, pixels, feature_order(layouts))
+            self._features |= zip(good, features.split([layout.tokens for layout in layouts]), strict=True)
 
     def _forget(self, request: Request) -> None:
         """Drops what no prompt shows any more, and the oldest of the rest."""
@@ -73,6 +89,7 @@ class SharedImages:
             self._uses[key] -= 1
             if self._uses[key] <= 0:
                 self._features.pop(key, None)
+                self._layouts.pop(key, None)
         while len(self._features) > _KEPT:
             self._features.popitem(last=False)
 
@@ -81,10 +98,8 @@ def _key(image: ImageInput) -> Path | int:
     return image if isinstance(image, Path) else id(image)
 
 
-def _pixels(assistant: Assistant, image: ImageInput) -> Tensor | DataError:
-    turns = turns_images(assistant.model_cfg)
+def _pixels(assistant: Assistant, image: ImageInput, layout: MediumLayout) -> Tensor | DataError:
     try:
-        picture = load_image(image, turns) if isinstance(image, Path) else image.convert("RGB")
+        return assistant.media.pixels(image, layout)
     except DataError as error:
         return error
-    return to_pixels(picture, assistant.processor, assistant.model_cfg.data.image_aspect_ratio)

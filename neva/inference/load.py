@@ -16,6 +16,7 @@ from neva.config.stored import check_stored
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.processor import build_image_processor, load_image_processor
+from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.tokenizer import from_folder
 from neva.errors import CheckpointError, ConfigError
 from neva.formats.nemo import NemoFile, open_nemo
@@ -38,7 +39,7 @@ class Assistant:
     model_cfg: DictConfig
     tokenizer: PreTrainedTokenizerFast
     encoder: ConversationEncoder
-    processor: BaseImageProcessor
+    media: MediaReader
     device: torch.device
 
 
@@ -106,8 +107,8 @@ def load_assistant(
         decoder=Decoder(model),
         model_cfg=model_cfg,
         tokenizer=tokenizer,
-        encoder=build_encoder(model_cfg, vision, tokenizer),
-        processor=_image_processor(nemo, model_cfg),
+        encoder=build_encoder(model_cfg, tokenizer),
+        media=build_media_reader(model_cfg, vision, _image_processor(nemo, model_cfg)),
         device=device,
     )
 

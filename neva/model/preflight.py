@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.model_config import language_config_of, media_rules_of, vision_config_of
 from neva.config.parts import trained_parts
-from neva.families.media_tokens import tokens_per_image
 from neva.findings import Findings
 
 
@@ -37,9 +36,14 @@ def part_sizes(model_cfg: DictConfig) -> list[PartSize]:
 def find_image(model_cfg: DictConfig, found: Findings) -> None:
     """Adds how many positions of a sequence an image takes."""
     vision = vision_config_of(model_cfg)
-    positions = tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type)
+    rules = media_rules_of(model_cfg, vision)
+    least, most = rules.smallest_image, rules.largest_image
+    positions = f"{most.tokens}" if least == most else f"{least.tokens:,} to {most.tokens:,}"
+    tiles = (
+        f" as {most.tiles} tiles" if least.tiles == most.tiles else f" as {least.tiles} to {most.tiles} tiles"
+    )
     found.add(
         "image",
-        f"{positions} positions ({vision.image_size} px, patches of {vision.patch_size} px) "
-        f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
+        f"{positions} positions ({vision.image_size} px, patches of {vision.patch_size} px)"
+        f"{tiles if rules.tiling.cuts else ''} of at most {model_cfg.encoder_seq_length:,} in a sequence",
     )

@@ -32,10 +32,18 @@ class Data:
     )
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
-        "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image.",
-        choices=("square", "pad", "pad_right_bottom"),
+        "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image; "
+        "anyres, dynamic, grid: cut into tiles, see docs/data.md.",
+        choices=("square", "pad", "pad_right_bottom", "anyres", "dynamic", "grid"),
         not_yet=_NO_ASPECT,
     )
+    image_grid_pinpoints: list[list[int]] | None = key(
+        "With anyres: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles."
+    )
+    min_num_tiles: int = key("With dynamic: the fewest tiles of an image, without thumbnail.", low=1)
+    max_num_tiles: int = key("With dynamic: the most.", low=1, high=1024)
+    tile_grid: list[int] = key("With grid: rows, columns.", low=1, high=64, length=2)
+    use_thumbnail: bool = key("With dynamic, grid: the whole image is one more tile, behind the others.")
     exif_transpose: bool = key("Turn images by their EXIF orientation, as transformers' loaders do.")
     sep_image_conv_front: bool = key("Move <image> to the front of its turn, on a line of its own.")
     image_token_len: int | None = key("Positions of an image; follows from the tower.", low=1)

@@ -18,6 +18,9 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # editors and generators write a pic
 NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What is at a path, or on the way to it, is no file."""
 
+ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)
+"""EXIF's tag of how an image is turned, and the values that change places of width and height."""
+
 
 def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
     """Reads an image as 8-bit RGB.
@@ -34,6 +37,13 @@ def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
     """
     with _one_sentence(path), Image.open(path) as image:
         return _to_rgb(_turned(image) if exif_transpose else image)
+
+
+def image_size(path: Path, exif_transpose: bool = False) -> tuple[int, int]:
+    """Returns width and height of what `load_image` gives, without decoding it; raises what that would."""
+    with _one_sentence(path), Image.open(path) as image:
+        is_turned = exif_transpose and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        return (image.height, image.width) if is_turned else image.size
 
 
 def require_image_file(path: Path) -> None:
