@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
+from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
 from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.sources.source import Record, Records, open_source
@@ -59,17 +60,21 @@ class ConversationDataset(Dataset[Sample]):
         self,
         records: Records,
         image_folder: Path,
+        video_folder: Path,
         encoder: ConversationEncoder,
         media: MediaReader,
         on_error: Literal["fail", "skip"],
         max_skipped: float,
+        max_media: int | None,
     ) -> None:
         self.records = records
         self.image_folder = image_folder
+        self.video_folder = video_folder
         self.encoder = encoder
         self.media = media
         self.on_error = on_error
         self.max_skipped = max_skipped
+        self.max_media = max_media
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         # And which were cut to the length of a sequence.
@@ -132,22 +137,34 @@ class ConversationDataset(Dataset[Sample]):
 
     def check(self, index: int) -> None:
         """Raises what `read` would, as far as that is seen without decoding an image."""
-        self._prepare(index, lambda image, _: self.media.require(image))
+        self._prepare(index, lambda medium, _: self.media.require(medium))
+
+    def _media(self, record: Record) -> list[Medium]:
+        """Returns the media of a record, in the order of their placeholders."""
+        count = len(record.images) + len(record.videos)
+        if self.max_media is not None and count > self.max_media:
+            raise SampleError(
+                f"found {count} images and videos, more than model.data.max_image_num={self.max_media}: raise it or "
+                "split the record",
+                "too many images",
+            )
+        images = [self.image_folder / image for image in record.images]
+        return media_in_order(record.turns, images, [self.video_folder / video for video in record.videos])
 
     def _prepare(
-        self, index: int, of_medium: Callable[[Path, MediumLayout], T]
+        self, index: int, of_medium: Callable[[Medium, MediumLayout], T]
     ) -> tuple[Record, Encoded, tuple[MediumLayout, ...], list[T]]:
         record: Record | None = None
         try:
             record = self.records[index]
-            images = [self.image_folder / image for image in record.images]
-            media = tuple(self.media.layout(image) for image in images)
-            encoded = self.encoder.fitted(record.turns, [medium.tokens for medium in media], record.system)
-            media = media[: encoded.num_images]
-            found = [of_medium(image, medium) for image, medium in zip(images, media, strict=False)]
+            media = self._media(record)
+            layouts = tuple(self.media.layout(medium) for medium in media)
+            encoded = self.encoder.fitted(as_images(record.turns, layouts), pieces_of(layouts), record.system)
+            layouts = whole_media(layouts, encoded.num_images)
+            found = [of_medium(medium, layout) for medium, layout in zip(media, layouts, strict=False)]
             if encoded.is_shortened:
                 self.shortened[index] = True
-            return record, encoded, media, found
+            return record, encoded, layouts, found
         except SampleError as error:
             if record and record.images and not self.image_folder.is_dir():
                 raise DataError(
@@ -235,8 +252,10 @@ def build_dataset(
     return ConversationDataset(
         records=open_source(data.data_path, list(data.datasets_exclude)),
         image_folder=image_folder,
+        video_folder=image_folder if data.video_folder is None else Path(data.video_folder),
         encoder=replace(build_encoder(model_cfg, tokenizer), truncation=data.truncation),
         media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
         on_error=data.on_error,
         max_skipped=data.max_skipped,
+        max_media=data.max_image_num,
     )

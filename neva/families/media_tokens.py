@@ -43,6 +43,14 @@ class MediumLayout:
     map which all tiles but the first make together. Each row ends with the connector's newline. None: the features of
     all tiles, tile by tile."""
 
+    is_separated: bool = False
+    """Whether each tile has a placeholder of its own, with a new line between them."""
+
+    @property
+    def pieces(self) -> list[int]:
+        """Positions at each placeholder."""
+        return [self.tile_tokens] * self.tiles if self.is_separated else [self.tokens]
+
     @property
     def is_plain(self) -> bool:
         """Whether the positions are all features of all tiles, one after the other."""
@@ -89,6 +97,8 @@ class MediaRules:
     has_newline: bool
     """Whether the connector gives one feature more for each tile, the newline."""
     tiling: Tiling
+    separates_frames: bool = False
+    """Whether a new line stands between two frames of a video."""
 
     def image(self, width: int, height: int) -> MediumLayout:
         """Returns what an image of that many pixels becomes."""
@@ -100,7 +110,7 @@ class MediaRules:
 
     def video(self, frames: int) -> MediumLayout:
         """Returns what a video becomes, of which that many frames are taken; a frame is never cut."""
-        return MediumLayout(frames, self.tile_tokens, self.has_newline)
+        return MediumLayout(frames, self.tile_tokens, self.has_newline, is_separated=self.separates_frames)
 
     @property
     def largest_image(self) -> MediumLayout:
@@ -115,7 +125,9 @@ class MediaRules:
         return min((self.image(*shape) for shape in shapes), key=lambda layout: layout.tokens)
 
 
-def media_rules(vision: VisionConfig, connector: str, tiling: Tiling | None = None) -> MediaRules:
+def media_rules(
+    vision: VisionConfig, connector: str, tiling: Tiling | None = None, separates_frames: bool = False
+) -> MediaRules:
     """Returns the rules for a tower, a connector of a kind, and a way to cut images; None: they are not cut.
 
     Raises:
@@ -127,6 +139,7 @@ def media_rules(vision: VisionConfig, connector: str, tiling: Tiling | None = No
         tile_tokens=kind.tokens_out(vision.num_tokens),
         has_newline=kind.has_newline,
         tiling=tiling or WholeImage(),
+        separates_frames=separates_frames,
     )
     if rules.tiling.is_map and not kind.has_newline:
         raise ConfigError(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.errors import DataError
 from neva.inference.generate import Continuation, ContinuousBatch, Limits
-from neva.inference.images import SharedImages
+from neva.inference.images import SharedMedia
 from neva.inference.load import Assistant
 from neva.inference.prompts import Request
 from neva.inference.sampling import Sampling
@@ -42,7 +42,7 @@ def answer_all(
     waiting = deque(requests)
     with ThreadPoolExecutor(max_workers=2) as pool:
         prompts = _Prompts(
-            assistant, settings, requests, found, SharedImages(assistant, requests.values(), pool)
+            assistant, settings, requests, found, SharedMedia(assistant, requests.values(), pool)
         )
         batch = ContinuousBatch(assistant.decoder, settings.batch_size, _limits(assistant, settings))
         for number, ids in batch.answers(prompts.continuations()):
@@ -82,7 +82,7 @@ class _Prompts:
         settings: DictConfig,
         requests: Mapping[int, Request],
         found: dict[int, Answer | DataError],
-        images: SharedImages,
+        images: SharedMedia,
     ) -> None:
         self._assistant, self._settings = assistant, settings
         self._requests, self._found, self._images = requests, found, images
@@ -95,8 +95,8 @@ class _Prompts:
         ahead: deque[int] = deque()
         for number, request in self._requests.items():
             try:
-                media_tokens = self._images.tokens(request)
-                ids = self._assistant.encoder.prompt(request.question, media_tokens, request.system)
+                question, media_tokens = self._images.question(request)
+                ids = self._assistant.encoder.prompt(question, media_tokens, request.system)
             except DataError as error:
                 self._found[number] = error
                 continue

@@ -46,19 +46,19 @@ def image_size(path: Path, exif_transpose: bool = False) -> tuple[int, int]:
         return (image.height, image.width) if is_turned else image.size
 
 
-def require_image_file(path: Path) -> None:
-    """Raises what `load_image` would where there is no file to read, without decoding it."""
-    with _one_sentence(path), path.open("rb"):
+def require_file(path: Path, medium: str = "image") -> None:
+    """Raises what reading a medium would where there is no file to read, without decoding it."""
+    with _one_sentence(path, medium), path.open("rb"):
         pass
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def _one_sentence(path: Path, medium: str = "image") -> Iterator[None]:
     """Turns what opening and decoding an image raise into SampleError and DataError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise SampleError(f"image file {path} does not exist", "missing image") from error
+        raise SampleError(f"{medium} file {path} does not exist", f"missing {medium}") from error
     # PIL's decoders raise whatever their format module raises: OSError, SyntaxError, struct.error, …
     except Exception as error:
         if isinstance(error, MemoryError):
@@ -66,14 +66,14 @@ def _one_sentence(path: Path) -> Iterator[None]:
         code = getattr(error, "errno", None)
         if code in NO_FILE:
             raise SampleError(
-                f"image file {str(path):.200} is no file ({os.strerror(code)})", "missing image"
+                f"{medium} file {str(path):.200} is no file ({os.strerror(code)})", f"missing {medium}"
             ) from error
         if code is not None:
             # Not the file's fault and perhaps not the same on every rank: no reason to skip a record.
-            raise DataError(f"image file {path} cannot be read ({os.strerror(code)})") from error
+            raise DataError(f"{medium} file {path} cannot be read ({os.strerror(code)})") from error
         raise SampleError(
-            f"image file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it",
-            "broken image",
+            f"{medium} file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it",
+            f"broken {medium}",
         ) from error
 
 
