@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
+from neva.data.media.files import MediaFiles
 from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
 from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import MediaReader, build_media_reader
@@ -25,6 +26,7 @@ from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediumLayout
+from neva.formats.cached_arrays import cache_folder
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn, template_names
 
@@ -59,7 +61,7 @@ class ConversationDataset(Dataset[Sample]):
     def __init__(
         self,
         records: Records,
-        image_folder: Path,
+        files: MediaFiles,
         video_folder: Path,
         encoder: ConversationEncoder,
         media: MediaReader,
@@ -68,7 +70,7 @@ class ConversationDataset(Dataset[Sample]):
         max_media: int | None,
     ) -> None:
         self.records = records
-        self.image_folder = image_folder
+        self.files = files
         self.video_folder = video_folder
         self.encoder = encoder
         self.media = media
@@ -148,7 +150,7 @@ class ConversationDataset(Dataset[Sample]):
                 "split the record",
                 "too many images",
             )
-        images = [self.image_folder / image for image in record.images]
+        images = [self.files.image(image) for image in record.images]
         return media_in_order(record.turns, images, [self.video_folder / video for video in record.videos])
 
     def _prepare(
@@ -166,9 +168,9 @@ class ConversationDataset(Dataset[Sample]):
                 self.shortened[index] = True
             return record, encoded, layouts, found
         except SampleError as error:
-            if record and record.images and not self.image_folder.is_dir():
+            if record and record.images and not self.files.folder.is_dir():
                 raise DataError(
-                    f"model.data.image_folder: no folder at {self.image_folder} any more"
+                    f"model.data.image_folder: no folder at {self.files.folder} any more"
                 ) from error
             record_id = record.id if record else error.record_id
             place = (record.place if record else error.place) or f"record {index}"
@@ -251,7 +253,7 @@ def build_dataset(
         raise DataError(f"model.data.image_folder: no folder at {image_folder}")
     return ConversationDataset(
         records=open_source(data.data_path, list(data.datasets_exclude)),
-        image_folder=image_folder,
+        files=MediaFiles(image_folder, _fetched_folder(data)),
         video_folder=image_folder if data.video_folder is None else Path(data.video_folder),
         encoder=replace(build_encoder(model_cfg, tokenizer), truncation=data.truncation),
         media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
@@ -259,3 +261,12 @@ def build_dataset(
         max_skipped=data.max_skipped,
         max_media=data.max_image_num,
     )
+
+
+def _fetched_folder(data: DictConfig) -> Path | None:
+    """Returns where images from addresses are kept; None: none are fetched."""
+    if not data.image_urls:
+        return None
+    folder = cache_folder(Path(data.data_path)) / "images"
+    folder.mkdir(exist_ok=True)
+    return folder

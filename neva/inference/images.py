@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
-from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from neva.data.collate import feature_order
-from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of
+from neva.data.media.placeholders import Medium, MediumKey, as_images, media_in_order, pieces_of
 from neva.errors import DataError
 from neva.families.media_tokens import MediumLayout
 from neva.inference.generate import encode
@@ -22,8 +20,6 @@ from neva.templates.template import Turn
 
 _KEPT = 64
 """Media whose features wait for another prompt; one that comes back later than that is encoded again."""
-
-Key: TypeAlias = tuple[str, Path | int]
 
 
 class SharedMedia:
@@ -39,9 +35,9 @@ class SharedMedia:
         self._assistant = assistant
         self._pool = pool
         self._uses = Counter(medium.key for request in requests for medium in _sources(request))
-        self._layouts: dict[Key, MediumLayout] = {}
-        self._pixels: dict[Key, Future[Tensor | DataError]] = {}
-        self._features: OrderedDict[Key, Tensor | DataError] = OrderedDict()
+        self._layouts: dict[MediumKey, MediumLayout] = {}
+        self._pixels: dict[MediumKey, Future[Tensor | DataError]] = {}
+        self._features: OrderedDict[MediumKey, Tensor | DataError] = OrderedDict()
 
     def question(self, request: Request) -> tuple[str, list[int]]:
         """Returns a question with an `<image>` for each piece of its media, and the positions of each piece.
@@ -77,7 +73,7 @@ class SharedMedia:
                 return features
         return torch.cat(found) if found else torch.empty(0)  # type: ignore[arg-type]
 
-    def _encode(self, loading: dict[Key, Future[Tensor | DataError]]) -> None:
+    def _encode(self, loading: dict[MediumKey, Future[Tensor | DataError]]) -> None:
         loaded = {key: future.result() for key, future in loading.items()}
         self._features |= {key: pixels for key, pixels in loaded.items() if isinstance(pixels, DataError)}
         good = {key: pixels for key, pixels in loaded.items() if not isinstance(pixels, DataError)}
@@ -87,7 +83,7 @@ class SharedMedia:
             features = encode(self._assistant.model, pixels, feature_order(layouts))
             self._features |= zip(good, features.split([layout.tokens for layout in layouts]), strict=True)
 
-    def _forget(self, keys: Iterable[Key]) -> None:
+    def _forget(self, keys: Iterable[MediumKey]) -> None:
         """Drops what no prompt shows any more, and the oldest of the rest."""
         for key in keys:
             self._uses[key] -= 1

@@ -63,6 +63,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "max_skipped": 1.0,
                 "truncation": "cut",
                 "max_image_num": None,
+                "image_urls": False,
                 "media_type": "image",
                 "video_folder": None,
                 "on_change": "fail",

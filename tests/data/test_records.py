@@ -176,8 +176,8 @@ def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path: Path) -> None:
             "found image and images, which say different things",
         ),
         (
-            {"image": "data:image/png;base64,AAAA", "conversations": conversation("a", "b")},
-            "image must be a file name, found 'data:image/png;base64,AAAA'; save the image as a file",
+            {"image": "s3://bucket/1.png", "conversations": conversation("a", "b")},
+            "image must be a file name, found 's3://bucket/1.png'; save the image as a file",
         ),
         ({"image": 0, "conversations": conversation("a", "b")}, "image must be a file name or a list"),
     ],

@@ -42,6 +42,9 @@ class Data:
     max_num_tiles: int = key("With dynamic: the most.", low=1, high=1024)
     tile_grid: list[int] = key("With grid: rows, columns.", low=1, high=64, length=2)
     use_thumbnail: bool = key("With dynamic, grid: the whole image is one more tile, behind the others.")
+    image_urls: bool = key(
+        "Fetch images that records name by http:// or https://, and keep them beside the data."
+    )
     max_image_num: int | None = key(
         "A record with more images and videos is a broken one; null: any number.", low=1
     )

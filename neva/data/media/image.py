@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +24,37 @@ ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)
 """EXIF's tag of how an image is turned, and the values that change places of width and height."""
 
 
-def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
+@dataclass(frozen=True)
+class ImageBytes:
+    """The content of an image file that lies in no file of its own; `name` is for messages."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_image(path: Path | ImageBytes, exif_transpose: bool = False) -> Image.Image:
     """Reads an image as 8-bit RGB.
 
     Transparency is dropped; of 16-bit grey the high byte is kept.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         exif_transpose: turn the image by its EXIF orientation, as transformers' loaders do and LLaVA does not.
 
     Raises:
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
-    with _one_sentence(path), Image.open(path) as image:
+    with _one_sentence(path), Image.open(_readable(path)) as image:
         return _to_rgb(_turned(image) if exif_transpose else image)
 
 
-def image_size(path: Path, exif_transpose: bool = False) -> tuple[int, int]:
+def image_size(path: Path | ImageBytes, exif_transpose: bool = False) -> tuple[int, int]:
     """Returns width and height of what `load_image` gives, without decoding it; raises what that would."""
-    with _one_sentence(path), Image.open(path) as image:
+    with _one_sentence(path), Image.open(_readable(path)) as image:
         is_turned = exif_transpose and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
         return (image.height, image.width) if is_turned else image.size
 
@@ -52,8 +65,12 @@ def require_file(path: Path, medium: str = "image") -> None:
         pass
 
 
+def _readable(image: Path | ImageBytes) -> Path | BytesIO:
+    return image if isinstance(image, Path) else BytesIO(image.content)
+
+
 @contextmanager
-def _one_sentence(path: Path, medium: str = "image") -> Iterator[None]:
+def _one_sentence(path: Path | ImageBytes, medium: str = "image") -> Iterator[None]:
     """Turns what opening and decoding an image raise into SampleError and DataError."""
     try:
         yield

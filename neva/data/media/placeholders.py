@@ -11,12 +11,15 @@ from typing import Literal, NamedTuple, TypeAlias
 from PIL import Image
 
 from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from neva.data.media.image import ImageBytes
 from neva.errors import SampleError
 from neva.families.media_tokens import MediumLayout
 from neva.templates.template import Turn
 
-ImageInput: TypeAlias = Path | Image.Image
-"""An image file, or an image that was made in Python."""
+ImageInput: TypeAlias = Path | ImageBytes | Image.Image
+"""An image file, the content of one, or an image that was made in Python."""
+
+MediumKey: TypeAlias = tuple[str, Path | ImageBytes | int]
 
 PLACEHOLDER = re.compile(f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)}")
 
@@ -28,9 +31,9 @@ class Medium(NamedTuple):
     source: ImageInput
 
     @property
-    def key(self) -> tuple[str, Path | int]:
+    def key(self) -> MediumKey:
         """What it is known by: its file, or itself."""
-        return self.kind, self.source if isinstance(self.source, Path) else id(self.source)
+        return self.kind, id(self.source) if isinstance(self.source, Image.Image) else self.source
 
 
 def media_in_order(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neva.config.model_config import VideoChoice, media_rules_of, turns_images, video_choice
 from neva.data.media.image import image_size, load_image, require_file
-from neva.data.media.placeholders import Medium
+from neva.data.media.placeholders import ImageInput, Medium
 from neva.data.media.processor import AspectRatio, ImageProcessor, to_pixels, to_tile_pixels
 from neva.data.media.video import chosen_frames, frame_count, read_frames, require_library
 from neva.errors import SampleError
@@ -48,7 +48,7 @@ class MediaReader:
             return self.rules.video(self._num_frames(source))
         if not self.rules.tiling.cuts:
             return self.rules.image(self.rules.tile_size, self.rules.tile_size)
-        size = image_size(source, self.exif_transpose) if isinstance(source, Path) else source.size
+        size = image_size(source, self.exif_transpose) if not isinstance(source, Image.Image) else source.size
         return self.rules.image(*size)
 
     def require(self, medium: Medium) -> None:
@@ -66,7 +66,7 @@ class MediaReader:
         source = medium.source
         if medium.kind == "video":
             return torch.cat([self._whole(frame) for frame in self._frames(source)])
-        image = load_image(source, self.exif_transpose) if isinstance(source, Path) else source.convert("RGB")
+        image = _rgb(source, self.exif_transpose)
         if not self.rules.tiling.cuts:
             return self._whole(image)
         assert layout.grid is not None
@@ -90,7 +90,7 @@ class MediaReader:
     def _tiles(self, image: Image.Image, grid: TileGrid, pads: bool) -> Tensor:
         return to_tile_pixels(image, self.processor, grid, self.rules.tile_size, pads)
 
-    def _num_frames(self, path: Path | Image.Image) -> int:
+    def _num_frames(self, path: ImageInput) -> int:
         if self.video is None:
             raise SampleError("there is a video: set model.data.media_type=video to read it", "video")
         assert isinstance(path, Path)
@@ -98,11 +98,15 @@ class MediaReader:
             return 1
         return self.video.num_frames if self.video.num_frames > 0 else frame_count(path, self.video.library)
 
-    def _frames(self, path: Path | Image.Image) -> Iterator[Image.Image]:
+    def _frames(self, path: ImageInput) -> Iterator[Image.Image]:
         choice = self.video
         assert choice is not None and isinstance(path, Path)
         count = frame_count(path, choice.library)
         return read_frames(path, chosen_frames(count, choice.num_frames, choice.single), choice.library)
+
+
+def _rgb(image: ImageInput, exif_transpose: bool) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image, exif_transpose)
 
 
 def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: ImageProcessor) -> MediaReader:

@@ -32,7 +32,8 @@ MISSPELT = {
 }
 """Keys, without case and underscores, that mean a field -> its spellings."""
 
-SCHEMES = ("data:", "http://", "https://", "s3://", "gs://")
+NO_FILES = {"image": ("s3://", "gs://"), "video": ("data:", "http://", "https://", "s3://", "gs://")}
+"""How names begin that are not read."""
 
 
 def parse_record(raw: Any, default_id: str, place: str = "") -> Record:
@@ -129,7 +130,7 @@ def _file_names(value: Any, medium: str) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise SampleError(f"{medium} must be a file name or a list of file names, found {value!r:.80}")
     for name in names:
-        if _text(name, f"{medium} name").startswith(SCHEMES):
+        if _text(name, f"{medium} name").startswith(NO_FILES[medium]):
             raise SampleError(
                 f"{medium} must be a file name, found {name!r:.60}; save the {medium} as a file"
             )

@@ -65,14 +65,11 @@ class NewlineConnector(Connector):
         """See `Connector`.
 
         Raises:
-            CheckpointError: the layout has no place for a newline.
+            CheckpointError: the layouts that there are have no place for a newline.
         """
-        if naming.connector is not None:
-            raise CheckpointError(
-                f"this layout holds projectors of type {naming.connector}, this one is {self.kind}, with a newline"
-            )
-        inner = self.inner.stored_names([name for name in names if name != NEWLINE], naming)
-        return {NEWLINE: NEWLINE, **inner}
+        raise CheckpointError(
+            f"neither layout of LLaVA has a place for the newline of a {self.kind} projector"
+        )
 
 
 CONNECTORS.register(r"(?:linear|mlp\w+)" + SUFFIX, NewlineConnector)
