@@ -118,12 +118,6 @@ class MediaRules:
         shapes = self.tiling.fullest(self.tile_size)
         return max((self.image(*shape) for shape in shapes), key=lambda layout: layout.tokens)
 
-    @property
-    def smallest_image(self) -> MediumLayout:
-        """What the image becomes that takes least positions, of those that are no strips."""
-        shapes = self.tiling.fullest(self.tile_size)
-        return min((self.image(*shape) for shape in shapes), key=lambda layout: layout.tokens)
-
 
 def media_rules(
     vision: VisionConfig, connector: str, tiling: Tiling | None = None, separates_frames: bool = False

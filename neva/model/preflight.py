@@ -37,13 +37,14 @@ def find_image(model_cfg: DictConfig, found: Findings) -> None:
     """Adds how many positions of a sequence an image takes."""
     vision = vision_config_of(model_cfg)
     rules = media_rules_of(model_cfg, vision)
-    least, most = rules.smallest_image, rules.largest_image
-    positions = f"{most.tokens}" if least == most else f"{least.tokens:,} to {most.tokens:,}"
-    tiles = (
-        f" as {most.tiles} tiles" if least.tiles == most.tiles else f" as {least.tiles} to {most.tiles} tiles"
+    largest, cuts = rules.largest_image, rules.tiling.cuts
+    positions = (
+        f"up to {largest.tokens:,} positions as {largest.tiles} tiles"
+        if cuts
+        else f"{largest.tokens} positions"
     )
     found.add(
         "image",
-        f"{positions} positions ({vision.image_size} px, patches of {vision.patch_size} px)"
-        f"{tiles if rules.tiling.cuts else ''} of at most {model_cfg.encoder_seq_length:,} in a sequence",
+        f"{positions} ({vision.image_size} px, patches of {vision.patch_size} px) "
+        f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
     )
