@@ -11,10 +11,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from neva.constants import IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset, build_dataset
+from neva.data.media.placeholders import Medium
 from neva.data.media.processor import build_image_processor, to_pixels
 from neva.data.media.video import (
     MODULES,
@@ -190,3 +192,19 @@ def test_a_record_whose_videos_cannot_be_used_is_one_sentence(
         record, text = {**record, "image": "a.png"}, "<video> <image> a"
     with pytest.raises((SampleError, ConfigError), match=message):
         samples(folder, [{**record, "conversations": conversation(text, "b")}], tmp_path, **data)[0]
+
+
+@pytest.mark.parametrize("aspect_ratio", ["pad", "dynamic"])
+def test_the_real_demo_of_videos_becomes_samples(aspect_ratio: str, tmp_path: Path) -> None:
+    (tmp_path / "mllm_demo_data").symlink_to(shared_data("demo", "images"))
+    data = {"data_path": str(shared_data("demo", "mllm_video_demo.json")), "image_aspect_ratio": aspect_ratio}
+    tiles = {"min_num_tiles": 1, "max_num_tiles": 4, "use_thumbnail": True}
+    cfg = OmegaConf.merge(model_cfg(tmp_path, **(VIDEO_KEYS | data | tiles)), {"vocab_size": 32000})
+    dataset = build_dataset(cfg, VISION, tokenizers.vicuna())  # type: ignore[arg-type]
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample.pixel_values.shape == (4, 3, 16, 16)
+        assert int((sample.input_ids == IMAGE_TOKEN_ID).sum()) == 4 * VISION.num_tokens
+    # an image beside it is cut, with its thumbnail behind
+    image = Medium("image", tmp_path / "mllm_demo_data" / "1.jpg")
+    assert (dataset.media.layout(image).tiles > 1) == (aspect_ratio == "dynamic")
