@@ -9,12 +9,17 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
-from neva.config.model_config import LANGUAGE_KEYS, TOWER_KEYS, recorded_family, vision_config_of
+from neva.config.model_config import (
+    LANGUAGE_KEYS,
+    TOWER_KEYS,
+    media_rules_of,
+    recorded_family,
+    vision_config_of,
+)
 from neva.config.schema import NULLABLE
 from neva.config.show import as_override
 from neva.errors import ConfigError, naming
 from neva.families.language import language_config_from_hf
-from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings
 from neva.formats.json import read_object
@@ -160,7 +165,7 @@ def _language(model_cfg: DictConfig) -> None:
 def _data(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
     side = [tower.image_size, tower.image_size]
-    tokens = tokens_per_image(vision_config_of(model_cfg), model_cfg.mm_cfg.mm_mlp_adapter_type)
+    tokens = media_rules_of(model_cfg, vision_config_of(model_cfg)).tile_tokens
     expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
     source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)

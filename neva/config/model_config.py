@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.media_tokens import MediaRules, media_rules
+from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, Tiling, WholeImage
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -62,6 +66,59 @@ def system_prompt_of(model_cfg: DictConfig) -> str | None:
 def turns_images(model_cfg: DictConfig) -> bool:
     """Whether images are turned by their EXIF orientation; models recorded before there was such a key do not."""
     return bool(OmegaConf.select(model_cfg, "data.exif_transpose"))
+
+
+def media_rules_of(model_cfg: DictConfig, vision: VisionConfig) -> MediaRules:
+    """Returns what media become in a resolved `model` section, or in one that a `.nemo` recorded, with its tower.
+
+    Raises:
+        ConfigError: tower, projector and `image_aspect_ratio` do not fit each other.
+    """
+    separates_frames = bool(model_cfg.data.get("sep_token_between_frames"))
+    kind = model_cfg.mm_cfg.mm_mlp_adapter_type
+    return media_rules(vision, kind, _tiling(model_cfg.data), separates_frames)
+
+
+def _tiling(data: DictConfig) -> Tiling:
+    """Returns how images are cut. Models recorded before there were tiles have none of these keys, and no tiles."""
+    kind = data.image_aspect_ratio
+    if kind == "anyres":
+        pinpoints = data.image_grid_pinpoints
+        return AnyResolution(None if pinpoints is None else tuple(tuple(size) for size in pinpoints))
+    if kind == "dynamic":
+        return DynamicTiles(data.min_num_tiles, data.max_num_tiles, data.use_thumbnail)
+    if kind == "grid":
+        return FixedGrid(data.tile_grid[0], data.tile_grid[1], data.use_thumbnail)
+    return WholeImage()
+
+
+@dataclass(frozen=True)
+class VideoChoice:
+    """The frames of a video that are shown: `num_frames` spread evenly (-1: all), or a single one."""
+
+    num_frames: int
+    single: Literal["first", "middle", "last"] | None
+    library: Literal["decord", "pyav"]
+
+    @property
+    def usual_frames(self) -> int:
+        """How many they are, or 1 where each video has its own number."""
+        return self.num_frames if self.single is None and self.num_frames > 0 else 1
+
+
+def video_choice(data: DictConfig) -> VideoChoice | None:
+    """Returns how videos are read; None where they are not, as in models recorded before there were such keys.
+
+    Raises:
+        ConfigError: no frame of them is.
+    """
+    if data.get("media_type", "image") != "video":
+        return None
+    if data.num_frames == 0:
+        raise ConfigError(
+            "model.data.num_frames=0 shows nothing of a video: give a number, or -1 for all frames"
+        )
+    return VideoChoice(data.num_frames, data.splice_single_frame, data.video_reader)
 
 
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:

@@ -27,7 +27,25 @@ LLAVA = (
 )
 """Keys that a model cannot be read without."""
 
-OPTIONAL = ("mm_cfg.llm.family", "data.system", "data.exif_transpose", "data.sep_image_conv_front")
+MEDIA = (
+    "image_grid_pinpoints",
+    "min_num_tiles",
+    "max_num_tiles",
+    "tile_grid",
+    "use_thumbnail",
+    "media_type",
+    "num_frames",
+    "splice_single_frame",
+    "sep_token_between_frames",
+    "video_reader",
+)
+OPTIONAL = (
+    "mm_cfg.llm.family",
+    "data.system",
+    "data.exif_transpose",
+    "data.sep_image_conv_front",
+    *(f"data.{key}" for key in MEDIA),
+)
 """Keys that are read where they are there."""
 
 EMPTY = (*NULLABLE, "mm_cfg.vision_encoder.from_pretrained", "mm_cfg.llm.from_pretrained")

@@ -10,18 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A micro batch: B sequences padded to S tokens, with N images of H x W pixels."""
+    """A micro batch: B sequences padded to S tokens, with N tiles of H x W pixels that fill F positions."""
 
     input_ids: Tensor
     """int64 [B, S], `IMAGE_TOKEN_ID` where image features go; padding on the right."""
     labels: Tensor
     """int64 [B, S], shifted: position t holds the token that t predicts, or `IGNORE_INDEX`."""
     pixel_values: Tensor
-    """float32 [N, 3, H, W], in the order of the placeholders, row by row; N is 0 for text alone."""
+    """float32 [N, 3, H, W], tiles of all media in the order of the placeholders, row by row; N is 0 for text."""
     record_ids: list[str]
     """Names the B records in messages."""
     num_tokens: int
     """Tokens of the B samples, padding not counted."""
+    feature_order: Tensor | None = None
+    """int64 [F, 2], for each image position the tile and the feature of it that stand there; None: all features of all
+    tiles, one after the other."""
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with its tensors on `device`; a copy from pinned memory does not wait."""
@@ -30,6 +33,9 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             pixel_values=self.pixel_values.to(device, non_blocking=True),
+            feature_order=None
+            if self.feature_order is None
+            else self.feature_order.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> Batch:
@@ -39,4 +45,5 @@ class Batch:
             input_ids=self.input_ids.pin_memory(),
             labels=self.labels.pin_memory(),
             pixel_values=self.pixel_values.pin_memory(),
+            feature_order=None if self.feature_order is None else self.feature_order.pin_memory(),
         )

@@ -121,10 +121,10 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
     if dataset.shortened[index]:
         message = f"{dataset.encoder.truncation} to {len(sample.input_ids)} tokens to fit into a sequence"
         remarks.append(_remark(index, record, SHORTENED, message))
-    content = repr((record.turns, record.images, record.system))
+    content = repr((record.turns, record.images, record.videos, record.system))
     digest = hashlib.sha256(content.encode()).digest()
     return CheckedRecord(
-        len(sample.input_ids), len(sample.pixel_values), int.from_bytes(digest[:8], "little"), remarks
+        len(sample.input_ids), len(sample.media), int.from_bytes(digest[:8], "little"), remarks
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX
 from neva.data.batch import Batch
 from neva.data.dataset import Sample
+from neva.families.media_tokens import MediumLayout
 
 
 def collate(
@@ -54,4 +57,16 @@ def _fill(group: Sequence[Sample], block_2BS: Tensor, pixel_values: Tensor, pad_
         pixel_values=pixel_values,
         record_ids=[sample.record_id for sample in group],
         num_tokens=sum(len(sample.input_ids) for sample in group),
+        feature_order=feature_order([medium for sample in group for medium in sample.media]),
     )
+
+
+def feature_order(media: Sequence[MediumLayout]) -> Tensor | None:
+    """Returns the tile and the feature at each image position of media that follow each other, as `Batch` has them."""
+    if all(medium.is_plain for medium in media):
+        return None
+    first_tiles = accumulate((medium.tiles for medium in media), initial=0)
+    orders = [
+        medium.order() + np.array([first, 0]) for medium, first in zip(media, first_tiles, strict=False)
+    ]
+    return torch.from_numpy(np.concatenate(orders))

@@ -18,12 +18,15 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
-from neva.data.media.image import load_image, require_image_file
-from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
+from neva.data.media.files import MediaFiles
+from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
+from neva.data.media.processor import build_image_processor
+from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
-from neva.families.media_tokens import tokens_per_image
+from neva.families.media_tokens import MediumLayout
+from neva.formats.cached_arrays import cache_folder
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn, template_names
 
@@ -33,15 +36,17 @@ T = TypeVar("T")
 
 
 class Sample(NamedTuple):
-    """S tokens, N images of H x W pixels; `labels` are not shifted."""
+    """S tokens, N tiles of H x W pixels; `labels` are not shifted."""
 
     input_ids: torch.Tensor
     """int64 [S], `IMAGE_TOKEN_ID` where image patches go."""
     labels: torch.Tensor
     """int64 [S], `IGNORE_INDEX` where there is no loss."""
     pixel_values: torch.Tensor
-    """float32 [N, 3, H, W] in the order of the placeholders; N is 0 for text alone."""
+    """float32 [N, 3, H, W], the tiles of each medium in the order of the placeholders; N is 0 for text alone."""
     record_id: str
+    media: tuple[MediumLayout, ...] = ()
+    """What each medium became, in that order."""
 
 
 class ConversationDataset(Dataset[Sample]):
@@ -56,24 +61,22 @@ class ConversationDataset(Dataset[Sample]):
     def __init__(
         self,
         records: Records,
-        image_folder: Path,
+        files: MediaFiles,
+        video_folder: Path,
         encoder: ConversationEncoder,
-        processor: ImageProcessor,
-        image_size: int,
-        aspect_ratio: AspectRatio,
+        media: MediaReader,
         on_error: Literal["fail", "skip"],
         max_skipped: float,
-        exif_transpose: bool,
+        max_media: int | None,
     ) -> None:
         self.records = records
-        self.image_folder = image_folder
+        self.files = files
+        self.video_folder = video_folder
         self.encoder = encoder
-        self.processor = processor
-        self.image_size = image_size
-        self.aspect_ratio = aspect_ratio
+        self.media = media
         self.on_error = on_error
         self.max_skipped = max_skipped
-        self.exif_transpose = exif_transpose
+        self.max_media = max_media
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         # And which were cut to the length of a sequence.
@@ -125,34 +128,49 @@ class ConversationDataset(Dataset[Sample]):
 
     def read(self, index: int) -> Sample:
         """Returns the sample of this record and no other; SampleError, naming the record, when it gives none."""
-        record, encoded, pixels = self._prepare(
-            index,
-            lambda path: to_pixels(load_image(path, self.exif_transpose), self.processor, self.aspect_ratio),
-        )
+        record, encoded, media, pixels = self._prepare(index, self.media.pixels)
         return Sample(
             torch.from_numpy(np.array(encoded.input_ids, dtype=np.int64)),
             torch.from_numpy(np.array(encoded.labels, dtype=np.int64)),
-            torch.stack(pixels) if pixels else torch.empty(0, 3, self.image_size, self.image_size),
+            torch.cat(pixels) if pixels else self.media.no_pixels(),
             record.id,
+            media,
         )
 
     def check(self, index: int) -> None:
         """Raises what `read` would, as far as that is seen without decoding an image."""
-        self._prepare(index, require_image_file)
+        self._prepare(index, lambda medium, _: self.media.require(medium))
 
-    def _prepare(self, index: int, of_image: Callable[[Path], T]) -> tuple[Record, Encoded, list[T]]:
+    def _media(self, record: Record) -> list[Medium]:
+        """Returns the media of a record, in the order of their placeholders."""
+        count = len(record.images) + len(record.videos)
+        if self.max_media is not None and count > self.max_media:
+            raise SampleError(
+                f"found {count} images and videos, more than model.data.max_image_num={self.max_media}: raise it or "
+                "split the record",
+                "too many images",
+            )
+        images = [self.files.image(image) for image in record.images]
+        return media_in_order(record.turns, images, [self.video_folder / video for video in record.videos])
+
+    def _prepare(
+        self, index: int, of_medium: Callable[[Medium, MediumLayout], T]
+    ) -> tuple[Record, Encoded, tuple[MediumLayout, ...], list[T]]:
         record: Record | None = None
         try:
             record = self.records[index]
-            encoded = self.encoder.fitted(record.turns, len(record.images), record.system)
-            images = [of_image(self.image_folder / image) for image in record.images[: encoded.num_images]]
+            media = self._media(record)
+            layouts = tuple(self.media.layout(medium) for medium in media)
+            encoded = self.encoder.fitted(as_images(record.turns, layouts), pieces_of(layouts), record.system)
+            layouts = whole_media(layouts, encoded.num_images)
+            found = [of_medium(medium, layout) for medium, layout in zip(media, layouts, strict=False)]
             if encoded.is_shortened:
                 self.shortened[index] = True
-            return record, encoded, images
+            return record, encoded, layouts, found
         except SampleError as error:
-            if record and record.images and not self.image_folder.is_dir():
+            if record and record.images and not self.files.folder.is_dir():
                 raise DataError(
-                    f"model.data.image_folder: no folder at {self.image_folder} any more"
+                    f"model.data.image_folder: no folder at {self.files.folder} any more"
                 ) from error
             record_id = record.id if record else error.record_id
             place = (record.place if record else error.place) or f"record {index}"
@@ -162,9 +180,7 @@ class ConversationDataset(Dataset[Sample]):
             raise named from error
 
 
-def build_encoder(
-    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
-) -> ConversationEncoder:
+def build_encoder(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> ConversationEncoder:
     """Builds the encoder of a resolved `model` section, for training and inference alike.
 
     Raises:
@@ -185,7 +201,6 @@ def build_encoder(
     encoder = ConversationEncoder(
         tokenizer=tokenizer,
         template=TEMPLATES[name],
-        image_tokens=tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type),
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
         system=system_prompt_of(model_cfg),
@@ -214,9 +229,9 @@ def _check_prompts(encoder: ConversationEncoder) -> None:
     Inference would then start from ids that training never showed.
     """
     encoder = replace(encoder, max_length=sys.maxsize)
-    prompt = encoder.prompt(IMAGE_PLACEHOLDER, 1)
+    prompt = encoder.prompt(IMAGE_PLACEHOLDER, [1])
     for answer in ("Yes", "a dog", "1", "漢"):
-        ids, _ = encoder.sample([Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", answer)], 1)
+        ids, _ = encoder.sample([Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", answer)], [1])
         if ids[: len(prompt)] != prompt:
             raise ConfigError(
                 f"the tokenizer reads the end of a prompt otherwise when the answer {answer!r} follows it: "
@@ -238,12 +253,20 @@ def build_dataset(
         raise DataError(f"model.data.image_folder: no folder at {image_folder}")
     return ConversationDataset(
         records=open_source(data.data_path, list(data.datasets_exclude)),
-        image_folder=image_folder,
-        encoder=replace(build_encoder(model_cfg, vision, tokenizer), truncation=data.truncation),
-        processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),
-        image_size=vision.image_size,
-        aspect_ratio=data.image_aspect_ratio,
+        files=MediaFiles(image_folder, _fetched_folder(data)),
+        video_folder=image_folder if data.video_folder is None else Path(data.video_folder),
+        encoder=replace(build_encoder(model_cfg, tokenizer), truncation=data.truncation),
+        media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
         on_error=data.on_error,
         max_skipped=data.max_skipped,
-        exif_transpose=data.exif_transpose,
+        max_media=data.max_image_num,
     )
+
+
+def _fetched_folder(data: DictConfig) -> Path | None:
+    """Returns where images from addresses are kept; None: none are fetched."""
+    if not data.image_urls:
+        return None
+    folder = cache_folder(Path(data.data_path)) / "images"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -22,13 +22,13 @@ TOO_LONG = "too long"
 def encode(
     segments: Sequence[Segment],
     tokenizer: PreTrainedTokenizerFast,
-    image_tokens: int,
+    media_tokens: Sequence[int],
     bos: bool,
 ) -> tuple[list[int], list[int]]:
     """Returns token ids and labels of the same length, not shifted.
 
     Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
-    LLaVA's `tokenizer_image_token`; a placeholder becomes `image_tokens` times `IMAGE_TOKEN_ID`. A token
+    LLaVA's `tokenizer_image_token`; placeholder i becomes `media_tokens[i]` times `IMAGE_TOKEN_ID`. A token
     carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
     beginning-of-sequence token first, where it has one. A special token that stands in a text is read as its
     characters.
@@ -47,8 +47,8 @@ def encode(
     chunk_start = 0
     for number, chunk in enumerate("".join(texts).split(IMAGE_PLACEHOLDER)):
         if number:
-            input_ids += [IMAGE_TOKEN_ID] * image_tokens
-            labels += [IGNORE_INDEX] * image_tokens
+            input_ids += [IMAGE_TOKEN_ID] * media_tokens[number - 1]
+            labels += [IGNORE_INDEX] * media_tokens[number - 1]
         ids, offsets = tokenize(chunk)
         input_ids += ids
         labels += [
@@ -72,7 +72,7 @@ class Encoded(NamedTuple):
     labels: list[int]
     """[S], not shifted, `IGNORE_INDEX` where there is no loss."""
     num_images: int
-    """Images of the record that are in it, from the first on."""
+    """Placeholders of the record that are in it, from the first on."""
     is_shortened: bool
     """Whether something was cut off to fit it into a sequence."""
 
@@ -83,7 +83,6 @@ class ConversationEncoder:
 
     tokenizer: PreTrainedTokenizerFast
     template: Template
-    image_tokens: int
     max_length: int
     sep_image_conv_front: bool
     system: str | None = None
@@ -92,23 +91,30 @@ class ConversationEncoder:
     """What becomes of a training sample that is longer than `max_length`."""
 
     def sample(
-        self, turns: Sequence[Turn], image_count: int, system: str | None = None
+        self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None = None
     ) -> tuple[list[int], list[int]]:
         """Returns ids and unshifted labels of a training sample, as `fitted` does."""
-        encoded = self.fitted(turns, image_count, system)
+        encoded = self.fitted(turns, media_tokens, system)
         return encoded.input_ids, encoded.labels
 
-    def fitted(self, turns: Sequence[Turn], image_count: int, system: str | None = None) -> Encoded:
+    def fitted(
+        self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None = None
+    ) -> Encoded:
         """Returns a training sample of at most `max_length` tokens.
+
+        Args:
+            turns: with an `<image>` for each medium.
+            media_tokens: positions that each medium takes, in the order of the placeholders.
+            system: replaces the configured system prompt.
 
         Raises:
             OverlongError: it is longer, with `truncation` drop.
             SampleError: it is longer, with `truncation` fail; it cannot be shortened so; no label is left.
         """
-        input_ids, labels = self._encode(turns, image_count, system)
+        input_ids, labels = self._encode(turns, media_tokens, system)
         is_shortened = len(input_ids) > self.max_length
         if is_shortened:
-            input_ids, labels = self._shortened(input_ids, labels, turns, system)
+            input_ids, labels = self._shortened(input_ids, labels, turns, media_tokens, system)
         # The first position has no predecessor that could predict it.
         if all(label == IGNORE_INDEX for label in labels[1:]):
             raise SampleError(
@@ -116,15 +122,22 @@ class ConversationEncoder:
                 "the answers are missing or cut off",
                 "no label",
             )
-        return Encoded(input_ids, labels, input_ids.count(IMAGE_TOKEN_ID) // self.image_tokens, is_shortened)
+        # A medium is never cut, so that those which remain fill all image positions that remain.
+        num_images = bisect_right(list(accumulate(media_tokens)), input_ids.count(IMAGE_TOKEN_ID))
+        return Encoded(input_ids, labels, num_images, is_shortened)
 
     def _shortened(
-        self, input_ids: list[int], labels: list[int], turns: Sequence[Turn], system: str | None
+        self,
+        input_ids: list[int],
+        labels: list[int],
+        turns: Sequence[Turn],
+        media_tokens: Sequence[int],
+        system: str | None,
     ) -> tuple[list[int], list[int]]:
         """Returns what `truncation` makes of ids and labels that are too long."""
         found = f"the sequence of {len(input_ids)} tokens"
         if self.truncation == "truncate_turns":
-            return self._whole_turns(turns, system, found)
+            return self._whole_turns(turns, media_tokens, system, found)
         if self.truncation != "cut":
             error = OverlongError if self.truncation == "drop" else SampleError
             raise error(
@@ -140,12 +153,12 @@ class ConversationEncoder:
         return input_ids[: self.max_length], labels[: self.max_length]
 
     def _whole_turns(
-        self, turns: Sequence[Turn], system: str | None, found: str
+        self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None, found: str
     ) -> tuple[list[int], list[int]]:
         """Returns as many questions with their answers, from the first on, as fit."""
         for count in range((len(turns) - 1) // 2, 0, -1):
             kept = turns[: 2 * count]
-            input_ids, labels = self._encode(kept, placeholders(kept), system)
+            input_ids, labels = self._encode(kept, media_tokens[: placeholders(kept)], system)
             if len(input_ids) <= self.max_length:
                 return input_ids, labels
         raise SampleError(
@@ -155,27 +168,29 @@ class ConversationEncoder:
         )
 
     def _encode(
-        self, turns: Sequence[Turn], image_count: int, system: str | None
+        self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None
     ) -> tuple[list[int], list[int]]:
-        segments = self._render(turns, image_count, system)
-        return encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
+        segments = self._render(turns, len(media_tokens), system)
+        return encode(segments, self.tokenizer, media_tokens, self.template.begins_with_bos)
 
-    def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
+    def prompt(self, question: str, media_tokens: Sequence[int], system: str | None = None) -> list[int]:
         """Returns the ids of a question up to where the answer begins; see `next_turn`."""
-        return self.next_turn([Turn("human", question)], image_count, system)
+        return self.next_turn([Turn("human", question)], media_tokens, system)
 
-    def next_turn(self, turns: Sequence[Turn], image_count: int, system: str | None = None) -> list[int]:
+    def next_turn(
+        self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None = None
+    ) -> list[int]:
         """Returns the ids of turns, the last a question, up to where the answer begins, as a training sample has them.
 
         Raises:
             SampleError: they are too long, or hold a control token: a template was put around them already.
         """
-        segments = self._render([*turns, Turn("gpt", None)], image_count, system)
+        segments = self._render([*turns, Turn("gpt", None)], len(media_tokens), system)
         if written := written_control_token(segments, self.tokenizer):
             raise SampleError(
                 f"the text contains {written!r}, a special token of the template; give the question alone"
             )
-        whole, _ = encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
+        whole, _ = encode(segments, self.tokenizer, media_tokens, self.template.begins_with_bos)
         if len(whole) > self.max_length:
             raise SampleError(
                 f"the prompt takes {len(whole)} tokens, more than encoder_seq_length={self.max_length}; "

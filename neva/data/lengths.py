@@ -32,12 +32,13 @@ class SampleLengths:
         return self.words + self.images.astype(np.int64) * self.image_tokens
 
 
-def measure(records: Records, image_tokens: int) -> SampleLengths:
+def measure(records: Records, image_tokens: int, video_images: int = 1) -> SampleLengths:
     """Reads all records once; one that is malformed counts as the next whole one, which `on_error=skip` takes for it.
 
     Args:
         records: of the data set.
         image_tokens: positions that one image takes.
+        video_images: how many images a video counts as.
     """
     start = time.monotonic()
     words = np.zeros(len(records), dtype=np.int32)
@@ -49,7 +50,8 @@ def measure(records: Records, image_tokens: int) -> SampleLengths:
         except SampleError:
             continue
         words[index] = sum(len((turn.text or "").split()) for turn in record.turns)
-        images[index] = min(len(record.images), np.iinfo(np.uint16).max)
+        count = len(record.images) + video_images * len(record.videos)
+        images[index] = min(count, np.iinfo(np.uint16).max)
         is_whole[index] = True
     taken = _next_whole(is_whole)
     logger.info("lengths of %s samples counted in %.1f s", f"{len(records):,}", time.monotonic() - start)

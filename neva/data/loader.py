@@ -120,7 +120,14 @@ def first_epoch(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) 
         global_batch_size=model_cfg.global_batch_size,
         mega_batch_mult=model_cfg.mega_batch_mult,
         longest_first=model_cfg.data.longest_first,
-        lengths=cache(partial(measure, dataset.records, dataset.encoder.image_tokens)),
+        lengths=cache(
+            partial(
+                measure,
+                dataset.records,
+                dataset.media.rules.largest_image.tokens,
+                dataset.media.usual_frames,
+            )
+        ),
     )
 
 

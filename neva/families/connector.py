@@ -25,6 +25,8 @@ class Connector(ABC):
 
     forms: ClassVar[tuple[str, ...]] = ()
     """How messages write the kinds of a regular expression."""
+    has_newline: ClassVar[bool] = False
+    """Whether the module gives one feature more for each tile, the newline, which `tokens_out` does not count."""
 
     kind: str
 

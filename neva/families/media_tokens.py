@@ -1,11 +1,164 @@
-"""How many positions of a sequence a medium takes: the one place for data, planner, reports and exports."""
+"""How many tiles and positions a medium takes: the one place for data, planner, model, reports and exports.
+
+A medium is an image or a video. The tower sees it as tiles, squares of its own size; the language model as positions,
+each of which is one feature that the connector makes of a tile.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.connector import connector_named
+from neva.families.tiling import TileGrid, Tiling, WholeImage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 def tokens_per_image(vision: VisionConfig, connector: str) -> int:
-    """Returns the positions of one image, whose patch features go through a connector of that kind."""
+    """Returns the positions of one tile, whose patch features go through a connector of that kind."""
     return connector_named(connector).tokens_out(vision.num_tokens)
+
+
+@dataclass(frozen=True)
+class MediumLayout:
+    """What one medium becomes."""
+
+    tiles: int
+    """Pictures that the tower sees."""
+    tile_tokens: int
+    """Features of each that count as positions."""
+    has_newline: bool = False
+    """Whether the connector gives one feature more for each tile, the newline."""
+    grid: TileGrid | None = None
+    """How an image is cut; None: a video, whose tiles are frames."""
+    window: tuple[int, int, int, int] | None = None
+    """First row and that behind the last, first column and that behind the last of the features that are kept of the
+    map which all tiles but the first make together. Each row ends with the connector's newline. None: the features of
+    all tiles, tile by tile."""
+
+    is_separated: bool = False
+    """Whether each tile has a placeholder of its own, with a new line between them."""
+
+    @property
+    def pieces(self) -> list[int]:
+        """Positions at each placeholder."""
+        return [self.tile_tokens] * self.tiles if self.is_separated else [self.tokens]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the positions are all features of all tiles, one after the other."""
+        return self.window is None and not self.has_newline
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a sequence that it takes."""
+        if self.window is None:
+            return self.tiles * self.tile_tokens
+        top, bottom, left, right = self.window
+        return self.tile_tokens + (bottom - top) * (right - left + 1)
+
+    def order(self) -> npt.NDArray[np.int64]:
+        """Returns for each position the tile and the feature of it that stand there, [tokens, 2]; read only."""
+        return _order(self)
+
+
+@lru_cache(maxsize=1024)
+def _order(layout: MediumLayout) -> npt.NDArray[np.int64]:
+    import numpy as np
+
+    whole_tiles = layout.tiles if layout.window is None else 1
+    flat = np.indices((whole_tiles, layout.tile_tokens)).reshape(2, -1)
+    if layout.window is None or layout.grid is None:
+        return flat.T.copy()
+    top, bottom, left, right = layout.window
+    side = math.isqrt(layout.tile_tokens)
+    rows, columns = np.mgrid[top:bottom, left : right + 1]
+    # The newline stands behind the features of every tile; a row ends with that of the tile at its end.
+    tile = 1 + rows // side * layout.grid.columns + np.minimum(columns, max(right - 1, 0)) // side
+    feature = np.where(columns < right, rows % side * side + columns % side, layout.tile_tokens)
+    return np.concatenate([flat.T, np.stack([tile, feature], axis=-1).reshape(-1, 2)])
+
+
+@dataclass(frozen=True)
+class MediaRules:
+    """What media become in one configuration: the tower's tiles, the connector's features, how images are cut."""
+
+    tile_size: int
+    """Pixels of a tile's side."""
+    tile_tokens: int
+    """Positions of a tile."""
+    has_newline: bool
+    """Whether the connector gives one feature more for each tile, the newline."""
+    tiling: Tiling
+    separates_frames: bool = False
+    """Whether a new line stands between two frames of a video."""
+
+    def image(self, width: int, height: int) -> MediumLayout:
+        """Returns what an image of that many pixels becomes."""
+        grid = self.tiling.grid(width, height, self.tile_size)
+        layout = MediumLayout(grid.tiles, self.tile_tokens, self.has_newline, grid)
+        if not self.tiling.is_map:
+            return layout
+        return replace(layout, window=_unpadded(grid, math.isqrt(self.tile_tokens), width, height))
+
+    def video(self, frames: int) -> MediumLayout:
+        """Returns what a video becomes, of which that many frames are taken; a frame is never cut."""
+        return MediumLayout(frames, self.tile_tokens, self.has_newline, is_separated=self.separates_frames)
+
+    @property
+    def largest_image(self) -> MediumLayout:
+        """What the image becomes that takes most positions."""
+        shapes = self.tiling.fullest(self.tile_size)
+        return max((self.image(*shape) for shape in shapes), key=lambda layout: layout.tokens)
+
+
+def media_rules(
+    vision: VisionConfig, connector: str, tiling: Tiling | None = None, separates_frames: bool = False
+) -> MediaRules:
+    """Returns the rules for a tower, a connector of a kind, and a way to cut images; None: they are not cut.
+
+    Raises:
+        ConfigError: the parts do not fit each other.
+    """
+    kind = connector_named(connector)
+    rules = MediaRules(
+        tile_size=vision.image_size,
+        tile_tokens=kind.tokens_out(vision.num_tokens),
+        has_newline=kind.has_newline,
+        tiling=tiling or WholeImage(),
+        separates_frames=separates_frames,
+    )
+    if rules.tiling.is_map and not kind.has_newline:
+        raise ConfigError(
+            f"model.data.image_aspect_ratio=anyres needs a projector with a learned newline, found "
+            f"model.mm_cfg.mm_mlp_adapter_type={connector}: take {connector}_newline"
+        )
+    if rules.tiling.is_map and math.isqrt(rules.tile_tokens) ** 2 != rules.tile_tokens:
+        raise ConfigError(
+            f"model.data.image_aspect_ratio=anyres needs tiles whose features are a square, found "
+            f"{rules.tile_tokens} of a tile: take another model.mm_cfg.mm_mlp_adapter_type"
+        )
+    rules.tiling.check(vision.image_size)
+    return rules
+
+
+def _unpadded(grid: TileGrid, side: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns the window of the map without what pads an image of that shape.
+
+    Source: transformers' `unpad_image` of LLaVA-NeXT.
+    """
+    rows, columns = grid.rows * side, grid.columns * side
+    if width / height > columns / rows:
+        kept = int(round(height * (columns / width), 7))
+        padding = (rows - kept) // 2
+        return padding, rows - padding, 0, columns
+    kept = int(round(width * (rows / height), 7))
+    padding = (columns - kept) // 2
+    return 0, rows, padding, columns - padding

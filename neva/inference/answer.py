@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig
 
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.errors import DataError, SampleError
+from neva.errors import DataError
 from neva.inference.generate import Continuation, ContinuousBatch, Limits
-from neva.inference.images import SharedImages
+from neva.inference.images import SharedMedia
 from neva.inference.load import Assistant
 from neva.inference.prompts import Request
 from neva.inference.sampling import Sampling
@@ -42,7 +42,7 @@ def answer_all(
     waiting = deque(requests)
     with ThreadPoolExecutor(max_workers=2) as pool:
         prompts = _Prompts(
-            assistant, settings, requests, found, SharedImages(assistant, requests.values(), pool)
+            assistant, settings, requests, found, SharedMedia(assistant, requests.values(), pool)
         )
         batch = ContinuousBatch(assistant.decoder, settings.batch_size)
         for number, ids in batch.answers(prompts.continuations()):
@@ -82,25 +82,26 @@ class _Prompts:
         settings: DictConfig,
         requests: Mapping[int, Request],
         found: dict[int, Answer | DataError],
-        images: SharedImages,
+        images: SharedMedia,
     ) -> None:
         self._assistant, self._settings = assistant, settings
         self._requests, self._found, self._images = requests, found, images
         self._limits = _limits(assistant, settings)
         self._ends = (*settings.end_strings, *assistant.encoder.end_strings)
         self._ids: dict[int, list[int]] = {}
+        self._media_tokens: dict[int, list[int]] = {}
 
     def continuations(self) -> Iterator[Continuation]:
         """Yields the requests that can be asked; the errors of the others are found."""
         ahead: deque[int] = deque()
         for number, request in self._requests.items():
             try:
-                self._ids[number] = self._assistant.encoder.prompt(
-                    request.question, len(request.images), request.system
-                )
-            except SampleError as error:
+                question, media_tokens = self._images.question(request)
+                ids = self._assistant.encoder.prompt(question, media_tokens, request.system)
+            except DataError as error:
                 self._found[number] = error
                 continue
+            self._ids[number], self._media_tokens[number] = ids, media_tokens
             self._images.prepare(request)
             ahead.append(number)
             if len(ahead) > 2 * self._settings.batch_size:
@@ -122,7 +123,8 @@ class _Prompts:
     def answer(self, number: int, ids: list[int]) -> Answer:
         """Returns the answer to a request."""
         text = cut(_decode(self._assistant, ids), self._ends)
-        return Answer(text.strip(), _readable(self._assistant, self._ids.pop(number)) + text)
+        prompt = _readable(self._assistant, self._ids.pop(number), self._media_tokens.pop(number))
+        return Answer(text.strip(), prompt + text)
 
     def _decode_all(self, ids: list[int]) -> str:
         return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
@@ -137,11 +139,11 @@ def _decode(assistant: Assistant, ids: list[int]) -> str:
     return str(assistant.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _readable(assistant: Assistant, ids: list[int]) -> str:
+def _readable(assistant: Assistant, ids: list[int], media_tokens: Sequence[int]) -> str:
     """Returns the prompt as text, the positions of each image as one placeholder."""
     text, start = "", 0
-    while IMAGE_TOKEN_ID in ids[start:]:
+    for tokens in media_tokens:
         image_at = ids.index(IMAGE_TOKEN_ID, start)
         text += _decode(assistant, ids[start:image_at]) + IMAGE_PLACEHOLDER
-        start = image_at + assistant.encoder.image_tokens
+        start = image_at + tokens
     return text + _decode(assistant, ids[start:])

@@ -35,7 +35,7 @@ class Continuation:
     Args:
         number: what the answer is returned with.
         input_ids: [S], `IMAGE_TOKEN_ID` at image positions.
-        features: [N, P, D] of the prompt's images.
+        features: [F, D] of the prompt's images.
         limits: how its tokens are chosen, and how many.
         seed: of the draws.
         is_finished: whether an answer, given as its ids, ends here (end strings); asked after every token.

@@ -86,7 +86,7 @@ class Decoder:
             cache: of this decoder.
             rows: where they go; a row's former tokens are forgotten.
             prompts: ids [S] of each, `IMAGE_TOKEN_ID` at image positions.
-            features: [N, P, D] of the images of each, in reading order.
+            features: [F, D] at the image positions of each, in reading order.
             room: tokens that will follow each.
 
         Returns:

@@ -3,7 +3,7 @@
 Rows know nothing of each other: each has its own length, its own end and its own draws, so that an answer depends on
 its prompt and its seed alone.
 
-Dimensions: S prompt, V vocabulary, N images, P tokens per image, D hidden.
+Dimensions: S prompt, V vocabulary, N tiles, F features at image positions, D hidden.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from neva.model.llava import NevaModel
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids [S], `IMAGE_TOKEN_ID` at image positions, and the images' pixels [N, 3, height, width]."""
+    """Token ids [S], `IMAGE_TOKEN_ID` at image positions, and the pixels [N, 3, height, width] of the images' tiles.
+
+    `feature_order` is that of `neva.data.batch.Batch`.
+    """
 
     input_ids: Tensor
     pixel_values: Tensor
+    feature_order: Tensor | None = None
 
 
 class ContinuousBatch:
@@ -176,7 +180,7 @@ def generate(
         Continuation(
             number,
             prompt.input_ids.to(device),
-            encode(model, prompt.pixel_values.to(device)),
+            encode(model, prompt.pixel_values.to(device), prompt.feature_order),
             limits,
             seed,
             is_finished,
@@ -188,12 +192,13 @@ def generate(
 
 
 @torch.inference_mode()
-def encode(model: NevaModel, pixel_values: Tensor) -> Tensor:
-    """Returns the features [N, P, D] of images [N, 3, height, width], of which there may be none.
+def encode(model: NevaModel, pixel_values: Tensor, feature_order: Tensor | None = None) -> Tensor:
+    """Returns the features [F, D] of tiles [N, 3, height, width], of which there may be none.
 
-    A pipeline stage behind the first has no tower and needs no features: [N, 0, …].
+    A pipeline stage behind the first has no tower and needs none.
     """
     if len(pixel_values) == 0 or not model.pre_process:
-        return pixel_values[:, :0]
+        return pixel_values[:0]
+    order = None if feature_order is None else feature_order.to(pixel_values.device)
     with cuda_on_cpu.suspended():
-        return model.encode_images(pixel_values)
+        return model.encode_images(pixel_values, order)

@@ -1,30 +1,29 @@
-"""Images of prompts: each is read and encoded once, however many prompts show it."""
+"""Images and videos of prompts: each is read and encoded once, however many prompts show it."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
-from pathlib import Path
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
-from neva.config.model_config import turns_images
-from neva.data.media.image import load_image
-from neva.data.media.processor import to_pixels
+from neva.data.collate import feature_order
+from neva.data.media.placeholders import Medium, MediumKey, as_images, media_in_order, pieces_of
 from neva.errors import DataError
+from neva.families.media_tokens import MediumLayout
 from neva.inference.generate import encode
 from neva.inference.load import Assistant
-from neva.inference.prompts import ImageInput, Request
+from neva.inference.prompts import Request
+from neva.templates.template import Turn
 
 _KEPT = 64
-"""Images whose features wait for another prompt; one that comes back later than that is encoded again."""
+"""Media whose features wait for another prompt; one that comes back later than that is encoded again."""
 
 
-class SharedImages:
-    """The images of a set of requests.
+class SharedMedia:
+    """The media of a set of requests.
 
     Args:
         assistant: the model.
@@ -35,62 +34,80 @@ class SharedImages:
     def __init__(self, assistant: Assistant, requests: Iterable[Request], pool: Executor) -> None:
         self._assistant = assistant
         self._pool = pool
-        self._uses = Counter(_key(image) for request in requests for image in request.images)
-        self._pixels: dict[Path | int, Future[Tensor | DataError]] = {}
-        self._features: OrderedDict[Path | int, Tensor | DataError] = OrderedDict()
+        self._uses = Counter(medium.key for request in requests for medium in _sources(request))
+        self._layouts: dict[MediumKey, MediumLayout] = {}
+        self._pixels: dict[MediumKey, Future[Tensor | DataError]] = {}
+        self._features: OrderedDict[MediumKey, Tensor | DataError] = OrderedDict()
+
+    def question(self, request: Request) -> tuple[str, list[int]]:
+        """Returns a question with an `<image>` for each piece of its media, and the positions of each piece.
+
+        Raises:
+            DataError: a medium cannot be read, or placeholders and media differ in number.
+        """
+        layouts = [self._layout(medium) for medium in _media(request)]
+        (turn,) = as_images([Turn("human", request.question)], layouts)
+        return turn.text or "", pieces_of(layouts)
+
+    def _layout(self, medium: Medium) -> MediumLayout:
+        if medium.key not in self._layouts:
+            self._layouts[medium.key] = self._assistant.media.layout(medium)
+        return self._layouts[medium.key]
 
     def prepare(self, request: Request) -> None:
-        """Begins to read the images of a request that will come soon."""
-        for image in request.images:
-            key = _key(image)
-            if key not in self._features and key not in self._pixels:
-                self._pixels[key] = self._pool.submit(_pixels, self._assistant, image)
+        """Begins to read the media of a request that will come soon."""
+        for medium in _media(request):
+            if medium.key not in self._features and medium.key not in self._pixels:
+                layout = self._layout(medium)
+                self._pixels[medium.key] = self._pool.submit(_pixels, self._assistant, medium, layout)
 
     def features(self, request: Request) -> Tensor | DataError:
-        """Returns the features [N, P, D] of a prepared request's images, or why one of them cannot be read."""
+        """Returns the features [F, D] of a prepared request's media, or why one of them cannot be read."""
         self.prepare(request)
-        self._encode(
-            {key: self._pixels.pop(key) for image in request.images if (key := _key(image)) in self._pixels}
-        )
-        found = [self._features[_key(image)] for image in request.images]
-        self._forget(request)
+        keys = [medium.key for medium in _media(request)]
+        self._encode({key: self._pixels.pop(key) for key in keys if key in self._pixels})
+        found = [self._features[key] for key in keys]
+        self._forget(keys)
         for features in found:
             if isinstance(features, DataError):
                 return features
         return torch.cat(found) if found else torch.empty(0)  # type: ignore[arg-type]
 
-    def _encode(self, loading: dict[Path | int, Future[Tensor | DataError]]) -> None:
+    def _encode(self, loading: dict[MediumKey, Future[Tensor | DataError]]) -> None:
         loaded = {key: future.result() for key, future in loading.items()}
         self._features |= {key: pixels for key, pixels in loaded.items() if isinstance(pixels, DataError)}
         good = {key: pixels for key, pixels in loaded.items() if not isinstance(pixels, DataError)}
-        if good:
-            pixels = torch.stack(list(good.values())).to(self._assistant.device)
-            self._features |= zip(good, encode(self._assistant.model, pixels).split(1), strict=True)
+        if not self._assistant.model.pre_process:  # the first pipeline stage has the tower
+            self._features |= dict.fromkeys(good, torch.empty(0))
+        elif good:
+            pixels = torch.cat(list(good.values())).to(self._assistant.device)
+            layouts = [self._layouts[key] for key in good]
+            features = encode(self._assistant.model, pixels, feature_order(layouts))
+            self._features |= zip(good, features.split([layout.tokens for layout in layouts]), strict=True)
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, keys: Iterable[MediumKey]) -> None:
         """Drops what no prompt shows any more, and the oldest of the rest."""
-        for image in request.images:
-            key = _key(image)
+        for key in keys:
             self._uses[key] -= 1
             if self._uses[key] <= 0:
                 self._features.pop(key, None)
+                self._layouts.pop(key, None)
         while len(self._features) > _KEPT:
             self._features.popitem(last=False)
 
 
-def _key(image: ImageInput) -> Path | int:
-    return image if isinstance(image, Path) else id(image)
+def _sources(request: Request) -> list[Medium]:
+    """Returns the media that a request names, in no order."""
+    videos = [Medium("video", video) for video in request.videos]
+    return [*(Medium("image", image) for image in request.images), *videos]
 
 
-def _pixels(assistant: Assistant, image: ImageInput) -> Tensor | DataError:
-    turns = turns_images(assistant.model_cfg)
+def _media(request: Request) -> list[Medium]:
+    return media_in_order([Turn("human", request.question)], request.images, request.videos)
+
+
+def _pixels(assistant: Assistant, medium: Medium, layout: MediumLayout) -> Tensor | DataError:
     try:
-        picture = load_image(image, turns) if isinstance(image, Path) else image.convert("RGB")
+        return assistant.media.pixels(medium, layout)
     except DataError as error:
         return error
-    return pixels_of(assistant, picture)
-
-
-def pixels_of(assistant: Assistant, picture: Image) -> Tensor:
-    """Returns the pixels [3, height, width] of an RGB picture, as the tower was trained with."""
-    return to_pixels(picture, assistant.processor, assistant.model_cfg.data.image_aspect_ratio)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import BaseImageProcessor, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from neva.config.layout import division_problems
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
 from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
+from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.tokenizer import from_folder
 from neva.distributed.groups import ParallelSizes, pipeline_stages
 from neva.errors import ConfigError
@@ -39,7 +40,7 @@ class Assistant:
     model_cfg: DictConfig
     tokenizer: PreTrainedTokenizerFast
     encoder: ConversationEncoder
-    processor: BaseImageProcessor
+    media: MediaReader
     device: torch.device
 
 
@@ -102,8 +103,8 @@ def load_assistant(
         decoder=Decoder(model),
         model_cfg=model_cfg,
         tokenizer=tokenizer,
-        encoder=build_encoder(model_cfg, vision, tokenizer),
-        processor=trained.image_processor(model_cfg),
+        encoder=build_encoder(model_cfg, tokenizer),
+        media=build_media_reader(model_cfg, vision, trained.image_processor(model_cfg)),
         device=device,
     )
 

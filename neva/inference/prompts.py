@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
-from neva.constants import IMAGE_PLACEHOLDER
+from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.errors import ConfigError
 from neva.formats.json import decode_text, half_character
-from neva.templates.template import insert_images
+from neva.templates.template import insert_media
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,11 +24,17 @@ ImageInput: TypeAlias = Union[Path, "Image"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: the keys of its line, the question with its placeholders, its images."""
+    """What is asked: the keys of its line, the question with its placeholders, its images and videos."""
 
     keys: dict[str, Any]
     question: str
     images: tuple[ImageInput, ...]
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it names."""
+        return (*(image for image in self.images if isinstance(image, Path)), *self.videos)
 
     @property
     def prompt(self) -> str:
@@ -44,10 +50,12 @@ class Request:
 def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right"] | None) -> list[Request]:
     """Reads a `.json` list or `.jsonl` lines of `{"prompt" or "text": str, "image": name, list of names, or absent}`.
 
+    `video` names videos in the same way.
+
     Args:
         path: the prompt file.
-        image_folder: where images are looked for.
-        insert: on which side of a prompt that has images and no placeholder they are put; None: in front.
+        image_folder: where images and videos are looked for.
+        insert: on which side of a prompt that has images or videos and no placeholder they are put; None: in front.
 
     Raises:
         ConfigError: naming the line that is no prompt, and the first image files that are missing.
@@ -62,7 +70,7 @@ def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right
             "%s prompts of %s name images and have no %s: it was put in", count, path, IMAGE_PLACEHOLDER
         )
     missing = sorted(
-        {str(image) for request in requests for image in request.images if not os.path.isfile(str(image))}
+        {str(file) for request in requests for file in request.files if not os.path.isfile(str(file))}
     )
     if missing:
         shown = ", ".join(f"{name:.200}" for name in missing[:3])
@@ -96,33 +104,45 @@ def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", 
         raise ConfigError(
             f"prompt {number}: found {row!r:.200}, expected an object with a string 'prompt' or 'text'"
         )
-    names = _first(row, "image", "images")
-    names = [] if names in (None, "") else [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"prompt {number}: found image {names!r:.200}, expected a file name or a list of them"
-        )
+    names = _names(number, row, "image")
+    videos = _names(number, row, "video")
     system = row.get("system")
     if system is not None and not isinstance(system, str):
         raise ConfigError(f"prompt {number}: found system {system!r:.80}, expected a string")
-    for text in (question, system or "", *names):
+    for text in (question, system or "", *names, *videos):
         if half := half_character(text):
             raise ConfigError(f"prompt {number}: holds {half}, half of a character; expected whole ones")
     asked = question
-    if names and IMAGE_PLACEHOLDER not in question:
-        asked = insert_images(question, len(names), insert or "left")
-    if asked.count(IMAGE_PLACEHOLDER) != len(names):
+    for placeholder, found in ((IMAGE_PLACEHOLDER, names), (VIDEO_PLACEHOLDER, videos)):
+        if found and placeholder not in question:
+            asked = insert_media(asked, len(found), insert or "left", placeholder)
+        if asked.count(placeholder) != len(found) and (found or placeholder == IMAGE_PLACEHOLDER):
+            raise ConfigError(
+                f"prompt {number}: found {question.count(placeholder)} {placeholder} for {len(found)} "
+                f"{placeholder[1:-1]}s; write one for each, or none at all to have them put in front"
+            )
+    return Request(
+        row,
+        asked,
+        tuple(image_folder / name for name in names),
+        tuple(image_folder / name for name in videos),
+    )
+
+
+def _names(number: int, row: dict[str, Any], medium: str) -> list[str]:
+    names = _first(row, medium, f"{medium}s")
+    names = [] if names in (None, "") else [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
-            f"prompt {number}: found {question.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} for {len(names)} images; "
-            "write one for each, or none at all to have them put in front"
+            f"prompt {number}: found {medium} {names!r:.200}, expected a file name or a list of them"
         )
-    return Request(row, asked, tuple(image_folder / name for name in names))
+    return names
 
 
 def request_of(text: str, images: tuple[ImageInput, ...], system: str | None = None) -> Request:
     """Returns a question that is asked from Python; without `<image>` its images stand in front of it."""
     is_placed = IMAGE_PLACEHOLDER in text or not images
-    question = text if is_placed else insert_images(text, len(images), "left")
+    question = text if is_placed else insert_media(text, len(images), "left")
     return Request({"prompt": text, "system": system}, question, images)
 
 

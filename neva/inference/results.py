@@ -14,7 +14,7 @@ from neva.inference.prompts import Request, parse_line
 if TYPE_CHECKING:
     from neva.inference.answer import Answer
 
-_ASKED = ("image", "images", "system")
+_ASKED = ("image", "images", "video", "videos", "system")
 """Keys that decide an answer, beside the prompt."""
 
 

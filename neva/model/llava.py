@@ -1,6 +1,6 @@
 """LLaVA: vision tower, projector and language model as one Megatron module.
 
-Dimensions: B micro batch, S sequence, N images, P tokens per image, D hidden, V vocabulary.
+Dimensions: B micro batch, S sequence, N tiles, F features at image positions, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ class NevaModel(MegatronModule):
         input_ids: Tensor,
         pixel_values: Tensor | None,
         labels: Tensor | None = None,
+        feature_order: Tensor | None = None,
     ) -> Tensor:
         """Runs this stage.
 
         Args:
             input_ids: [B, S], `IMAGE_TOKEN_ID` at image positions.
-            pixel_values: [N, 3, height, width] of all images of the batch in reading order; None: text alone.
+            pixel_values: [N, 3, height, width], tiles of all images of the batch in reading order; None: text alone.
             labels: [B, S], shifted, `IGNORE_INDEX` where there is no loss.
+            feature_order: [F, 2], tile and feature of it at each image position; None: all of all tiles in their order.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -71,29 +73,36 @@ class NevaModel(MegatronModule):
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:
-            decoder_input_SBD = self.embed(input_ids, pixel_values, shard).transpose(0, 1).contiguous()
+            decoder_input_SBD = self.embed(input_ids, pixel_values, shard, feature_order)
+            decoder_input_SBD = decoder_input_SBD.transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
         return self.language_model(decoder_input_SBD, labels)
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor | None, shard: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        shard: Tensor | None = None,
+        feature_order: Tensor | None = None,
+    ) -> Tensor:
         """Returns embeddings [B, S, D] (of the positions `shard`, if given) with image features at their positions."""
         ids = text_ids(input_ids)
         embeddings_BSD = self.language_model.embed(ids if shard is None else ids[:, shard])
         if pixel_values is None:
             return embeddings_BSD
         if len(pixel_values) > 0:
-            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values), shard)
+            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values, feature_order), shard)
         if not (self.encode_empty_batches or (self.training and torch.is_grad_enabled())):
             return embeddings_BSD
         # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
         # one's gradient, and gradients are zeros, not missing.
         return embeddings_BSD + 0.0 * self.encode_images(self._zero_image(pixel_values)).sum()
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Returns projected features [N, P, D] of images [N, 3, height, width].
+    def encode_images(self, pixel_values: Tensor, feature_order: Tensor | None = None) -> Tensor:
+        """Returns projected features [F, D] of tiles [N, 3, height, width], at image positions in reading order.
 
-        Each tensor- and context-parallel rank encodes its shard of the images and all gather the features: an image
+        Each tensor- and context-parallel rank encodes its shard of the tiles and all gather the features: a tile
         is encoded once. The gradients of tower and projector are therefore partial sums, see `image_parameters`.
         """
         assert self.vision_tower is not None and self.projector is not None
@@ -110,7 +119,10 @@ class NevaModel(MegatronModule):
             gathered = gather_from_sequence_parallel_region(
                 gathered, tensor_parallel_output_grad=True, group=context
             )
-        return gathered[: len(pixel_values)]
+        if feature_order is None:
+            return gathered[: len(pixel_values)].flatten(0, 1)
+        tiles, features = feature_order.unbind(1)
+        return gathered[tiles, features]
 
     def image_parameters(self) -> list[nn.Parameter]:
         """The trained parameters whose gradients must be summed over the tensor-parallel ranks.

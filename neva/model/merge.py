@@ -1,6 +1,6 @@
 """Where image features enter the sequence.
 
-Dimensions: B micro batch, S sequence, s shard of it, N images, P tokens per image, D hidden.
+Dimensions: B micro batch, S sequence, s shard of it, F features, D hidden.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ def text_ids(input_ids_BS: Tensor) -> Tensor:
 
 
 def merge(
-    embeddings_BsD: Tensor, input_ids_BS: Tensor, features_NPD: Tensor, positions_s: Tensor | None = None
+    embeddings_BsD: Tensor, input_ids_BS: Tensor, features_FD: Tensor, positions_s: Tensor | None = None
 ) -> Tensor:
     """Puts image features at the image positions, in reading order.
 
     Args:
         embeddings_BsD: token embeddings; what stands at image positions is replaced.
         input_ids_BS: ids, `IMAGE_TOKEN_ID` at each image position.
-        features_NPD: projected features of all images of the batch, in the order in which they occur.
+        features_FD: a feature for each image position of the batch, in reading order.
         positions_s: positions of the embeddings where they are a shard of the sequence; an image may straddle its ends.
 
     Returns:
@@ -33,13 +33,13 @@ def merge(
         ValueError: when positions and features differ in number, with both counts.
     """
     is_image_BS = input_ids_BS == IMAGE_TOKEN_ID
-    num_positions, num_features = int(is_image_BS.sum()), features_NPD.shape[0] * features_NPD.shape[1]
+    num_positions, num_features = int(is_image_BS.sum()), len(features_FD)
     if num_positions != num_features:
         raise ValueError(
-            f"image tokens and image features differ: {num_positions} positions in input_ids, {num_features} features "
-            f"({features_NPD.shape[0]} images of {features_NPD.shape[1]}); the data was made for another tower or cut"
+            f"image tokens and image features differ: {num_positions} positions in input_ids, {num_features} "
+            "features; the data was made for another tower or cut"
         )
-    features = features_NPD.reshape(-1, features_NPD.shape[-1]).to(embeddings_BsD.dtype)
+    features = features_FD.to(embeddings_BsD.dtype)
     if positions_s is not None:
         rank_BS = is_image_BS.flatten().cumsum(0).view_as(is_image_BS) - 1  # of each image position
         is_image_BS = is_image_BS[:, positions_s]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.model_config import language_config_of, media_rules_of, vision_config_of
 from neva.config.parts import trained_parts
-from neva.families.media_tokens import tokens_per_image
 from neva.findings import Findings
 
 
@@ -37,9 +36,15 @@ def part_sizes(model_cfg: DictConfig) -> list[PartSize]:
 def find_image(model_cfg: DictConfig, found: Findings) -> None:
     """Adds how many positions of a sequence an image takes."""
     vision = vision_config_of(model_cfg)
-    positions = tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type)
+    rules = media_rules_of(model_cfg, vision)
+    largest, cuts = rules.largest_image, rules.tiling.cuts
+    positions = (
+        f"up to {largest.tokens:,} positions as {largest.tiles} tiles"
+        if cuts
+        else f"{largest.tokens} positions"
+    )
     found.add(
         "image",
-        f"{positions} positions ({vision.image_size} px, patches of {vision.patch_size} px) "
+        f"{positions} ({vision.image_size} px, patches of {vision.patch_size} px) "
         f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
     )

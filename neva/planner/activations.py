@@ -37,6 +37,7 @@ class MicroBatchSpec:
     micro_batch_size: int
     sequence_length: int
     images: int
+    """Tiles of them all, where they are cut."""
     label_share: float
     recompute: str | None
     recompute_method: str

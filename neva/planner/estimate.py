@@ -123,7 +123,7 @@ def _work(job: Job, layout: Candidate) -> MicroBatchSpec:
         precision=job.precision,
         micro_batch_size=job.micro_batch_size,
         sequence_length=job.sequence_length,
-        images=job.micro_batch_size * job.images_per_sample,
+        images=job.micro_batch_size * job.images_per_sample * job.tiles_per_image,
         label_share=job.label_share,
         recompute=layout.recompute,
         recompute_method=job.recompute_method,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.model_config import language_config_of, media_rules_of, vision_config_of
 from neva.config.parts import trained_parts
 from neva.planner.tensors import ModelSpec
 
@@ -20,7 +20,10 @@ LABEL_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """A model, its batches and the GPUs. `recompute_method` and `recompute_layers` are those of full recomputation."""
+    """A model, its batches and the GPUs.
+
+    `tiles_per_image`: the most that an image becomes. `recompute_method`, `recompute_layers`: of full recomputation.
+    """
 
     model: ModelSpec
     precision: str
@@ -28,6 +31,7 @@ class Job:
     global_batch_size: int
     sequence_length: int
     images_per_sample: int
+    tiles_per_image: int
     label_share: float
     recompute_method: str
     recompute_layers: int
@@ -38,9 +42,10 @@ class Job:
 def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_share: float) -> Job:
     """Returns what a resolved recipe trains."""
     model, mm_cfg = cfg.model, cfg.model.mm_cfg
+    vision = vision_config_of(model)
     return Job(
         model=ModelSpec(
-            vision_config_of(model),
+            vision,
             language_config_of(model),
             mm_cfg.mm_mlp_adapter_type,
             model.make_vocab_size_divisible_by,
@@ -51,6 +56,7 @@ def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_sh
         global_batch_size=model.global_batch_size,
         sequence_length=model.encoder_seq_length,
         images_per_sample=images,
+        tiles_per_image=media_rules_of(model, vision).largest_image.tiles,
         label_share=label_share,
         recompute_method=model.activations_checkpoint_method or UNIFORM,
         recompute_layers=model.activations_checkpoint_num_layers or ONE_LAYER,

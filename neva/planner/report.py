@@ -85,7 +85,7 @@ def print_tables(
         f"{job.gpus} GPUs of {memory_gib:g} GiB, {reserve_gib:g} of them reserved; {job.precision}, global batch "
         f"{job.global_batch_size}, micro batch {job.micro_batch_size}\n"
         f"assumed: {job.sequence_length:,} positions in a sequence, {job.label_share:.0%} of them with a loss, "
-        f"{job.images_per_sample} image(s)\n"
+        f"{job.images_per_sample} image(s){f' of {job.tiles_per_image} tiles' * (job.tiles_per_image > 1)}\n"
         f"{len(fitting)} of {len(ranked)} layouts fit; those that differ in recomputation or VP only share a line\n"
         f"{LEGEND}\n"
     )

@@ -18,12 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 from torch import Tensor
 
-from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.media.image import decode_image
+from neva.data.media.placeholders import Medium, as_images, pieces_of
 from neva.errors import SampleError
+from neva.families.media_tokens import MediumLayout
 from neva.formats.json import half_character
-from neva.inference.images import pixels_of
 from neva.inference.load import Assistant
 from neva.serving.options import ServeOptions
 from neva.serving.protocol import ImagePart, Message, TextPart
@@ -36,9 +36,10 @@ _SIDES: dict[str, Literal["human", "gpt"]] = {"user": "human", "assistant": "gpt
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels [3, height, width], and a digest of the file, by which the same picture is known again."""
+    """Pixels [T, 3, height, width] of its tiles, and a digest of the file, by which the same picture is known again."""
 
     digest: bytes
+    layout: MediumLayout
     pixels: Tensor
 
 
@@ -73,19 +74,21 @@ class Reader:
             raise SampleError(
                 f"found {len(urls)} images, expected at most {self._options.max_images} in a request"
             )
-        with self._tokenizer_lock:
-            ids = self._assistant.encoder.next_turn(turns, len(urls), system)
         pictures = tuple(self._picture(number, url) for number, url in enumerate(urls, 1))
+        layouts = [picture.layout for picture in pictures]
+        with self._tokenizer_lock:
+            ids = self._assistant.encoder.next_turn(as_images(turns, layouts), pieces_of(layouts), system)
         return Question(ids, pictures)
 
     def _picture(self, number: int, url: str) -> Picture:
-        data = self._bytes(number, url)
-        turns = turns_images(self._assistant.model_cfg)
+        data, media = self._bytes(number, url), self._assistant.media
         try:
-            picture = decode_image(data, turns, FORMATS, self._options.max_image_pixels)
+            image = decode_image(data, media.exif_transpose, FORMATS, self._options.max_image_pixels)
         except SampleError as error:
             raise SampleError(f"image {number}: {error}") from error
-        return Picture(hashlib.sha256(data).digest(), pixels_of(self._assistant, picture))
+        medium = Medium("image", image)
+        layout = media.layout(medium)
+        return Picture(hashlib.sha256(data).digest(), layout, media.pixels(medium, layout))
 
     def _bytes(self, number: int, url: str) -> bytes:
         header, _, content = url.partition(",")

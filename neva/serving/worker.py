@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neva.data.collate import feature_order
 from neva.inference.continuation import Continuation, Limits
 from neva.inference.generate import ContinuousBatch, encode
 from neva.inference.load import Assistant
@@ -144,11 +145,13 @@ class Worker(threading.Thread):
         )
 
     def _encoded(self, pictures: Sequence[Picture]) -> Tensor:
-        """Returns the features [N, P, D] of pictures; those of the last requests are known."""
-        new = {picture.digest: picture.pixels for picture in pictures if picture.digest not in self._features}
+        """Returns the features [F, D] of pictures; those of the last requests are known."""
+        new = {picture.digest: picture for picture in pictures if picture.digest not in self._features}
         if new:
-            pixels = torch.stack(list(new.values())).to(self._assistant.device)
-            self._features |= zip(new, encode(self._assistant.model, pixels).split(1), strict=True)
+            pixels = torch.cat([picture.pixels for picture in new.values()]).to(self._assistant.device)
+            layouts = [picture.layout for picture in new.values()]
+            features = encode(self._assistant.model, pixels, feature_order(layouts))
+            self._features |= zip(new, features.split([layout.tokens for layout in layouts]), strict=True)
         found = [self._features[picture.digest] for picture in pictures]
         for picture in pictures:
             self._features.move_to_end(picture.digest)

@@ -135,10 +135,12 @@ def _image_first(text: str) -> str:
     return (f"{IMAGE_PLACEHOLDER}\n" * count + rest).strip()
 
 
-def insert_images(prompt: str, count: int, side: Literal["left", "right"]) -> str:
-    """Puts image placeholders before or after a prompt, each on a line of its own (NeVA's `insert_image_token`)."""
-    images = f"{IMAGE_PLACEHOLDER}\n" * count
-    return images + prompt if side == "left" else prompt + images
+def insert_media(
+    prompt: str, count: int, side: Literal["left", "right"], placeholder: str = IMAGE_PLACEHOLDER
+) -> str:
+    """Puts placeholders before or after a prompt, each on a line of its own (NeVA's `insert_image_token`)."""
+    media = f"{placeholder}\n" * count
+    return media + prompt if side == "left" else prompt + media
 
 
 def _question(template: Template, turn: Turn) -> str:

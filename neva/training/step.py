@@ -71,7 +71,10 @@ def run_global_batch(
 
 def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_of: Any) -> Any:
     micro = next(data).to(device)
-    return model(micro.input_ids, micro.pixel_values, labels=micro.labels), loss_of
+    losses_L = model(
+        micro.input_ids, micro.pixel_values, labels=micro.labels, feature_order=micro.feature_order
+    )
+    return losses_L, loss_of
 
 
 def _sum_of_tokens(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:

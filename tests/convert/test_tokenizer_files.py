@@ -8,7 +8,6 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from neva.commands.convert import main
-from neva.config.model_config import vision_config_of
 from neva.data.dataset import build_encoder
 from neva.data.tokenizer import from_folder
 from neva.formats.nemo import open_nemo
@@ -64,8 +63,8 @@ def test_a_tokenizer_model_alone_needs_no_flag_on_any_way(tmp_path, eye):
     assert chat["input_ids"].count(1) == 1 and exported.convert_tokens_to_ids("<image>") == 32000
     assert exported(["a b c", "a"], padding=True)["input_ids"][1][0] == 0
     nemo = open_nemo(tmp_path / "llava.nemo")
-    encoder = build_encoder(nemo.config, vision_config_of(nemo.config), from_folder(tmp_path / "llava.nemo"))
-    ids, labels = encoder.sample([Turn("human", "hi"), Turn("gpt", "yes")], 0)
+    encoder = build_encoder(nemo.config, from_folder(tmp_path / "llava.nemo"))
+    ids, labels = encoder.sample([Turn("human", "hi"), Turn("gpt", "yes")], [])
     assert ids[0] == 1 and labels[-1] == 2
 
 

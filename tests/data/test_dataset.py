@@ -62,6 +62,10 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "on_error": "fail",
                 "max_skipped": 1.0,
                 "truncation": "cut",
+                "max_image_num": None,
+                "image_urls": False,
+                "media_type": "image",
+                "video_folder": None,
                 "on_change": "fail",
                 "exif_transpose": False,
                 "pad_to_multiple_of": 8,
@@ -113,7 +117,7 @@ def test_training_and_inference_see_the_same_ids_and_pixels(tmp_path: Path) -> N
     cfg = model_cfg(tmp_path, sep_image_conv_front=True)
     tokenizer = tokenizers.llama_like(tmp_path / "tokenizer")
     sample = build_dataset(cfg, VISION, tokenizer)[1]
-    prompt = build_encoder(cfg, VISION, tokenizer).prompt(records[1]["conversations"][0]["value"], 1)
+    prompt = build_encoder(cfg, tokenizer).prompt(records[1]["conversations"][0]["value"], [4])
     assert sample.input_ids[: len(prompt)].tolist() == prompt
     image = to_pixels(
         load_image(tmp_path / "1.png"),
@@ -243,7 +247,7 @@ def test_settings_that_cannot_work_are_refused_before_the_first_record(tmp_path:
 def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(tmp_path: Path) -> None:
     tokenizer = tokenizers.joins_words(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer reads the end of a prompt otherwise"):
-        build_encoder(model_cfg(tmp_path), VISION, tokenizer)
+        build_encoder(model_cfg(tmp_path), tokenizer)
 
 
 @pytest.mark.parametrize("system", ["", "be brief.", None])
@@ -255,17 +259,17 @@ def test_the_configured_system_prompt_is_for_conversations_that_bring_none(
     write_records(tmp_path / "data.json", records)
     samples, explicit = dataset(tmp_path, system=system), dataset(tmp_path).encoder
     first, own = (samples.records[index] for index in (1, 2))
-    assert samples[1].input_ids.tolist() == explicit.sample(first.turns, 1, system)[0]
-    assert samples[2].input_ids.tolist() == explicit.sample(own.turns, 0, "own.")[0]
-    assert samples.encoder.prompt("What?", 0) == explicit.prompt("What?", 0, system)
+    assert samples[1].input_ids.tolist() == explicit.sample(first.turns, [4], system)[0]
+    assert samples[2].input_ids.tolist() == explicit.sample(own.turns, [], "own.")[0]
+    assert samples.encoder.prompt("What?", []) == explicit.prompt("What?", [], system)
     for given in ("own.", ""):
-        assert samples.encoder.prompt("What?", 0, given) == explicit.prompt("What?", 0, given)
+        assert samples.encoder.prompt("What?", [], given) == explicit.prompt("What?", [], given)
 
 
 def test_a_model_recorded_without_the_key_has_the_template_s_system_prompt(tmp_path: Path) -> None:
     cfg, tokenizer = model_cfg(tmp_path), tokenizers.llama_like(tmp_path / "tokenizer")
     assert "system" not in cfg.data
-    assert build_encoder(cfg, VISION, tokenizer).system is None
+    assert build_encoder(cfg, tokenizer).system is None
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,7 @@ def test_a_system_prompt_that_the_template_cannot_take_is_a_mistake_in_the_confi
 ) -> None:
     cfg = model_cfg(tmp_path, conv_template=template, system=system)
     with pytest.raises(ConfigError, match=message):
-        build_encoder(cfg, VISION, tokenizers.llama_like(tmp_path / "tokenizer"))
+        build_encoder(cfg, tokenizers.llama_like(tmp_path / "tokenizer"))
 
 
 def test_a_dataset_can_be_sent_to_another_process(tmp_path: Path) -> None:
@@ -293,7 +297,7 @@ def test_a_dataset_can_be_sent_to_another_process(tmp_path: Path) -> None:
     samples = dataset(tmp_path)
     records = pickle.loads(pickle.dumps(samples.records))
     assert records[1] == samples.records[1]
-    assert pickle.loads(pickle.dumps(samples.encoder)).prompt("a", 0) == samples.encoder.prompt("a", 0)
+    assert pickle.loads(pickle.dumps(samples.encoder)).prompt("a", []) == samples.encoder.prompt("a", [])
 
 
 def test_the_real_demo_with_an_image_twice_and_behind_the_question_becomes_samples(tmp_path: Path) -> None:

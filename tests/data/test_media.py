@@ -2,8 +2,10 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from neva.data.media import processor as processor_module
 from neva.data.media.image import expand_to_square, load_image
+from neva.data.media.placeholders import Medium
 from neva.data.media.processor import build_image_processor, to_pixels
+from neva.data.media.reader import MediaReader
 from neva.errors import ConfigError, DataError, SampleError
+from neva.families.configs import VisionConfig
+from neva.families.media_tokens import media_rules
+from neva.families.tiling import AnyResolution, Tiling, WholeImage
 from tests.conftest import random_image, shared_data
 
 SIZES = [(64, 64), (48, 48), (100, 64), (64, 100), (65, 64), (31, 200), (1, 1), (7, 5), (333, 501)]
@@ -51,6 +58,8 @@ def reference(image: Image.Image, processor: Any, aspect_ratio: str) -> torch.Te
         image = Image.fromarray(pixels)
     return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
 
+
+TOWER = VisionConfig("clip", 64, 16, 8, 2, 2, 16, "gelu", 1e-5, -2, 1)
 
 PROCESSORS = {
     "clip": CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
@@ -347,11 +356,35 @@ def test_any_image_file_gives_pixels_or_is_a_bad_record(data: st.DataObject, tmp
         if content:
             content[position % len(content)] = value
     path.write_bytes(content)
+    reader = MediaReader(
+        media_rules(TOWER, "linear_newline", data.draw(st.sampled_from([WholeImage(), AnyResolution(None)]))),
+        PROCESSORS["clip"],
+        data.draw(st.sampled_from(["square", "pad"])),
+        exif_transpose=data.draw(st.booleans()),
+        video=None,
+    )
+    medium = Medium("image", path)
     try:
-        pixels = to_pixels(
-            load_image(path), PROCESSORS["clip"], data.draw(st.sampled_from(["square", "pad"]))
-        )
+        layout = reader.layout(medium)
+        pixels = reader.pixels(medium, layout)
     except SampleError as error:
         assert str(path) in str(error)
     else:
-        assert pixels.shape == (3, 64, 64) and bool(pixels.isfinite().all())
+        assert pixels.shape == (layout.tiles, 3, 64, 64) and bool(pixels.isfinite().all())
+
+
+@pytest.mark.parametrize("tiling", [WholeImage(), AnyResolution(None)])
+def test_a_picture_of_too_many_pixels_is_a_bad_record_before_any_of_them_is_decoded(
+    tiling: Tiling, tmp_path: Path
+) -> None:
+    path = tmp_path / "huge.png"
+    Image.new("1", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 20_000, 20_000)  # what the header says of width and height
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    reader = MediaReader(
+        media_rules(TOWER, "linear_newline", tiling), PROCESSORS["clip"], "square", False, video=None
+    )
+    with pytest.raises(SampleError, match="huge.png cannot be decoded .*DecompressionBombError"):
+        reader.pixels(Medium("image", path), reader.layout(Medium("image", path)))

@@ -139,7 +139,7 @@ def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path: Path) -> None:
             {"image": ["a", None], "conversations": conversation("a", "b")},
             "image must be a file name or a list",
         ),
-        ({"video": "1.mp4", "conversations": conversation("a", "b")}, "has a video; only images are read"),
+        ({"video": 1, "conversations": conversation("a", "b")}, "video must be a file name or a list"),
         (
             {"conversations": [{"from": ["gpt"], "value": "a"}]},
             r"a turn is from \['gpt'\], expected one of human",
@@ -176,8 +176,8 @@ def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path: Path) -> None:
             "found image and images, which say different things",
         ),
         (
-            {"image": "data:image/png;base64,AAAA", "conversations": conversation("a", "b")},
-            "image must be a file name, found 'data:image/png;base64,AAAA'; save the image as a file",
+            {"image": "s3://bucket/1.png", "conversations": conversation("a", "b")},
+            "image must be a file name, found 's3://bucket/1.png'; save the image as a file",
         ),
         ({"image": 0, "conversations": conversation("a", "b")}, "image must be a file name or a list"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from torch.distributed.tensor import DTensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
+from neva.data.collate import feature_order
 from neva.data.dataset import Sample
 from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.media_tokens import media_rules
+from neva.families.tiling import AnyResolution
 from neva.formats.nemo import VOCABULARY
 from neva.model.build import build_model
 from neva.model.language import transformer_config
@@ -34,6 +37,7 @@ from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 
 VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
+NEWLINE = "mlp2x_gelu_newline"
 VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
     ffn_hidden_size=40, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
@@ -57,6 +61,12 @@ class Case:
     text_on_one_rank: bool = False
     tied: bool = False
     fsdp: str | None = None
+    tiles: bool = False
+
+    @property
+    def variant(self) -> str:
+        """Which of the reference's models and data it has."""
+        return "tiles" if self.tiles else str(self.tied)
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
@@ -69,7 +79,7 @@ class Case:
         ]
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
-        switches = ("sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied")
+        switches = ("sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles")
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
@@ -128,6 +138,10 @@ CASES = [
     Case(4, fsdp="full", micro_batch=1),
     Case(4, fsdp="full", context=2),
     Case(4, fsdp="hybrid", micro_batch=1),
+    Case(2, tensor=2, tiles=True),
+    Case(2, pipeline=2, tiles=True, micro_batch=1),
+    Case(2, context=2, tiles=True),
+    Case(2, fsdp="full", tiles=True),
 ]
 
 
@@ -162,10 +176,33 @@ def samples() -> list[Sample]:
     return made
 
 
+def tiled_samples() -> list[Sample]:
+    """The same texts, with none, one or two images cut into any resolution's tiles in the middle of them."""
+    draw = torch.Generator().manual_seed(8)
+    rules = media_rules(VISION, NEWLINE, AnyResolution(((SIDE, 2 * SIDE), (2 * SIDE, SIDE))))
+    sizes = [(70, 30), (20, 41), (28, 28), (33, 90)]
+    made: list[Sample] = []
+    for number, row in enumerate(samples()):
+        media = tuple(rules.image(*sizes[(number + at) % len(sizes)]) for at in range(number % 3))
+        is_text = row.input_ids != IMAGE_TOKEN_ID
+        images = torch.full((sum(medium.tokens for medium in media),), IMAGE_TOKEN_ID)
+        no_labels = torch.full_like(images, IGNORE_INDEX)
+        made.append(
+            Sample(
+                torch.cat([row.input_ids[is_text][:2], images, row.input_ids[is_text][2:]]),
+                torch.cat([row.labels[is_text][:2], no_labels, row.labels[is_text][2:]]),
+                torch.randn(sum(medium.tiles for medium in media), 3, SIDE, SIDE, generator=draw),
+                row.record_id,
+                media,
+            )
+        )
+    return made
+
+
 def share(case: Case, dtype: torch.dtype) -> list[Batch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
-    rows = samples()
+    rows = tiled_samples() if case.tiles else samples()
     length = -(-max(len(row.input_ids) for row in rows) // 8) * 8
     mine = rows[rank::size]
     if case.text_on_one_rank:
@@ -173,10 +210,13 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
         mine = rows[rank * len(mine) : (rank + 1) * len(mine)]
     micro_batch = case.micro_batch
     return [
-        unnamed_batch(
-            torch.stack([padded(row.input_ids, length, 0) for row in part]),
-            torch.stack([padded(row.labels, length, IGNORE_INDEX) for row in part]),
-            torch.cat([row.pixel_values for row in part]).to(dtype),
+        replace(
+            unnamed_batch(
+                torch.stack([padded(row.input_ids, length, 0) for row in part]),
+                torch.stack([padded(row.labels, length, IGNORE_INDEX) for row in part]),
+                torch.cat([row.pixel_values for row in part]).to(dtype),
+            ),
+            feature_order=feature_order([medium for row in part for medium in row.media]),
         )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
     ]
@@ -205,7 +245,15 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
         **recompute,
     )
     return [
-        build_model(VISION, shape, "mlp2x_gelu", config, piece.is_first, piece.is_last, piece.virtual).train()
+        build_model(
+            VISION,
+            shape,
+            NEWLINE if case.tiles else "mlp2x_gelu",
+            config,
+            piece.is_first,
+            piece.is_last,
+            piece.virtual,
+        ).train()
         for piece in groups.pipeline_stages()
     ]
 
@@ -270,26 +318,27 @@ def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
 def reference(folder: Path) -> None:
     """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
     groups.init_process_group(0, 1)
-    for tied in (False, True):
-        case = Case(1, micro_batch=SAMPLES, tied=tied)
+    for changes in ({}, {"tied": True}, {"tiles": True}):
+        case = Case(1, micro_batch=SAMPLES, **changes)
+        variant = case.variant
         groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
         weights = {name: value.detach().clone() for name, value in named(build(case, torch.float32))}
-        write(folder, f"initial{tied}", weights)
+        write(folder, f"initial{variant}", weights)
         draw = torch.Generator().manual_seed(3)
         for value in weights.values():  # norms and biases away from ones and zeros
             value.add_(0.1 * torch.randn(value.shape, generator=draw))
-        write(folder, f"weights{tied}", weights)
-        weights = load_file(folder / f"weights{tied}.safetensors")
+        write(folder, f"weights{variant}", weights)
+        weights = load_file(folder / f"weights{variant}.safetensors")
         numbers = {}
         for dtype in (torch.float64, torch.float32):
             found = run(case, weights, dtype)
             name = str(dtype).removeprefix("torch.")
             untrained = {key: torch.zeros_like(value) for key, value in named(found["models"])}
-            write(folder, f"gradients{tied}{name}", untrained | found["gradients"])
-            write(folder, f"after{tied}{name}", found["after"])
+            write(folder, f"gradients{variant}{name}", untrained | found["gradients"])
+            write(folder, f"after{variant}{name}", found["after"])
             norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
             numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
-        save_file(numbers, folder / f"numbers{tied}.safetensors")
+        save_file(numbers, folder / f"numbers{variant}.safetensors")
     groups.destroy()
 
 
@@ -302,13 +351,13 @@ def write(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
 def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float]:
     """Returns the largest difference of each kind between this rank and the reference."""
     name = str(dtype).removeprefix("torch.")
-    found = run(case, load_file(folder / f"weights{case.tied}.safetensors"), dtype)
-    losses, norms = load_file(folder / f"numbers{case.tied}.safetensors")[name]
+    found = run(case, load_file(folder / f"weights{case.variant}.safetensors"), dtype)
+    losses, norms = load_file(folder / f"numbers{case.variant}.safetensors")[name]
     worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
     if found["norms"]:
         worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
     if found["gradients"]:
-        expected = whole(case, dtype, folder / f"gradients{case.tied}{name}.safetensors")
+        expected = whole(case, dtype, folder / f"gradients{case.variant}{name}.safetensors")
         for part in ("vision_tower", "projector", "language_model"):
             pairs = [(g, expected[n]) for n, g in found["gradients"].items() if n.startswith(part)]
             largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
@@ -316,13 +365,13 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
                 max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
             )
     if dtype == torch.float32:
-        expected = whole(case, dtype, folder / f"after{case.tied}{name}.safetensors")
+        expected = whole(case, dtype, folder / f"after{case.variant}{name}.safetensors")
         # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
         compared = [
             (n, v) for n, v in found["after"].items() if "k_proj.bias" not in n and n not in VOCABULARY
         ]
         worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
-        expected = whole(case, dtype, folder / f"initial{case.tied}.safetensors")
+        expected = whole(case, dtype, folder / f"initial{case.variant}.safetensors")
         filled = {n: v.any(dim=-1, keepdim=True) if n in VOCABULARY else 1 for n, v in expected.items()}
         worst["initial"] = max(
             float(((v - expected[n]) * filled[n]).abs().max()) for n, v in found["initial"].items()

@@ -97,6 +97,7 @@ def write_table(found: Found) -> None:
         "all of it in every run, and that weights from scratch are the same bits in every layout.",
         "",
         "tp, pp, cp, dp: tensor, pipeline, context, data parallel; mbs: micro batch; vpp: virtual stages of a stage.",
+        "tiles: images of any resolution, cut into tiles, with LLaVA-NeXT's newline.",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",

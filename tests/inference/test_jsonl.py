@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neva.config.load import load
 from neva.config.paths import model_source
+from neva.data.media import reader
 from neva.errors import ConfigError, DataError
 from neva.findings import Findings
 from neva.inference import images as shared
@@ -232,18 +233,18 @@ def test_an_image_that_many_prompts_show_is_read_and_encoded_once(
     rows = [{"prompt": "<image>\nwhat colour is this?", "image": f"{number % 3}.png"} for number in range(13)]
     rows.append({"prompt": "<image> and <image>?", "image": ["0.png", "0.png"]})
     encoded, read = [], []
-    encode, load_image = shared.encode, shared.load_image
+    encode, load_image = shared.encode, reader.load_image
 
-    def counted(model: NevaModel, pixels: Tensor) -> Tensor:
+    def counted(model: NevaModel, pixels: Tensor, order: Tensor | None) -> Tensor:
         encoded.append(len(pixels))
-        return encode(model, pixels)
+        return encode(model, pixels, order)
 
     def noted(path: Path, *arguments: bool) -> Image.Image:
         read.append(path.name)
         return load_image(path, *arguments)
 
     monkeypatch.setattr(shared, "encode", counted)
-    monkeypatch.setattr(shared, "load_image", noted)
+    monkeypatch.setattr(reader, "load_image", noted)
     prompts, output = write(tmp_path / "prompts.jsonl", rows), tmp_path / "results.jsonl"
     results = infer(nemo, images, prompts, output, f"inference.batch_size={batch_size}")
     assert sum(encoded) == 3 and sorted(read) == ["0.png", "1.png", "2.png"]

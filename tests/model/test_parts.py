@@ -78,7 +78,7 @@ def test_projector_kinds() -> None:
 
 
 def slow_merge(embeddings: Tensor, ids: Tensor, features: Tensor) -> Tensor:
-    merged, rows = embeddings.clone(), iter(features.flatten(0, 1))
+    merged, rows = embeddings.clone(), iter(features)
     for row, column in (ids == IMAGE_TOKEN_ID).nonzero().tolist():
         merged[row, column] = next(rows)
     return merged
@@ -87,17 +87,15 @@ def slow_merge(embeddings: Tensor, ids: Tensor, features: Tensor) -> Tensor:
 def test_merge_equals_a_slow_loop_for_images_at_any_place() -> None:
     ids = torch.arange(30).reshape(3, 10)
     ids[0, 2:5] = ids[0, 6:9] = ids[2, 7:10] = IMAGE_TOKEN_ID
-    embeddings, features = torch.randn(3, 10, 4), torch.randn(3, 3, 4)
+    embeddings, features = torch.randn(3, 10, 4), torch.randn(9, 4)
     assert torch.equal(merge(embeddings, ids, features), slow_merge(embeddings, ids, features))
 
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_merge_refuses_features_that_are_too_few_or_too_many(images: int) -> None:
     ids = torch.full((1, 6), IMAGE_TOKEN_ID)
-    with pytest.raises(
-        ValueError, match=rf"6 positions in input_ids, {3 * images} features \({images} images of 3\)"
-    ):
-        merge(torch.zeros(1, 6, 4), ids, torch.zeros(images, 3, 4))
+    with pytest.raises(ValueError, match=rf"6 positions in input_ids, {3 * images} features"):
+        merge(torch.zeros(1, 6, 4), ids, torch.zeros(3 * images, 4))
 
 
 def test_sliding_window_equals_a_slow_loop() -> None:

@@ -326,6 +326,15 @@ def test_one_forward_one_backward_waits_for_the_stages_behind() -> None:
     assert interleaved.bubble == 1.5 / 9.5
 
 
+def test_an_image_counts_as_its_most_tiles() -> None:
+    tiles = ["model.data.image_aspect_ratio=anyres", "model.mm_cfg.mm_mlp_adapter_type=mlp2x_gelu_newline"]
+    cut = job_of(load("llava_7b_finetune", tiles), gpus=8, gpus_per_node=8, images=1, label_share=0.5)
+    assert (llava().tiles_per_image, cut.tiles_per_image) == (1, 5)
+    layout = Candidate(8, 1, 1, 1, False, "none", None)
+    whole, tiled = (estimate(job, layout).stages[0].transient.vision_tower for job in (llava(), cut))
+    assert tiled == 5 * whole
+
+
 # Ranking
 
 

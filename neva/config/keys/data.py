@@ -7,8 +7,6 @@ from neva.config.keys.field import ignored, key, refused
 from neva.registry import SAMPLERS
 from neva.templates.template import names_elsewhere, template_names
 
-_VIDEO = "neva does not train on video yet"
-_VIDEO_DETAIL = "acts with model.data.media_type=video only"
 _NO_TEMPLATE = dict.fromkeys(
     ("llama_2", "nvgpt", "nv_steerlm", "nv_dpo"),
     "neva does not have this template yet: use v1, or chatml, llama_3 or mistral for models that were trained on it",
@@ -32,10 +30,34 @@ class Data:
     )
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
-        "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image.",
-        choices=("square", "pad", "pad_right_bottom"),
+        "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image; "
+        "anyres, dynamic, grid: cut into tiles, see docs/data.md.",
+        choices=("square", "pad", "pad_right_bottom", "anyres", "dynamic", "grid"),
         not_yet=_NO_ASPECT,
     )
+    image_grid_pinpoints: list[list[int]] | None = key(
+        "With anyres: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles."
+    )
+    min_num_tiles: int = key("With dynamic: the fewest tiles of an image, without thumbnail.", low=1)
+    max_num_tiles: int = key("With dynamic: the most.", low=1, high=1024)
+    tile_grid: list[int] = key("With grid: rows, columns.", low=1, high=64, length=2)
+    use_thumbnail: bool = key("With dynamic, grid: the whole image is one more tile, behind the others.")
+    image_urls: bool = key(
+        "Fetch images that records name by http:// or https://, and keep them beside the data."
+    )
+    max_image_num: int | None = key(
+        "A record with more images and videos is a broken one; null: any number.", low=1
+    )
+    media_type: str = key(
+        "image; video: records may have videos too, with <video>.", choices=("image", "video")
+    )
+    video_folder: str | None = key(
+        "Folder that the records' video paths are relative to; null: image_folder."
+    )
+    num_frames: int = key("Frames of a video, spread evenly; -1: all of them.", low=-1)
+    splice_single_frame: str | None = key("Only this frame of a video.", choices=("first", "middle", "last"))
+    sep_token_between_frames: bool = key("A new line between two frames of a video.")
+    video_reader: str = key("Library that decodes videos.", choices=("decord", "pyav"))
     exif_transpose: bool = key("Turn images by their EXIF orientation, as transformers' loaders do.")
     sep_image_conv_front: bool = key("Move <image> to the front of its turn, on a line of its own.")
     image_token_len: int | None = key("Positions of an image; follows from the tower.", low=1)
@@ -69,11 +91,6 @@ class Data:
     max_skipped: float = key("More skipped or dropped records than this share is an error.", low=0, high=1)
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
-    media_type: Any = refused("image", why=_VIDEO)
-    video_folder: Any = ignored(_VIDEO_DETAIL)
-    num_frames: Any = ignored(_VIDEO_DETAIL)
-    splice_single_frame: Any = ignored(_VIDEO_DETAIL)
-    sep_token_between_frames: Any = ignored(_VIDEO_DETAIL)
     lazy_preprocess: Any = ignored("samples are always read and encoded when they are needed")
     is_multimodal: Any = refused(True, why="text-only records need no switch: leave out their image")
     eod_mask_loss: Any = refused(False, why="the end token after an answer always carries loss")

@@ -36,7 +36,9 @@ class Generation:
     add_BOS: Any = refused(True, why="the template decides, as in training")
     all_probs: Any = refused(False, why="result lines carry no probabilities")
     compute_logprob: Any = refused(False, why="result lines carry no probabilities")
-    media_type: Any = refused("image", why="neva does not read video yet")
+    media_type: Any = ignored(
+        "whether prompts may have videos is model.data.media_type of the training", ("image", "video")
+    )
     quality: Any = ignored(_STEERLM)
     toxicity: Any = ignored(_STEERLM)
     humor: Any = ignored(_STEERLM)

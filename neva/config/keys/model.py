@@ -84,7 +84,11 @@ class MmCfg:
     use_im_start_end: Any = refused(
         False, why="neva puts no start and end tokens around an image; " + _SPECIAL_TOKENS
     )
-    use_image_tile: Any = refused(False, why="neva does not tile images yet")
+    use_image_tile: Any = refused(
+        False,
+        why="it belongs to a projector that joins tiles, which neva has not: cut images with "
+        "model.data.image_aspect_ratio=anyres, dynamic or grid",
+    )
 
 
 @dataclass

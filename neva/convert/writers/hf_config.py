@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS
-from neva.config.model_config import language_config_of
+from neva.config.model_config import language_config_of, media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
@@ -80,6 +80,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def check_aspect_ratio(model: LazyModel) -> None:
     """Raises CheckpointError for pixels that no image processor of transformers makes."""
+    if media_rules_of(model.config, model.vision).tiling.cuts:
+        raise CheckpointError(
+            f"{model.name} was trained with image_aspect_ratio={model.config.data.image_aspect_ratio}, whose tiles "
+            "neither layout of LLaVA has: there is no export; models to be exported are trained with square or pad"
+        )
     if (found := model.config.data.image_aspect_ratio) not in ("square", "pad"):
         raise CheckpointError(
             f"{model.name} was trained with image_aspect_ratio={found}, which no image processor of transformers does: "

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -19,21 +20,35 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # editors and generators write a pic
 NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What is at a path, or on the way to it, is no file."""
 
+ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)
+"""EXIF's tag of how an image is turned, and the values that change places of width and height."""
 
-def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """The content of an image file that lies in no file of its own; `name` is for messages."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_image(path: Path | ImageBytes, exif_transpose: bool = False) -> Image.Image:
     """Reads an image as 8-bit RGB.
 
     Transparency is dropped; of 16-bit grey the high byte is kept.
 
     Args:
-        path: the file.
+        path: the file, or its content.
         exif_transpose: turn the image by its EXIF orientation, as transformers' loaders do and LLaVA does not.
 
     Raises:
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
-    with _one_sentence(path), Image.open(path) as image:
+    with _one_sentence(path), Image.open(_readable(path)) as image:
         return _to_rgb(_turned(image) if exif_transpose else image)
 
 
@@ -66,19 +81,30 @@ def decode_image(data: bytes, exif_transpose: bool, formats: tuple[str, ...], ma
         raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})", "broken image") from error
 
 
-def require_image_file(path: Path) -> None:
-    """Raises what `load_image` would where there is no file to read, without decoding it."""
-    with _one_sentence(path), path.open("rb"):
+def image_size(path: Path | ImageBytes, exif_transpose: bool = False) -> tuple[int, int]:
+    """Returns width and height of what `load_image` gives, without decoding it; raises what that would."""
+    with _one_sentence(path), Image.open(_readable(path)) as image:
+        is_turned = exif_transpose and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        return (image.height, image.width) if is_turned else image.size
+
+
+def require_file(path: Path, medium: str = "image") -> None:
+    """Raises what reading a medium would where there is no file to read, without decoding it."""
+    with _one_sentence(path, medium), path.open("rb"):
         pass
 
 
+def _readable(image: Path | ImageBytes) -> Path | BytesIO:
+    return image if isinstance(image, Path) else BytesIO(image.content)
+
+
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def _one_sentence(path: Path | ImageBytes, medium: str = "image") -> Iterator[None]:
     """Turns what opening and decoding an image raise into SampleError and DataError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise SampleError(f"image file {path} does not exist", "missing image") from error
+        raise SampleError(f"{medium} file {path} does not exist", f"missing {medium}") from error
     # PIL's decoders raise whatever their format module raises: OSError, SyntaxError, struct.error, …
     except Exception as error:
         if isinstance(error, MemoryError):
@@ -86,14 +112,14 @@ def _one_sentence(path: Path) -> Iterator[None]:
         code = getattr(error, "errno", None)
         if code in NO_FILE:
             raise SampleError(
-                f"image file {str(path):.200} is no file ({os.strerror(code)})", "missing image"
+                f"{medium} file {str(path):.200} is no file ({os.strerror(code)})", f"missing {medium}"
             ) from error
         if code is not None:
             # Not the file's fault and perhaps not the same on every rank: no reason to skip a record.
-            raise DataError(f"image file {path} cannot be read ({os.strerror(code)})") from error
+            raise DataError(f"{medium} file {path} cannot be read ({os.strerror(code)})") from error
         raise SampleError(
-            f"image file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it",
-            "broken image",
+            f"{medium} file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it",
+            f"broken {medium}",
         ) from error
 
 

@@ -20,7 +20,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from neva.data.media.image import expand_to_square
 from neva.data.media.processor_settings import check_settings
 from neva.data.media.resize import FILTERS, resized_middle
+from neva.data.media.tiles import cut_into_tiles
 from neva.errors import ConfigError, DataError, reason
+from neva.families.tiling import TileGrid
 from neva.families.vision import vision_family
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, image_processor_settings
 from neva.registry import VISION_FAMILIES
@@ -29,7 +31,7 @@ LARGEST_WHOLE = 2**24
 LONG = 20
 """A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
-AspectRatio: TypeAlias = Literal["square", "pad", "pad_right_bottom"]
+AspectRatio: TypeAlias = Literal["square", "pad", "pad_right_bottom", "anyres", "dynamic", "grid"]
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
 
@@ -111,11 +113,7 @@ def to_pixels(image: Image.Image, processor: ImageProcessor, aspect_ratio: Aspec
     multimodal examples, Pai-Megatron-Patch).
     """
     if aspect_ratio == "pad_right_bottom":
-        if not _has_standard_steps(processor):
-            raise ConfigError(
-                "model.data.image_aspect_ratio=pad_right_bottom needs an image processor that resizes, rescales and "
-                f"normalises as CLIP's, found {type(processor).__name__} with other steps: choose square or pad"
-            )
+        _require_standard_steps(processor, aspect_ratio)
         return _in_top_left_corner(image, processor)
     background = tuple(int(mean * 255) for mean in processor.image_mean) if aspect_ratio == "pad" else None
     if not _has_standard_steps(processor):
@@ -125,6 +123,26 @@ def to_pixels(image: Image.Image, processor: ImageProcessor, aspect_ratio: Aspec
     if getattr(processor, "do_center_crop", False):
         array = _center_crop(array, processor.crop_size["height"], processor.crop_size["width"])
     return torch.from_numpy(_normalised(array, processor))
+
+
+def to_tile_pixels(
+    image: Image.Image, processor: ImageProcessor, grid: TileGrid, tile_size: int, pads: bool
+) -> torch.Tensor:
+    """Returns normalised pixels of the tiles of an RGB image, float32 `[tiles, 3, tile_size, tile_size]`.
+
+    They are bit-equal to those of transformers' processors, see `cut_into_tiles`.
+    """
+    _require_standard_steps(processor, "anyres, dynamic or grid")
+    tiles = cut_into_tiles(image, grid, tile_size, pads, processor.resample)
+    return torch.from_numpy(np.stack([_normalised(np.asarray(tile), processor) for tile in tiles]))
+
+
+def _require_standard_steps(processor: ImageProcessor, aspect_ratio: str) -> None:
+    if not _has_standard_steps(processor):
+        raise ConfigError(
+            f"model.data.image_aspect_ratio={aspect_ratio} needs an image processor that resizes, rescales and "
+            f"normalises as CLIP's, found {type(processor).__name__} with other steps: choose square or pad"
+        )
 
 
 def _in_top_left_corner(image: Image.Image, processor: ImageProcessor) -> torch.Tensor:

@@ -17,9 +17,10 @@ ROLES: dict[str, Literal["human", "gpt"]] = {
     "assistant": "gpt",
 }
 
-CONVERSATIONS, IMAGES, SYSTEM = (
+CONVERSATIONS, IMAGES, VIDEOS, SYSTEM = (
     ("conversations", "messages"),
     ("image", "images"),
+    ("video", "videos"),
     ("system", "system_prompt"),
 )
 """The spellings of a field; null says the same as leaving it out."""
@@ -31,7 +32,8 @@ MISSPELT = {
 }
 """Keys, without case and underscores, that mean a field -> its spellings."""
 
-SCHEMES = ("data:", "http://", "https://", "s3://", "gs://")
+NO_FILES = {"image": ("s3://", "gs://"), "video": ("data:", "http://", "https://", "s3://", "gs://")}
+"""How names begin that are not read."""
 
 
 def parse_record(raw: Any, default_id: str, place: str = "") -> Record:
@@ -59,8 +61,6 @@ def parse_record(raw: Any, default_id: str, place: str = "") -> Record:
 
 
 def _parse(raw: Mapping[str, Any], record_id: str, place: str) -> Record:
-    if raw.get("video") or raw.get("videos"):
-        raise SampleError("the record has a video; only images are read")
     _refuse_misspelt(raw)
     conversation = given(raw, CONVERSATIONS)
     if not isinstance(conversation, list) or not conversation:
@@ -74,9 +74,10 @@ def _parse(raw: Mapping[str, Any], record_id: str, place: str) -> Record:
     return Record(
         id=record_id,
         turns=turns[1:] if turns and turns[0].role == "gpt" else turns,
-        images=_image_names(given(raw, IMAGES)),
+        images=_file_names(given(raw, IMAGES), "image"),
         system=None if system is None else _text(system, "system prompt"),
         place=place,
+        videos=_file_names(given(raw, VIDEOS), "video"),
     )
 
 
@@ -122,13 +123,15 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _image_names(value: Any) -> list[str]:
+def _file_names(value: Any, medium: str) -> list[str]:
     if value is None or value in ("", []):
         return []
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise SampleError(f"image must be a file name or a list of file names, found {value!r:.80}")
+        raise SampleError(f"{medium} must be a file name or a list of file names, found {value!r:.80}")
     for name in names:
-        if _text(name, "image name").startswith(SCHEMES):
-            raise SampleError(f"image must be a file name, found {name!r:.60}; save the image as a file")
+        if _text(name, f"{medium} name").startswith(NO_FILES[medium]):
+            raise SampleError(
+                f"{medium} must be a file name, found {name!r:.60}; save the {medium} as a file"
+            )
     return names

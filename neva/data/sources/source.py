@@ -14,7 +14,7 @@ from neva.templates.template import Turn
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation and the names of the image files that its `<image>` placeholders stand for, in order."""
+    """One conversation and the names of the files that its `<image>` and `<video>` placeholders stand for, in order."""
 
     id: str
     turns: list[Turn]
@@ -22,6 +22,7 @@ class Record:
     system: str | None
     place: str = field(default="", compare=False)
     """Where it stands, for messages (`line 3`); empty: messages give its index."""
+    videos: list[str] = field(default_factory=list)
 
 
 class Records(Protocol):

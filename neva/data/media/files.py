@@ -1,0 +1,86 @@
+"""Where the image that a record names lies: in the image folder, in the record itself, or at an address."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from neva.data.media.image import ImageBytes
+from neva.errors import SampleError
+from neva.formats.atomic_write import finished_target
+
+FETCH_TIMEOUT_S = 10.0
+LARGEST_FETCHED = 64 * 2**20
+"""Bytes; a photo has some millions."""
+
+_DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.-]+)*?;base64,", re.ASCII)
+
+
+@dataclass(frozen=True)
+class MediaFiles:
+    """Finds what a record names."""
+
+    folder: Path
+    fetched: Path | None
+    """Folder of images that were fetched from addresses; None: none are fetched."""
+
+    def image(self, name: str) -> Path | ImageBytes:
+        """Returns the image of that name; one at an address is fetched, unless it was before.
+
+        Raises:
+            SampleError: a data URI that cannot be read, or an address that gives no image or must not be asked.
+        """
+        if name.startswith("data:"):
+            return _from_data_uri(name)
+        if not name.startswith(("http://", "https://")):
+            return self.folder / name
+        if self.fetched is None:
+            raise SampleError(
+                f"the image {name:.120} lies at an address: set model.data.image_urls=true to fetch it, or save it as "
+                "a file"
+            )
+        path = self.fetched / hashlib.sha256(name.encode()).hexdigest()
+        if not path.is_file():
+            content = _fetch(name)
+            with finished_target(path, overwrite=True) as work:  # another worker may have been faster
+                work.write_bytes(content)
+        return path
+
+
+def _from_data_uri(uri: str) -> ImageBytes:
+    head = _DATA_URI.match(uri)
+    try:
+        if head is None:
+            raise ValueError("no base64")
+        content = base64.b64decode(uri[head.end() :], validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise SampleError(
+            f"the data URI {uri[:40]!r}… cannot be read ({error}); expected data:image/…;base64,…",
+            "broken image",
+        ) from error
+    return ImageBytes(f"{uri[: head.end()]}…", content)
+
+
+def _fetch(address: str) -> bytes:
+    """Returns what lies at an address; SampleError when it does not answer, or with too much."""
+    try:
+        request = urllib.request.Request(address, headers={"User-Agent": "neva"})
+        with urllib.request.urlopen(request, timeout=FETCH_TIMEOUT_S) as answer:
+            content = answer.read(LARGEST_FETCHED + 1)
+    except (OSError, ValueError, HTTPException) as error:  # URLError and timeouts are OSErrors
+        text = " ".join(str(error).split())
+        raise SampleError(
+            f"the image at {address:.200} cannot be fetched ({text:.120})", "missing image"
+        ) from error
+    if len(content) > LARGEST_FETCHED:
+        raise SampleError(
+            f"the image at {address:.200} is larger than {LARGEST_FETCHED // 2**20} MiB", "missing image"
+        )
+    return bytes(content)

@@ -1,0 +1,182 @@
+"""Ways to cut an image into tiles: how many rows and columns an image of some shape gets.
+
+The names of the keys that choose one are those of `model.data`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+from neva.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Rows and columns of the tiles, and whether the whole image is one more in front of them or behind them."""
+
+    rows: int
+    columns: int
+    whole: Literal["first", "last"] | None = None
+
+    @property
+    def tiles(self) -> int:
+        """All tiles, the whole image among them."""
+        return self.rows * self.columns + (self.whole is not None)
+
+
+class Tiling(ABC):
+    """One way to cut images."""
+
+    cuts: ClassVar[bool] = True
+    """Whether there can be more tiles than one."""
+    is_map: ClassVar[bool] = False
+    """Whether the features of the tiles are laid out as one map, row by row, without what pads the image."""
+    pads: ClassVar[bool] = False
+    """Whether the image keeps its aspect ratio and is padded; otherwise it is stretched."""
+
+    @abstractmethod
+    def grid(self, width: int, height: int, tile_size: int) -> TileGrid:
+        """Returns the tiles of an image of that many pixels, tiles having `tile_size` on a side."""
+
+    @abstractmethod
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """Returns shapes of images, width and height, for each grid one that fills it."""
+
+    def check(self, tile_size: int) -> None:  # noqa: B027  (most ways fit every size)
+        """Raises ConfigError when there are no tiles of that size."""
+
+
+@dataclass(frozen=True)
+class WholeImage(Tiling):
+    """Every image is one tile."""
+
+    cuts: ClassVar[bool] = False
+
+    def grid(self, width: int, height: int, tile_size: int) -> TileGrid:
+        """See `Tiling`."""
+        return TileGrid(1, 1)
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`."""
+        return [(tile_size, tile_size)]
+
+
+@dataclass(frozen=True)
+class AnyResolution(Tiling):
+    """LLaVA-NeXT: the resolution of a list that an image fills best, and the whole image in front (`anyres`)."""
+
+    is_map: ClassVar[bool] = True
+    pads: ClassVar[bool] = True
+
+    pinpoints: tuple[tuple[int, ...], ...] | None
+    """Height and width of each resolution; None: 1x2, 2x1, 2x2, 3x1 and 1x3 tiles, as LLaVA-NeXT has them."""
+
+    def _shapes(self, tile_size: int) -> list[tuple[int, int]]:
+        """Returns rows and columns of each resolution."""
+        if self.pinpoints is None:
+            return [*_LLAVA_NEXT]
+        return [(height // tile_size, width // tile_size) for height, width in self.pinpoints]
+
+    def grid(self, width: int, height: int, tile_size: int) -> TileGrid:
+        """See `Tiling`. Source of the choice: transformers' `select_best_resolution`."""
+        best, most, least_wasted = (0, 0), 0, math.inf
+        for rows, columns in self._shapes(tile_size):
+            scale = min(columns * tile_size / width, rows * tile_size / height)
+            used = min(int(width * scale) * int(height * scale), width * height)
+            wasted = rows * columns * tile_size**2 - used
+            if used > most or (used == most and wasted < least_wasted):
+                best, most, least_wasted = (rows, columns), used, wasted
+        if not most:  # a strip that no resolution shows a pixel of
+            best = self._shapes(tile_size)[0]
+        return TileGrid(*best, "first")
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`."""
+        return [(columns * tile_size, rows * tile_size) for rows, columns in self._shapes(tile_size)]
+
+    def check(self, tile_size: int) -> None:
+        """See `Tiling`."""
+        if self.pinpoints == ():
+            raise ConfigError(
+                "model.data.image_grid_pinpoints is empty, expected null or a list of height, width"
+            )
+        for resolution in self.pinpoints or ():
+            if len(resolution) != 2 or any(edge <= 0 or edge % tile_size for edge in resolution):
+                raise ConfigError(
+                    f"model.data.image_grid_pinpoints has {list(resolution)}, expected height and width, "
+                    f"multiples of the tower's image_size {tile_size}"
+                )
+
+
+_LLAVA_NEXT = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+
+
+@dataclass(frozen=True)
+class DynamicTiles(Tiling):
+    """InternVL and Megatron-LM: as many tiles as come closest to the aspect ratio, a thumbnail behind (`dynamic`)."""
+
+    min_tiles: int
+    max_tiles: int
+    use_thumbnail: bool
+
+    def grid(self, width: int, height: int, tile_size: int) -> TileGrid:
+        """See `Tiling`. Of grids that come equally close, the largest is taken that the image is not too small for."""
+        best, smallest = (1, 1), math.inf
+        for rows, columns in _grids(self.min_tiles, self.max_tiles):
+            difference = abs(width / height - columns / rows)
+            fills = width * height > 0.5 * tile_size**2 * rows * columns
+            if difference < smallest or (difference == smallest and fills):
+                best, smallest = (rows, columns), difference
+        return _with_thumbnail(*best, self.use_thumbnail)
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`."""
+        grids = _grids(self.min_tiles, self.max_tiles)
+        return [(columns * tile_size, rows * tile_size) for rows, columns in grids]
+
+    def check(self, tile_size: int) -> None:
+        """See `Tiling`."""
+        if self.min_tiles > self.max_tiles:
+            raise ConfigError(
+                f"model.data.min_num_tiles={self.min_tiles} is more than max_num_tiles={self.max_tiles}; "
+                "expected at most as many"
+            )
+
+
+@dataclass(frozen=True)
+class FixedGrid(Tiling):
+    """So many rows and columns whatever the image, and the whole image behind them (`grid`)."""
+
+    rows: int
+    columns: int
+    use_thumbnail: bool
+
+    def grid(self, width: int, height: int, tile_size: int) -> TileGrid:
+        """See `Tiling`."""
+        return _with_thumbnail(self.rows, self.columns, self.use_thumbnail)
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`."""
+        return [(self.columns * tile_size, self.rows * tile_size)]
+
+
+@lru_cache(maxsize=8)
+def _grids(least: int, most: int) -> tuple[tuple[int, int], ...]:
+    """Returns rows and columns of all grids of that many tiles, small ones and narrow ones first."""
+    return tuple(sorted(_shapes(least, most), key=lambda shape: (shape[0] * shape[1], shape[1])))
+
+
+def _shapes(least: int, most: int) -> Iterator[tuple[int, int]]:
+    for rows in range(1, most + 1):
+        for columns in range(1, most // rows + 1):
+            if rows * columns >= least:
+                yield rows, columns
+
+
+def _with_thumbnail(rows: int, columns: int, use_thumbnail: bool) -> TileGrid:
+    return TileGrid(rows, columns, "last" if use_thumbnail and rows * columns > 1 else None)
