@@ -63,7 +63,7 @@ def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
 
 
 def load_assistant(
-    neva_model_file: str,
+    neva_model_file: str | Path,
     device: torch.device,
     dtype: torch.dtype,
     base_model_file: str | None,

@@ -27,7 +27,7 @@ from neva.formats.json import half_character
 from neva.inference.load import Assistant
 from neva.serving.options import ServeOptions
 from neva.serving.protocol import ImagePart, Message, TextPart
-from neva.templates.template import Turn, insert_images
+from neva.templates.template import Turn, insert_media
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What images may be: decoders without programs of their own behind them."""
@@ -154,7 +154,7 @@ def _content(message: Message) -> tuple[str, list[str]]:
     text = "".join(part.text for part in message.content if isinstance(part, TextPart))
     urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
     if IMAGE_PLACEHOLDER not in text:
-        return insert_images(text, len(urls), "left"), urls
+        return insert_media(text, len(urls), "left", IMAGE_PLACEHOLDER), urls
     if text.count(IMAGE_PLACEHOLDER) != len(urls):
         raise SampleError(
             f"found {text.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER} in a message with {len(urls)} images; "
