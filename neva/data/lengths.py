@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from neva.data.index import BROKEN, Indexed
 from neva.data.sources.source import Records
 from neva.errors import SampleError
 
@@ -33,12 +34,17 @@ class SampleLengths:
 
 
 def measure(records: Records, image_tokens: int) -> SampleLengths:
-    """Reads all records once; one that is malformed counts as the next whole one, which `on_error=skip` takes for it.
+    """Returns the lengths from the index of the records; where they have none, all are read once.
+
+    One that is malformed counts as the next whole one, which `on_error=skip` takes for it.
 
     Args:
         records: of the data set.
         image_tokens: positions that one image takes.
     """
+    if isinstance(records, Indexed):
+        found = records.record_index()
+        return _of_whole(found.words, found.images, found.kinds != BROKEN, image_tokens)
     start = time.monotonic()
     words = np.zeros(len(records), dtype=np.int32)
     images = np.zeros(len(records), dtype=np.uint16)
@@ -51,8 +57,20 @@ def measure(records: Records, image_tokens: int) -> SampleLengths:
         words[index] = sum(len((turn.text or "").split()) for turn in record.turns)
         images[index] = min(len(record.images), np.iinfo(np.uint16).max)
         is_whole[index] = True
-    taken = _next_whole(is_whole)
     logger.info("lengths of %s samples counted in %.1f s", f"{len(records):,}", time.monotonic() - start)
+    return _of_whole(words, images, is_whole, image_tokens)
+
+
+def _of_whole(
+    words: npt.NDArray[np.int32],
+    images: npt.NDArray[np.uint16],
+    is_whole: npt.NDArray[np.bool_],
+    image_tokens: int,
+) -> SampleLengths:
+    """Returns the lengths, those of the next whole record for one that is not."""
+    if is_whole.all():
+        return SampleLengths(words, images, image_tokens)
+    taken = _next_whole(is_whole)
     return SampleLengths(words[taken], images[taken], image_tokens)
 
 
