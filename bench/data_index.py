@@ -1,6 +1,6 @@
 """How long a data set takes to open, and how much memory: a generated LLaVA-like `.json`, and a synthetic index.
 
-    python bench/data_index.py --records 665000 --folder /tmp/index-bench
+python bench/data_index.py --records 665000 --folder /tmp/index-bench
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=665_000)
     parser.add_argument("--folder", type=Path, required=True, help="gets a file of 1.4 kB a record")
-    parser.add_argument("--synthetic", type=int, default=0, help="records of an index without a file, 17 bytes each")
+    parser.add_argument(
+        "--synthetic", type=int, default=0, help="records of an index without a file, 17 bytes each"
+    )
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / f"{options.records}.json"
@@ -47,7 +49,10 @@ def main() -> None:
     start = time.perf_counter()
     JsonSource().open(path, always_keep=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    report(f"{path.stat().st_size / 2**30:.2f} GiB: index made or found in {time.perf_counter() - start:.1f} s, peak {peak:.0f} MiB")
+    elapsed_s = time.perf_counter() - start
+    report(
+        f"{path.stat().st_size / 2**30:.2f} GiB: index made or found in {elapsed_s:.1f} s, peak {peak:.0f} MiB"
+    )
     subprocess.run([sys.executable, "-c", OPEN, str(path)], check=True)
     if options.synthetic:
         open_synthetic(path, options.folder / "synthetic", options.synthetic)
@@ -61,9 +66,18 @@ def write_like_llava(path: Path, count: int) -> None:
         for number in range(count):
             turns = []
             for turn in range(draw.randint(1, 9)):
-                question, answer = (" ".join(draw.choices(words, k=draw.randint(2, most))) for most in (12, 30))
-                turns += [{"from": "human", "value": "<image>\n" * (turn == 0) + question}, {"from": "gpt", "value": answer}]
-            record = {"id": f"{number:012}", "image": f"coco/train2017/{number:012}.jpg", "conversations": turns}
+                question, answer = (
+                    " ".join(draw.choices(words, k=draw.randint(2, most))) for most in (12, 30)
+                )
+                turns += [
+                    {"from": "human", "value": "<image>\n" * (turn == 0) + question},
+                    {"from": "gpt", "value": answer},
+                ]
+            record = {
+                "id": f"{number:012}",
+                "image": f"coco/train2017/{number:012}.jpg",
+                "conversations": turns,
+            }
             file.write(("[" if number == 0 else ",\n") + json.dumps(record))
         file.write("]")
 

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,7 +19,9 @@ from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.image import load_image, require_image_file
 from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
-from neva.data.sources.source import Record, Records, open_source
+from neva.data.sources.media_folder import MediaFolder
+from neva.data.sources.mixture import open_media_folder, open_records
+from neva.data.sources.source import MediaFile, Record, Records
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
@@ -56,7 +57,7 @@ class ConversationDataset(Dataset[Sample]):
     def __init__(
         self,
         records: Records,
-        image_folder: Path,
+        image_folder: MediaFolder,
         encoder: ConversationEncoder,
         processor: ImageProcessor,
         image_size: int,
@@ -140,7 +141,7 @@ class ConversationDataset(Dataset[Sample]):
         """Raises what `read` would, as far as that is seen without decoding an image."""
         self._prepare(index, require_image_file)
 
-    def _prepare(self, index: int, of_image: Callable[[Path], T]) -> tuple[Record, Encoded, list[T]]:
+    def _prepare(self, index: int, of_image: Callable[[MediaFile], T]) -> tuple[Record, Encoded, list[T]]:
         record: Record | None = None
         try:
             record = self.records[index]
@@ -233,12 +234,9 @@ def build_dataset(
         DataError: a file or folder that it names is missing or cannot be read.
     """
     data = model_cfg.data
-    image_folder = Path(data.image_folder)
-    if not image_folder.is_dir():
-        raise DataError(f"model.data.image_folder: no folder at {image_folder}")
     return ConversationDataset(
-        records=open_source(data.data_path, list(data.datasets_exclude)),
-        image_folder=image_folder,
+        records=open_records(data),
+        image_folder=open_media_folder(data),
         encoder=replace(build_encoder(model_cfg, vision, tokenizer), truncation=data.truncation),
         processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),
         image_size=vision.image_size,

@@ -26,6 +26,8 @@ SMALL = 1 << 20
 TEXT, IMAGES, BROKEN = 0, 1, 255
 """Kinds of records: of text alone, with images, malformed."""
 
+MOST = 65_535
+"""Images of a record, and names of data sets, that an index counts."""
 _CODES = {"words": "i", "images": "H", "kinds": "B", "datasets": "H"}
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -98,7 +100,7 @@ class IndexBuilder:
     def add_record(self, record: Record | None, dataset: str | None, **place: int) -> None:
         """Adds a record; None: a malformed one."""
         texts = [turn.text or "" for turn in record.turns] if record else []
-        images = min(len(record.images) if record else 0, np.iinfo(np.uint16).max)
+        images = min(len(record.images) if record else 0, MOST)
         row = {
             "words": sum(len(text.split()) for text in texts),
             "images": images,
@@ -106,15 +108,19 @@ class IndexBuilder:
             "datasets": self._datasets.setdefault(dataset, len(self._datasets)),
             **place,
         }
-        if len(self._datasets) > np.iinfo(np.uint16).max:
-            raise DataError(f"more than {len(self._datasets) - 1} values of dataset; expected names of data sets")
+        if len(self._datasets) > MOST:
+            raise DataError(
+                f"more than {len(self._datasets) - 1} values of dataset; expected names of data sets"
+            )
         for name, value in row.items():
             self._columns[name].append(value)
 
     def arrays(self, content: str) -> dict[str, NDArray[Any]]:
         """Returns the columns, and what `index_of` needs beside them."""
         about = json.dumps({"datasets": list(self._datasets), "content": content}).encode()
-        arrays = {name: np.frombuffer(column, dtype=column.typecode) for name, column in self._columns.items()}
+        arrays = {
+            name: np.frombuffer(column, dtype=column.typecode) for name, column in self._columns.items()
+        }
         return {**arrays, "about": np.frombuffer(about, dtype=np.uint8)}
 
 
@@ -127,11 +133,18 @@ def dataset_of(raw: Any) -> str | None:
 def index_of(arrays: Arrays) -> RecordIndex:
     """Returns the index in what `IndexBuilder.arrays` gave."""
     about = json.loads(arrays["about"].tobytes())
-    return RecordIndex(**{name: arrays[name] for name in _CODES}, dataset_names=about["datasets"], content=about["content"])
+    return RecordIndex(
+        **{name: arrays[name] for name in _CODES}, dataset_names=about["datasets"], content=about["content"]
+    )
 
 
 def kept_arrays(
-    source: Path, size: int, name: str, key: Mapping[str, Any], build: Callable[[], Arrays], always: bool = False
+    source: Path,
+    size: int,
+    name: str,
+    key: Mapping[str, Any],
+    build: Callable[[], Arrays],
+    always: bool = False,
 ) -> Arrays:
     """Returns what `build` returns: from the files of an earlier call, where the source is not small.
 

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 import neva
+from neva.config.data_sources import missing_records
+from neva.data.sources.mixture import content_of, open_records
 from neva.distributed.groups import gathered
 from neva.errors import LaunchError
-from neva.formats.digest import file_digest
 from neva.weights.resolve import WEIGHT_KEYS
 
 LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
@@ -43,9 +44,8 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     found["neva's code"] = f"{neva.__version__} {_digest_of_code(Path(neva.__file__).parent)}"
     found["Python"] = ".".join(map(str, sys.version_info[:3]))
     found |= {name: _version(name) for name in LIBRARIES}
-    data = Path(cfg.model.data.data_path)
-    if data.is_file():
-        found[f"content of {data}"] = file_digest(data)
+    if not missing_records(cfg.model.data):
+        found[f"content of {cfg.model.data.data_path}"] = content_of(open_records(cfg.model.data))
     for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():

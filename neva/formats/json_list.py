@@ -166,7 +166,9 @@ class _Window:
             except (json.JSONDecodeError, RecursionError) as error:
                 if self._is_torn(error) and self._more():
                     continue
-                raise self.error(f"is not valid JSON in the record at {self.place}: {self._what(error)}") from error
+                raise self.error(
+                    f"is not valid JSON in the record at {self.place}: {self._what(error)}"
+                ) from error
             if end + TORN < len(self._text) or not self._more():  # a number may go on behind the window
                 self._advance(end)
                 return value
@@ -187,7 +189,9 @@ class _Window:
 
     def _more(self) -> bool:
         """Reads on, twice as much where nothing was stepped over; returns whether there was something."""
-        block = self.file.read(max(BLOCK, 0 if self._at else len(self._text), 64 if self.file.size == 0 else 0))
+        block = self.file.read(
+            max(BLOCK, 0 if self._at else len(self._text), 64 if self.file.size == 0 else 0)
+        )
         pending = len(self._decoder.getstate()[0])
         first = self.file.size - len(block) - pending
         if first == 0:

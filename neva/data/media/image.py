@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from neva.errors import DataError, SampleError
+from neva.formats.stored_file import StoredFile
 
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # editors and generators write a picture's whole history beside it
 
@@ -19,7 +20,7 @@ NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What is at a path, or on the way to it, is no file."""
 
 
-def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
+def load_image(path: Path | StoredFile, exif_transpose: bool = False) -> Image.Image:
     """Reads an image as 8-bit RGB.
 
     Transparency is dropped; of 16-bit grey the high byte is kept.
@@ -32,18 +33,18 @@ def load_image(path: Path, exif_transpose: bool = False) -> Image.Image:
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
-    with _one_sentence(path), Image.open(path) as image:
+    with _one_sentence(path), path.open("rb") as file, Image.open(file) as image:
         return _to_rgb(_turned(image) if exif_transpose else image)
 
 
-def require_image_file(path: Path) -> None:
+def require_image_file(path: Path | StoredFile) -> None:
     """Raises what `load_image` would where there is no file to read, without decoding it."""
     with _one_sentence(path), path.open("rb"):
         pass
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def _one_sentence(path: Path | StoredFile) -> Iterator[None]:
     """Turns what opening and decoding an image raise into SampleError and DataError."""
     try:
         yield

@@ -90,7 +90,9 @@ class JsonSource:
         """Returns whether `path` is such a file, by its name or by the bracket that it begins with."""
         return path.is_file() and (path.suffix.lower() in (".json", ".jsonl") or _begins_with_bracket(path))
 
-    def open(self, path: Path, datasets_exclude: Collection[str] = (), always_keep: bool = False) -> JsonRecords:
+    def open(
+        self, path: Path, datasets_exclude: Collection[str] = (), always_keep: bool = False
+    ) -> JsonRecords:
         """Returns the records without those whose `dataset` is excluded.
 
         Args:
@@ -110,7 +112,9 @@ class JsonSource:
         numbers = kept_numbers(index_of(arrays), datasets_exclude, kept)
         records = JsonRecords(path, arrays, numbers)
         if len(records) == 0:
-            raise DataError(f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})")
+            raise DataError(
+                f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})"
+            )
         return records
 
 
