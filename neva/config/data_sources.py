@@ -88,10 +88,10 @@ def paths_of(path: str) -> list[Path]:
     Raises:
         ConfigError: they are too many.
     """
-    found = [Path(text) for text in islice(_expanded(path), MOST_SHARDS + 1)]
+    found = list(islice(_expanded(path), MOST_SHARDS + 1))
     if len(found) > MOST_SHARDS:
         raise ConfigError(f"{KEY}={path} stands for more than {MOST_SHARDS:,} files; list fewer")
-    return found
+    return [Path(text) for text in found]
 
 
 def _expanded(text: str) -> Iterator[str]:

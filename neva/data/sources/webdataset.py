@@ -62,6 +62,13 @@ class ShardRecords:
         return index_of(self._arrays).of(self._numbers)
 
     def __getitem__(self, index: int) -> Record:
+        return self._read(index)[0]
+
+    def raw(self, index: int) -> Any:
+        """Returns the JSON value from which a record is made; its images are named by their numbers."""
+        return self._read(index)[1]
+
+    def _read(self, index: int) -> tuple[Record, Any]:
         row = index if self._numbers is None else int(self._numbers[index])
         shard = self.shards[int(self._arrays["shards"][row])]
         key = self._slice("keys", "key_ends", row).tobytes().decode()
@@ -71,7 +78,7 @@ class ShardRecords:
             part = self._names[int(self._arrays["part_kinds"][place])]
             start, size = int(self._arrays["part_starts"][place]), int(self._arrays["part_sizes"][place])
             parts[part] = stored_member(shard, f"{key}.{part}", start, size)
-        return record_of(key.rpartition("/")[2], parts, self.form, f"{shard.name}, sample {key}")[0]
+        return record_of(key.rpartition("/")[2], parts, self.form, f"{shard.name}, sample {key}")
 
     def _range(self, ends: str, row: int) -> tuple[int, int]:
         column = self._arrays[ends]
