@@ -47,7 +47,7 @@ def main() -> None:
     if not path.exists():
         write_like_llava(path, options.records)
     start = time.perf_counter()
-    JsonSource().open(path, always_keep=True)
+    JsonSource().open(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     elapsed_s = time.perf_counter() - start
     report(

@@ -144,7 +144,6 @@ def kept_arrays(
     name: str,
     key: Mapping[str, Any],
     build: Callable[[], Arrays],
-    always: bool = False,
 ) -> Arrays:
     """Returns what `build` returns: from the files of an earlier call, where the source is not small.
 
@@ -154,12 +153,11 @@ def kept_arrays(
         name: of the arrays.
         key: what they depend on beside the source.
         build: makes them.
-        always: write files for a small source too.
 
     Raises:
         DataError: the files cannot be written.
     """
-    if size < SMALL and not always:
+    if size < SMALL:
         return build()
     try:
         return cached_arrays(source, name, {"format": FORMAT, **key}, build)

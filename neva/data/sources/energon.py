@@ -29,9 +29,7 @@ class EnergonSource:
         """Returns whether `path` has energon's `.nv-meta`."""
         return (path / META).is_dir()
 
-    def open(
-        self, path: Path, datasets_exclude: Collection[str] = (), always_keep: bool = False
-    ) -> ShardRecords:
+    def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> ShardRecords:
         """Returns the samples of the split `train`.
 
         Raises:
@@ -42,7 +40,7 @@ class EnergonSource:
             raise DataError(
                 f"{path}/{META}/split.yaml names {missing.name}, which is not there; prepare the folder again"
             )
-        return open_shards(path, shards, form_of(path), datasets_exclude, always_keep)
+        return open_shards(path, shards, form_of(path), datasets_exclude)
 
 
 SOURCES.register("energon", EnergonSource())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neva.data.index import Arrays, IndexBuilder, RecordIndex, index_of, kept_arrays, kept_numbers
 from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
+from neva.data.sources.steerlm import with_placeholders
 from neva.errors import DataError, SampleError
 from neva.formats.json_list import HashedFile, items_of, lines_of
 from neva.formats.progress import bytes_bar
@@ -61,7 +62,10 @@ class JsonRecords:
     def __getitem__(self, index: int) -> Record:
         row = self._row(index)
         default_id = int(self._arrays["numbers"][row]) - 1 if self._is_lines else row
-        return parse_record(self.raw(index), str(default_id), self._place(row))
+        raw = self.raw(index)
+        return parse_record(
+            with_placeholders(raw) if self._is_lines else raw, str(default_id), self._place(row)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -90,15 +94,12 @@ class JsonSource:
         """Returns whether `path` is such a file, by its name or by the bracket that it begins with."""
         return path.is_file() and (path.suffix.lower() in (".json", ".jsonl") or _begins_with_bracket(path))
 
-    def open(
-        self, path: Path, datasets_exclude: Collection[str] = (), always_keep: bool = False
-    ) -> JsonRecords:
+    def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> JsonRecords:
         """Returns the records without those whose `dataset` is excluded.
 
         Args:
             path: the file.
             datasets_exclude: names.
-            always_keep: write the index of a small file too.
 
         Raises:
             DataError: the file holds none, is not UTF-8, or a `.json` file is no list.
@@ -106,7 +107,7 @@ class JsonSource:
         size = path.stat().st_size
 
         def kept(name: str, build: Any) -> Arrays:
-            return kept_arrays(path, size, name, {}, build, always_keep)
+            return kept_arrays(path, size, name, {}, build)
 
         arrays = kept("records", lambda: _scan(path, size))
         numbers = kept_numbers(index_of(arrays), datasets_exclude, kept)
@@ -134,7 +135,8 @@ def _scan(path: Path, size: int) -> Arrays:
         file = HashedFile(path, stream, on_read)
         for item in lines_of(file) if is_lines else items_of(file):
             number = {"numbers": item.number} if is_lines else {}
-            index.add(item.value, starts=item.start, sizes=item.size, **number)
+            value = with_placeholders(item.value) if is_lines else item.value
+            index.add(value, starts=item.start, sizes=item.size, **number)
     return index.arrays(file.digest())
 
 

@@ -98,12 +98,10 @@ class WebdatasetSource:
         """Returns whether `path` is a tar, several, or a folder of some that energon has not prepared."""
         return path.suffix == ".tar" or (any(path.glob("*.tar")) and not (path / META).is_dir())
 
-    def open(
-        self, path: Path, datasets_exclude: Collection[str] = (), always_keep: bool = False
-    ) -> ShardRecords:
+    def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> ShardRecords:
         """Returns the samples without those whose `dataset` is excluded; DataError where there are none."""
         shards = sorted(path.glob("*.tar"), key=natural) if path.is_dir() else paths_of(str(path))
-        return open_shards(path, shards, SampleForm(), datasets_exclude, always_keep)
+        return open_shards(path, shards, SampleForm(), datasets_exclude)
 
 
 SOURCES.register("webdataset", WebdatasetSource())
@@ -115,7 +113,7 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def open_shards(
-    path: Path, shards: Sequence[Path], form: SampleForm, datasets_exclude: Collection[str], always_keep: bool
+    path: Path, shards: Sequence[Path], form: SampleForm, datasets_exclude: Collection[str]
 ) -> ShardRecords:
     """Opens shards with their index, which is made where there is none.
 
@@ -129,7 +127,7 @@ def open_shards(
     size = sum(stat.st_size for stat in stats)
 
     def kept(name: str, build: Any) -> Arrays:
-        return kept_arrays(source, size, name, key, build, always_keep)
+        return kept_arrays(source, size, name, key, build)
 
     arrays = kept("samples", lambda: _scan(shards, form, size))
     records = ShardRecords(path, shards, form, arrays, kept_numbers(index_of(arrays), datasets_exclude, kept))
