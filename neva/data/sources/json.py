@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,24 @@ class JsonRecords:
         return parse_record(
             with_placeholders(raw) if self._is_lines else raw, str(default_id), self._place(row)
         )
+
+    def copy(self, target: Path, indices: Sequence[int], suffix: str) -> None:
+        """Writes some of the records as they stand in the file.
+
+        Args:
+            target: the new file.
+            indices: of the records.
+            suffix: `.json` or `.jsonl`; lines of the latter have no line breaks inside.
+        """
+        is_lines = suffix == ".jsonl"
+        before, between, after = (b"", b"\n", b"\n") if is_lines else (b"[", b",\n", b"]\n")
+        with target.open("wb") as file:
+            for number, row in enumerate(map(self._row, indices)):
+                text = self._read(int(self._arrays["starts"][row]), int(self._arrays["sizes"][row])).strip()
+                if is_lines and b"\n" in text:
+                    text = json.dumps(json.loads(text), ensure_ascii=False).encode()
+                file.write((between if number else before) + text)
+            file.write(after)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
