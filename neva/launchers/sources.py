@@ -34,8 +34,8 @@ def records_of(name: str, text: str) -> Path:
         if (folder / LLAVA_PRETRAIN).is_file():
             return folder / LLAVA_PRETRAIN
     raise ConfigError(
-        f"{name} is {text!r}, which holds no .tar shards, and neither it nor the folder above holds {LLAVA_PRETRAIN}; "
-        "expected shards, or LLaVA-format .json or .jsonl records"
+        f"{name} is {text!r}, and neither it nor the folder above holds {LLAVA_PRETRAIN}, nor it .tar shards; expected "
+        "shards, or LLaVA-format .json or .jsonl records"
     )
 
 
