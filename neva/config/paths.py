@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neva.config.data_sources import missing_folders, missing_records
 from neva.errors import ConfigError
 from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of, weight_map
 from neva.formats.json import read_object
@@ -39,8 +40,8 @@ def path_problems(cfg: DictConfig) -> list[str]:
 
 def _training(cfg: DictConfig) -> Iterator[str]:
     model, mm_cfg, tokenizer = cfg.model, cfg.model.mm_cfg, cfg.model.tokenizer
-    yield from _no_file("model.data.data_path", model.data.data_path)
-    yield from _no_folder("model.data.image_folder", model.data.image_folder)
+    yield from missing_records(model.data)
+    yield from missing_folders(model.data)
     if model.data.media_type == "video" and model.data.video_folder is not None:
         yield from _no_folder("model.data.video_folder", model.data.video_folder)
     for key, source in (

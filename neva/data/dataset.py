@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from neva.config.data_sources import data_sources, paths_of
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
@@ -22,7 +23,9 @@ from neva.data.media.files import MediaFiles
 from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
 from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import MediaReader, build_media_reader
-from neva.data.sources.source import Record, Records, open_source
+from neva.data.sources.media_folder import MediaFolder
+from neva.data.sources.mixture import open_media_folder, open_records, open_video_folder
+from neva.data.sources.source import MediaFile, Record, Records
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediumLayout
@@ -62,7 +65,7 @@ class ConversationDataset(Dataset[Sample]):
         self,
         records: Records,
         files: MediaFiles,
-        video_folder: Path,
+        video_folder: MediaFolder,
         encoder: ConversationEncoder,
         media: MediaReader,
         on_error: Literal["fail", "skip"],
@@ -151,7 +154,15 @@ class ConversationDataset(Dataset[Sample]):
                 "too many images",
             )
         images = [self.files.image(image) for image in record.images]
-        return media_in_order(record.turns, images, [self.video_folder / video for video in record.videos])
+        return media_in_order(record.turns, images, [self._video(video) for video in record.videos])
+
+    def _video(self, name: str | MediaFile) -> Path:
+        path = self.video_folder / name
+        if not isinstance(path, Path):
+            raise SampleError(
+                f"the video {path} lies in a tar; videos are read from a folder", "broken video"
+            )
+        return path
 
     def _prepare(
         self, index: int, of_medium: Callable[[Medium, MediumLayout], T]
@@ -248,13 +259,10 @@ def build_dataset(
         DataError: a file or folder that it names is missing or cannot be read.
     """
     data = model_cfg.data
-    image_folder = Path(data.image_folder)
-    if not image_folder.is_dir():
-        raise DataError(f"model.data.image_folder: no folder at {image_folder}")
     return ConversationDataset(
-        records=open_source(data.data_path, list(data.datasets_exclude)),
-        files=MediaFiles(image_folder, _fetched_folder(data)),
-        video_folder=image_folder if data.video_folder is None else Path(data.video_folder),
+        records=open_records(data),
+        files=MediaFiles(open_media_folder(data), _fetched_folder(data)),
+        video_folder=open_video_folder(data),
         encoder=replace(build_encoder(model_cfg, tokenizer), truncation=data.truncation),
         media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
         on_error=data.on_error,
@@ -267,6 +275,6 @@ def _fetched_folder(data: DictConfig) -> Path | None:
     """Returns where images from addresses are kept; None: none are fetched."""
     if not data.image_urls:
         return None
-    folder = cache_folder(Path(data.data_path)) / "images"
+    folder = cache_folder(paths_of(data_sources(data)[0].path)[0]) / "images"
     folder.mkdir(exist_ok=True)
     return folder

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from neva.data.index import BROKEN, Indexed
 from neva.data.sources.source import Records
 from neva.errors import SampleError
 
@@ -33,13 +34,22 @@ class SampleLengths:
 
 
 def measure(records: Records, image_tokens: int, video_images: int = 1) -> SampleLengths:
-    """Reads all records once; one that is malformed counts as the next whole one, which `on_error=skip` takes for it.
+    """Returns the lengths from the index of the records; where they have none, all are read once.
+
+    One that is malformed counts as the next whole one, which `on_error=skip` takes for it.
 
     Args:
         records: of the data set.
         image_tokens: positions that one image takes.
         video_images: how many images a video counts as.
     """
+    if isinstance(records, Indexed):
+        found = records.record_index()
+        images = found.images
+        if found.videos.any():
+            most = np.iinfo(np.uint16).max
+            images = np.minimum(images + video_images * found.videos.astype(np.int64), most).astype(np.uint16)
+        return _of_whole(found.words, images, found.kinds != BROKEN, image_tokens)
     start = time.monotonic()
     words = np.zeros(len(records), dtype=np.int32)
     images = np.zeros(len(records), dtype=np.uint16)
@@ -53,8 +63,20 @@ def measure(records: Records, image_tokens: int, video_images: int = 1) -> Sampl
         count = len(record.images) + video_images * len(record.videos)
         images[index] = min(count, np.iinfo(np.uint16).max)
         is_whole[index] = True
-    taken = _next_whole(is_whole)
     logger.info("lengths of %s samples counted in %.1f s", f"{len(records):,}", time.monotonic() - start)
+    return _of_whole(words, images, is_whole, image_tokens)
+
+
+def _of_whole(
+    words: npt.NDArray[np.int32],
+    images: npt.NDArray[np.uint16],
+    is_whole: npt.NDArray[np.bool_],
+    image_tokens: int,
+) -> SampleLengths:
+    """Returns the lengths, those of the next whole record for one that is not."""
+    if is_whole.all():
+        return SampleLengths(words, images, image_tokens)
+    taken = _next_whole(is_whole)
     return SampleLengths(words[taken], images[taken], image_tokens)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
@@ -19,8 +20,11 @@ from neva.data.global_batch import GlobalBatchSampler
 from neva.data.lengths import measure
 from neva.data.position import data_identity, restored_position
 from neva.data.samplers.epoch import Epoch
+from neva.data.sources.mixture import source_counts
 from neva.errors import UserError
 from neva.families.configs import VisionConfig
+
+logger = logging.getLogger(__name__)
 
 
 class RankBatchDataset(Dataset["list[Batch] | UserError"]):
@@ -87,6 +91,8 @@ def train_loader(
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
     identity = data_identity(model_cfg, seed, dataset.records)
+    if rank == 0 and (counts := source_counts(dataset.records)):
+        logger.info("records of an epoch: %s", counts)
     first = first_epoch(model_cfg, seed, dataset)
     sampler = GlobalBatchSampler(
         first,

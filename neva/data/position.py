@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from neva.data.sources.mixture import content_of
 from neva.data.sources.source import Records
 from neva.errors import ConfigError, DataError
-from neva.formats.digest import file_digest
 from neva.registry import SAMPLERS
 
 
@@ -48,7 +48,7 @@ def data_identity(model_cfg: DictConfig, seed: int, records: Records) -> dict[st
     groups = {"mega_batch_mult": model_cfg.mega_batch_mult, "longest_first": data_cfg.longest_first}
     return {
         "records": len(records),
-        "content": file_digest(records.path) if records.path.is_file() else str(records.path),
+        "content": content_of(records),
         "datasets_exclude": sorted(data_cfg.datasets_exclude),
         "dataloader_type": data_cfg.dataloader_type,
         "seed": seed,

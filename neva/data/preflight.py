@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from neva.config.data_sources import missing_records
 from neva.config.model_config import vision_config_of
 from neva.errors import SampleError, UserError
 from neva.findings import Findings
@@ -29,18 +29,21 @@ def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
     Returns:
         The number, None when the data cannot be read.
     """
-    from neva.data.sources.source import open_source
+    from neva.data.sources.mixture import open_records, source_counts
 
-    data = model_cfg.data
-    if not Path(data.data_path).exists():
+    if missing_records(model_cfg.data):
         found.add("samples", "unknown")
         return None
     try:
-        num_samples = len(open_source(data.data_path, list(data.datasets_exclude)))
+        records = open_records(model_cfg.data)
+        counts = source_counts(records)
     except UserError as error:
         found.problems.append(str(error))
         return None
+    num_samples = len(records)
     found.add("samples", f"{num_samples:,}")
+    if counts:
+        found.add("sources", counts)
     if not found.problems:
         _probe(model_cfg, found)
     return num_samples

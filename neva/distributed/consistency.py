@@ -16,6 +16,8 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 import neva
+from neva.config.data_sources import missing_records
+from neva.data.sources.mixture import content_of, open_records
 from neva.distributed.groups import gathered
 from neva.errors import LaunchError
 from neva.formats.digest import file_digest
@@ -23,9 +25,6 @@ from neva.weights.resolve import WEIGHT_KEYS
 
 LIBRARIES = ("torch", "megatron-core", "nemo_toolkit", "lightning", "transformers", "numpy")
 """Packages whose version decides what is computed."""
-
-DATA_KEYS = ("model.data.data_path", "prompt_file")
-"""Keys that name files of records, which count by their content."""
 
 FILE_KEYS = (
     *WEIGHT_KEYS,
@@ -52,10 +51,11 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     found["neva's code"] = f"{neva.__version__} {_digest_of_code(Path(neva.__file__).parent)}"
     found["Python"] = ".".join(map(str, sys.version_info[:3]))
     found |= {name: _version(name) for name in LIBRARIES}
-    for key in DATA_KEYS:
-        data = OmegaConf.select(cfg, key)
-        if data is not None and Path(data).is_file():
-            found[f"content of {data}"] = file_digest(Path(data))
+    if "model" in cfg and not missing_records(cfg.model.data):
+        found[f"content of {cfg.model.data.data_path}"] = content_of(open_records(cfg.model.data))
+    prompts = OmegaConf.select(cfg, "prompt_file")
+    if prompts is not None and Path(prompts).is_file():
+        found[f"content of {prompts}"] = file_digest(Path(prompts))
     for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():

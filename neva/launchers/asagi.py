@@ -117,10 +117,14 @@ def _sources(parsed: argparse.Namespace, command: NevaCommand, run_folder: Path)
     return _data(parsed, records) | (_random(folder) if parsed.init else _trained(parsed, folder, run_folder))
 
 
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 def _data(parsed: argparse.Namespace, records: Path) -> dict[str, object]:
     return {
         "model.data.data_path": str(records),
-        "model.data.image_folder": parsed.image_folder or str(images_of(records)),
+        "model.data.image_folder": parsed.image_folder or _text(images_of(records)),
         "model.data.conv_template": parsed.conv_template,
         "model.data.image_aspect_ratio": "pad",
         "model.data.num_workers": parsed.num_workers,

@@ -13,11 +13,19 @@ from pathlib import Path
 from neva.errors import ConfigError
 from neva.launchers.command import NevaCommand, overrides, print_and_run, require
 from neva.launchers.devices import gpus_here
-from neva.launchers.sources import CONVERTED, images_of, language_source_of, nemo_of, records_of
+from neva.launchers.sources import (
+    CONVERTED,
+    LLAVA_PRETRAIN,
+    images_of,
+    language_source_of,
+    nemo_of,
+    records_of,
+)
 from neva.launchers.words import Words, named
 
 RECIPE = "pai_llava_mistral_7b_pretrain"
 TRAIN_SCRIPT, CONVERT_SCRIPT = "run_mcore_llava.sh", "hf2mcore_convertor_llava.sh"
+SHARDS_SCRIPT = "convert_llava_pretrain_to_wds.py"
 TRAIN_ARGUMENTS = [
     "ENV",
     "MODEL_SIZE",
@@ -72,7 +80,7 @@ OFFLOAD = {"false": False, "static": True, "auto": True}
 
 DIFFERENCES = (
     "there is no dropout (there 0.1 on the hidden states)",
-    "all records of the .json are trained on, in an order of our own (there the training split of the shards)",
+    "samples come in an order of our own; of a .json without shards all records are trained on (there a split of them)",
 )
 NO_EXPORT = (
     f"transformers has no LLaVA with this projector ({PROJECTOR}), so there is no export: to have one, convert "
@@ -119,7 +127,7 @@ def train_command(words: Sequence[str], environment: Mapping[str, str]) -> NevaC
     language = language_source_of(nemo)
     paths = {
         "model.data.data_path": str(records),
-        "model.data.image_folder": str(images_of(records)),
+        "model.data.image_folder": None if (images := images_of(records)) is None else str(images),
         "model.mm_cfg.llm.from_pretrained": language,
         "exp_manager.exp_dir": str(Path(output) / "checkpoint"),
         "exp_manager.name": _run_name(values),
@@ -167,6 +175,33 @@ def convert_command(words: Sequence[str]) -> NevaCommand:
     if "HF_CKPT_PATH" in values:
         command.effectless["HF_CKPT_PATH"] = "only mg2hf=true reads it"
     return command
+
+
+def shards_command(words: Sequence[str]) -> NevaCommand:
+    """Returns the `neva data convert` that `convert_llava_pretrain_to_wds.py DIR` stands for, energon's questions too.
+
+    Raises:
+        ConfigError: wrong arguments, or no LLaVA-Pretrain there.
+    """
+    force = [word for word in words if word == "--force"]
+    folders = [word for word in words if word != "--force"]
+    require(
+        len(folders) == 1,
+        f"{SHARDS_SCRIPT}: found {len(folders)} arguments, expected LLaVA-Pretrain's folder",
+    )
+    records = Path(folders[0]) / LLAVA_PRETRAIN
+    require(records.is_file(), f"{SHARDS_SCRIPT}: no file at {records}")
+    flags = [
+        "--image-folder",
+        str(images_of(records)),
+        "--form",
+        "vqa",
+        "--prefix",
+        "pretrain",
+        "--split",
+        "9,1,0",
+    ]
+    return NevaCommand("data", ["convert", str(records), str(records.parent / "wds"), *flags, *force])
 
 
 def _batch_and_schedule(read: Words) -> dict[str, object]:
@@ -269,17 +304,20 @@ def _run_name(values: Mapping[str, str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one of the two scripts: `train` or `convert`, then its arguments."""
-    require(bool(arguments), "found no script name, expected train or convert")
+    """Runs one of the scripts: `train`, `convert` or `shards`, then its arguments."""
+    require(bool(arguments), "found no script name, expected train, convert or shards")
     script, words = arguments[0], arguments[1:]
     if {"-h", "--help"} & set(words):
-        name, expected = (
-            (TRAIN_SCRIPT, TRAIN_ARGUMENTS) if script == "train" else (CONVERT_SCRIPT, CONVERT_ARGUMENTS)
-        )
+        name, expected = {
+            "train": (TRAIN_SCRIPT, TRAIN_ARGUMENTS),
+            "shards": (SHARDS_SCRIPT, ["DIR"]),
+        }.get(script, (CONVERT_SCRIPT, CONVERT_ARGUMENTS))
         sys.stdout.write(
             f"usage: {name} [--print-only] {' '.join(expected)}\nThe page: docs/migrate/pai.md\n"
         )
         return 0
+    if script == "shards":
+        return print_and_run(SHARDS_SCRIPT, words, shards_command)
     if script == "train":
         return print_and_run(TRAIN_SCRIPT, words, lambda found: train_command(found, os.environ))
     return print_and_run(CONVERT_SCRIPT, words, convert_command)

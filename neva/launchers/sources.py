@@ -6,6 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
+from neva.data.sources.source import open_source
 from neva.errors import ConfigError, DataError
 
 CONVERTED = "llava.nemo"
@@ -18,7 +19,8 @@ _ROWS = "model_weights/model.safetensors.index.json"
 def records_of(name: str, text: str) -> Path:
     """Returns the LLaVA-format file of training data `text`.
 
-    A folder of webdataset shards stands for the LLaVA-Pretrain file from which it was made, in or above it.
+    A folder of webdataset shards is returned as it is; without shards it stands for the LLaVA-Pretrain file from which
+    they would be made, in or above it.
 
     Raises:
         ConfigError: there is no such file.
@@ -26,28 +28,36 @@ def records_of(name: str, text: str) -> Path:
     path = Path(text)
     if path.suffix in (".json", ".jsonl"):
         return path
+    if any(path.glob("*.tar")):
+        return path
     for folder in (path, path.parent):
         if (folder / LLAVA_PRETRAIN).is_file():
             return folder / LLAVA_PRETRAIN
     raise ConfigError(
-        f"{name} is {text!r}, and neither it nor the folder above holds {LLAVA_PRETRAIN}; expected LLaVA-format .json "
-        "or .jsonl records, since webdataset and energon folders are not read here: give the file that the shards "
-        "were made from"
+        f"{name} is {text!r}, and neither it nor the folder above holds {LLAVA_PRETRAIN}, nor it .tar shards; expected "
+        "shards, or LLaVA-format .json or .jsonl records"
     )
 
 
-def images_of(records: Path) -> Path:
-    """Returns the folder that image paths are relative to: `images` beside the records, else their own folder."""
+def images_of(records: Path) -> Path | None:
+    """Returns the folder that image paths are relative to: `images` beside the records, else their own folder.
+
+    Shards bring their images: None.
+    """
+    if records.is_dir():
+        return None
     images = records.parent / "images"
     return images if images.is_dir() else records.parent
 
 
 def count_records(path: Path) -> int:
-    """Returns the number of records in a `.json` list or of lines in a `.jsonl` file.
+    """Returns the number of records in a `.json` list, of lines in a `.jsonl` file or of samples in shards.
 
     Raises:
         DataError: the file cannot be read or is no list.
     """
+    if path.is_dir():
+        return len(open_source(path))
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
 from neva.config.paths import run_folder
-from neva.data.sources.source import open_source
+from neva.data.sources.mixture import open_records
 from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.launch_environment import restored_environment, settle
@@ -120,8 +120,7 @@ def last_step(cfg: DictConfig) -> int:
     """Returns the number of optimizer steps: `trainer.max_steps`, or what `trainer.max_epochs` makes of the data."""
     if cfg.trainer.max_epochs in (None, -1):
         return cfg.trainer.max_steps
-    data = cfg.model.data
-    num_samples = len(open_source(data.data_path, list(data.datasets_exclude)))
+    num_samples = len(open_records(cfg.model.data))
     return total_steps(cfg.trainer, num_samples, cfg.model.global_batch_size)
 
 

@@ -60,6 +60,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "longest_first": True,
                 "num_workers": 0,
                 "on_error": "fail",
+                "max_media_mb": 1024,
                 "max_skipped": 1.0,
                 "truncation": "cut",
                 "max_image_num": None,

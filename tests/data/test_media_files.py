@@ -14,8 +14,9 @@ import pytest
 
 from neva.data.media import files
 from neva.data.media.files import MediaFiles
-from neva.data.media.image import ImageBytes, image_size, load_image
+from neva.data.media.image import image_size, load_image
 from neva.errors import SampleError
+from neva.formats.stored_file import StoredFile
 from tests.conftest import random_image
 
 
@@ -51,7 +52,7 @@ def address() -> Iterator[tuple[str, list[str]]]:
 
 def test_a_data_uri_is_the_image_that_it_holds(tmp_path: Path) -> None:
     found = MediaFiles(tmp_path, None).image(f"data:image/png;base64,{base64.b64encode(png()).decode()}")
-    assert isinstance(found, ImageBytes) and image_size(found) == (20, 30)
+    assert isinstance(found, StoredFile) and image_size(found) == (20, 30)
     assert np.array_equal(np.asarray(load_image(found)), np.asarray(random_image(20, 30, seed=1)))
 
 
@@ -60,7 +61,7 @@ def test_a_data_uri_that_cannot_be_read_is_one_sentence(uri: str, tmp_path: Path
     with pytest.raises(SampleError, match="the data URI .* cannot be read"):
         MediaFiles(tmp_path, None).image(uri)
     broken = MediaFiles(tmp_path, None).image("data:image/png;base64,AAAA")
-    assert isinstance(broken, ImageBytes)
+    assert isinstance(broken, StoredFile)
     with pytest.raises(SampleError, match="image file data:image/png;base64,… cannot be decoded"):
         load_image(broken)
 

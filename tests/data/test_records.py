@@ -86,7 +86,7 @@ def test_excluded_datasets_are_left_out(name: str, tmp_path: Path) -> None:
     [
         (
             '{"id": 1}',
-            r"must be a JSON list of records .* expected '\[' at character 0, found '\{\"id\": 1\}'",
+            r"must be a JSON list of records .* expected '\[' at character 0 \(line 1\), found '\{\"id\": 1\}'",
         ),
         ('[{"id": 1} {"id": 2}]', "expected ',' at character 11"),
         ('[{"id": 1}', "expected ','"),
@@ -259,9 +259,9 @@ def test_a_first_answer_without_a_question_is_dropped_as_in_llava() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"a": 1}][{"a": 2}]', r"goes on behind its list, at character 10: '\[\{\"a\": 2"),
+        ('[{"a": 1}][{"a": 2}]', r"goes on behind its list, at character 10 \(line 1\): '\[\{\"a\": 2"),
         ("[][1]", "goes on behind its list, at character 2"),
-        ('[{"a": 1}] x', "goes on behind its list, at character 11: 'x'"),
+        ('[{"a": 1}] x', r"goes on behind its list, at character 11 \(line 1\): 'x'"),
         ("[" * 100_000, "is not valid JSON in the record at character 1"),
     ],
 )

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from neva.commands import data as data_action
 from neva.config.load import load
 from neva.distributed.launch import identify
 from neva.errors import ConfigError
 from neva.launchers.command import NevaCommand
-from neva.launchers.pai import RECIPE, convert_command, train_command
+from neva.launchers.pai import RECIPE, convert_command, shards_command, train_command
 from neva.optim.schedule import CosineAnnealing
 from tests.launchers.nemo import MISTRAL, write_nemo
 
@@ -348,3 +349,15 @@ def test_the_shell_scripts_print_a_command_and_exit_with_2_on_a_mistake(readme: 
     began = time.monotonic()
     assert shell("run_mcore_llava.sh", "--help").stdout.startswith("usage: run_mcore_llava.sh")
     assert time.monotonic() - began < 2
+
+
+def test_shards_are_made_and_read_without_a_question(readme: list[str], tmp_path: Path) -> None:
+    data = tmp_path / "LLaVA-Pretrain"
+    command = shards_command([str(data)])
+    assert command.words[:3] == ["convert", f"{data}/blip_laion_cc_sbu_558k.json", f"{data}/wds"]
+    assert data_action.parse(command.words).split == "9,1,0"
+    (data / "wds/pretrain-0.tar").touch()
+    found = settings(train_command(readme, GPUS))
+    assert found["model.data.data_path"] == f"{data}/wds" and found["model.data.image_folder"] == "null"
+    with pytest.raises(ConfigError, match=r"no file at .*absent/blip_laion"):
+        shards_command([str(tmp_path / "absent")])

@@ -18,8 +18,16 @@ _NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, 
 class Data:
     """Training data."""
 
-    data_path: str = key("LLaVA-format .json list or .jsonl lines.", common=True)
-    image_folder: str = key("Folder that the records' image paths are relative to.", common=True)
+    data_path: str | list[str | dict[str, Any]] | dict[str, Any] = key(
+        "LLaVA-format .json list or .jsonl lines, .tar shards, .parquet tables, an energon folder; or several of them: "
+        "a list, or a table of {path, image_folder, weight} by name.",
+        common=True,
+    )
+    image_folder: str | None = key(
+        "Folder or .tar that the records' image paths are relative to; null: the data brings its images.",
+        common=True,
+    )
+    max_media_mb: int = key("A member of a tar or table that is larger is a broken image.", low=1)
     datasets_exclude: list[str] = key('Records whose "dataset" is listed are left out.')
     conv_template: str = key(
         "How a conversation becomes text.",

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from neva.data.media.image import ImageBytes
+from neva.data.sources.media_folder import MediaFolder, has_own_place
+from neva.data.sources.source import MediaFile
 from neva.errors import SampleError
 from neva.formats.atomic_write import finished_target
+from neva.formats.stored_file import StoredFile
 
 FETCH_TIMEOUT_S = 10.0
 LARGEST_FETCHED = 64 * 2**20
@@ -27,20 +29,22 @@ _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w=.-]+)*?;base64,", re.ASCII)
 class MediaFiles:
     """Finds what a record names."""
 
-    folder: Path
+    folder: MediaFolder
     fetched: Path | None
     """Folder of images that were fetched from addresses; None: none are fetched."""
 
-    def image(self, name: str) -> Path | ImageBytes:
-        """Returns the image of that name; one at an address is fetched, unless it was before.
+    def image(self, name: str | MediaFile) -> MediaFile:
+        """Returns the image of that name, itself where it is a file.
+
+        One at an address is fetched, unless it was before.
 
         Raises:
             SampleError: a data URI that cannot be read, or an address that gives no image or must not be asked.
         """
+        if not isinstance(name, str) or not has_own_place(name):
+            return self.folder / name
         if name.startswith("data:"):
             return _from_data_uri(name)
-        if not name.startswith(("http://", "https://")):
-            return self.folder / name
         if self.fetched is None:
             raise SampleError(
                 f"the image {name:.120} lies at an address: set model.data.image_urls=true to fetch it, or save it as "
@@ -54,7 +58,7 @@ class MediaFiles:
         return path
 
 
-def _from_data_uri(uri: str) -> ImageBytes:
+def _from_data_uri(uri: str) -> StoredFile:
     head = _DATA_URI.match(uri)
     try:
         if head is None:
@@ -65,7 +69,7 @@ def _from_data_uri(uri: str) -> ImageBytes:
             f"the data URI {uri[:40]!r}… cannot be read ({error}); expected data:image/…;base64,…",
             "broken image",
         ) from error
-    return ImageBytes(f"{uri[: head.end()]}…", content)
+    return StoredFile(f"{uri[: head.end()]}…", lambda: content)
 
 
 def _fetch(address: str) -> bytes:

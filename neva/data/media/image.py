@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from neva.errors import DataError, SampleError
+from neva.formats.stored_file import StoredFile
 
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # editors and generators write a picture's whole history beside it
 
@@ -24,18 +24,7 @@ ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)
 """EXIF's tag of how an image is turned, and the values that change places of width and height."""
 
 
-@dataclass(frozen=True)
-class ImageBytes:
-    """The content of an image file that lies in no file of its own; `name` is for messages."""
-
-    name: str
-    content: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def load_image(path: Path | ImageBytes, exif_transpose: bool = False) -> Image.Image:
+def load_image(path: Path | StoredFile, exif_transpose: bool = False) -> Image.Image:
     """Reads an image as 8-bit RGB.
 
     Transparency is dropped; of 16-bit grey the high byte is kept.
@@ -48,7 +37,7 @@ def load_image(path: Path | ImageBytes, exif_transpose: bool = False) -> Image.I
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
-    with _one_sentence(path), Image.open(_readable(path)) as image:
+    with _one_sentence(path), path.open("rb") as file, Image.open(file) as image:
         return _to_rgb(_turned(image) if exif_transpose else image)
 
 
@@ -81,25 +70,21 @@ def decode_image(data: bytes, exif_transpose: bool, formats: tuple[str, ...], ma
         raise SampleError(f"cannot be decoded ({type(error).__name__}: {error})", "broken image") from error
 
 
-def image_size(path: Path | ImageBytes, exif_transpose: bool = False) -> tuple[int, int]:
+def image_size(path: Path | StoredFile, exif_transpose: bool = False) -> tuple[int, int]:
     """Returns width and height of what `load_image` gives, without decoding it; raises what that would."""
-    with _one_sentence(path), Image.open(_readable(path)) as image:
+    with _one_sentence(path), path.open("rb") as file, Image.open(file) as image:
         is_turned = exif_transpose and image.getexif().get(ORIENTATION, 1) in SIDEWAYS
         return (image.height, image.width) if is_turned else image.size
 
 
-def require_file(path: Path, medium: str = "image") -> None:
+def require_file(path: Path | StoredFile, medium: str = "image") -> None:
     """Raises what reading a medium would where there is no file to read, without decoding it."""
     with _one_sentence(path, medium), path.open("rb"):
         pass
 
 
-def _readable(image: Path | ImageBytes) -> Path | BytesIO:
-    return image if isinstance(image, Path) else BytesIO(image.content)
-
-
 @contextmanager
-def _one_sentence(path: Path | ImageBytes, medium: str = "image") -> Iterator[None]:
+def _one_sentence(path: Path | StoredFile, medium: str = "image") -> Iterator[None]:
     """Turns what opening and decoding an image raise into SampleError and DataError."""
     try:
         yield

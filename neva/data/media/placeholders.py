@@ -11,15 +11,15 @@ from typing import Literal, NamedTuple, TypeAlias
 from PIL import Image
 
 from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from neva.data.media.image import ImageBytes
+from neva.data.sources.source import MediaFile
 from neva.errors import SampleError
 from neva.families.media_tokens import MediumLayout
 from neva.templates.template import Turn
 
-ImageInput: TypeAlias = Path | ImageBytes | Image.Image
+ImageInput: TypeAlias = MediaFile | Image.Image
 """An image file, the content of one, or an image that was made in Python."""
 
-MediumKey: TypeAlias = tuple[str, Path | ImageBytes | int]
+MediumKey: TypeAlias = tuple[str, MediaFile | int]
 
 PLACEHOLDER = re.compile(f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)}")
 

@@ -53,7 +53,7 @@ class MediaReader:
 
     def require(self, medium: Medium) -> None:
         """Raises what `pixels` would, as far as that is seen without decoding."""
-        if isinstance(medium.source, Path):
+        if not isinstance(medium.source, Image.Image):
             require_file(medium.source, medium.kind)
 
     def pixels(self, medium: Medium, layout: MediumLayout) -> Tensor:

@@ -4,67 +4,103 @@ from __future__ import annotations
 
 import codecs
 import json
-import logging
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from neva.data.index import Arrays, IndexBuilder, RecordIndex, index_of, kept_arrays, kept_numbers
 from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
+from neva.data.sources.steerlm import with_placeholders
 from neva.errors import DataError, SampleError
-from neva.formats.json import decode_text, refuse_utf_16
+from neva.formats.json_list import HashedFile, items_of, lines_of
+from neva.formats.progress import bytes_bar
 from neva.registry import SOURCES
 
-logger = logging.getLogger(__name__)
-
-SPACE = re.compile(r"[ \t\n\r]*")
-FIRST = {"line": 1, "record": 0}
-"""What the first one of a file is called."""
+UNITS = {True: "line", False: "record"}
+"""What a record of `.jsonl`, and one of `.json`, is called."""
+PLACES = {"starts": "q", "sizes": "I"}
+"""Where a record's JSON text lies in the file, in bytes."""
 
 
 class JsonRecords:
-    """The records of one file as one block of JSON text, parsed one at a time.
-
-    Worker processes share the block: a list of Python objects would be copied into each of them page by page as its
-    reference counts are touched.
+    """The records of one file, of which the index alone is in memory; one is read and parsed when it is asked for.
 
     Args:
         path: the file.
-        items: number of each record in the file, and its JSON text.
-        unit: what the number counts: `line` from 1, `record` from 0.
+        arrays: of its index.
+        numbers: of the records that are not excluded, in the file; None: all.
     """
 
-    def __init__(self, path: Path, items: Iterable[tuple[int, bytes]], unit: str) -> None:
+    def __init__(self, path: Path, arrays: Arrays, numbers: NDArray[np.integer] | None) -> None:
         self.path = path
-        self.unit = unit
-        kept = list(items)
-        self._text = b"".join(text for _, text in kept)
-        self._ends = np.cumsum([len(text) for _, text in kept], dtype=np.int64)
-        self._numbers = np.array([number for number, _ in kept], dtype=np.int64)
+        self._arrays, self._numbers = arrays, numbers
+        self._is_lines = is_jsonl(path)
+        self._file: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._arrays["starts"] if self._numbers is None else self._numbers)
+
+    def record_index(self) -> RecordIndex:
+        """Returns the index of the records that are not excluded."""
+        return index_of(self._arrays).of(self._numbers)
 
     def raw(self, index: int) -> Any:
         """Returns the parsed JSON value; SampleError when it is not JSON."""
-        start = 0 if index == 0 else self._ends[index - 1]
+        row = self._row(index)
         try:
-            return json.loads(self._text[start : self._ends[index]])
+            return json.loads(self._read(int(self._arrays["starts"][row]), int(self._arrays["sizes"][row])))
         except (ValueError, RecursionError) as error:
             broken = SampleError(f"not valid JSON: {error}")
-            broken.place = self._place(index)
+            broken.place = self._place(row)
             raise broken from error
 
     def __getitem__(self, index: int) -> Record:
-        number = int(self._numbers[index])
-        return parse_record(self.raw(index), str(number - FIRST[self.unit]), self._place(index))
+        row = self._row(index)
+        default_id = int(self._arrays["numbers"][row]) - 1 if self._is_lines else row
+        raw = self.raw(index)
+        return parse_record(
+            with_placeholders(raw) if self._is_lines else raw, str(default_id), self._place(row)
+        )
 
-    def _place(self, index: int) -> str:
-        return f"{self.unit} {self._numbers[index]}"
+    def copy(self, target: Path, indices: Sequence[int], suffix: str) -> None:
+        """Writes some of the records as they stand in the file.
+
+        Args:
+            target: the new file.
+            indices: of the records.
+            suffix: `.json` or `.jsonl`; lines of the latter have no line breaks inside.
+        """
+        is_lines = suffix == ".jsonl"
+        before, between, after = (b"", b"\n", b"\n") if is_lines else (b"[", b",\n", b"]\n")
+        with target.open("wb") as file:
+            for number, row in enumerate(map(self._row, indices)):
+                text = self._read(int(self._arrays["starts"][row]), int(self._arrays["sizes"][row])).strip()
+                if is_lines and b"\n" in text:
+                    text = json.dumps(json.loads(text), ensure_ascii=False).encode()
+                file.write((between if number else before) + text)
+            file.write(after)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def _row(self, index: int) -> int:
+        """Returns the number of a record among all of the file."""
+        return index if self._numbers is None else int(self._numbers[index])
+
+    def _place(self, row: int) -> str:
+        return f"{UNITS[self._is_lines]} {self._arrays['numbers'][row] if self._is_lines else row}"
+
+    def _read(self, start: int, size: int) -> bytes:
+        """Returns bytes of the file, which each process opens once."""
+        process = os.getpid()
+        if self._file is None or self._file[0] != process:
+            self._file = process, os.open(self.path, os.O_RDONLY)
+        return os.pread(self._file[1], size, start)
 
 
 class JsonSource:
@@ -79,14 +115,21 @@ class JsonSource:
     def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> JsonRecords:
         """Returns the records without those whose `dataset` is excluded.
 
+        Args:
+            path: the file.
+            datasets_exclude: names.
+
         Raises:
             DataError: the file holds none, is not UTF-8, or a `.json` file is no list.
         """
-        is_lines = path.suffix.lower() == ".jsonl"
-        items = _lines(path) if is_lines else enumerate(_list_items(path))
-        if datasets_exclude:
-            items = _without(items, datasets_exclude)
-        records = JsonRecords(path, items, "line" if is_lines else "record")
+        size = path.stat().st_size
+
+        def kept(name: str, build: Any) -> Arrays:
+            return kept_arrays(path, size, name, {}, build)
+
+        arrays = kept("records", lambda: _scan(path, size))
+        numbers = kept_numbers(index_of(arrays), datasets_exclude, kept)
+        records = JsonRecords(path, arrays, numbers)
         if len(records) == 0:
             raise DataError(
                 f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})"
@@ -97,87 +140,24 @@ class JsonSource:
 SOURCES.register("json", JsonSource())
 
 
+def is_jsonl(path: Path) -> bool:
+    """Returns whether a file has a record a line."""
+    return path.suffix.lower() == ".jsonl"
+
+
+def _scan(path: Path, size: int) -> Arrays:
+    """Reads the whole file once and returns the arrays of its index."""
+    is_lines = is_jsonl(path)
+    index = IndexBuilder({**PLACES, "numbers": "q"} if is_lines else PLACES)
+    with path.open("rb") as stream, bytes_bar(size, f"index of {path.name}") as on_read:
+        file = HashedFile(path, stream, on_read)
+        for item in lines_of(file) if is_lines else items_of(file):
+            number = {"numbers": item.number} if is_lines else {}
+            value = with_placeholders(item.value) if is_lines else item.value
+            index.add(value, starts=item.start, sizes=item.size, **number)
+    return index.arrays(file.digest())
+
+
 def _begins_with_bracket(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-
-
-def _list_items(path: Path) -> Iterator[bytes]:
-    """Yields the JSON text of each item of the list in `path`."""
-    text = decode_text(path.read_bytes(), path, DataError)
-    decode = json.JSONDecoder().raw_decode
-    position = _skip(text, 0, "[", path)
-    if text[position : position + 1] == "]":
-        _refuse_more(text, position + 1, path)
-        return
-    while True:
-        try:
-            _, end = decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(
-                f"model.data.data_path: {path} is not valid JSON in the record at character {position}: {error}"
-            ) from error
-        yield text[position:end].encode()
-        rest = _skip(text, end, "", path)
-        if text[rest : rest + 1] == "]":
-            _refuse_more(text, rest + 1, path)
-            return
-        position = _skip(text, rest, ",", path)
-
-
-def _skip(text: str, position: int, expected: str, path: Path) -> int:
-    """Returns the position after white space, `expected` and white space again."""
-    position = _end_of_space(text, position)
-    if not text.startswith(expected, position):
-        raise DataError(
-            f"model.data.data_path: {path} must be a JSON list of records (or .jsonl, one record a line); "
-            f"expected {expected!r} at character {position}, found {text[position : position + 20]!r}"
-        )
-    return _end_of_space(text, position + len(expected))
-
-
-def _end_of_space(text: str, position: int) -> int:
-    return SPACE.match(text, position).end()  # type: ignore[union-attr]  # matches the empty string too
-
-
-def _refuse_more(text: str, position: int, path: Path) -> None:
-    position = _end_of_space(text, position)
-    if position < len(text):
-        raise DataError(
-            f"model.data.data_path: {path} goes on behind its list, at character {position}: "
-            f"{text[position : position + 20]!r}; expected one list: put all records into it"
-        )
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields number and text of each line that is not blank."""
-    content = path.read_bytes()
-    refuse_utf_16(content, path, DataError)
-    content = content.removeprefix(codecs.BOM_UTF8)
-    return ((number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip())
-
-
-def _without(
-    items: Iterable[tuple[int, bytes]], datasets_exclude: Collection[str]
-) -> Iterator[tuple[int, bytes]]:
-    """Leaves records of the excluded data sets out; one that is not JSON stays, to be answered for when it is read."""
-    counts: Counter[str] = Counter()
-    for number, text in items:
-        dataset = _dataset_of(text)
-        counts[str(dataset)] += 1
-        if dataset not in datasets_exclude:
-            yield number, text
-    logger.info(
-        "records by dataset: %s; left out: %s",
-        dict(counts),
-        ", ".join(sorted(set(datasets_exclude) & counts.keys())),
-    )
-
-
-def _dataset_of(text: bytes) -> Any:
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    dataset = raw.get("dataset") if isinstance(raw, Mapping) else None
-    return dataset if isinstance(dataset, str) else None

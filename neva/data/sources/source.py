@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from neva.config.data_sources import paths_of
 from neva.errors import DataError
+from neva.formats.stored_file import StoredFile
 from neva.registry import SOURCES
 from neva.templates.template import Turn
+
+MediaFile: TypeAlias = Path | StoredFile
+"""A file, or what lies inside one."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation and the names of the files that its `<image>` and `<video>` placeholders stand for, in order."""
+    """One conversation and the media that its `<image>` and `<video>` placeholders stand for, in their order."""
 
     id: str
     turns: list[Turn]
-    images: list[str]
+    images: Sequence[str | MediaFile]
+    """Names in the image folder, or files wherever they are."""
     system: str | None
     place: str = field(default="", compare=False)
     """Where it stands, for messages (`line 3`); empty: messages give its index."""
-    videos: list[str] = field(default_factory=list)
+    videos: Sequence[str | MediaFile] = ()
+    """Names in the video folder, or files."""
 
 
 class Records(Protocol):
@@ -46,7 +53,7 @@ class Source(Protocol):
         """What it reads, for messages: `.json (a list)`."""
 
     def accepts(self, path: Path) -> bool:
-        """Returns whether it reads `path`, which exists."""
+        """Returns whether it reads `path`, which exists, or has braces and stands for several files."""
 
     def open(self, path: Path, datasets_exclude: Collection[str]) -> Records:
         """Returns the records of `path` without those whose `dataset` is excluded; DataError where there are none."""
@@ -59,8 +66,8 @@ def open_source(path: str | Path, datasets_exclude: Collection[str] = ()) -> Rec
         DataError: nothing is there, no source accepts it, or it holds no records.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"model.data.data_path: no file at {path}")
+    if missing := next((file for file in paths_of(str(path)) if not file.exists()), None):
+        raise DataError(f"model.data.data_path: no file at {missing}")
     source: Source | None = next((source for source in SOURCES if source.accepts(path)), None)
     if source is None:
         forms = ", ".join(source.form for source in SOURCES)
