@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.data.control_tokens import marked_tokenizer, written_control_token
+from neva.data.control_tokens import LITERAL, marked_tokenizer, written_control_token
 from neva.errors import OverlongError, SampleError
 from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
 
@@ -24,19 +24,20 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     image_tokens: int,
     bos: bool,
+    control_tokens: tuple[str, ...] = (),
 ) -> tuple[list[int], list[int]]:
     """Returns token ids and labels of the same length, not shifted.
 
     Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
     LLaVA's `tokenizer_image_token`; a placeholder becomes `image_tokens` times `IMAGE_TOKEN_ID`. A token
     carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
-    beginning-of-sequence token first, where it has one. A special token that stands in a text is read as its
-    characters.
+    beginning-of-sequence token first, where it has one. A control token that stands in a text is read as its
+    characters: a special token of the tokenizer, or one of `control_tokens`, which the template writes.
     """
     texts = [segment.text for segment in segments]
     tokenize: Callable[[str], tuple[list[int], list[tuple[int, int]]]] = partial(_tokenize, tokenizer)
-    if written_control_token(segments, tokenizer) is not None:
-        tokenize = marked = marked_tokenizer(tokenizer)
+    if written_control_token(segments, tokenizer, control_tokens) is not None:
+        tokenize = marked = marked_tokenizer(tokenizer, control_tokens)
         texts = [marked.mark(segment.text) if segment.is_special else segment.text for segment in segments]
     has_bos = bos and tokenizer.bos_token_id is not None
     input_ids = [tokenizer.bos_token_id] if has_bos else []
@@ -49,7 +50,7 @@ def encode(
         if number:
             input_ids += [IMAGE_TOKEN_ID] * image_tokens
             labels += [IGNORE_INDEX] * image_tokens
-        ids, offsets = tokenize(chunk)
+        ids, offsets = tokenize(chunk.replace(LITERAL, IMAGE_PLACEHOLDER))
         input_ids += ids
         labels += [
             token if has_loss[bisect_right(ends, chunk_start + first)] else IGNORE_INDEX
@@ -158,7 +159,16 @@ class ConversationEncoder:
         self, turns: Sequence[Turn], image_count: int, system: str | None
     ) -> tuple[list[int], list[int]]:
         segments = self._render(turns, image_count, system)
-        return encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
+        return self._ids(segments)
+
+    def _ids(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
+        bos, own = self.template.begins_with_bos, self.control_tokens
+        return encode(segments, self.tokenizer, self.image_tokens, bos, own)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """What is written around turns and images as one token each."""
+        return self.template.special_tokens
 
     def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
         """Returns the ids of a question up to where the answer begins, as a training sample has them.
@@ -167,11 +177,11 @@ class ConversationEncoder:
             SampleError: it is too long, or holds a control token: a template was put around it already.
         """
         segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
-        if written := written_control_token(segments, self.tokenizer):
+        if written := written_control_token(segments, self.tokenizer, self.control_tokens):
             raise SampleError(
                 f"the text contains {written!r}, a special token of the template; give the question alone"
             )
-        whole, _ = encode(segments, self.tokenizer, self.image_tokens, self.template.begins_with_bos)
+        whole, _ = self._ids(segments)
         if len(whole) > self.max_length:
             raise SampleError(
                 f"the prompt takes {len(whole)} tokens, more than encoder_seq_length={self.max_length}; "

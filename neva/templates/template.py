@@ -18,6 +18,8 @@ class Turn:
 
     role: Literal["human", "gpt"]
     text: str | None
+    label: str | None = None
+    """How a SteerLM answer was judged (`quality:4,toxicity:0`); None: the template's own label, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,26 @@ class Template:
     begins_with_bos: bool
     default_system: str
     system: str
+    """Where the system prompt stands; empty: the template has no place for one."""
     human: str
     gpt: str
-    """Stands before the answer; the prompt for inference ends with it."""
+    """Stands before the answer; the prompt for inference ends with it, or with the label."""
     answer: str
     """Carries loss. Left out when the answer is empty, so that only the end is learnt then."""
     end: str | None
     """Follows the answer and carries loss; None: the tokenizer's end-of-sequence token."""
     after: str
     """Follows the end without loss."""
+    begin: str = ""
+    """Stands before everything else, the system prompt too."""
+    next_human: str | None = None
+    """A question that is not the first; None: as `human`."""
+    image_first: str | None = None
+    """A question that begins with an image; None: as `human`."""
+    label: str = ""
+    """The label of an answer, without loss, between `gpt` and the answer; left out when there is none."""
+    default_label: str | None = None
+    """The label of answers that bring none; None: those have none."""
     special_tokens: tuple[str, ...] = ()
     is_caption: bool = False
     """One image question, whose words are dropped, and one answer."""
@@ -57,6 +70,12 @@ class Template:
     def special_end(self) -> str | None:
         """The special token that ends an answer beside the tokenizer's end of sequence."""
         return self.end if self.end in self.special_tokens else None
+
+    def question(self, text: str, is_first: bool) -> str:
+        """Returns the pattern of a question."""
+        if self.image_first is not None and text.startswith(IMAGE_PLACEHOLDER):
+            return self.image_first
+        return self.human if is_first or self.next_human is None else self.next_human
 
 
 def template_names() -> tuple[str, ...]:
@@ -86,12 +105,18 @@ def render(
             f"the template has no place for a system prompt, found {system!r}: put it into the question"
         )
     system = template.default_system if system is None else system
-    segments = list(_fill(template, template.system, system)) if system else []
-    for turn in turns:
+    segments = list(_fill(template, template.begin, ""))
+    if system:
+        segments += _fill(template, template.system, system)
+    for number, turn in enumerate(turns):
         if turn.role == "human":
-            segments += _fill(template, template.human, _question(template, turn))
+            text = _question(template, turn)
+            segments += _fill(template, template.question(text, number == 0), text)
             continue
         segments += _fill(template, template.gpt, "")
+        label = template.default_label if turn.label is None else turn.label
+        if label is not None:
+            segments += _fill(template, template.label, label)
         if turn.text is None:
             break
         if turn.text:

@@ -9,10 +9,6 @@ from neva.templates.template import names_elsewhere, template_names
 
 _VIDEO = "neva does not train on video yet"
 _VIDEO_DETAIL = "acts with model.data.media_type=video only"
-_NO_TEMPLATE = dict.fromkeys(
-    ("llama_2", "nvgpt", "nv_steerlm", "nv_dpo"),
-    "neva does not have this template yet: use v1, or chatml, llama_3 or mistral for models that were trained on it",
-)
 _NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
 
 
@@ -26,7 +22,6 @@ class Data:
     conv_template: str = key(
         "How a conversation becomes text.",
         choices=template_names,
-        not_yet=_NO_TEMPLATE,
         elsewhere=names_elsewhere,
         common=True,
     )
