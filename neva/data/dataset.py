@@ -20,8 +20,9 @@ from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.image import load_image, require_image_file
 from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
+from neva.data.odd_records import ODDITIES, OddCounts, read_as_llava, refuse
 from neva.data.sources.source import Record, Records, open_source
-from neva.errors import ConfigError, DataError, OverlongError, SampleError
+from neva.errors import ConfigError, DataError, OddRecordError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
 from neva.registry import TEMPLATES
@@ -64,6 +65,7 @@ class ConversationDataset(Dataset[Sample]):
         on_error: Literal["fail", "skip"],
         max_skipped: float,
         exif_transpose: bool,
+        odd_records: Literal["llava", "fail", "skip"],
     ) -> None:
         self.records = records
         self.image_folder = image_folder
@@ -74,10 +76,12 @@ class ConversationDataset(Dataset[Sample]):
         self.on_error = on_error
         self.max_skipped = max_skipped
         self.exif_transpose = exif_transpose
+        self.odd_records = odd_records
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         # And which were cut to the length of a sequence.
         self.shortened = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+        self.odd = OddCounts(len(records))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -104,6 +108,8 @@ class ConversationDataset(Dataset[Sample]):
 
     def passes_over(self, error: SampleError) -> bool:
         """Returns whether the next good record is taken for one that raises this."""
+        if isinstance(error, OddRecordError):
+            return self.odd_records == "skip"
         return self.on_error == "skip" or isinstance(error, OverlongError)
 
     def _refuse_too_many(self, last: SampleError) -> None:
@@ -136,6 +142,29 @@ class ConversationDataset(Dataset[Sample]):
             record.id,
         )
 
+    def _settled(self, index: int, written: Record) -> Record:
+        """Returns record `index` as it is to be read, what is odd about it counted.
+
+        Raises:
+            OddRecordError: it is odd, and `odd_records` is not llava.
+            DataError: too many lost their images or placeholders.
+        """
+        template = self.encoder.template
+        record = read_as_llava(written, bool(template.system) or template.is_caption)
+        if not record.odd:
+            return record
+        if self.odd_records != "llava":
+            refuse(record, written)
+        place = f"{self.records.path}, {record.place or f'record {index}'} (id {record.id!r})"
+        for kind in self.odd.add(index, record, place):
+            if ODDITIES[kind].is_loss and self.is_too_many(count := self.odd.count(kind)):
+                raise DataError(
+                    f"{place}: {ODDITIES[kind].found}, as in {count} of {len(self)} records, more than "
+                    f"model.data.max_skipped={self.max_skipped}; mark each image with one {IMAGE_PLACEHOLDER} where it "
+                    "stands"
+                )
+        return record
+
     def check(self, index: int) -> None:
         """Raises what `read` would, as far as that is seen without decoding an image."""
         self._prepare(index, require_image_file)
@@ -144,6 +173,7 @@ class ConversationDataset(Dataset[Sample]):
         record: Record | None = None
         try:
             record = self.records[index]
+            record = self._settled(index, record)
             encoded = self.encoder.fitted(record.turns, len(record.images), record.system)
             images = [of_image(self.image_folder / image) for image in record.images[: encoded.num_images]]
             if encoded.is_shortened:
@@ -246,4 +276,5 @@ def build_dataset(
         on_error=data.on_error,
         max_skipped=data.max_skipped,
         exif_transpose=data.exif_transpose,
+        odd_records=data.odd_records,
     )

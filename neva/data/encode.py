@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.data.control_tokens import LITERAL, marked_tokenizer, written_control_token
 from neva.errors import OverlongError, SampleError
-from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
+from neva.templates.template import Segment, Template, Turn, move_images_to_front, placeholders, render
 
 TOO_LONG = "too long"
 
@@ -216,8 +216,3 @@ class ConversationEncoder:
         if self.sep_image_conv_front:
             turns = move_images_to_front(turns)
         return render(self.template, turns, system, self.tokenizer.eos_token)
-
-
-def placeholders(turns: Sequence[Turn]) -> int:
-    """Returns the number of `<image>` in some turns."""
-    return sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)

@@ -144,6 +144,11 @@ def check_turns(template: Template, turns: Sequence[Turn]) -> None:
         )
 
 
+def placeholders(turns: Sequence[Turn]) -> int:
+    """Returns the number of `<image>` in some turns."""
+    return sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
+
+
 def move_images_to_front(turns: Sequence[Turn]) -> list[Turn]:
     """Moves the `<image>` placeholders of each turn to its front, each on a line of its own.
 

@@ -56,12 +56,19 @@ class Data:
     on_error: str = key(
         "A missing or broken image, a malformed record: fail, or skip and count.", choices=("fail", "skip")
     )
+    odd_records: str = key(
+        "A record that LLaVA reads, but not as it is written, such as one that begins with an answer: read it as LLaVA "
+        "does and count it, fail, or skip and count.",
+        choices=("llava", "fail", "skip"),
+    )
     truncation: str = key(
         "A sample longer than encoder_seq_length: cut from the right, truncate_turns to whole questions and answers, "
         "drop and count, or fail as a broken record does.",
         choices=("cut", "truncate_turns", "drop", "fail"),
     )
-    max_skipped: float = key("More skipped or dropped records than this share is an error.", low=0, high=1)
+    max_skipped: float = key(
+        "More skipped, dropped or mismatched records than this share is an error.", low=0, high=1
+    )
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
     media_type: Any = refused("image", why=_VIDEO)

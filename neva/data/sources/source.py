@@ -22,6 +22,8 @@ class Record:
     system: str | None
     place: str = field(default="", compare=False)
     """Where it stands, for messages (`line 3`); empty: messages give its index."""
+    odd: tuple[str, ...] = field(default=(), compare=False)
+    """What is odd about it and was read as LLaVA does: kinds of `neva.data.odd_records`."""
 
 
 class Records(Protocol):
