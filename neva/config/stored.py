@@ -27,7 +27,10 @@ LLAVA = (
 )
 """Keys that a model cannot be read without."""
 
-OPTIONAL = ("mm_cfg.llm.family", "data.system", "data.exif_transpose", "data.sep_image_conv_front")
+OPTIONAL = (
+    *("mm_cfg.llm.family", "mm_cfg.llm.model_type", "mm_cfg.use_im_start_end"),
+    *("data.system", "data.template", "data.exif_transpose", "data.sep_image_conv_front"),
+)
 """Keys that are read where they are there."""
 
 EMPTY = (*NULLABLE, "mm_cfg.vision_encoder.from_pretrained", "mm_cfg.llm.from_pretrained")

@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from neva.config.model_config import system_prompt_of
+from neva.config.model_config import image_tags_of, own_template_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
+from neva.data.chat_template import chat_template
+from neva.data.control_tokens import special_tokens
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.image import load_image, require_image_file
 from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
@@ -25,8 +27,8 @@ from neva.data.sources.source import Record, Records, open_source
 from neva.errors import ConfigError, DataError, OddRecordError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
-from neva.registry import TEMPLATES
-from neva.templates.template import Turn, template_names
+from neva.templates.choice import CHAT, FREE, chat_text, free_template, known
+from neva.templates.template import Template, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -202,11 +204,7 @@ def build_encoder(
             model's vocabulary.
         DataError: template and tokenizer do not fit.
     """
-    name = model_cfg.data.conv_template
-    if name not in TEMPLATES:
-        raise ConfigError(
-            f"model.data.conv_template is {name!r}, expected one of {', '.join(template_names())}"
-        )
+    template = template_of(model_cfg, tokenizer)
     if len(tokenizer) > model_cfg.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} ids, model.vocab_size is {model_cfg.vocab_size}; use the language "
@@ -214,15 +212,25 @@ def build_encoder(
         )
     encoder = ConversationEncoder(
         tokenizer=tokenizer,
-        template=TEMPLATES[name],
+        template=template,
         image_tokens=tokens_per_image(vision, model_cfg.mm_cfg.mm_mlp_adapter_type),
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
         system=system_prompt_of(model_cfg),
+        image_tags=image_tags_of(model_cfg),
     )
-    _check_system(encoder, name)
+    _check_system(encoder, model_cfg.data.conv_template)
+    _check_tags(encoder)
     _check_prompts(encoder)
     return encoder
+
+
+def template_of(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Template:
+    """Returns the template of a resolved `model` section; ConfigError when there is no such one."""
+    name, own = model_cfg.data.conv_template, own_template_of(model_cfg)
+    if name == CHAT:
+        return chat_template(chat_text(own), tokenizer)
+    return free_template(own) if name == FREE else known(name)
 
 
 def _check_system(encoder: ConversationEncoder, name: str) -> None:
@@ -235,6 +243,17 @@ def _check_system(encoder: ConversationEncoder, name: str) -> None:
     if IMAGE_PLACEHOLDER in (encoder.system or ""):
         raise ConfigError(
             f"model.data.system is {encoder.system!r:.80}; take {IMAGE_PLACEHOLDER} out, images belong into the turns"
+        )
+
+
+def _check_tags(encoder: ConversationEncoder) -> None:
+    """Raises ConfigError when the tokenizer lacks the tokens around an image."""
+    tags = encoder.image_tags or ()
+    known_tokens, _ = special_tokens(encoder.tokenizer, tags)
+    if missing := [tag for tag in tags if tag not in known_tokens]:
+        raise ConfigError(
+            f"model.mm_cfg.use_im_start_end puts {' and '.join(missing)} around an image, which the tokenizer has not: "
+            "add them to it, or name with model.mm_cfg.llm.model_type the models whose tokens it has"
         )
 
 

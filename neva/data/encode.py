@@ -14,7 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.data.control_tokens import LITERAL, marked_tokenizer, written_control_token
 from neva.errors import OverlongError, SampleError
-from neva.templates.template import Segment, Template, Turn, move_images_to_front, placeholders, render
+from neva.templates.template import (
+    Segment,
+    Template,
+    Turn,
+    around_images,
+    move_images_to_front,
+    placeholders,
+    render,
+)
 
 TOO_LONG = "too long"
 
@@ -89,6 +97,8 @@ class ConversationEncoder:
     sep_image_conv_front: bool
     system: str | None = None
     """The system prompt of conversations that bring none; None: the template's own."""
+    image_tags: tuple[str, str] | None = None
+    """Control tokens before and behind each image."""
     truncation: Literal["cut", "truncate_turns", "drop", "fail"] = "cut"
     """What becomes of a training sample that is longer than `max_length`."""
 
@@ -168,15 +178,17 @@ class ConversationEncoder:
     @property
     def control_tokens(self) -> tuple[str, ...]:
         """What is written around turns and images as one token each."""
-        return self.template.special_tokens
+        return (*self.template.special_tokens, *(self.image_tags or ()))
 
-    def prompt(self, question: str, image_count: int, system: str | None = None) -> list[int]:
+    def prompt(
+        self, question: str, image_count: int, system: str | None = None, label: str | None = None
+    ) -> list[int]:
         """Returns the ids of a question up to where the answer begins, as a training sample has them.
 
         Raises:
             SampleError: it is too long, or holds a control token: a template was put around it already.
         """
-        segments = self._render([Turn("human", question), Turn("gpt", None)], image_count, system)
+        segments = self._render([Turn("human", question), Turn("gpt", None, label)], image_count, system)
         if written := written_control_token(segments, self.tokenizer, self.control_tokens):
             raise SampleError(
                 f"the text contains {written!r}, a special token of the template; give the question alone"
@@ -215,4 +227,5 @@ class ConversationEncoder:
             raise SampleError(f"the system prompt holds {IMAGE_PLACEHOLDER}; images belong into the turns")
         if self.sep_image_conv_front:
             turns = move_images_to_front(turns)
-        return render(self.template, turns, system, self.tokenizer.eos_token)
+        segments = render(self.template, turns, system, self.tokenizer.eos_token)
+        return around_images(segments, self.image_tags) if self.image_tags else segments

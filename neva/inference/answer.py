@@ -95,7 +95,7 @@ class _Prompts:
         for number, request in self._requests.items():
             try:
                 self._ids[number] = self._assistant.encoder.prompt(
-                    request.question, len(request.images), request.system
+                    request.question, len(request.images), request.system, request.label
                 )
             except SampleError as error:
                 self._found[number] = error

@@ -45,6 +45,28 @@ _TURNS = """\
 {%- if add_generation_prompt -%}{{ PROMPT }}{%- endif -%}
 """
 
+_PARTS = """\
+{%- set own = namespace(messages=[], texts=[]) -%}
+{%- if SYSTEM is not none and messages[0]['role'] != 'system' -%}
+{%- set own.messages = [{'role': 'system', 'content': SYSTEM}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['content'] is string -%}
+{%- set own.messages = own.messages + [message] -%}
+{%- else -%}
+{%- set own.texts = [] -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}
+{%- set own.texts = own.texts + ['<image>\\n'] -%}
+{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{%- set own.texts = own.texts + [part['text']] -%}
+{%- endfor -%}
+{%- set own.messages = own.messages + [dict(message, content=own.texts | join(''))] -%}
+{%- endif -%}
+{%- endfor -%}
+{% set messages = own.messages %}
+"""
+
 _STRING = re.compile(r'set system = ("(?:[^"\\\x00-\x1f]|\\["\\bfnrt]|\\u[0-9a-f]{4})*") -%')
 """A system prompt as `chat_template` writes it."""
 
@@ -71,6 +93,23 @@ def written(template: Template, eos: str, system: str | None = None, has_bos: bo
     body = template.jinja or _body(template)
     bos = _BOS if has_bos and template.begins_with_bos else ""
     return bos + _CONTENT + (prompt if template.system else "") + body.replace("EOS", _double_quoted(eos))
+
+
+def of_parts(chat_template: str, system: str | None = None) -> str:
+    """Returns a chat template that takes texts alone as one that takes lists of image and text parts too.
+
+    `system`: the system prompt of messages that bring none; None: what the chat template writes then.
+    """
+    prompt = "none" if system is None else _double_quoted(system)
+    return _PARTS.replace("SYSTEM", prompt) + chat_template
+
+
+def with_tags(chat_template: str, tags: tuple[str, str] | None) -> str:
+    """Returns a chat template that writes a token before and one behind each `<image>`."""
+    if tags is None:
+        return chat_template
+    image = _quoted("<image>".join(tags))
+    return f"{{%- filter replace('<image>', {image}) -%}}\n{chat_template}{{% endfilter %}}"
 
 
 def known_template(text: str, eos: str) -> tuple[str, str | None] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from neva.constants import IMAGE_PLACEHOLDER
@@ -77,6 +77,30 @@ class Template:
             return self.image_first
         return self.human if is_first or self.next_human is None else self.next_human
 
+    def segments(self, turns: Sequence[Turn], system: str | None, eos: str) -> list[Segment]:
+        """Returns the segments of turns that it takes; see `render`."""
+        system = self.default_system if system is None else system
+        segments = list(_fill(self, self.begin, ""))
+        if system:
+            segments += _fill(self, self.system, system)
+        for number, turn in enumerate(turns):
+            if turn.role == "human":
+                text = _question(self, turn)
+                segments += _fill(self, self.question(text, number == 0), text)
+                continue
+            segments += _fill(self, self.gpt, "")
+            label = self.default_label if turn.label is None else turn.label
+            if label is not None:
+                segments += _fill(self, self.label, label)
+            if turn.text is None:
+                break
+            if turn.text:
+                segments += _fill(self, self.answer, turn.text, has_loss=True)
+            end = eos if self.end is None else self.end
+            segments.append(Segment(end, True, self.end is None or end in self.special_tokens))
+            segments += _fill(self, self.after, "")
+        return segments
+
 
 def template_names() -> tuple[str, ...]:
     """Returns the names of all templates, first those that any tokenizer can write."""
@@ -104,27 +128,7 @@ def render(
         raise SampleError(
             f"the template has no place for a system prompt, found {system!r}: put it into the question"
         )
-    system = template.default_system if system is None else system
-    segments = list(_fill(template, template.begin, ""))
-    if system:
-        segments += _fill(template, template.system, system)
-    for number, turn in enumerate(turns):
-        if turn.role == "human":
-            text = _question(template, turn)
-            segments += _fill(template, template.question(text, number == 0), text)
-            continue
-        segments += _fill(template, template.gpt, "")
-        label = template.default_label if turn.label is None else turn.label
-        if label is not None:
-            segments += _fill(template, template.label, label)
-        if turn.text is None:
-            break
-        if turn.text:
-            segments += _fill(template, template.answer, turn.text, has_loss=True)
-        end = eos if template.end is None else template.end
-        segments.append(Segment(end, True, template.end is None or end in template.special_tokens))
-        segments += _fill(template, template.after, "")
-    return segments
+    return template.segments(turns, system, eos)
 
 
 def check_turns(template: Template, turns: Sequence[Turn]) -> None:
@@ -163,6 +167,20 @@ def _image_first(text: str) -> str:
         return text
     rest = text.replace(IMAGE_PLACEHOLDER, "").strip()
     return (f"{IMAGE_PLACEHOLDER}\n" * count + rest).strip()
+
+
+def around_images(segments: Sequence[Segment], tags: tuple[str, str]) -> list[Segment]:
+    """Puts a token before and one behind each image; they carry no loss."""
+    begin, end = (Segment(tag, False, is_special=True) for tag in tags)
+    tagged: list[Segment] = []
+    for segment in segments:
+        first, *rest = segment.text.split(IMAGE_PLACEHOLDER)
+        texts = [[replace(segment, text=first)]]
+        texts += [
+            [begin, Segment(IMAGE_PLACEHOLDER, False), end, replace(segment, text=text)] for text in rest
+        ]
+        tagged += [part for parts in texts for part in parts if part.text]
+    return tagged
 
 
 def insert_images(prompt: str, count: int, side: Literal["left", "right"]) -> str:

@@ -213,3 +213,5 @@ def test_a_label_stands_before_its_answer_and_carries_no_loss(template: str) -> 
     found = encoder(template).sample(conversation, 0, "S")
     expected = "①System\nS②User\nq\n②Assistant\n③quality:9\n{a\n②}"
     assert list(zip(*found, strict=True)) == pairs(expected)
+    prompt = encoder(template).prompt("q", 0, "S", "quality:9")
+    assert prompt == found[0][: len(prompt)] and found[1][len(prompt)] == found[0][len(prompt)]

@@ -5,7 +5,8 @@ from typing import Any
 
 from neva.config.keys.field import ignored, key, refused
 from neva.registry import SAMPLERS
-from neva.templates.template import names_elsewhere, template_names
+from neva.templates.choice import template_choices
+from neva.templates.template import names_elsewhere
 
 _VIDEO = "neva does not train on video yet"
 _VIDEO_DETAIL = "acts with model.data.media_type=video only"
@@ -21,9 +22,12 @@ class Data:
     datasets_exclude: list[str] = key('Records whose "dataset" is listed are left out.')
     conv_template: str = key(
         "How a conversation becomes text.",
-        choices=template_names,
+        choices=template_choices,
         elsewhere=names_elsewhere,
         common=True,
+    )
+    template: dict[str, Any] | None = key(
+        "With conv_template=free, the template (docs/data.md); with hf, {chat_template: …}; null: the tokenizer's."
     )
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(

@@ -10,7 +10,7 @@ from neva.config.keys.trainer import InferenceTrainer
 
 _SERVER = "neva does not serve a model yet"
 _SERVER_DETAIL = "acts with server only"
-_STEERLM = "acts with a SteerLM template only, which is chosen when a model is trained"
+_STEERLM = "NeVA does not read it either: a prompt of a SteerLM model may have a label, its key 'label' in prompt_file"
 _NEMO_FILE = "give neva_model_file: a .nemo or the folder it was extracted to"
 
 
