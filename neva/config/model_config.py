@@ -59,7 +59,7 @@ def system_prompt_of(model_cfg: DictConfig) -> str | None:
     return OmegaConf.select(model_cfg, "data.system")
 
 
-IMAGE_TAGS = {
+IMAGE_TAGS: dict[str | None, tuple[str, str]] = {
     None: ("<im_start>", "<im_end>"),
     **dict.fromkeys(("nvgpt", "llama_2", "v1", "mistral"), ("<extra_id_4>", "<extra_id_5>")),
     "llama_3": ("<|reserved_special_token_4|>", "<|reserved_special_token_5|>"),

@@ -102,7 +102,7 @@ class ChatTemplate(Template):
         """Returns the text, and where answers stand in it."""
         values: dict[str, Any] = dict(self.names)
         try:
-            (text,), answers = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[messages],
                 chat_template=self.text,
                 return_assistant_tokens_mask=is_marked,
@@ -119,6 +119,7 @@ class ChatTemplate(Template):
             raise SampleError(
                 f"the tokenizer's chat template refuses the conversation: {reason(error)}"
             ) from error
+        (text,), answers = rendered
         return text, answers[0] if answers else []
 
 
