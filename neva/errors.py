@@ -49,6 +49,10 @@ class SampleError(DataError):
     """Of the record in its file, where that is known."""
 
 
+class OddRecordError(SampleError):
+    """A record is read by LLaVA, but not as it is written, and `model.data.odd_records` does not want that."""
+
+
 class OverlongError(SampleError):
     """A record has more tokens than a sequence holds, and `model.data.truncation=drop` passes over it."""
 

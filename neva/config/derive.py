@@ -13,6 +13,7 @@ from neva.config.model_config import (
     LANGUAGE_KEYS,
     TOWER_KEYS,
     media_rules_of,
+    own_template_of,
     recorded_family,
     vision_config_of,
 )
@@ -21,11 +22,12 @@ from neva.config.show import as_override
 from neva.errors import ConfigError, naming
 from neva.families.language import language_config_from_hf
 from neva.families.vision import vision_config_from_hf
-from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings
+from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings, read_chat_template
 from neva.formats.json import read_object
 from neva.formats.nemo_header import nemo_config
 from neva.formats.vocabulary import tokenizer_size
 from neva.registry import VISION_FAMILIES
+from neva.templates.choice import CHAT, CHAT_KEY, check_choice
 
 Shape = TypeVar("Shape")
 
@@ -169,6 +171,16 @@ def _data(model_cfg: DictConfig) -> None:
     expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
     source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)
+    _template(model_cfg)
+
+
+def _template(model_cfg: DictConfig) -> None:
+    """Takes the tokenizer's chat template in, so that a `.nemo` records it, and checks a template of one's own."""
+    data = model_cfg.data
+    if data.conv_template == CHAT and data.template is None:
+        text = read_chat_template(model_cfg.tokenizer.type)
+        data.template = None if text is None else {CHAT_KEY: text}
+    check_choice(data.conv_template, own_template_of(model_cfg))
 
 
 def _checkpoints(cfg: DictConfig) -> None:

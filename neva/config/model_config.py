@@ -63,6 +63,27 @@ def system_prompt_of(model_cfg: DictConfig) -> str | None:
     return OmegaConf.select(model_cfg, "data.system")
 
 
+IMAGE_TAGS: dict[str | None, tuple[str, str]] = {
+    None: ("<im_start>", "<im_end>"),
+    **dict.fromkeys(("nvgpt", "llama_2", "v1", "mistral"), ("<extra_id_4>", "<extra_id_5>")),
+    "llama_3": ("<|reserved_special_token_4|>", "<|reserved_special_token_5|>"),
+}
+"""`mm_cfg.llm.model_type` -> the tokens around an image: NeVA's by language model, LLaVA's without one."""
+
+
+def image_tags_of(model_cfg: DictConfig) -> tuple[str, str] | None:
+    """Returns the tokens around an image, None where `use_im_start_end` is off, as in older models."""
+    if not OmegaConf.select(model_cfg, "mm_cfg.use_im_start_end"):
+        return None
+    return IMAGE_TAGS[OmegaConf.select(model_cfg, "mm_cfg.llm.model_type")]
+
+
+def own_template_of(model_cfg: DictConfig) -> dict[str, Any] | None:
+    """Returns `data.template`, None where there is none, as in older models."""
+    own = OmegaConf.select(model_cfg, "data.template")
+    return None if own is None else OmegaConf.to_container(own)  # type: ignore[return-value]
+
+
 def turns_images(model_cfg: DictConfig) -> bool:
     """Whether images are turned by their EXIF orientation; models recorded before there was such a key do not."""
     return bool(OmegaConf.select(model_cfg, "data.exif_transpose"))

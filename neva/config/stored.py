@@ -40,10 +40,8 @@ MEDIA = (
     "video_reader",
 )
 OPTIONAL = (
-    "mm_cfg.llm.family",
-    "data.system",
-    "data.exif_transpose",
-    "data.sep_image_conv_front",
+    *("mm_cfg.llm.family", "mm_cfg.llm.model_type", "mm_cfg.use_im_start_end"),
+    *("data.system", "data.template", "data.exif_transpose", "data.sep_image_conv_front"),
     *(f"data.{key}" for key in MEDIA),
 )
 """Keys that are read where they are there."""

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from neva.data.dataset import ConversationDataset
+from neva.data.odd_records import ODDITIES
 from neva.data.sources.source import Record
 from neva.errors import SampleError, UserError
 
@@ -30,11 +31,8 @@ class Remark:
     """Where it stands in its file."""
     kind: str
     message: str
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the record gives no sample."""
-        return self.kind not in (DUPLICATE, SHORTENED)
+    is_broken: bool
+    """Whether the record gives no sample."""
 
 
 @dataclass
@@ -115,12 +113,16 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
     try:
         sample = dataset.read(index)
     except SampleError as error:
-        return CheckedRecord(remarks=[Remark(index, error.record_id, error.place, error.kind, str(error))])
+        return CheckedRecord(
+            remarks=[Remark(index, error.record_id, error.place, error.kind, str(error), True)]
+        )
     record = dataset.records[index]
     remarks = []
     if dataset.shortened[index]:
         message = f"{dataset.encoder.truncation} to {len(sample.input_ids)} tokens to fit into a sequence"
         remarks.append(_remark(index, record, SHORTENED, message))
+    for kind in dataset.odd.of_record(index):
+        remarks.append(_remark(index, record, kind, f"{ODDITIES[kind].found}: {ODDITIES[kind].reading}"))
     content = repr((record.turns, record.images, record.videos, record.system))
     digest = hashlib.sha256(content.encode()).digest()
     return CheckedRecord(
@@ -129,4 +131,4 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
 
 
 def _remark(index: int, record: Record, kind: str, message: str) -> Remark:
-    return Remark(index, record.id, record.place, kind, message)
+    return Remark(index, record.id, record.place, kind, message, False)

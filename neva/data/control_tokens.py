@@ -18,22 +18,38 @@ MARK = "\ufdd0{}\ufdd1"
 """How a template's control tokens are written where a text has the same characters: between two that no text has."""
 
 
+LITERAL = "\ufdd2" + IMAGE_PLACEHOLDER[1:]
+"""How `<image>` is written in a text where it means these seven characters and no image; as long as they are."""
+
+
 @lru_cache(maxsize=4)
-def special_tokens(tokenizer: PreTrainedTokenizerFast) -> tuple[frozenset[str], re.Pattern[str]]:
-    """Returns the special tokens but `<image>`, and a pattern that finds the longest of them."""
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    special = (added | set(tokenizer.all_special_tokens)) - {IMAGE_PLACEHOLDER}
-    longest_first = sorted(special, key=len, reverse=True)
+def special_tokens(
+    tokenizer: PreTrainedTokenizerFast, own: tuple[str, ...] = ()
+) -> tuple[frozenset[str], re.Pattern[str]]:
+    """Returns the control tokens of a tokenizer, and a pattern that finds the longest of them.
+
+    These are its special tokens but `<image>`, and those of `own`, which a template writes, that were added to it
+    without being called special, as `<extra_id_0>` is in a tokenizer.model.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = {str(token) for token in added if token.special or str(token) in own}
+    special = (special | set(tokenizer.all_special_tokens)) - {IMAGE_PLACEHOLDER}
+    sought = {*special, LITERAL} if IMAGE_PLACEHOLDER in map(str, added) else special
+    longest_first = sorted(sought, key=len, reverse=True)
     return frozenset(special), re.compile("|".join(map(re.escape, longest_first)))
 
 
-def written_control_token(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerFast) -> str | None:
-    """Returns a special token that stands in the text of a segment which is none itself; None: there is none.
+def written_control_token(
+    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerFast, own: tuple[str, ...] = ()
+) -> str | None:
+    """Returns a control token that stands in the text of a segment which is none itself; None: there is none.
+
+    `own`: what the template writes as control tokens.
 
     Raises:
-        ConfigError: a special segment is no special token of the tokenizer.
+        ConfigError: a special segment is no control token of the tokenizer.
     """
-    special, pattern = special_tokens(tokenizer)
+    special, pattern = special_tokens(tokenizer, own)
     written = None
     for segment in segments:
         if segment.is_special and segment.text not in special:
@@ -52,9 +68,9 @@ class MarkedTokenizer:
     All else is the same: spaces, normalisation, ids.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, own: tuple[str, ...] = ()) -> None:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._special = special_tokens(tokenizer)[0]
+        self._special = special_tokens(tokenizer, own)[0] | {IMAGE_PLACEHOLDER}
         added = content["added_tokens"]
         self._copy = Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
         self._id_of: dict[int | None, int] = {}
@@ -88,6 +104,6 @@ class MarkedTokenizer:
 
 
 @lru_cache(maxsize=4)
-def marked_tokenizer(tokenizer: PreTrainedTokenizerFast) -> MarkedTokenizer:
+def marked_tokenizer(tokenizer: PreTrainedTokenizerFast, own: tuple[str, ...] = ()) -> MarkedTokenizer:
     """Returns the copy of a tokenizer, which is made once."""
-    return MarkedTokenizer(tokenizer)
+    return MarkedTokenizer(tokenizer, own)

@@ -16,22 +16,25 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from neva.config.data_sources import data_sources, paths_of
-from neva.config.model_config import system_prompt_of
+from neva.config.model_config import image_tags_of, own_template_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
+from neva.data.chat_template import chat_template
+from neva.data.control_tokens import special_tokens
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.files import MediaFiles
 from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
 from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import MediaReader, build_media_reader
+from neva.data.odd_records import ODDITIES, OddCounts, read_as_llava, refuse
 from neva.data.sources.media_folder import MediaFolder
 from neva.data.sources.mixture import open_media_folder, open_records, open_video_folder
 from neva.data.sources.source import MediaFile, Record, Records
-from neva.errors import ConfigError, DataError, OverlongError, SampleError
+from neva.errors import ConfigError, DataError, OddRecordError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediumLayout
 from neva.formats.cached_arrays import cache_folder
-from neva.registry import TEMPLATES
-from neva.templates.template import Turn, template_names
+from neva.templates.choice import CHAT, FREE, chat_text, free_template, known
+from neva.templates.template import Template, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class ConversationDataset(Dataset[Sample]):
         on_error: Literal["fail", "skip"],
         max_skipped: float,
         max_media: int | None,
+        odd_records: Literal["llava", "fail", "skip"],
     ) -> None:
         self.records = records
         self.files = files
@@ -80,10 +84,12 @@ class ConversationDataset(Dataset[Sample]):
         self.on_error = on_error
         self.max_skipped = max_skipped
         self.max_media = max_media
+        self.odd_records = odd_records
         # Which records were skipped so far; shared memory, so that the main process sees what its workers did.
         self.skipped = torch.zeros(len(records), dtype=torch.bool).share_memory_()
         # And which were cut to the length of a sequence.
         self.shortened = torch.zeros(len(records), dtype=torch.bool).share_memory_()
+        self.odd = OddCounts(len(records))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -110,6 +116,8 @@ class ConversationDataset(Dataset[Sample]):
 
     def passes_over(self, error: SampleError) -> bool:
         """Returns whether the next good record is taken for one that raises this."""
+        if isinstance(error, OddRecordError):
+            return self.odd_records == "skip"
         return self.on_error == "skip" or isinstance(error, OverlongError)
 
     def _refuse_too_many(self, last: SampleError) -> None:
@@ -139,6 +147,29 @@ class ConversationDataset(Dataset[Sample]):
             record.id,
             media,
         )
+
+    def _settled(self, index: int, written: Record) -> Record:
+        """Returns record `index` as it is to be read, what is odd about it counted.
+
+        Raises:
+            OddRecordError: it is odd, and `odd_records` is not llava.
+            DataError: too many lost their images or placeholders.
+        """
+        template = self.encoder.template
+        record = read_as_llava(written, bool(template.system) or template.is_caption)
+        if not record.odd:
+            return record
+        if self.odd_records != "llava":
+            refuse(record, written)
+        place = f"{self.records.path}, {record.place or f'record {index}'} (id {record.id!r})"
+        for kind in self.odd.add(index, record, place):
+            if ODDITIES[kind].is_loss and self.is_too_many(count := self.odd.count(kind)):
+                raise DataError(
+                    f"{place}: {ODDITIES[kind].found}, as in {count} of {len(self)} records, more than "
+                    f"model.data.max_skipped={self.max_skipped}; mark each image with one {IMAGE_PLACEHOLDER} where it "
+                    "stands"
+                )
+        return record
 
     def check(self, index: int) -> None:
         """Raises what `read` would, as far as that is seen without decoding an image."""
@@ -170,6 +201,7 @@ class ConversationDataset(Dataset[Sample]):
         record: Record | None = None
         try:
             record = self.records[index]
+            record = self._settled(index, record)
             media = self._media(record)
             layouts = tuple(self.media.layout(medium) for medium in media)
             encoded = self.encoder.fitted(as_images(record.turns, layouts), pieces_of(layouts), record.system)
@@ -199,11 +231,7 @@ def build_encoder(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> 
             model's vocabulary.
         DataError: template and tokenizer do not fit.
     """
-    name = model_cfg.data.conv_template
-    if name not in TEMPLATES:
-        raise ConfigError(
-            f"model.data.conv_template is {name!r}, expected one of {', '.join(template_names())}"
-        )
+    template = template_of(model_cfg, tokenizer)
     if len(tokenizer) > model_cfg.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} ids, model.vocab_size is {model_cfg.vocab_size}; use the language "
@@ -211,14 +239,24 @@ def build_encoder(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> 
         )
     encoder = ConversationEncoder(
         tokenizer=tokenizer,
-        template=TEMPLATES[name],
+        template=template,
         max_length=model_cfg.encoder_seq_length,
         sep_image_conv_front=model_cfg.data.sep_image_conv_front,
         system=system_prompt_of(model_cfg),
+        image_tags=image_tags_of(model_cfg),
     )
-    _check_system(encoder, name)
+    _check_system(encoder, model_cfg.data.conv_template)
+    _check_tags(encoder)
     _check_prompts(encoder)
     return encoder
+
+
+def template_of(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Template:
+    """Returns the template of a resolved `model` section; ConfigError when there is no such one."""
+    name, own = model_cfg.data.conv_template, own_template_of(model_cfg)
+    if name == CHAT:
+        return chat_template(chat_text(own), tokenizer)
+    return free_template(own) if name == FREE else known(name)
 
 
 def _check_system(encoder: ConversationEncoder, name: str) -> None:
@@ -231,6 +269,17 @@ def _check_system(encoder: ConversationEncoder, name: str) -> None:
     if IMAGE_PLACEHOLDER in (encoder.system or ""):
         raise ConfigError(
             f"model.data.system is {encoder.system!r:.80}; take {IMAGE_PLACEHOLDER} out, images belong into the turns"
+        )
+
+
+def _check_tags(encoder: ConversationEncoder) -> None:
+    """Raises ConfigError when the tokenizer lacks the tokens around an image."""
+    tags = encoder.image_tags or ()
+    known_tokens, _ = special_tokens(encoder.tokenizer, tags)
+    if missing := [tag for tag in tags if tag not in known_tokens]:
+        raise ConfigError(
+            f"model.mm_cfg.use_im_start_end puts {' and '.join(missing)} around an image, which the tokenizer has not: "
+            "add them to it, or name with model.mm_cfg.llm.model_type the models whose tokens it has"
         )
 
 
@@ -268,6 +317,7 @@ def build_dataset(
         on_error=data.on_error,
         max_skipped=data.max_skipped,
         max_media=data.max_image_num,
+        odd_records=data.odd_records,
     )
 
 

@@ -12,9 +12,17 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
-from neva.data.control_tokens import marked_tokenizer, written_control_token
+from neva.data.control_tokens import LITERAL, marked_tokenizer, written_control_token
 from neva.errors import OverlongError, SampleError
-from neva.templates.template import Segment, Template, Turn, move_images_to_front, render
+from neva.templates.template import (
+    Segment,
+    Template,
+    Turn,
+    around_images,
+    move_images_to_front,
+    placeholders,
+    render,
+)
 
 TOO_LONG = "too long"
 
@@ -24,19 +32,20 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     media_tokens: Sequence[int],
     bos: bool,
+    control_tokens: tuple[str, ...] = (),
 ) -> tuple[list[int], list[int]]:
     """Returns token ids and labels of the same length, not shifted.
 
     Text between two `<image>` placeholders is tokenised in one call, each such chunk on its own, as in
     LLaVA's `tokenizer_image_token`; placeholder i becomes `media_tokens[i]` times `IMAGE_TOKEN_ID`. A token
     carries loss when its first character lies in a segment that does. `bos` puts the tokenizer's
-    beginning-of-sequence token first, where it has one. A special token that stands in a text is read as its
-    characters.
+    beginning-of-sequence token first, where it has one. A control token that stands in a text is read as its
+    characters: a special token of the tokenizer, or one of `control_tokens`, which the template writes.
     """
     texts = [segment.text for segment in segments]
     tokenize: Callable[[str], tuple[list[int], list[tuple[int, int]]]] = partial(_tokenize, tokenizer)
-    if written_control_token(segments, tokenizer) is not None:
-        tokenize = marked = marked_tokenizer(tokenizer)
+    if written_control_token(segments, tokenizer, control_tokens) is not None:
+        tokenize = marked = marked_tokenizer(tokenizer, control_tokens)
         texts = [marked.mark(segment.text) if segment.is_special else segment.text for segment in segments]
     has_bos = bos and tokenizer.bos_token_id is not None
     input_ids = [tokenizer.bos_token_id] if has_bos else []
@@ -49,7 +58,7 @@ def encode(
         if number:
             input_ids += [IMAGE_TOKEN_ID] * media_tokens[number - 1]
             labels += [IGNORE_INDEX] * media_tokens[number - 1]
-        ids, offsets = tokenize(chunk)
+        ids, offsets = tokenize(chunk.replace(LITERAL, IMAGE_PLACEHOLDER))
         input_ids += ids
         labels += [
             token if has_loss[bisect_right(ends, chunk_start + first)] else IGNORE_INDEX
@@ -87,6 +96,8 @@ class ConversationEncoder:
     sep_image_conv_front: bool
     system: str | None = None
     """The system prompt of conversations that bring none; None: the template's own."""
+    image_tags: tuple[str, str] | None = None
+    """Control tokens before and behind each image."""
     truncation: Literal["cut", "truncate_turns", "drop", "fail"] = "cut"
     """What becomes of a training sample that is longer than `max_length`."""
 
@@ -171,26 +182,45 @@ class ConversationEncoder:
         self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None
     ) -> tuple[list[int], list[int]]:
         segments = self._render(turns, len(media_tokens), system)
-        return encode(segments, self.tokenizer, media_tokens, self.template.begins_with_bos)
+        return self._ids(segments, media_tokens)
 
-    def prompt(self, question: str, media_tokens: Sequence[int], system: str | None = None) -> list[int]:
+    def _ids(self, segments: Sequence[Segment], media_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+        bos, own = self.template.begins_with_bos, self.control_tokens
+        return encode(segments, self.tokenizer, media_tokens, bos, own)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """What is written around turns and images as one token each."""
+        return (*self.template.special_tokens, *(self.image_tags or ()))
+
+    def prompt(
+        self,
+        question: str,
+        media_tokens: Sequence[int],
+        system: str | None = None,
+        label: str | None = None,
+    ) -> list[int]:
         """Returns the ids of a question up to where the answer begins; see `next_turn`."""
-        return self.next_turn([Turn("human", question)], media_tokens, system)
+        return self.next_turn([Turn("human", question)], media_tokens, system, label)
 
     def next_turn(
-        self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None = None
+        self,
+        turns: Sequence[Turn],
+        media_tokens: Sequence[int],
+        system: str | None = None,
+        label: str | None = None,
     ) -> list[int]:
         """Returns the ids of turns, the last a question, up to where the answer begins, as a training sample has them.
 
         Raises:
             SampleError: they are too long, or hold a control token: a template was put around them already.
         """
-        segments = self._render([*turns, Turn("gpt", None)], len(media_tokens), system)
-        if written := written_control_token(segments, self.tokenizer):
+        segments = self._render([*turns, Turn("gpt", None, label)], len(media_tokens), system)
+        if written := written_control_token(segments, self.tokenizer, self.control_tokens):
             raise SampleError(
                 f"the text contains {written!r}, a special token of the template; give the question alone"
             )
-        whole, _ = encode(segments, self.tokenizer, media_tokens, self.template.begins_with_bos)
+        whole, _ = self._ids(segments, media_tokens)
         if len(whole) > self.max_length:
             raise SampleError(
                 f"the prompt takes {len(whole)} tokens, more than encoder_seq_length={self.max_length}; "
@@ -224,9 +254,5 @@ class ConversationEncoder:
             raise SampleError(f"the system prompt holds {IMAGE_PLACEHOLDER}; images belong into the turns")
         if self.sep_image_conv_front:
             turns = move_images_to_front(turns)
-        return render(self.template, turns, system, self.tokenizer.eos_token)
-
-
-def placeholders(turns: Sequence[Turn]) -> int:
-    """Returns the number of `<image>` in some turns."""
-    return sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
+        segments = render(self.template, turns, system, self.tokenizer.eos_token)
+        return around_images(segments, self.image_tags) if self.image_tags else segments

@@ -52,6 +52,7 @@ def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
 def _probe(model_cfg: DictConfig, found: Findings) -> None:
     """Checks the records, and prepares a few samples, with the dataset that training uses."""
     from neva.data.dataset import build_dataset
+    from neva.data.odd_records import ODDITIES
     from neva.data.tokenizer import load_tokenizer
 
     try:
@@ -68,6 +69,12 @@ def _probe(model_cfg: DictConfig, found: Findings) -> None:
         found.problems.append(str(error))
         return
     _judge(dataset, broken, checked, found)
+    for kind, oddity in ODDITIES.items():
+        if count := dataset.odd.count(kind):
+            found.notes.append(
+                f"in {count:,} of the {checked:,} records checked {oddity.found}: {oddity.reading} "
+                "(model.data.odd_records)"
+            )
     if shortened := int(dataset.shortened.sum()):
         found.notes.append(
             f"{shortened:,} of the {checked:,} records checked are cut to fit into model.encoder_seq_length"
@@ -79,17 +86,17 @@ class _Broken:
 
     def __init__(self) -> None:
         self.indices: set[int] = set()
-        self.kinds: dict[tuple[str, int], list[SampleError]] = {}
+        self.kinds: dict[tuple[str, int, str], list[SampleError]] = {}
 
     @property
     def count(self) -> int:
         return len(self.indices)
 
     def add(self, index: int, error: SampleError) -> None:
-        """Counts a record with those that were refused at the same place of the code."""
+        """Counts a record with those that were refused at the same place of the code, for the same kind of thing."""
         self.indices.add(index)
         origin = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]
-        self.kinds.setdefault((origin.filename, origin.lineno or 0), []).append(error)
+        self.kinds.setdefault((origin.filename, origin.lineno or 0, error.kind), []).append(error)
 
     def lines(self, dataset: ConversationDataset, passed_over: bool) -> list[str]:
         """Returns the first record of each kind that the data set passes over, or not, with the number of its like."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neva.errors import CheckpointError
-from neva.formats.json import read_object, shown
+from neva.errors import CheckpointError, DataError
+from neva.formats.json import decode_text, read_object, shown
 
 MODEL_CONFIG = "config.json"
 IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
@@ -102,3 +102,22 @@ def tokenizer_files(folder: str | Path) -> dict[str, bytes]:
     """Returns the tokenizer's files of a folder, by name."""
     found = (Path(folder) / name for name in COPIED_FILES)
     return {path.name: path.read_bytes() for path in found if path.is_file()}
+
+
+def read_chat_template(folder: str | None) -> str | None:
+    """Returns the chat template of a tokenizer's folder, the one called default of several; None: it has none."""
+    if folder is None or not Path(folder).is_dir():
+        return None
+    path = Path(folder) / CHAT_TEMPLATE
+    if path.is_file():
+        return decode_text(path.read_bytes(), path, DataError)
+    for name in ("chat_template.json", TOKENIZER_CONFIG):
+        path = Path(folder) / name
+        found = read_object(path, DataError).get("chat_template") if path.is_file() else None
+        if isinstance(found, list):  # of named ones
+            found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}.get(
+                "default"
+            )
+        if isinstance(found, str):
+            return found
+    return None

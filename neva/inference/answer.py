@@ -97,7 +97,7 @@ class _Prompts:
         for number, request in self._requests.items():
             try:
                 question, media_tokens = self._images.question(request)
-                ids = self._assistant.encoder.prompt(question, media_tokens, request.system)
+                ids = self._assistant.encoder.prompt(question, media_tokens, request.system, request.label)
             except DataError as error:
                 self._found[number] = error
                 continue

@@ -46,6 +46,11 @@ class Request:
         """Replaces the template's system prompt."""
         return self.keys.get("system")
 
+    @property
+    def label(self) -> str | None:
+        """The label that a SteerLM model is to answer with; None: the template's own."""
+        return self.keys.get("label")
+
 
 def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right"] | None) -> list[Request]:
     """Reads a `.json` list or `.jsonl` lines of `{"prompt" or "text": str, "image": name, list of names, or absent}`.
@@ -106,10 +111,11 @@ def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", 
         )
     names = _names(number, row, "image")
     videos = _names(number, row, "video")
-    system = row.get("system")
-    if system is not None and not isinstance(system, str):
-        raise ConfigError(f"prompt {number}: found system {system!r:.80}, expected a string")
-    for text in (question, system or "", *names, *videos):
+    given = {key: row.get(key) for key in ("system", "label")}
+    for key, text in given.items():
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(f"prompt {number}: found {key} {text!r:.80}, expected a string")
+    for text in (question, given["system"] or "", given["label"] or "", *names, *videos):
         if half := half_character(text):
             raise ConfigError(f"prompt {number}: holds {half}, half of a character; expected whole ones")
     asked = question

@@ -45,6 +45,27 @@ _TURNS = """\
 {%- if add_generation_prompt -%}{{ PROMPT }}{%- endif -%}
 """
 
+_PARTS = """\
+{%- set own = namespace(messages=[], texts=[]) -%}
+{%- if SYSTEM is not none and messages[0]['role'] != 'system' -%}
+{%- set own.messages = [{'role': 'system', 'content': SYSTEM}] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['content'] is string -%}
+{%- set own.messages = own.messages + [message] -%}
+{%- else -%}
+{%- set own.texts = [] -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}
+{%- set own.texts = own.texts + ['<image>\\n'] -%}
+{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{%- set own.texts = own.texts + [part['text']] -%}
+{%- endfor -%}
+{%- set own.messages = own.messages + [dict(message, content=own.texts | join(''))] -%}
+{%- endif -%}
+{%- endfor -%}
+{% set messages = own.messages %}
+"""
 
 _STRING = re.compile(r'set system = ("(?:[^"\\\x00-\x1f]|\\["\\bfnrt]|\\u[0-9a-f]{4})*") -%')
 """A system prompt as `chat_template` writes it."""
@@ -63,11 +84,32 @@ def chat_template(name: str, eos: str, system: str | None = None, has_bos: bool 
         raise ConfigError(
             f"conv_template {name!r} has no chat template; expected one of {', '.join(sorted(TEMPLATES.names()))}"
         )
-    template: Template = TEMPLATES[name]
+    return written(TEMPLATES[name], eos, system, has_bos)
+
+
+def written(template: Template, eos: str, system: str | None = None, has_bos: bool = True) -> str:
+    """Returns the Jinja chat template of a template, as `chat_template` does that of a name."""
     prompt = _SYSTEM.replace("SYSTEM", _double_quoted(template.default_system if system is None else system))
     body = template.jinja or _body(template)
     bos = _BOS if has_bos and template.begins_with_bos else ""
     return bos + _CONTENT + (prompt if template.system else "") + body.replace("EOS", _double_quoted(eos))
+
+
+def of_parts(chat_template: str, system: str | None = None) -> str:
+    """Returns a chat template that takes texts alone as one that takes lists of image and text parts too.
+
+    `system`: the system prompt of messages that bring none; None: what the chat template writes then.
+    """
+    prompt = "none" if system is None else _double_quoted(system)
+    return _PARTS.replace("SYSTEM", prompt) + chat_template
+
+
+def with_tags(chat_template: str, tags: tuple[str, str] | None) -> str:
+    """Returns a chat template that writes a token before and one behind each `<image>`."""
+    if tags is None:
+        return chat_template
+    image = _quoted("<image>".join(tags))
+    return f"{{%- filter replace('<image>', {image}) -%}}\n{chat_template}{{% endfilter %}}"
 
 
 def known_template(text: str, eos: str) -> tuple[str, str | None] | None:
@@ -88,19 +130,44 @@ def _body(template: Template) -> str:
     """Returns the turns of a template that brings no Jinja of its own."""
     end = "EOS" if template.end is None else _quoted(template.end)
     answer = _expression(template.gpt + template.answer, "content(message, '')", end, template.after)
-    human = _expression(template.human, "content(message, '<image>\\n')")
-    turns = _TURNS.replace("HUMAN", human).replace("ANSWER", answer).replace("PROMPT", _quoted(template.gpt))
+    if template.label:
+        answer = f"{_quoted(template.gpt)} + {_label(template)} + "
+        answer += _expression(template.answer, "content(message, '')", end, template.after)
+    turns = _TURNS.replace("HUMAN", _human(template)).replace("ANSWER", answer)
+    turns = turns.replace("PROMPT", _expression(template.gpt + _default_label(template), ""))
+    begin = f"{{{{ {_quoted(template.begin)} }}}}\n" if template.begin else ""
     if not template.system:
-        return _NO_SYSTEM + turns.replace("in turns", "in messages")
+        return _NO_SYSTEM + begin + turns.replace("in turns", "in messages")
     system = _expression(template.system, "system")
-    return f"{{%- if system -%}}{{{{ {system} }}}}{{%- endif -%}}\n{turns}"
+    return f"{begin}{{%- if system -%}}{{{{ {system} }}}}{{%- endif -%}}\n{turns}"
+
+
+def _human(template: Template) -> str:
+    """Returns the expression of a question, which may be written otherwise behind an answer or with an image first."""
+    text = "content(message, '<image>\\n')"
+    human = _expression(template.human, text)
+    if template.next_human is not None:
+        human = f"({human} if loop.first else {_expression(template.next_human, text)})"
+    if template.image_first is not None:
+        human = f"({_expression(template.image_first, text)} if {text}[:7] == '<image>' else {human})"
+    return human
+
+
+def _label(template: Template) -> str:
+    """Returns the expression of an answer's label, with the text around it; a message has it under the key `label`."""
+    given = _expression(template.label, "message['label']")
+    return f"({given} if message['label'] is defined else {_quoted(_default_label(template))})"
+
+
+def _default_label(template: Template) -> str:
+    return "" if template.default_label is None else template.label.replace("{}", template.default_label)
 
 
 def _expression(pattern: str, value: str, end: str = "", after: str = "") -> str:
     """Returns the sum of a pattern's text and what stands for its `{}`, then `end`, then the text `after`."""
     before, _, behind = pattern.partition("{}")
     terms = (before and _quoted(before), value, behind and _quoted(behind), end, after and _quoted(after))
-    return " + ".join(term for term in terms if term)
+    return " + ".join(term for term in terms if term) or "''"
 
 
 def _quoted(text: str) -> str:

@@ -55,3 +55,21 @@ TEMPLATES.register(
     "v1_neva",
     replace(V1, begins_with_bos=False, after="\n<s>", special_tokens=("<s>",), other_names=()),
 )
+TEMPLATES.register(
+    "llama_2",  # conv_llava_llama_2
+    Template(
+        begins_with_bos=True,
+        default_system="You are a helpful language and vision assistant. You are able to understand the visual content "
+        "that the user provides, and assist the user with a variety of tasks using natural language.",
+        begin="[INST] ",
+        system="<<SYS>>\n{}\n<</SYS>>\n\n",
+        human="{} [/INST]",
+        next_human="<s>[INST] {} [/INST]",
+        gpt="",
+        answer=" {} ",
+        end=None,
+        after="",
+        special_tokens=("<s>",),
+        other_names=("llava_llama_2",),
+    ),
+)

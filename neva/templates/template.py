@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from neva.constants import IMAGE_PLACEHOLDER
@@ -18,6 +18,8 @@ class Turn:
 
     role: Literal["human", "gpt"]
     text: str | None
+    label: str | None = None
+    """How a SteerLM answer was judged (`quality:4,toxicity:0`); None: the template's own label, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,26 @@ class Template:
     begins_with_bos: bool
     default_system: str
     system: str
+    """Where the system prompt stands; empty: the template has no place for one."""
     human: str
     gpt: str
-    """Stands before the answer; the prompt for inference ends with it."""
+    """Stands before the answer; the prompt for inference ends with it, or with the label."""
     answer: str
     """Carries loss. Left out when the answer is empty, so that only the end is learnt then."""
     end: str | None
     """Follows the answer and carries loss; None: the tokenizer's end-of-sequence token."""
     after: str
     """Follows the end without loss."""
+    begin: str = ""
+    """Stands before everything else, the system prompt too."""
+    next_human: str | None = None
+    """A question that is not the first; None: as `human`."""
+    image_first: str | None = None
+    """A question that begins with an image; None: as `human`."""
+    label: str = ""
+    """The label of an answer, without loss, between `gpt` and the answer; left out when there is none."""
+    default_label: str | None = None
+    """The label of answers that bring none; None: those have none."""
     special_tokens: tuple[str, ...] = ()
     is_caption: bool = False
     """One image question, whose words are dropped, and one answer."""
@@ -57,6 +70,36 @@ class Template:
     def special_end(self) -> str | None:
         """The special token that ends an answer beside the tokenizer's end of sequence."""
         return self.end if self.end in self.special_tokens else None
+
+    def question(self, text: str, is_first: bool) -> str:
+        """Returns the pattern of a question."""
+        if self.image_first is not None and text.startswith(IMAGE_PLACEHOLDER):
+            return self.image_first
+        return self.human if is_first or self.next_human is None else self.next_human
+
+    def segments(self, turns: Sequence[Turn], system: str | None, eos: str) -> list[Segment]:
+        """Returns the segments of turns that it takes; see `render`."""
+        system = self.default_system if system is None else system
+        segments = list(_fill(self, self.begin, ""))
+        if system:
+            segments += _fill(self, self.system, system)
+        for number, turn in enumerate(turns):
+            if turn.role == "human":
+                text = _question(self, turn)
+                segments += _fill(self, self.question(text, number == 0), text)
+                continue
+            segments += _fill(self, self.gpt, "")
+            label = self.default_label if turn.label is None else turn.label
+            if label is not None:
+                segments += _fill(self, self.label, label)
+            if turn.text is None:
+                break
+            if turn.text:
+                segments += _fill(self, self.answer, turn.text, has_loss=True)
+            end = eos if self.end is None else self.end
+            segments.append(Segment(end, True, self.end is None or end in self.special_tokens))
+            segments += _fill(self, self.after, "")
+        return segments
 
 
 def template_names() -> tuple[str, ...]:
@@ -85,21 +128,7 @@ def render(
         raise SampleError(
             f"the template has no place for a system prompt, found {system!r}: put it into the question"
         )
-    system = template.default_system if system is None else system
-    segments = list(_fill(template, template.system, system)) if system else []
-    for turn in turns:
-        if turn.role == "human":
-            segments += _fill(template, template.human, _question(template, turn))
-            continue
-        segments += _fill(template, template.gpt, "")
-        if turn.text is None:
-            break
-        if turn.text:
-            segments += _fill(template, template.answer, turn.text, has_loss=True)
-        end = eos if template.end is None else template.end
-        segments.append(Segment(end, True, template.end is None or end in template.special_tokens))
-        segments += _fill(template, template.after, "")
-    return segments
+    return template.segments(turns, system, eos)
 
 
 def check_turns(template: Template, turns: Sequence[Turn]) -> None:
@@ -119,12 +148,17 @@ def check_turns(template: Template, turns: Sequence[Turn]) -> None:
         )
 
 
+def placeholders(turns: Sequence[Turn]) -> int:
+    """Returns the number of `<image>` in some turns."""
+    return sum((turn.text or "").count(IMAGE_PLACEHOLDER) for turn in turns)
+
+
 def move_images_to_front(turns: Sequence[Turn]) -> list[Turn]:
     """Moves the `<image>` placeholders of each turn to its front, each on a line of its own.
 
     LLaVA does this in `preprocess_multimodal`; NeVA, in the first turn, under `sep_image_conv_front`.
     """
-    return [Turn(turn.role, turn.text and _image_first(turn.text)) for turn in turns]
+    return [replace(turn, text=turn.text and _image_first(turn.text)) for turn in turns]
 
 
 def _image_first(text: str) -> str:
@@ -133,6 +167,20 @@ def _image_first(text: str) -> str:
         return text
     rest = text.replace(IMAGE_PLACEHOLDER, "").strip()
     return (f"{IMAGE_PLACEHOLDER}\n" * count + rest).strip()
+
+
+def around_images(segments: Sequence[Segment], tags: tuple[str, str]) -> list[Segment]:
+    """Puts a token before and one behind each image; they carry no loss."""
+    begin, end = (Segment(tag, False, is_special=True) for tag in tags)
+    tagged: list[Segment] = []
+    for segment in segments:
+        first, *rest = segment.text.split(IMAGE_PLACEHOLDER)
+        texts = [[replace(segment, text=first)]]
+        texts += [
+            [begin, Segment(IMAGE_PLACEHOLDER, False), end, replace(segment, text=text)] for text in rest
+        ]
+        tagged += [part for parts in texts for part in parts if part.text]
+    return tagged
 
 
 def insert_media(

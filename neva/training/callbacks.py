@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from neva.constants import LOGGED_VALUES
+from neva.data.odd_records import ODDITIES
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class CheckpointLogger(Callback):
 
 
 class SkippedRecords(Callback):
-    """Says at the end how many records were skipped or shortened, on any rank, each counted once."""
+    """Says at the end how many records were skipped, shortened or odd, on any rank, each counted once."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Unites what the ranks skipped and shortened; every rank takes part."""
@@ -167,6 +168,7 @@ class SkippedRecords(Callback):
         happened = {
             "skipped, the next good one taken instead of each": dataset.skipped,
             "cut to fit into model.encoder_seq_length": dataset.shortened,
+            **{f"read as LLaVA does ({kind})": dataset.odd.of_kind(kind) for kind in ODDITIES},
         }
         for what, here in happened.items():
             anywhere = here.to(trainer.strategy.root_device, torch.uint8)

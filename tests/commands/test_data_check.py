@@ -70,7 +70,7 @@ def test_every_kind_is_found_and_named(
     assert {index: remark["kind"] for index, remark in found.items()} == {
         1: "missing image",
         2: "broken image",
-        3: "placeholders",
+        3: "unused image",
         4: "malformed record",
         5: "malformed record",
         6: "shortened",

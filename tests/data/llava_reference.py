@@ -4,6 +4,7 @@ Where `neva` asks once for character positions, this finds the answers in the fi
 tokenising prefixes again.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,10 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
 
 
 class Reference:
@@ -24,10 +29,10 @@ class Reference:
         self.pieces = SentencePieceProcessor(model_file=str(model_file))
 
     def tokenize(self, text: str) -> list[int]:
-        """With BOS; `</s>` is one token and each text between two of them is encoded on its own."""
+        """With BOS; `<s>`, `</s>` are tokens and each text between two of them is encoded on its own."""
         ids = [1]
-        for number, part in enumerate(text.split("</s>")):
-            ids += [2] * (number > 0) + self.pieces.encode(part)
+        for part in re.split("(</?s>)", text):
+            ids += {"<s>": [1], "</s>": [2]}.get(part) or self.pieces.encode(part)
         return ids
 
     def tokenize_with_images(self, text: str) -> list[int]:
@@ -43,6 +48,18 @@ class Reference:
         prompt = SYSTEM + " "
         for number, text in enumerate(texts):
             prompt += f"USER: {text} " if number % 2 == 0 else f"ASSISTANT: {text}</s>"
+        return self._masked(prompt, " ASSISTANT: ")
+
+    def llama_2(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Questions and answers in turn, as `conv_llava_llama_2` writes them."""
+        prompt = ""
+        for number, text in enumerate(texts):
+            question = f"<<SYS>>\n{LLAMA_2_SYSTEM}\n<</SYS>>\n\n{text}" if number == 0 else text
+            prompt += f"<s>[INST] {question} [/INST]" if number % 2 == 0 else f" {text} </s>"
+        return self._masked(prompt.lstrip("<s>"), "[/INST] ")
+
+    def _masked(self, prompt: str, separator: str) -> tuple[list[int], list[int]]:
+        """Ids of a whole prompt, and labels up to each separator masked."""
         ids = self.tokenize_with_images(prompt)
         labels = list(ids)
         labels[0] = IGNORE
@@ -50,8 +67,8 @@ class Reference:
         for part in prompt.split("</s>"):
             if not part:
                 break
-            question = part.split(" ASSISTANT: ")[0] + " ASSISTANT: "
-            # BOS counts for the </s> that was split off; BOS and the lone "▁" after "ASSISTANT:" are not in the text.
+            question = part.split(separator)[0] + separator
+            # BOS counts for the </s> that was split off; BOS and the lone "▁" behind the separator are not in the text.
             question_length = len(self.tokenize_with_images(question)) - 2
             labels[position : position + question_length] = [IGNORE] * question_length
             position += len(self.tokenize_with_images(part))

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.encode import ConversationEncoder
+from neva.data.sources.source import open_source
 from neva.errors import OverlongError, SampleError
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn
@@ -84,11 +85,23 @@ V1_CASES = {
 }
 
 
+@pytest.mark.parametrize("template", ["v1", "llama_2"])
 @pytest.mark.parametrize("case", V1_CASES)
-def test_v1_gives_the_ids_and_labels_of_llava(case: str) -> None:
+def test_ids_and_labels_are_those_of_llava(case: str, template: str) -> None:
     texts = V1_CASES[case]
     reference = Reference(shared_data("tokenizer", "vicuna", "tokenizer.model"))
-    assert encode(vicuna_encoder("v1"), *texts) == expand_images(*reference.v1(texts), IMAGE_TOKENS)
+    expected = getattr(reference, template)(texts)
+    assert encode(vicuna_encoder(template), *texts) == expand_images(*expected, IMAGE_TOKENS)
+
+
+@pytest.mark.parametrize("template", ["v1", "llama_2"])
+def test_ids_and_labels_of_real_conversations_are_those_of_llava(template: str) -> None:
+    reference = Reference(shared_data("tokenizer", "vicuna", "tokenizer.model"))
+    records = open_source(shared_data("demo", "mllm_demo.json"))
+    for number in range(len(records)):
+        texts = [turn.text or "" for turn in records[number].turns]
+        expected = getattr(reference, template)(texts)
+        assert encode(vicuna_encoder(template), *texts) == expand_images(*expected, IMAGE_TOKENS)
 
 
 @pytest.mark.parametrize("caption", ["a dog", "olive green rectangle.", " two\nlines  ", "漢字 🙂", ""])

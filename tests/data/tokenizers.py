@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -69,6 +69,27 @@ def chatml(folder: Path) -> PreTrainedTokenizerFast:
         '{"eos_token": {"content": "<|im_end|>"}, "bos_token": null}'
     )
     return _load(tokenizer, folder)
+
+
+CONTROL = {
+    "<s>": True,
+    "</s>": True,
+    **dict.fromkeys(("<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<im_start>", "<im_end>"), True),
+    **dict.fromkeys(("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), True),
+    **dict.fromkeys((f"<extra_id_{number}>" for number in range(8)), False),
+}
+"""The control tokens of all templates, and whether the tokenizer calls them special."""
+
+
+@cache
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A token for each byte of UTF-8 and each control token of any template, so that ids are text and back."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(token, special=special) for token, special in CONTROL.items()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 def _load(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:

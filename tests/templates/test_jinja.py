@@ -16,10 +16,13 @@ def jinja(name, messages, prompt, system=None):
 
 
 def as_string(turn):
-    return {"role": "user" if turn.role == "human" else "assistant", "content": turn.text}
+    label = {} if turn.label is None else {"label": turn.label}
+    return {"role": "user" if turn.role == "human" else "assistant", "content": turn.text, **label}
 
 
 def as_parts(turn):
+    if "<image>" in turn.text.removeprefix("<image>\n"):
+        pytest.skip("a list has its images first")
     text = turn.text.replace("<image>\n", "")
     parts = [{"type": "text", "text": text}] + [{"type": "image"}] * (turn.text.count("<image>"))
     return {**as_string(turn), "content": parts}
@@ -29,6 +32,12 @@ CONVERSATIONS = [
     [Turn("human", '<image>\nWhat is "it"?'), Turn("gpt", "A cat.")],
     [Turn("human", "<image>\nWhat?"), Turn("gpt", "A cat."), Turn("human", "Sure?"), Turn("gpt", "Yes.")],
     [Turn("human", "No image here"), Turn("gpt", "ok")],
+    [
+        Turn("human", "What is <image> in"),
+        Turn("gpt", "a"),
+        Turn("human", "<image>\nand here?"),
+        Turn("gpt", "b", "quality:9"),
+    ],
 ]
 SYSTEM_PROMPTS = ["", "Be brief.", 'Say "yes" or\n\tit\'s \\n \x00\r\n{{ no }} %} 🐈 EOS SYSTEM']
 
@@ -42,13 +51,13 @@ def test_renders_what_training_renders(name, turns, form, open_end):
     if template.is_caption and (len(turns) > 2 or "<image>" not in turns[0].text):
         pytest.skip("the caption template takes one image and one answer")
     if open_end:
-        turns = [*turns[:-1], Turn("gpt", None)]
+        turns = [*turns[:-1], Turn("gpt", None)]  # with the template's own label
     expected = "".join(segment.text for segment in render(template, turns))
     messages = [form(turn) for turn in turns if turn.text is not None]
     assert jinja(name, messages, open_end) == expected
 
 
-@pytest.mark.parametrize("name", ["v1", "chatml", "japanese"])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES.names() if TEMPLATES[name].system])
 @pytest.mark.parametrize("system", SYSTEM_PROMPTS)
 def test_another_system_prompt_is_that_of_training(name, system):
     expected = "".join(segment.text for segment in render(TEMPLATES[name], CONVERSATIONS[1], system))
@@ -58,10 +67,10 @@ def test_another_system_prompt_is_that_of_training(name, system):
 @pytest.mark.parametrize("name", TEMPLATES.names())
 @pytest.mark.parametrize("system", [None, *SYSTEM_PROMPTS])
 def test_a_chat_template_is_known_again(name, system):
-    has_place = bool(TEMPLATES[name].system)
+    is_own = not TEMPLATES[name].system or system == TEMPLATES[name].default_system
     assert known_template(chat_template(name, "</s>", system), "</s>") == (
-        name,
-        system if has_place else None,
+        "nvgpt" if name == "nv_steerlm" else name,  # one text
+        None if is_own else system,
     )
 
 

@@ -5,12 +5,9 @@ from typing import Any
 
 from neva.config.keys.field import ignored, key, refused
 from neva.registry import SAMPLERS
-from neva.templates.template import names_elsewhere, template_names
+from neva.templates.choice import template_choices
+from neva.templates.template import names_elsewhere
 
-_NO_TEMPLATE = dict.fromkeys(
-    ("llama_2", "nvgpt", "nv_steerlm", "nv_dpo"),
-    "neva does not have this template yet: use v1, or chatml, llama_3 or mistral for models that were trained on it",
-)
 _NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
 
 
@@ -31,10 +28,12 @@ class Data:
     datasets_exclude: list[str] = key('Records whose "dataset" is listed are left out.')
     conv_template: str = key(
         "How a conversation becomes text.",
-        choices=template_names,
-        not_yet=_NO_TEMPLATE,
+        choices=template_choices,
         elsewhere=names_elsewhere,
         common=True,
+    )
+    template: dict[str, Any] | None = key(
+        "With conv_template=free, the template (docs/data.md); with hf, {chat_template: …}; null: the tokenizer's."
     )
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
@@ -91,12 +90,19 @@ class Data:
     on_error: str = key(
         "A missing or broken image, a malformed record: fail, or skip and count.", choices=("fail", "skip")
     )
+    odd_records: str = key(
+        "A record that LLaVA reads, but not as it is written, such as one that begins with an answer: read it as LLaVA "
+        "does and count it, fail, or skip and count.",
+        choices=("llava", "fail", "skip"),
+    )
     truncation: str = key(
         "A sample longer than encoder_seq_length: cut from the right, truncate_turns to whole questions and answers, "
         "drop and count, or fail as a broken record does.",
         choices=("cut", "truncate_turns", "drop", "fail"),
     )
-    max_skipped: float = key("More skipped or dropped records than this share is an error.", low=0, high=1)
+    max_skipped: float = key(
+        "More skipped, dropped or mismatched records than this share is an error.", low=0, high=1
+    )
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
     lazy_preprocess: Any = ignored("samples are always read and encoded when they are needed")

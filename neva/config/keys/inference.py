@@ -10,7 +10,7 @@ from neva.config.keys.trainer import InferenceTrainer
 
 _SERVER = "a model is served by `neva serve FILE.nemo`"
 _SERVER_DETAIL = "acts with server only; `neva serve` has flags of its own"
-_STEERLM = "acts with a SteerLM template only, which is chosen when a model is trained"
+_STEERLM = "NeVA does not read it either: a prompt of a SteerLM model may have a label, its key 'label' in prompt_file"
 
 
 @dataclass

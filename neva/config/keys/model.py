@@ -9,6 +9,7 @@ from neva.config.keys.field import ignored, key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
+from neva.config.model_config import IMAGE_TAGS
 from neva.families.connector import connector_forms, connector_pattern
 from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES
@@ -32,11 +33,10 @@ class Llm:
         choices=LANGUAGE_FAMILIES.names,
         optional=True,
     )
-
-    model_type: Any = ignored(
-        "names the special tokens around an image, of which neva puts none; the family follows from the checkpoint, "
-        "the template from data.conv_template",
-        choices=(None, "nvgpt", "llama_2", "llama_3", "v1", "mistral"),
+    model_type: str | None = key(
+        "With use_im_start_end, whose tokens stand around an image: <extra_id_4>, <extra_id_5> of nvgpt, llama_2, v1, "
+        "mistral, <|reserved_special_token_4|>, …5|> of llama_3; null: LLaVA's <im_start>, <im_end>.",
+        choices=tuple(IMAGE_TAGS),
     )
 
 
@@ -81,8 +81,8 @@ class MmCfg:
     mm_mlp_adapter_freeze: bool = key("Do not train the projector.")
     mm_mlp_adapter_lr_ratio: float = key("The projector's learning rate as a share of optim.lr.", above=0)
 
-    use_im_start_end: Any = refused(
-        False, why="neva puts no start and end tokens around an image; " + _SPECIAL_TOKENS
+    use_im_start_end: bool = key(
+        "Put a token of the vocabulary before and behind each image, as LLaVA and NeVA can."
     )
     use_image_tile: Any = refused(
         False,

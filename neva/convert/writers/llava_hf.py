@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from neva.config.model_config import system_prompt_of, turns_images
+from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
+from neva.convert.writers.exported_template import jinja, special_end
 from neva.convert.writers.hf_config import check_aspect_ratio, dtype_name, text_config, vision_config
 from neva.convert.writers.proven_folder import proven_folder
 from neva.errors import CheckpointError, DataError
@@ -36,8 +37,6 @@ from neva.formats.hf_tokenizer import (
 )
 from neva.formats.json import read_json, write_json
 from neva.formats.vocabulary import check_vocabulary
-from neva.registry import TEMPLATES
-from neva.templates.jinja import chat_template
 from neva.weights.lazy import checked
 
 logger = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ def _generation_config(model: LazyModel, folder: Path, ids: Mapping[str, int | N
     """Returns token ids, with every token that ends an answer in the model's template."""
     config: dict[str, Any] = {name: value for name, value in ids.items() if value is not None}
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    end = loaded.token_to_id(TEMPLATES[model.config.data.conv_template].special_end or "")
+    end = loaded.token_to_id(special_end(model.config, folder) or "")
     if end is not None and end != ids["eos_token_id"]:
         config["eos_token_id"] = [ids["eos_token_id"], end]
     return config
@@ -186,11 +185,9 @@ def _write_tokenizer(
     if "eos_token" not in roles:
         raise DataError(f"{model.name}: its tokenizer names no eos_token; put it into tokenizer_config.json")
     roles.setdefault("pad_token", roles.get("unk_token", roles["eos_token"]))  # batches need one
-    template = model.config.data.conv_template
-    jinja = chat_template(template, roles["eos_token"], system_prompt_of(model.config), "bos_token" in roles)
     set_bos(content, roles.get("bos_token"), wanted=False)  # the chat template's
     (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
-    write_fast_tokenizer(folder, content, roles, jinja, model.language.max_positions)
+    write_fast_tokenizer(folder, content, roles, jinja(model.config, roles), model.language.max_positions)
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
     filler = next((roles[role] for role in ("unk_token", "bos_token") if role in roles), None)
     image = ImageToken(

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from neva.config.model_config import IMAGE_TAGS, image_tags_of
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
+from neva.convert.writers.exported_template import begins_with_bos
 from neva.convert.writers.hf_config import check_aspect_ratio, dtype_name, text_config, vision_config
 from neva.convert.writers.proven_folder import proven_folder
 from neva.errors import CheckpointError, DataError
@@ -23,7 +25,7 @@ from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import copy_portable, read_roles, set_bos, token_ids
 from neva.formats.json import json_text, read_object, write_json
 from neva.formats.vocabulary import check_vocabulary
-from neva.registry import LANGUAGE_FAMILIES, TEMPLATES
+from neva.registry import LANGUAGE_FAMILIES
 from neva.weights.lazy import Filtered, checked
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def write_llava_original(
         copy_portable(tokenizer_dir, folder)
     file, roles = folder / "tokenizer.json", read_roles(folder)
     if file.is_file():
-        _begin_as_trained(file, roles.get("bos_token"), model.config.data.conv_template)
+        _begin_as_trained(file, roles.get("bos_token"), begins_with_bos(model.config))
     ids = token_ids(Tokenizer.from_file(str(file)) if file.is_file() else None, roles)
     written = model.dtype
     width = model.vision.hidden_size
@@ -83,10 +85,10 @@ def write_llava_original(
     write_weights(folder, checked(table.to_hf(weights), len(table.hf_names), str(target)))
 
 
-def _begin_as_trained(file: Path, bos: str | None, template: str) -> None:
+def _begin_as_trained(file: Path, bos: str | None, wanted: bool) -> None:
     """Makes a `tokenizer.json` put the token that begins a conversation, or not: `llava` takes what it puts."""
     content = read_object(file, DataError)
-    set_bos(content, bos, TEMPLATES[template].begins_with_bos)
+    set_bos(content, bos, wanted)
     file.write_text(json_text(content), encoding="utf-8")
 
 
@@ -111,6 +113,10 @@ def check_exportable(model: LazyModel) -> None:
         raise CheckpointError(
             f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}"
         )
+    if image_tags_of(model.config) not in (None, IMAGE_TAGS[None]):
+        raise CheckpointError(
+            "the original LLaVA layout has <im_start>, <im_end> around an image only; export the llava-hf layout"
+        )
     language = model.language
     if language.family is not None or not LANGUAGE_FAMILIES["llama"].computes(language):
         raise CheckpointError(
@@ -131,7 +137,7 @@ def original_config(
         "mm_vision_tower": tower,
         "mm_vision_select_layer": model.vision.select_layer,
         "mm_vision_select_feature": "patch",
-        "mm_use_im_start_end": False,
+        "mm_use_im_start_end": image_tags_of(model.config) is not None,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": "pad" if model.config.data.image_aspect_ratio == "pad" else "square",
         "tune_mm_mlp_adapter": False,

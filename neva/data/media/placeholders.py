@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -78,7 +79,7 @@ def as_images(turns: Sequence[Turn], media: Sequence[MediumLayout]) -> list[Turn
     def spelt_out(_: re.Match[str]) -> str:
         return "\n".join([IMAGE_PLACEHOLDER] * len(next(left).pieces))
 
-    return [Turn(turn.role, turn.text and PLACEHOLDER.sub(spelt_out, turn.text)) for turn in turns]
+    return [replace(turn, text=turn.text and PLACEHOLDER.sub(spelt_out, turn.text)) for turn in turns]
 
 
 def pieces_of(media: Sequence[MediumLayout]) -> list[int]:

@@ -1,10 +1,14 @@
-"""Records of the form `{id, image, conversations: [{from, value}]}` or `{id, images, messages: [{role, content}]}`."""
+"""Records of the form `{id, image, conversations: [{from, value}]}` or `{id, images, messages: [{role, content}]}`.
+
+A content may be a list of parts as in OpenAI's and Hugging Face's messages: texts, and images with or without a name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.sources.source import Record
 from neva.errors import SampleError
 from neva.formats.json import half_character
@@ -16,6 +20,9 @@ ROLES: dict[str, Literal["human", "gpt"]] = {
     "gpt": "gpt",
     "assistant": "gpt",
 }
+
+FIRST_ANSWER = "answer first"
+"""What is odd about a record whose first turn is an answer."""
 
 CONVERSATIONS, IMAGES, VIDEOS, SYSTEM = (
     ("conversations", "messages"),
@@ -39,7 +46,8 @@ NO_FILES = {"image": ("s3://", "gs://"), "video": ("data:", "http://", "https://
 def parse_record(raw: Any, default_id: str, place: str = "") -> Record:
     """Returns a record.
 
-    A first turn of role system becomes the system prompt; a first answer without a question is dropped, as in LLaVA.
+    A first turn of role system becomes the system prompt; a first answer without a question is dropped, as in LLaVA,
+    which the record's `odd` says.
 
     Args:
         raw: the JSON value.
@@ -67,16 +75,21 @@ def _parse(raw: Mapping[str, Any], record_id: str, place: str) -> Record:
         raise SampleError(f"conversations must be a list of turns, found {conversation!r:.80}")
     system = given(raw, SYSTEM)
     first = conversation[0]
-    if isinstance(first, Mapping) and given(first, ("from", "role")) == "system":
-        system = given({"record": system, "turn": given(first, ("value", "content"))}, ("turn", "record"))
+    if isinstance(first, Mapping) and _role(first) == "system":
+        said = given(first, ("value", "content"))
+        said = _parts(said, [], "system") if isinstance(said, list) else said
+        system = given({"record": system, "turn": said}, ("turn", "record"))
         conversation = conversation[1:]
-    turns = [_turn(turn) for turn in conversation]
+    named: list[str] = []
+    turns = [_turn(turn, named) for turn in conversation]
+    is_answer_first = bool(turns) and turns[0].role == "gpt"
     return Record(
         id=record_id,
-        turns=turns[1:] if turns and turns[0].role == "gpt" else turns,
-        images=_file_names(given(raw, IMAGES), "image"),
+        turns=turns[1:] if is_answer_first else turns,
+        images=_all_images(_file_names(given(raw, IMAGES), "image"), named),
         system=None if system is None else _text(system, "system prompt"),
         place=place,
+        odd=(FIRST_ANSWER,) if is_answer_first else (),
         videos=_file_names(given(raw, VIDEOS), "video"),
     )
 
@@ -105,13 +118,60 @@ def _refuse_misspelt(raw: Mapping[str, Any]) -> None:
             raise SampleError(f"the key {key!r} is not read; expected {' or '.join(map(repr, spellings))}")
 
 
-def _turn(raw: Any) -> Turn:
+def _role(turn: Mapping[str, Any]) -> Any:
+    """Returns who speaks, in whatever letters it is written."""
+    role = given(turn, ("from", "role"))
+    return role.lower() if isinstance(role, str) else role
+
+
+def _turn(raw: Any, named: list[str]) -> Turn:
+    """Returns a turn; the images that its parts name are added to `named`."""
     if not isinstance(raw, Mapping):
         raise SampleError(f"a turn must be an object with from and value, found {raw!r:.80}")
-    role = given(raw, ("from", "role"))
+    role = _role(raw)
+    if role == "system":
+        raise SampleError(
+            "a turn of role system stands behind others; expected it first, or the key 'system'"
+        )
     if not isinstance(role, str) or role not in ROLES:
         raise SampleError(f"a turn is from {role!r:.80}, expected one of {', '.join(ROLES)}")
-    return Turn(ROLES[role], _text(given(raw, ("value", "content")), f"text of a {role} turn"))
+    said = given(raw, ("value", "content"))
+    text = _parts(said, named, role) if isinstance(said, list) else _text(said, f"text of a {role} turn")
+    label = raw.get("label") if ROLES[role] == "gpt" else None
+    return Turn(ROLES[role], text, None if label is None else _text(label, "label of an answer"))
+
+
+def _parts(parts: list[Any], named: list[str], role: str) -> str:
+    """Returns the text of a list of parts, each image on a line of its own where it stands."""
+    text, was_image = "", False
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            said = _text(part.get("text"), f"text of a {role} turn")
+            text += "\n" * (was_image and bool(said)) + said
+            was_image = was_image and not said
+        elif kind in ("image", "image_url") and role != "system":
+            named += _file_names(_named_image(part), "image")
+            text += "\n" * bool(text) + IMAGE_PLACEHOLDER
+            was_image = True
+        else:
+            raise SampleError(
+                f"a part of a {role} turn is {part!r:.80}, expected a text or an image with its type"
+            )
+    return text
+
+
+def _named_image(part: Mapping[str, Any]) -> Any:
+    """Returns what an image part names, None where the record's `images` do."""
+    named = given(part, ("image", "image_url", "path", "url"))
+    return named.get("url") if isinstance(named, Mapping) else named
+
+
+def _all_images(listed: list[str], named: list[str]) -> list[str]:
+    """Returns the images that the record lists, or those that its turns name."""
+    if listed and named and listed != named:
+        raise SampleError("found other images in the record than in its turns; expected them in one place")
+    return listed or named
 
 
 def _text(value: Any, what: str) -> str:

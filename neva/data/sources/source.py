@@ -30,6 +30,8 @@ class Record:
     """Where it stands, for messages (`line 3`); empty: messages give its index."""
     videos: Sequence[str | MediaFile] = ()
     """Names in the video folder, or files."""
+    odd: tuple[str, ...] = field(default=(), compare=False)
+    """What is odd about it and was read as LLaVA does: kinds of `neva.data.odd_records`."""
 
 
 class Records(Protocol):
