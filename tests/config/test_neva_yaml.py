@@ -53,6 +53,7 @@ def test_a_yaml_with_nevas_defaults_is_the_shipped_recipe(
         ),
         "model.tokenizer.type": ("checkpoints/llama2_tokenizer", "checkpoints/vicuna-7b-v1.5"),
         "model.mm_cfg.llm.model_type": ("llama_2", "null"),
+        "model.data.num_frames": ("-1", "8"),
         **others,
     }
 

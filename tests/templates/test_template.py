@@ -4,7 +4,7 @@ import pytest
 
 from neva.errors import SampleError
 from neva.registry import TEMPLATES
-from neva.templates.template import Turn, insert_images, move_images_to_front, render
+from neva.templates.template import Turn, insert_media, move_images_to_front, render
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -150,5 +150,5 @@ def test_sep_image_conv_front_leaves_turns_without_an_image_as_they_are() -> Non
 
 
 def test_insert_image_token_adds_the_placeholder_on_its_own_line() -> None:
-    assert insert_images("What?", 1, "left") == "<image>\nWhat?"
-    assert insert_images("What?", 2, "right") == "What?<image>\n<image>\n"
+    assert insert_media("What?", 1, "left") == "<image>\nWhat?"
+    assert insert_media("What?", 2, "right") == "What?<image>\n<image>\n"
