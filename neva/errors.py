@@ -49,8 +49,11 @@ class SampleError(DataError):
     """Of the record in its file, where that is known."""
 
 
-class OverlongError(SampleError):
-    """A record has more tokens than a sequence holds, and `model.data.truncation=drop` passes over it."""
+class DroppedError(SampleError):
+    """A record that is passed over even with `on_error=fail`, because a key says so for its kind.
+
+    That is too long with `model.data.truncation=drop`, or without a label with `model.data.no_label=drop`.
+    """
 
 
 class CheckpointError(UserError):
