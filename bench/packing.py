@@ -6,8 +6,8 @@ their turns are log-normal with a median of 150 tokens and a mean of 200 (VQA wi
 conversations and descriptions of LLaVA-158k). The others, ShareGPT's, are text with a median of 750 tokens.
 
 The model is small, so that a step is short: an image takes 64 tokens of its tower, which is frozen, and all lengths are
-scaled by 64 / 576, so that the shares of padding stay what they are. A step is a forward and a backward pass; each order
-takes its steps in turns with the others, and medians are compared.
+scaled by 64 / 576, so that the shares of padding stay what they are. A step is a forward and a backward pass.
+Each order takes its steps in turns with the others, and medians are compared.
 
     python -m bench.packing
 """

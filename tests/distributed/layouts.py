@@ -130,12 +130,9 @@ CASES = [
     Case(4, fsdp="full", context=2),
     Case(4, fsdp="hybrid", micro_batch=1),
     Case(1, packed=True),
-    Case(1, packed=True, micro_batch=1, recompute="selective"),
     Case(2, packed=True, context=2, recompute="full"),
-    Case(2, packed=True, pipeline=2),
     Case(2, packed=True, fsdp="full"),
     Case(4, packed=True, tensor=2, pipeline=2, virtual=2, micro_batch=1, sequence_parallel=True),
-    Case(4, packed=True, distributed_optimizer=True),
 ]
 
 
