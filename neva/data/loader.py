@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
+from neva.config.derive import require_global_batch
 from neva.config.model_config import row_length
 from neva.data.batch import Batch
 from neva.data.collate import collate
@@ -109,6 +110,7 @@ def train_loader(
     packs = None
     if model_cfg.data.packed_sequence:
         packs, lengths = packs_of(model_cfg, first, dataset)
+        require_global_batch(len(packs), model_cfg.global_batch_size, "packs")
         logger.info("%s", describe(packs, lengths, row_length(model_cfg)))
         identity["packing"] = packing_identity(model_cfg, seed, dataset)
         first = replace(first, num_samples=len(packs))
@@ -146,6 +148,7 @@ def packs_per_epoch(model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreT
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
     packs, _ = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset)
+    require_global_batch(len(packs), model_cfg.global_batch_size, "packs")
     return len(packs)
 
 
