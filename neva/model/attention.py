@@ -25,8 +25,8 @@ from torch.nn.attention.bias import causal_lower_right
 from neva.model.context import chunk_ends, gather_sequence
 from neva.model.packed import PackedSamples
 
-LARGEST_FLASH_HEAD = 256
-"""Head size up to which FlashAttention has kernels."""
+LARGEST_FLASH_HEAD, OLDEST_FLASH_GPU = 256, (8, 0)
+"""Head size up to which FlashAttention has kernels, and the compute capability from which on."""
 
 flash_attention = torch.ops.aten._flash_attention_forward
 """What SDPA itself calls for samples of several lengths, with a derivative; torch's public name for it came in 2.10."""
@@ -164,6 +164,7 @@ def takes_flash(query: Tensor) -> bool:
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(query.device) >= OLDEST_FLASH_GPU
         and query.size(-1) <= LARGEST_FLASH_HEAD
         and query.size(-1) % 8 == 0
     )
