@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,11 @@ def encoding_key(dataset: ConversationDataset, datasets_exclude: list[str]) -> d
     tokenizer = encoder.tokenizer.backend_tokenizer.to_str() + repr(encoder.tokenizer.special_tokens_map)
     return {
         "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:12],
-        "template": repr(encoder.template),
-        "system": encoder.system,
-        "image_tokens": encoder.image_tokens,
-        "max_length": encoder.max_length,
-        "truncation": encoder.truncation,
-        "no_label": encoder.no_label,
-        "sep_image_conv_front": encoder.sep_image_conv_front,
+        "encoder": {
+            field.name: repr(getattr(encoder, field.name))
+            for field in fields(encoder)
+            if field.name != "tokenizer"
+        },
         "datasets_exclude": sorted(datasets_exclude),
         "records": len(dataset),
     }
