@@ -162,7 +162,9 @@ def fills() -> dict[str, float]:
 
 def order_costs(count: int) -> dict[str, float]:
     """Returns what the beginning of an epoch of so many samples costs, and a step of it."""
-    epoch = Epoch(0, 1, count, 128, None, False, lambda: SampleLengths(np.empty(0), np.empty(0), 0))
+    epoch = Epoch(
+        0, 1, count, 128, None, False, lambda: SampleLengths(np.empty(0, np.int32), np.empty(0, np.uint16), 0)
+    )
     start = time.perf_counter()
     order = SAMPLERS["cyclic"].indices(epoch)
     begun = time.perf_counter()

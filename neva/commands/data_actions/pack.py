@@ -20,7 +20,7 @@ SUMMARY = "measure and pack all records of a recipe, kept beside the data for it
 PACK = "model.data.packed_sequence=true"
 EXAMPLES = """\
 examples:
-  neva data pack --config-name llava_7b_finetune --workers 16 model.data.packed_sequence=true model.data.packed_length=8192
+  neva data pack --config-name llava_7b_finetune model.data.packed_sequence=true model.data.packed_length=8192
 """
 
 
