@@ -20,6 +20,9 @@ VIDEO_PLACEHOLDER = "<video>"
 LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
 """What every training step logs, so that checkpoints can be ranked by it."""
 
+WASTE_VALUES = ("pad_share", "image_share", "label_share", "loader_wait_s")
+"""What it logs beside that of where its positions and its time went."""
+
 VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language_model"
 
 PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)

@@ -53,8 +53,11 @@ class OddRecordError(SampleError):
     """A record is read by LLaVA, but not as it is written, and `model.data.odd_records` does not want that."""
 
 
-class OverlongError(SampleError):
-    """A record has more tokens than a sequence holds, and `model.data.truncation=drop` passes over it."""
+class DroppedError(SampleError):
+    """A record that is passed over even with `on_error=fail`, because a key says so for its kind.
+
+    That is too long with `model.data.truncation=drop`, or without a label with `model.data.no_label=drop`.
+    """
 
 
 class CheckpointError(UserError):

@@ -54,17 +54,21 @@ def resolve(cfg: DictConfig) -> DictConfig:
     return resolved
 
 
-def require_global_batch(num_samples: int, global_batch_size: int) -> None:
-    """Raises ConfigError when the data is too short for a single step."""
+def require_global_batch(num_samples: int, global_batch_size: int, what: str = "records") -> None:
+    """Raises ConfigError when the data is too short for a single step; `what` is in a batch, for the message."""
     if num_samples < global_batch_size:
         raise ConfigError(
-            f"{num_samples} records do not fill one global batch; model.global_batch_size must be at most "
+            f"{num_samples} {what} do not fill one global batch; model.global_batch_size must be at most "
             f"{num_samples}, found {global_batch_size}"
         )
 
 
-def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: int) -> int:
+def total_steps(
+    trainer_cfg: DictConfig, num_samples: int, global_batch_size: int, drop_last: bool = True
+) -> int:
     """Returns the optimizer steps of the run: `max_steps` or the whole global batches of `max_epochs`, if that is less.
+
+    Without `drop_last`, a global batch may lie in two epochs.
 
     Raises:
         ConfigError: neither is given, or the data does not fill one global batch.
@@ -79,6 +83,8 @@ def total_steps(trainer_cfg: DictConfig, num_samples: int, global_batch_size: in
             )
         return max_steps
     from_epochs = num_samples // global_batch_size * max_epochs
+    if not drop_last:
+        from_epochs = num_samples * max_epochs // global_batch_size
     return min(max_steps, from_epochs) if max_steps > 0 else from_epochs
 
 

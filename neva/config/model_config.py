@@ -162,3 +162,12 @@ def recorded_family(section: Mapping[str, Any] | DictConfig) -> str | None:
     """Returns the family that a `model` section, or that of a language model alone, records; None: sizes tell it."""
     llm = section["mm_cfg"]["llm"] if "mm_cfg" in section else section
     return llm.get("family")
+
+
+def row_length(model_cfg: DictConfig) -> int:
+    """Returns the positions of a full row of a micro batch: of the longest sample, or of a pack."""
+    data: DictConfig = model_cfg.data
+    longest: int = (
+        data.packed_length if data.packed_sequence and data.packed_length else model_cfg.encoder_seq_length
+    )
+    return longest

@@ -14,7 +14,7 @@ from neva.constants import LOGGED_VALUES
 from neva.errors import ConfigError
 from neva.families.llama.config import check_scaling
 from neva.families.vision import hidden_states
-from neva.registry import LANGUAGE_FAMILIES
+from neva.registry import LANGUAGE_FAMILIES, SAMPLERS
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
@@ -29,7 +29,18 @@ def validate(cfg: DictConfig, world_size: int) -> None:
         ConfigError: all problems, a line each.
     """
     rules = (
-        (layout_problems, fsdp_problems, _sizes, _batch, _steps, _recompute, _sources, _loss, _monitor)
+        (
+            layout_problems,
+            fsdp_problems,
+            _sizes,
+            _batch,
+            _packing,
+            _steps,
+            _recompute,
+            _sources,
+            _loss,
+            _monitor,
+        )
         if "model" in cfg
         else (_inference,)
     )
@@ -102,6 +113,30 @@ def _batch(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.global_batch_size={model.global_batch_size} cannot be divided by micro batch "
             f"{model.micro_batch_size} x data parallel {replicas} = {at_once}: change one of "
             "model.micro_batch_size, model.global_batch_size, trainer.devices"
+        )
+
+
+def _packing(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model, data = cfg.model, cfg.model.data
+    order = SAMPLERS[data.dataloader_type]
+    if order.is_single_pass and not model.drop_last:
+        yield (
+            f"model.drop_last=false with model.data.dataloader_type={data.dataloader_type}: what is left of an epoch "
+            "would be filled up from the next, and there is none; set it to true, or use sequential"
+        )
+    if not data.packed_sequence:
+        if data.packed_length is not None:
+            yield f"model.data.packed_length={data.packed_length} acts only with model.data.packed_sequence=true"
+        return
+    if order.is_grouped:
+        yield (
+            f"model.data.dataloader_type={data.dataloader_type} with model.data.packed_sequence=true: it puts samples "
+            "of similar length together, of which none fills the room that another leaves; use cyclic"
+        )
+    if data.packed_length is not None and data.packed_length < model.encoder_seq_length:
+        yield (
+            f"model.data.packed_length={data.packed_length} is shorter than model.encoder_seq_length="
+            f"{model.encoder_seq_length}, the longest sample: raise the former or lower the latter"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,12 +19,21 @@ class Batch:
     pixel_values: Tensor
     """float32 [N, 3, H, W], tiles of all media in the order of the placeholders, row by row; N is 0 for text."""
     record_ids: list[str]
-    """Names the B records in messages."""
+    """Names the records in messages: B, or those of all samples in them."""
     num_tokens: int
-    """Tokens of the B samples, padding not counted."""
+    """Tokens of all samples, padding not counted."""
     feature_order: Tensor | None = None
     """int64 [F, 2], for each image position the tile and the feature of it that stand there; None: all features of all
     tiles, one after the other."""
+    num_image_tokens: int = 0
+    """Those of them that are `IMAGE_TOKEN_ID`."""
+    sample_lengths: list[list[int]] = field(default_factory=list)
+    """Tokens of each sample in each row; none: a row is one sample, of a length that is not told."""
+
+    @property
+    def packed_lengths(self) -> list[list[int]] | None:
+        """`sample_lengths` where a row holds several samples, which do not see each other; None: each is one sample."""
+        return self.sample_lengths if any(len(row) > 1 for row in self.sample_lengths) else None
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with its tensors on `device`; a copy from pinned memory does not wait."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from neva.data.odd_records import ODDITIES, OddCounts, read_as_llava, refuse
 from neva.data.sources.media_folder import MediaFolder
 from neva.data.sources.mixture import open_media_folder, open_records, open_video_folder
 from neva.data.sources.source import MediaFile, Record, Records
-from neva.errors import ConfigError, DataError, OddRecordError, OverlongError, SampleError
+from neva.errors import ConfigError, DataError, DroppedError, OddRecordError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediumLayout
 from neva.formats.cached_arrays import cache_folder
@@ -59,9 +59,9 @@ class ConversationDataset(Dataset[Sample]):
     """Reads and encodes one record an index.
 
     With `on_error` skip, a record that raises `SampleError` is replaced by the next one that does not, in the order
-    of the file; so is one that is too long, with `truncation` drop. That depends on the files alone, so every rank and
-    every run decides alike. More than the share `max_skipped` of the records is no matter of single records any more,
-    and an error.
+    of the file; so is one that is too long, with `truncation` drop, or has no label, with `no_label` drop. That
+    depends on the files alone, so every rank and every run decides alike. More than the share `max_skipped` of the
+    records is no matter of single records any more, and an error.
     """
 
     def __init__(
@@ -102,23 +102,51 @@ class ConversationDataset(Dataset[Sample]):
             DataError: too many have been skipped.
         """
         for distance in range(len(self)):
-            position = (index + distance) % len(self)
-            try:
-                return self.read(position)
-            except SampleError as error:
-                if not self.passes_over(error):
-                    raise
-                if not self.skipped[position]:
-                    self.skipped[position] = True
-                    logger.warning("skipped: %s", error)
-                    self._refuse_too_many(error)
+            if (sample := self.read_or_skip((index + distance) % len(self))) is not None:
+                return sample
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
+
+    def read_or_skip(self, index: int) -> Sample | None:
+        """Returns the sample of this record and no other; None, and counts it, when it is to be passed over.
+
+        Raises:
+            SampleError: naming the record.
+            DataError: too many have been skipped.
+        """
+        try:
+            return self.read(index)
+        except SampleError as error:
+            if not self.passes_over(error):
+                raise
+            if not self.skipped[index]:
+                self.skipped[index] = True
+                logger.warning("skipped: %s", error)
+                self._refuse_too_many(error)
+            return None
+
+    def leave_out(self, indices: Sequence[int], example: int) -> None:
+        """Counts records that are known to give no sample as skipped; raises what `example`, one of them, raises.
+
+        Raises:
+            SampleError: they are not to be passed over.
+            DataError: they are too many.
+        """
+        new = len(indices) - int(self.skipped[indices].sum())
+        self.skipped[indices] = True
+        try:
+            self.num_positions(example)
+        except SampleError as error:
+            if not self.passes_over(error):
+                raise
+            if new:
+                logger.warning("%s records are left out, one of them: %s", f"{new:,}", error)
+            self._refuse_too_many(error)
 
     def passes_over(self, error: SampleError) -> bool:
         """Returns whether the next good record is taken for one that raises this."""
         if isinstance(error, OddRecordError):
             return self.odd_records == "skip"
-        return self.on_error == "skip" or isinstance(error, OverlongError)
+        return self.on_error == "skip" or isinstance(error, DroppedError)
 
     def _refuse_too_many(self, last: SampleError) -> None:
         if self.is_too_many(self.skipped_count):
@@ -147,6 +175,11 @@ class ConversationDataset(Dataset[Sample]):
             record.id,
             media,
         )
+
+    def num_positions(self, index: int) -> int:
+        """Returns the tokens of the sample of this record; no image is decoded; raises as `read`."""
+        _, encoded, _, _ = self._prepare(index, lambda medium, layout: None)
+        return len(encoded.input_ids)
 
     def _settled(self, index: int, written: Record) -> Record:
         """Returns record `index` as it is to be read, what is odd about it counted.
@@ -312,7 +345,9 @@ def build_dataset(
         records=open_records(data),
         files=MediaFiles(open_media_folder(data), _fetched_folder(data)),
         video_folder=open_video_folder(data),
-        encoder=replace(build_encoder(model_cfg, tokenizer), truncation=data.truncation),
+        encoder=replace(
+            build_encoder(model_cfg, tokenizer), truncation=data.truncation, no_label=data.no_label
+        ),
         media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
         on_error=data.on_error,
         max_skipped=data.max_skipped,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.data.control_tokens import LITERAL, marked_tokenizer, written_control_token
-from neva.errors import OverlongError, SampleError
+from neva.errors import DroppedError, SampleError
 from neva.templates.template import (
     Segment,
     Template,
@@ -100,6 +100,8 @@ class ConversationEncoder:
     """Control tokens before and behind each image."""
     truncation: Literal["cut", "truncate_turns", "drop", "fail"] = "cut"
     """What becomes of a training sample that is longer than `max_length`."""
+    no_label: Literal["drop", "fail"] = "fail"
+    """What becomes of a training sample that has nothing to learn, or nothing any more."""
 
     def sample(
         self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None = None
@@ -119,8 +121,8 @@ class ConversationEncoder:
             system: replaces the configured system prompt.
 
         Raises:
-            OverlongError: it is longer, with `truncation` drop.
-            SampleError: it is longer, with `truncation` fail; it cannot be shortened so; no label is left.
+            DroppedError: it is longer, with `truncation` drop; it has no label, with `no_label` drop.
+            SampleError: it is longer, with `truncation` fail; it cannot be shortened so; it has no label.
         """
         input_ids, labels = self._encode(turns, media_tokens, system)
         is_shortened = len(input_ids) > self.max_length
@@ -128,7 +130,8 @@ class ConversationEncoder:
             input_ids, labels = self._shortened(input_ids, labels, turns, media_tokens, system)
         # The first position has no predecessor that could predict it.
         if all(label == IGNORE_INDEX for label in labels[1:]):
-            raise SampleError(
+            error = DroppedError if self.no_label == "drop" else SampleError
+            raise error(
                 f"no token carries loss within encoder_seq_length={self.max_length}; "
                 "the answers are missing or cut off",
                 "no label",
@@ -150,7 +153,7 @@ class ConversationEncoder:
         if self.truncation == "truncate_turns":
             return self._whole_turns(turns, media_tokens, system, found)
         if self.truncation != "cut":
-            error = OverlongError if self.truncation == "drop" else SampleError
+            error = DroppedError if self.truncation == "drop" else SampleError
             raise error(
                 f"{found} is longer than encoder_seq_length={self.max_length}; raise it or shorten the record",
                 TOO_LONG,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -13,22 +14,29 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
+from neva.config.derive import require_global_batch
+from neva.config.model_config import row_length
 from neva.data.batch import Batch
 from neva.data.collate import collate
-from neva.data.dataset import ConversationDataset, build_dataset
+from neva.data.dataset import ConversationDataset, Sample, build_dataset
 from neva.data.global_batch import GlobalBatchSampler
 from neva.data.lengths import measure
+from neva.data.packing import PackingPlan
+from neva.data.packs import describe, packing_identity, packs_of
 from neva.data.position import data_identity, restored_position
 from neva.data.samplers.epoch import Epoch
 from neva.data.sources.mixture import source_counts
 from neva.errors import UserError
 from neva.families.configs import VisionConfig
+from neva.registry import SAMPLERS
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
 
 class RankBatchDataset(Dataset["list[Batch] | UserError"]):
-    """Maps the indices of one rank's shard of a global batch to its micro batches.
+    """Maps the indices of one rank's shard of a global batch, of records or of packs, to its micro batches.
 
     What the user can mend is handed over as a value: of an exception, torch would give the main process the text of
     the worker's traceback alone.
@@ -41,19 +49,29 @@ class RankBatchDataset(Dataset["list[Batch] | UserError"]):
         pad_id: int,
         pad_to_multiple_of: int,
         same_length: bool,
+        packs: PackingPlan | None = None,
     ) -> None:
         self.samples = samples
         self.micro_batch_size = micro_batch_size
         self.pad_id = pad_id
         self.pad_to_multiple_of = pad_to_multiple_of
         self.same_length = same_length
+        self.packs = packs
 
     def __getitem__(self, indices: list[int]) -> list[Batch] | UserError:
         try:
-            samples = [self.samples[index] for index in indices]
+            rows = [self._row(index) for index in indices]
         except UserError as error:
             return error
-        return collate(samples, self.micro_batch_size, self.pad_id, self.pad_to_multiple_of, self.same_length)
+        return collate(rows, self.micro_batch_size, self.pad_id, self.pad_to_multiple_of, self.same_length)
+
+    def _row(self, index: int) -> list[Sample]:
+        """Returns a sample, or those of a pack: one of them that is skipped leaves room, as another may not fit."""
+        if self.packs is None:
+            return [self.samples[index]]
+        members = self.packs.members(index)
+        found = [sample for member in members if (sample := self.samples.read_or_skip(member)) is not None]
+        return found or [self.samples[members[0]]]
 
 
 class RankBatchLoader(DataLoader["list[Batch] | UserError"]):
@@ -90,10 +108,18 @@ def train_loader(
         UserError: the data cannot be read, or is not what the checkpoint has seen.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
-    identity = data_identity(model_cfg, seed, dataset.records)
     if rank == 0 and (counts := source_counts(dataset.records)):
         logger.info("records of an epoch: %s", counts)
     first = first_epoch(model_cfg, seed, dataset)
+    identity = data_identity(model_cfg, seed, dataset.records)
+    packs = None
+    if model_cfg.data.packed_sequence:
+        packs, lengths = packs_of(model_cfg, first, dataset)
+        require_global_batch(len(packs), model_cfg.global_batch_size, "packs")
+        logger.info("%s", describe(packs, lengths, row_length(model_cfg)))
+        identity["packing"] = packing_identity(model_cfg, seed, dataset)
+        first = replace(first, num_samples=len(packs))
+    identity |= SAMPLERS[model_cfg.data.dataloader_type].identity(first.num_samples)
     sampler = GlobalBatchSampler(
         first,
         rank=rank,
@@ -103,6 +129,7 @@ def train_loader(
         ),
         num_steps=num_steps,
         dataloader_type=model_cfg.data.dataloader_type,
+        drop_last=model_cfg.drop_last,
     )
     batches = RankBatchDataset(
         dataset,
@@ -111,10 +138,23 @@ def train_loader(
         pad_to_multiple_of=model_cfg.data.pad_to_multiple_of,
         # A pipeline stage receives activations of one shape.
         same_length=model_cfg.pipeline_model_parallel_size > 1,
+        packs=packs,
     )
     loader = build_loader(batches, sampler, model_cfg.data.num_workers)
     loader.identity = identity
     return loader
+
+
+def packs_per_epoch(model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Returns how many packs an epoch has, of which `global_batch_size` are a step.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    dataset = build_dataset(model_cfg, vision, tokenizer)
+    packs, _ = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset)
+    require_global_batch(len(packs), model_cfg.global_batch_size, "packs")
+    return len(packs)
 
 
 def first_epoch(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) -> Epoch:

@@ -23,16 +23,23 @@ class Position:
     batch_size: int | None = None
     """Global batch size with which the epoch began, as its order may depend on it; None: it begins with the next."""
 
-    def batch(self, num_samples: int, global_batch_size: int) -> Position:
-        """Returns where the next global batch begins; the end of an epoch that does not fill one is left out."""
-        if self.offset + global_batch_size > num_samples:
+    def batch(self, num_samples: int, global_batch_size: int, drop_last: bool) -> Position:
+        """Returns where the next global batch begins.
+
+        With `drop_last`, the end of an epoch that does not fill one is left out, else the next epoch fills it.
+        """
+        needed = global_batch_size if drop_last else 1
+        if self.offset + needed > num_samples:
             return Position(self.epoch + 1, 0, global_batch_size)
         return replace(self, batch_size=self.batch_size or global_batch_size)
 
-    def behind(self, num_samples: int, global_batch_size: int) -> Position:
+    def behind(self, num_samples: int, global_batch_size: int, drop_last: bool) -> Position:
         """Returns the position behind the next global batch."""
-        begin = self.batch(num_samples, global_batch_size)
-        return replace(begin, offset=begin.offset + global_batch_size)
+        begin = self.batch(num_samples, global_batch_size, drop_last)
+        end = begin.offset + global_batch_size
+        if end > num_samples:
+            return Position(begin.epoch + 1, end - num_samples, global_batch_size)
+        return replace(begin, offset=end)
 
 
 def position_after(steps: int, num_samples: int, global_batch_size: int) -> Position:
@@ -82,6 +89,8 @@ def restored_position(
         ConfigError: the position follows from another batch size.
     """
     if saved is None:
+        if not consumed_samples:
+            return Position(batch_size=global_batch_size)
         if consumed_samples % global_batch_size:
             raise ConfigError(
                 f"{consumed_samples} consumed samples are not a whole number of global batches of "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neva.config.data_sources import missing_records
-from neva.config.model_config import vision_config_of
+from neva.config.model_config import row_length, vision_config_of
 from neva.errors import SampleError, UserError
 from neva.findings import Findings
 
@@ -27,7 +27,7 @@ def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
     """Adds the number of samples and, as long as there are no problems, what is broken and the lengths of some.
 
     Returns:
-        The number, None when the data cannot be read.
+        The rows of an epoch: samples, or packs; None when that is not known.
     """
     from neva.data.sources.mixture import open_records, source_counts
 
@@ -44,13 +44,31 @@ def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
     found.add("samples", f"{num_samples:,}")
     if counts:
         found.add("sources", counts)
-    if not found.problems:
-        _probe(model_cfg, found)
-    return num_samples
+    dataset = None if found.problems else _probe(model_cfg, found)
+    if not model_cfg.data.packed_sequence:
+        return num_samples
+    return None if dataset is None or found.problems else _find_packs(model_cfg, dataset, found)
 
 
-def _probe(model_cfg: DictConfig, found: Findings) -> None:
-    """Checks the records, and prepares a few samples, with the dataset that training uses."""
+def _find_packs(model_cfg: DictConfig, dataset: ConversationDataset, found: Findings) -> int | None:
+    """Adds and returns the packs of an epoch; None where their number is not known before all records are encoded."""
+    from neva.data.loader import first_epoch
+    from neva.data.packs import are_lengths_known, describe, packs_of
+
+    if len(dataset) > CHECKED_RECORDS and not are_lengths_known(model_cfg, dataset):
+        found.add("packs", "known when all lengths are measured: by `neva data pack`, or when the run begins")
+        return None
+    try:
+        packs, lengths = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset)
+    except UserError as error:
+        found.problems.append(str(error))
+        return None
+    found.add("packs", describe(packs, lengths, row_length(model_cfg)))
+    return len(packs)
+
+
+def _probe(model_cfg: DictConfig, found: Findings) -> ConversationDataset | None:
+    """Checks the records, and prepares a few samples, with the dataset that training uses, which it returns."""
     from neva.data.dataset import build_dataset
     from neva.data.odd_records import ODDITIES
     from neva.data.tokenizer import load_tokenizer
@@ -59,7 +77,7 @@ def _probe(model_cfg: DictConfig, found: Findings) -> None:
         dataset = build_dataset(model_cfg, vision_config_of(model_cfg), load_tokenizer(model_cfg.tokenizer))
     except UserError as error:
         found.problems.append(str(error))
-        return
+        return None
     broken = _Broken()
     try:
         checked = _check(dataset, broken)
@@ -67,7 +85,7 @@ def _probe(model_cfg: DictConfig, found: Findings) -> None:
         _read_some(dataset, broken, found)
     except UserError as error:
         found.problems.append(str(error))
-        return
+        return None
     _judge(dataset, broken, checked, found)
     for kind, oddity in ODDITIES.items():
         if count := dataset.odd.count(kind):
@@ -79,6 +97,7 @@ def _probe(model_cfg: DictConfig, found: Findings) -> None:
         found.notes.append(
             f"{shortened:,} of the {checked:,} records checked are cut to fit into model.encoder_seq_length"
         )
+    return dataset
 
 
 class _Broken:

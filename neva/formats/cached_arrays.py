@@ -36,9 +36,7 @@ def cached_arrays(
         key: all else that they depend on, as JSON can write it.
         build: makes them, with names that are file names.
     """
-    status = source.stat()
-    stamp = _digest([status.st_size, status.st_mtime_ns])
-    home = cache_folder(source)
+    home, stamp = cache_folder(source), _stamp(source)
     folder = home / f"{name}-{stamp}-{_digest(key)}"
     if not folder.is_dir():
         with _lock(home / f".{name}.lock"):
@@ -46,6 +44,16 @@ def cached_arrays(
                 _write(folder, build())
                 _remove_older(home, name, stamp)
     return _mapped(folder)
+
+
+def are_cached(source: Path, name: str, key: Mapping[str, Any]) -> bool:
+    """Returns whether `cached_arrays` would find what it is asked for."""
+    return (cache_folder(source) / f"{name}-{_stamp(source)}-{_digest(key)}").is_dir()
+
+
+def _stamp(source: Path) -> str:
+    status = source.stat()
+    return _digest([status.st_size, status.st_mtime_ns])
 
 
 def cache_folder(source: Path) -> Path:

@@ -1,7 +1,8 @@
 """Core attention over `scaled_dot_product_attention`, and a norm, for Megatron's layer spec.
 
 Megatron's local attention builds its mask with a literal CUDA device and materialises the scores; its local norm
-refuses sequence parallel. On a GPU, SDPA picks the FlashAttention kernel, so Transformer Engine is not needed.
+refuses sequence parallel. On a GPU, SDPA picks the FlashAttention kernel, so Transformer Engine is not needed. Packed
+samples attend each to itself alone: in one call of FlashAttention for all, where it has a kernel, else one by one.
 
 Dimensions: S query positions, K key positions (under context parallel S is a shard of K), B micro batch,
 H heads of this rank, G query groups of this rank, D head size.
@@ -22,6 +23,13 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from neva.model.context import chunk_ends, gather_sequence
+from neva.model.packed import PackedSamples
+
+LARGEST_FLASH_HEAD, OLDEST_FLASH_GPU = 256, (8, 0)
+"""Head size up to which FlashAttention has kernels, and the compute capability from which on."""
+
+flash_attention = torch.ops.aten._flash_attention_forward
+"""What SDPA itself calls for samples of several lengths, with a derivative; torch's public name for it came in 2.10."""
 
 
 class SDPAttention(MegatronModule):
@@ -60,11 +68,17 @@ class SDPAttention(MegatronModule):
             query: [S, B, H, D].
             key, value: [K, B, G, D].
             attention_mask: bool [B, 1, S, K], True where a query may look; None means causal.
+            packed_seq_params: `PackedSamples`: causal within each sample; None: a row is one sample.
 
         Returns:
             [S, B, H*D].
         """
-        assert attention_bias is None and packed_seq_params is None
+        assert attention_bias is None
+        if isinstance(packed_seq_params, PackedSamples):
+            if self.context_group.size() > 1:
+                key, value = self._whole(key, value)
+            attend = self._attend_at_once if takes_flash(query) else self._attend_one_by_one
+            return attend(query, key, value, packed_seq_params)
         if self.context_group.size() > 1:
             return self._attend_to_whole_sequence(query, key, value)
         if attention_mask is None and self.window is not None and key.size(0) > self.window:
@@ -73,16 +87,63 @@ class SDPAttention(MegatronModule):
 
     def _attend_to_whole_sequence(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Gathers keys and values; each of the two chunks of queries looks at what ends with itself."""
-        key_value = gather_sequence(torch.cat([key, value], dim=-1), self.context_group)
-        outputs = []
-        for chunk, end in zip(query.chunk(2), chunk_ends(len(key_value), self.context_group), strict=True):
-            seen_key, seen_value = key_value[:end].chunk(2, dim=-1)
-            if self.window is not None and end > self.window:
-                mask: Tensor = sliding_window_mask(len(chunk), end, self.window, query.device)
-            else:
-                mask = causal_lower_right(len(chunk), end)
-            outputs.append(self._attend(chunk, seen_key, seen_value, mask))
-        return torch.cat(outputs)
+        key, value = self._whole(key, value)
+        ends = chunk_ends(len(key), self.context_group)
+        return torch.cat(
+            [
+                self._attend_to_last(chunk, key[:end], value[:end])
+                for chunk, end in zip(query.chunk(2), ends, strict=True)
+            ]
+        )
+
+    def _whole(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values of all context-parallel ranks in reading order."""
+        gathered = gather_sequence(torch.cat([key, value], dim=-1), self.context_group)
+        whole_key, whole_value = gathered.chunk(2, dim=-1)
+        return whole_key, whole_value
+
+    def _attend_to_last(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends with queries that stand at the last of the keys."""
+        if self.window is not None and len(key) > self.window:
+            return self._attend(
+                query, key, value, sliding_window_mask(len(query), len(key), self.window, query.device)
+            )
+        mask = causal_lower_right(len(query), len(key)) if len(query) < len(key) else None
+        return self._attend(query, key, value, mask)
+
+    def _attend_one_by_one(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
+        """Attends within each sample: no score of two samples is computed, and no mask is made."""
+        rows: list[list[Tensor]] = [[] for _ in range(query.size(1))]
+        for row, first, end, first_key, end_key in packed.spans:
+            attended = self._attend_to_last(
+                query[first:end, row : row + 1],
+                key[first_key:end_key, row : row + 1],
+                value[first_key:end_key, row : row + 1],
+            )
+            rows[row].append(attended)
+        return torch.cat([torch.cat(row) for row in rows], dim=1)
+
+    def _attend_at_once(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
+        """Attends within all samples of all rows in one call of FlashAttention's kernel for several lengths."""
+        spans, key_index = packed.spans, packed.key_index
+        query_THD, key_TGD, value_TGD = (whole.transpose(0, 1).flatten(0, 1) for whole in (query, key, value))
+        if key_index is not None:
+            key_TGD, value_TGD = key_TGD[key_index], value_TGD[key_index]
+        out_THD, *_ = flash_attention(
+            query_THD,
+            key_TGD,
+            value_TGD,
+            packed.query_ends,
+            packed.key_ends,
+            max(span.end - span.first for span in spans),
+            max(span.end_key - span.first_key for span in spans),
+            self.dropout if self.training else 0.0,
+            True,  # causal, the last query at the last key
+            False,
+            scale=self.softmax_scale,
+            window_size_left=None if self.window is None else self.window - 1,
+        )
+        return out_THD.view(query.size(1), query.size(0), -1).transpose(0, 1).contiguous()
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out_BHSD = F.scaled_dot_product_attention(
@@ -96,6 +157,17 @@ class SDPAttention(MegatronModule):
             enable_gqa=query.size(2) != key.size(2),
         )
         return out_BHSD.permute(2, 0, 1, 3).flatten(2)
+
+
+def takes_flash(query: Tensor) -> bool:
+    """Whether FlashAttention has a kernel for queries [..., D] of this device, precision and head size."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(query.device) >= OLDEST_FLASH_GPU
+        and query.size(-1) <= LARGEST_FLASH_HEAD
+        and query.size(-1) % 8 == 0
+    )
 
 
 def sliding_window_mask(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor:

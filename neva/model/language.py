@@ -32,6 +32,7 @@ from neva.constants import IGNORE_INDEX
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig
 from neva.model.attention import RMSNorm, SDPAttention
+from neva.model.packed import PackedSamples
 from neva.model.seeding import SeededLayer, seed_for
 
 
@@ -81,12 +82,18 @@ class LanguageModel(GPTModel):
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
 
-    def forward(self, decoder_input_SBD: Tensor | None, labels_BS: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        decoder_input_SBD: Tensor | None,
+        labels_BS: Tensor | None = None,
+        packed: PackedSamples | None = None,
+    ) -> Tensor:
         """Runs the layers of this pipeline stage.
 
         Args:
             decoder_input_SBD: embeddings after the merge; None on later stages, whose input the schedule sets.
             labels_BS: targets, already shifted, `IGNORE_INDEX` where there is no loss.
+            packed: how rows are divided into samples; None: each row is one.
 
         Returns:
             Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
@@ -98,11 +105,19 @@ class LanguageModel(GPTModel):
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
             attention_mask=None,
-            rotary_pos_emb=self.rotary_pos_emb(length),
+            rotary_pos_emb=self._rotary(length, packed),
+            packed_seq_params=packed,
         )
         if not self.post_process:
             return hidden_SBD
         return self._output(hidden_SBD, labels_BS)
+
+    def _rotary(self, length: int, packed: PackedSamples | None) -> Tensor:
+        """Returns the rotary angles [s, 1, 1, D] of this rank's positions, or [s, B, 1, D] of those in each sample."""
+        if packed is None:
+            return self.rotary_pos_emb(length)
+        whole_S11D = self.rotary_pos_emb(length, packed_seq=True)  # not this rank's shard
+        return whole_S11D[:, 0][packed.positions_sB]
 
     def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None) -> Tensor:
         if self.config.sequence_parallel:

@@ -5,7 +5,7 @@ Dimensions: B micro batch, S sequence, N tiles, F features at image positions, D
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -20,6 +20,7 @@ from neva.constants import LANGUAGE_MODEL, PARTS
 from neva.model.context import positions
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
+from neva.model.packed import packed_samples
 from neva.model.vision import VisionTower
 
 
@@ -53,6 +54,7 @@ class NevaModel(MegatronModule):
         pixel_values: Tensor | None,
         labels: Tensor | None = None,
         feature_order: Tensor | None = None,
+        sample_lengths: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
         """Runs this stage.
 
@@ -61,6 +63,7 @@ class NevaModel(MegatronModule):
             pixel_values: [N, 3, height, width], tiles of all images of the batch in reading order; None: text alone.
             labels: [B, S], shifted, `IGNORE_INDEX` where there is no loss.
             feature_order: [F, 2], tile and feature of it at each image position; None: all of all tiles in their order.
+            sample_lengths: of the samples in each row, which do not see each other; None: a row is one sample.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -69,7 +72,9 @@ class NevaModel(MegatronModule):
             ValueError: when image positions and image features differ in number.
         """
         decoder_input_SBD = None
-        shard = positions(input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device)
+        length, context, device = input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device
+        shard = positions(length, context, device)
+        packed = None if sample_lengths is None else packed_samples(sample_lengths, length, context, device)
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:
@@ -77,7 +82,7 @@ class NevaModel(MegatronModule):
             decoder_input_SBD = decoder_input_SBD.transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
-        return self.language_model(decoder_input_SBD, labels)
+        return self.language_model(decoder_input_SBD, labels, packed)
 
     def embed(
         self,

@@ -42,6 +42,7 @@ def find_steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int
 
 def _steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | None:
     trainer, batch = cfg.trainer, cfg.model.global_batch_size
+    what = "packs" if cfg.model.data.packed_sequence else "samples"
     per_epoch = "unknown" if num_samples is None else f"{num_samples // batch:,}"
     if num_samples is None and trainer.max_steps <= 0:
         found.add("steps", f"trainer.max_epochs={trainer.max_epochs}; the number follows from the data")
@@ -50,10 +51,10 @@ def _steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | N
         if num_samples is None:
             steps = trainer.max_steps
         else:
-            steps = total_steps(trainer, num_samples, batch)
+            steps = total_steps(trainer, num_samples, batch, cfg.model.drop_last)
             require_passes(cfg.model.data.dataloader_type, num_samples, num_samples // batch, steps)
     except ConfigError as error:
         found.problems.append(str(error))
         return None
-    found.add("steps", f"{steps:,} in all ({steps * batch:,} samples), {per_epoch} in an epoch")
+    found.add("steps", f"{steps:,} in all ({steps * batch:,} {what}), {per_epoch} in an epoch")
     return steps

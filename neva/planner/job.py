@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, media_rules_of, vision_config_of
+from neva.config.model_config import language_config_of, media_rules_of, row_length, vision_config_of
 from neva.config.parts import trained_parts
 from neva.planner.tensors import ModelSpec
 
@@ -54,7 +54,7 @@ def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_sh
         precision=str(cfg.trainer.precision),
         micro_batch_size=model.micro_batch_size,
         global_batch_size=model.global_batch_size,
-        sequence_length=model.encoder_seq_length,
+        sequence_length=row_length(model),
         images_per_sample=images,
         tiles_per_image=media_rules_of(model, vision).largest_image.tiles,
         label_share=label_share,

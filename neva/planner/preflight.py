@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 from omegaconf import DictConfig
 
+from neva.config.model_config import row_length
 from neva.config.validate import world_size
 from neva.findings import Findings
 from neva.planner.candidates import layout_of
@@ -14,7 +15,7 @@ from neva.planner.report import GIB
 
 
 def find_memory(cfg: DictConfig, found: Findings) -> None:
-    """Adds the predicted peak of a rank, which is that of samples of `encoder_seq_length`.
+    """Adds the predicted peak of a rank, which is that of rows of full length.
 
     A problem when what stays for the whole run, weights above all, does not fit this machine, being of the kind that
     the run asks for; a note when only the peak does not: samples may be shorter. What the CUDA context, NCCL and
@@ -48,6 +49,6 @@ def find_memory(cfg: DictConfig, found: Findings) -> None:
         )
     elif peak > has:
         found.notes.append(
-            f"samples of {model.encoder_seq_length} positions take {peak / GIB:,.1f} GiB on the fullest rank, {there}: "
+            f"samples of {row_length(model)} positions take {peak / GIB:,.1f} GiB on the fullest rank, {there}: "
             "lower model.micro_batch_size or recompute activations if yours are that long"
         )

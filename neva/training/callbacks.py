@@ -15,8 +15,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from neva.constants import LOGGED_VALUES
+from neva.constants import LOGGED_VALUES, WASTE_VALUES
 from neva.data.odd_records import ODDITIES
+from neva.training.step import StepLoss
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +35,14 @@ def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
 class Progress(Callback):
     """A bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; lines where there is no terminal."""
 
-    def __init__(self, global_batch_size: int, data_parallel_size: int) -> None:
-        self.global_batch_size = global_batch_size
-        self.data_parallel_size = data_parallel_size
-        self.history: deque[tuple[float, int]] = deque(maxlen=_WINDOW_STEPS)
+    def __init__(self) -> None:
+        self.history: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS)
+        """Time, samples and tokens of each step."""
         self.last_line_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar at the step that training starts from."""
-        self.history.append((time.monotonic(), 0))
+        self.history.append((time.monotonic(), 0, 0))
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -58,8 +58,8 @@ class Progress(Callback):
         """Moves the bar, or prints a line every few seconds."""
         if not trainer.is_global_zero:
             return
-        tokens = sum(micro.num_tokens for micro in batch) * self.data_parallel_size
-        self.history.append((time.monotonic(), tokens))
+        step: StepLoss = pl_module.last_step  # type: ignore[assignment]
+        self.history.append((time.monotonic(), step.num_samples, step.num_tokens))
         values = self._values(trainer)
         self.bar.set_postfix(values, refresh=False)
         self.bar.update()
@@ -75,15 +75,16 @@ class Progress(Callback):
         self.bar.close()
 
     def _values(self, trainer: Trainer) -> dict[str, str]:
-        metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm")
-        seconds = self._seconds_per_step()
-        tokens = sum(tokens for _, tokens in self.history) / max(1, len(self.history) - 1)
+        metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm", "pad_share")
+        seconds, steps = self._seconds_per_step(), max(1, len(self.history) - 1)
+        samples, tokens = (sum(step[which] for step in self.history) / steps for which in (1, 2))
         return {
             "loss": f"{metrics['loss']:.4f}",
             "lr": f"{metrics['lr']:.2e}",
             "grad_norm": f"{metrics['grad_norm']:.2f}",
-            "samples/s": f"{self.global_batch_size / seconds:.1f}",
+            "samples/s": f"{samples / seconds:.1f}",
             "tokens/s": f"{tokens / seconds:.0f}",
+            "pad": f"{metrics['pad_share']:.0%}",
         }
 
     def _seconds_per_step(self) -> float:
@@ -127,7 +128,7 @@ class MetricsFile(Callback):
         if self.file is not None:
             row = {
                 "step": trainer.global_step,
-                **plain(trainer.callback_metrics, *LOGGED_VALUES, "loss_scale"),
+                **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
                 "time_s": time.time(),
             }
             self.file.write(json.dumps(row) + "\n")
@@ -165,8 +166,11 @@ class SkippedRecords(Callback):
         """Unites what the ranks skipped and shortened; every rank takes part."""
         loader: Any = trainer.train_dataloader
         dataset = loader.batches.dataset.samples
+        instead = "the next good one taken instead of each"
+        if loader.batches.dataset.packs is not None:
+            instead = "left out of the packs"
         happened = {
-            "skipped, the next good one taken instead of each": dataset.skipped,
+            f"skipped, {instead}": dataset.skipped,
             "cut to fit into model.encoder_seq_length": dataset.shortened,
             **{f"read as LLaVA does ({kind})": dataset.odd.of_kind(kind) for kind in ODDITIES},
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,22 @@ class UnsizedLoader:
 
     def __init__(self, batches: Iterable[list[Batch]]) -> None:
         self.batches = batches
+        self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return iter(self.batches)
+        batches = iter(self.batches)
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.waited_s += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def last_wait_s(self) -> float:
+        """Returns how long batches were waited for since this was last asked."""
+        waited_s, self.waited_s = self.waited_s, 0.0
+        return waited_s
 
 
 class MegatronNevaModel(ModelPT):
@@ -131,7 +145,8 @@ class MegatronNevaModel(ModelPT):
         self.data_identity = loader.identity
         if self.trainer.global_step >= self.trainer.max_steps:
             self._write_missing_nemo()
-        return UnsizedLoader(loader)
+        self.loader = UnsizedLoader(loader)
+        return self.loader
 
     def setup_training_data(self, train_data_config: Any) -> None:
         """Nothing: NeMo's hook; `train_dataloader` makes the loader when the position in the data is known."""
@@ -155,7 +170,7 @@ class MegatronNevaModel(ModelPT):
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        loss = run_global_batch(
+        loss = self.last_step = run_global_batch(
             self.chunks,
             batch,
             self.trainer.strategy.root_device,
@@ -164,7 +179,7 @@ class MegatronNevaModel(ModelPT):
         self._refuse_nan(loss, batch)
         lr = optimizer.set_step(self.trainer.global_step)
         optimizer.step()
-        self.consumed_samples += self.cfg.global_batch_size
+        self.consumed_samples += loss.num_samples
         self.position = self.behind_next_step(self.position)
         self.log_dict(
             {
@@ -173,6 +188,10 @@ class MegatronNevaModel(ModelPT):
                 "grad_norm": optimizer.grad_norm,
                 "label_tokens": float(loss.num_label_tokens),
                 "consumed_samples": float(self.consumed_samples),
+                "pad_share": 1 - loss.num_tokens / loss.num_positions,
+                "image_share": loss.num_image_tokens / loss.num_positions,
+                "label_share": loss.num_label_tokens / loss.num_positions,
+                "loader_wait_s": self.loader.last_wait_s(),
                 **optimizer.loss_scale(),
             },
             batch_size=1,

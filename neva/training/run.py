@@ -17,9 +17,11 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
-from neva.config.layout import data_parallel_size
+from neva.config.model_config import row_length, vision_config_of
 from neva.config.paths import run_folder
+from neva.data.loader import packs_per_epoch
 from neva.data.sources.mixture import open_records
+from neva.data.tokenizer import load_tokenizer
 from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.launch_environment import restored_environment, settle
@@ -30,6 +32,7 @@ from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.run_folder import finished_step, locked, resume_points
 from neva.training.strategy import MegatronStrategy
+from neva.training.waste import WasteReport
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +81,9 @@ def _train(cfg: DictConfig) -> Path:
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     callbacks += [
         MetricsFile(run_dir),
-        Progress(cfg.model.global_batch_size, data_parallel_size(cfg.model, trainer.world_size)),
+        Progress(),
         SkippedRecords(),
+        WasteReport(row_length(cfg.model)),
     ]
     if cfg.exp_manager.checkpoint_callback_params.verbose:
         callbacks.append(CheckpointLogger())
@@ -120,8 +124,12 @@ def last_step(cfg: DictConfig) -> int:
     """Returns the number of optimizer steps: `trainer.max_steps`, or what `trainer.max_epochs` makes of the data."""
     if cfg.trainer.max_epochs in (None, -1):
         return cfg.trainer.max_steps
-    num_samples = len(open_records(cfg.model.data))
-    return total_steps(cfg.trainer, num_samples, cfg.model.global_batch_size)
+    model, data = cfg.model, cfg.model.data
+    if data.packed_sequence:
+        num_rows = packs_per_epoch(model, vision_config_of(model), load_tokenizer(model.tokenizer))
+    else:
+        num_rows = len(open_records(data))
+    return total_steps(cfg.trainer, num_rows, model.global_batch_size, model.drop_last)
 
 
 def quiet_libraries() -> None:

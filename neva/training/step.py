@@ -19,11 +19,19 @@ from neva.data.batch import Batch
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Sum of the losses of the global batch, over its label tokens or its micro batches, equal on every rank."""
+    """Losses of the global batch, summed over its label tokens or its micro batches, and what is in it.
+
+    Equal on every rank.
+    """
 
     loss_sum: float
     num_terms: int
     num_label_tokens: int
+    num_samples: int = 0
+    num_positions: int = 0
+    """Padding counted."""
+    num_tokens: int = 0
+    num_image_tokens: int = 0
 
     @property
     def mean(self) -> float:
@@ -60,19 +68,35 @@ def run_global_batch(
         micro_batch_size=batch[0].input_ids.shape[0],
         forward_only=forward_only,
     )
-    total = torch.zeros(3, dtype=torch.float64, device=device)
+    total = torch.zeros(7, dtype=torch.float64, device=device)
     for reported in losses:  # only the last pipeline stage has any
-        total += reported
+        total[:3] += reported
+    if losses and parallel_state.get_context_parallel_rank() == 0:
+        total[3:] = torch.tensor(_counts(batch), dtype=torch.float64)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
-    loss_sum, num_terms, num_label_tokens = total.tolist()
-    return StepLoss(loss_sum, int(num_terms), int(num_label_tokens))
+    loss_sum, *counts = total.tolist()
+    return StepLoss(loss_sum, *map(int, counts))
+
+
+def _counts(batch: list[Batch]) -> list[int]:
+    """Returns samples, positions, tokens and image tokens of this rank's share."""
+    return [
+        sum(len(micro.record_ids) for micro in batch),
+        sum(micro.input_ids.numel() for micro in batch),
+        sum(micro.num_tokens for micro in batch),
+        sum(micro.num_image_tokens for micro in batch),
+    ]
 
 
 def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_of: Any) -> Any:
     micro = next(data).to(device)
     losses_L = model(
-        micro.input_ids, micro.pixel_values, labels=micro.labels, feature_order=micro.feature_order
+        micro.input_ids,
+        micro.pixel_values,
+        labels=micro.labels,
+        feature_order=micro.feature_order,
+        sample_lengths=micro.packed_lengths,
     )
     return losses_L, loss_of
 

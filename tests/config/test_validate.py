@@ -53,6 +53,13 @@ def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> 
         (["exp_manager.create_wandb_logger=true"], "also needs exp_manager.wandb_logger_kwargs.project"),
         (["model.tokenizer.library=sentencepiece"], "also needs model.tokenizer.model"),
         (["model.tokenizer.type=null"], "also needs model.tokenizer.type"),
+        (["model.data.packed_sequence=true", "model.data.dataloader_type=modality"], "dataloader_type=modality with "
+         "model.data.packed_sequence=true"),
+        (["model.data.packed_sequence=true", "model.data.packed_length=1024"], "packed_length=1024 is shorter than "
+         "model.encoder_seq_length=2048"),
+        (["model.data.packed_length=4096"], "packed_length=4096 acts only with model.data.packed_sequence=true"),
+        (["model.drop_last=false", "model.data.dataloader_type=single"], "drop_last=false with "
+         "model.data.dataloader_type=single"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_named_with_its_numbers(overrides: list[str], message: str) -> None:

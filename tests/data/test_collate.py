@@ -20,8 +20,13 @@ def sample(name: str, length: int, images: int = 0) -> Sample:
     return Sample(ids, labels, marks.view(-1, 1, 1, 1).expand(images, 3, 4, 4), name)
 
 
+def alone(samples: list[Sample]) -> list[list[Sample]]:
+    """Rows of one sample each."""
+    return [[one] for one in samples]
+
+
 def test_a_shard_is_written_out() -> None:
-    shard = [sample("a", 4), sample("c", 5, images=1), sample("b", 7, images=2), sample("d", 3)]
+    shard = alone([sample("a", 4), sample("c", 5, images=1), sample("b", 7, images=2), sample("d", 3)])
     first, second = collate(shard, micro_batch_size=2, pad_id=PAD, pad_to_multiple_of=4, same_length=False)
     i, x = IMAGE_TOKEN_ID, IGNORE_INDEX
     assert first.record_ids == ["b", "c"]
@@ -39,14 +44,14 @@ def test_a_shard_is_written_out() -> None:
 
 
 def test_shapes_and_types_are_those_of_the_model() -> None:
-    (batch,) = collate([sample("a", 5, images=1)], 1, PAD, 1, same_length=False)
+    (batch,) = collate([[sample("a", 5, images=1)]], 1, PAD, 1, same_length=False)
     for integers in (batch.input_ids, batch.labels):
         assert (integers.dtype, integers.shape) == (torch.int64, (1, 5))
     assert (batch.pixel_values.dtype, batch.pixel_values.shape) == (torch.float32, (1, 3, 4, 4))
 
 
 def test_with_same_length_every_micro_batch_is_as_long_as_the_longest() -> None:
-    shard = [sample("a", 4), sample("b", 11, images=1), sample("c", 5), sample("d", 3)]
+    shard = alone([sample("a", 4), sample("b", 11, images=1), sample("c", 5), sample("d", 3)])
     lengths = {same: [b.input_ids.shape for b in collate(shard, 2, PAD, 8, same)] for same in (False, True)}
     assert lengths == {False: [(2, 16), (2, 8)], True: [(2, 16), (2, 16)]}
 
@@ -66,12 +71,13 @@ def test_the_labels_are_the_same_however_the_shard_is_split() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(6, 40, (24,), generator=generator).tolist()
     shard = [sample(f"r{number:02}", length, images=number % 3) for number, length in enumerate(lengths)]
+    rows = alone(shard)
     expected = sorted(
         (s.record_id, len(s.labels) - back - 1, int(s.labels[-back])) for s in shard for back in (1, 2)
     )
     for size in (1, 2, 3, 8, 24):
         for same_length in (False, True):
-            batches = collate(shard, size, PAD, 8, same_length)
+            batches = collate(rows, size, PAD, 8, same_length)
             assert label_pairs(batches) == expected
             assert [len(batch.record_ids) for batch in batches] == [size] * (24 // size)
             assert sum(len(batch.pixel_values) for batch in batches) == 24
@@ -81,15 +87,34 @@ def test_the_labels_are_the_same_however_the_shard_is_split() -> None:
 
 
 def test_samples_of_similar_length_share_a_micro_batch() -> None:
-    shard = [sample(str(length), length) for length in (3, 30, 4, 29, 5, 28)]
+    shard = alone([sample(str(length), length) for length in (3, 30, 4, 29, 5, 28)])
     batches = collate(shard, 2, PAD, 1, same_length=False)
     assert [batch.record_ids for batch in batches] == [["30", "29"], ["28", "5"], ["4", "3"]]
 
 
 def test_a_shard_is_two_blocks_of_memory() -> None:
-    batches = collate([sample(str(n), 6 + n, images=1) for n in range(8)], 2, PAD, 4, same_length=False)
+    batches = collate(
+        alone([sample(str(n), 6 + n, images=1) for n in range(8)]), 2, PAD, 4, same_length=False
+    )
     integers = {
         tensor.untyped_storage().data_ptr() for batch in batches for tensor in (batch.input_ids, batch.labels)
     }
     pixels = {batch.pixel_values.untyped_storage().data_ptr() for batch in batches}
     assert len(integers) == len(pixels) == 1
+
+
+def test_packed_samples_are_written_out() -> None:
+    rows = [[sample("a", 3)], [sample("b", 5, images=1), sample("c", 5, images=1)]]
+    (batch,) = collate(rows, 2, PAD, 4, same_length=False)
+    i, x = IMAGE_TOKEN_ID, IGNORE_INDEX
+    assert batch.input_ids.tolist() == [
+        [100, i, i, 103, 104, 100, i, i, 103, 104, PAD, PAD],
+        [100, 101, 102, *[PAD] * 9],
+    ]
+    # b's last token predicts nothing: c's first is not what follows it
+    assert batch.labels.tolist() == [[x, x, 103, 104, x, x, x, 103, 104, x, x, x], [101, 102, *[x] * 10]]
+    assert batch.packed_lengths == batch.sample_lengths == [[5, 5], [3]]
+    assert (batch.record_ids, batch.num_tokens, batch.num_image_tokens) == (["b", "c", "a"], 13, 4)
+    assert batch.pixel_values[:, 0, 0, 0].tolist() == [15.0, 15.0]
+    (lone,) = collate([[sample("a", 3)]], 1, PAD, 4, same_length=False)
+    assert lone.packed_lengths is None

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.encode import ConversationEncoder
 from neva.data.sources.source import open_source
-from neva.errors import OverlongError, SampleError
+from neva.errors import DroppedError, SampleError
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn
 from tests.conftest import shared_data
@@ -367,7 +367,7 @@ def test_longer_samples_are_cut_between_turns_dropped_or_refused(tmp_path: Path)
     for max_length in (1, lengths[0] - 1):
         with pytest.raises(SampleError, match="with its first question and answer alone"):
             encode(replace(one, max_length=max_length), *texts)
-    for policy, kind in (("drop", OverlongError), ("fail", SampleError)):
+    for policy, kind in (("drop", DroppedError), ("fail", SampleError)):
         fits = replace(one, truncation=policy, max_length=lengths[2])
         assert encode(fits, *texts) == pairs[2]
         with pytest.raises(

@@ -1,17 +1,22 @@
 """The order of the data: what each rank sees, and where a resumed run continues."""
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neva.data.global_batch import GlobalBatchSampler
 from neva.data.lengths import SampleLengths
 from neva.data.position import Position, position_after, restored_position, saved_position
 from neva.data.samplers.epoch import Epoch
-from neva.data.samplers.orders import shuffled
+from neva.data.samplers.orders import STORED_SAMPLES, shuffled
+from neva.data.samplers.permutation import KeyedPermutation
 from neva.errors import ConfigError, DataError
+from neva.registry import SAMPLERS
 
 RECORDS, BATCH, STEPS = 53, 12, 11  # 4 steps an epoch, 5 records left over in each
 
@@ -205,3 +210,73 @@ def test_a_checkpoint_without_a_position_has_it_from_its_consumed_samples() -> N
         ConfigError, match="30 consumed samples are not a whole number of global batches of 12"
     ):
         restored_position(None, 30, DATA, 12, "fail")
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_without_drop_last_the_next_epoch_fills_the_last_batch(drop_last: bool) -> None:
+    found = [
+        index
+        for batch in sampler(num_steps=RECORDS, global_batch_size=6, drop_last=drop_last)
+        for index in batch
+    ]
+    if drop_last:
+        assert len(set(found[:48])) == 48 and len(set(found[48:96])) == 48
+        return
+    for epoch in range(6):  # 53 x 6 indices are 53 global batches of 6
+        order = shuffled(replace(FIRST, number=epoch, global_batch_size=6)).tolist()  # type: ignore[attr-defined]
+        assert found[RECORDS * epoch : RECORDS * (epoch + 1)] == order
+    assert len(found) == 6 * RECORDS
+
+
+def test_without_drop_last_a_run_resumes_anywhere_with_any_batch_size() -> None:
+    whole = [
+        index for batch in sampler(num_steps=30, global_batch_size=6, drop_last=False) for index in batch
+    ]
+    before = sampler(num_steps=9, global_batch_size=6, drop_last=False)
+    start = before.start
+    for _ in range(9):
+        start = before.behind(start)
+    assert start == Position(1, 1, 6)
+    after = sampler(start=start, num_steps=12, global_batch_size=9, drop_last=False, rank=1, size=3)
+    for step, batch in enumerate(after):
+        assert batch == whole[54 + 9 * step : 63 + 9 * step][1::3]
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**32), st.data())
+def test_a_keyed_permutation_holds_every_index_once_whatever_part_is_asked(
+    num_samples: int, key: int, data: st.DataObject
+) -> None:
+    order = KeyedPermutation(num_samples, str(key))
+    whole = order[:num_samples]
+    assert torch.equal(whole.sort().values, torch.arange(num_samples))
+    first = data.draw(st.integers(0, num_samples))
+    end = data.draw(st.integers(first, num_samples + 3))
+    assert torch.equal(order[first:end], whole[first:end])
+
+
+def test_a_keyed_permutation_is_as_random_as_a_stored_one() -> None:
+    """Of 2^16 + 1: fixed points, neighbours that stay neighbours, and places by index, against their expectations."""
+    size = 2**16 + 1
+    for seed in range(3):
+        order = KeyedPermutation(size, f"{seed}:0")[:size]
+        assert int((order == torch.arange(size)).sum()) < 8  # expected 1
+        assert int((order.diff() == 1).sum()) < 8  # expected 1
+        # cells of a 16 x 16 table of place and index: 256 each, chi squared of 225 degrees of freedom
+        cells = torch.arange(size) * 16 // size * 16 + order * 16 // size
+        counts = torch.bincount(cells, minlength=256).double()
+        assert 150 < float(((counts - size / 256) ** 2 / (size / 256)).sum()) < 310
+    assert not torch.equal(KeyedPermutation(size, "0:0")[:9], KeyedPermutation(size, "1:0")[:9])
+
+
+def test_an_order_of_many_samples_is_not_stored_and_no_checkpoint_of_a_stored_one_goes_on_with_it() -> None:
+    many = replace(FIRST, num_samples=10**8)
+    tracemalloc.start()
+    found = list(GlobalBatchSampler(many, 1, 3, Position(), 20, "cyclic"))
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert all(len(batch) == 4 and min(batch) >= 0 and max(batch) < 10**8 for batch in found)
+    identity = SAMPLERS["cyclic"].identity
+    assert identity(10**8) == {"permutation": "keyed"} and identity(STORED_SAMPLES) == {}
+    saved = saved_position(Position(0, 40, 4), DATA)
+    with pytest.raises(DataError, match="permutation was None and is keyed"):
+        restored_position(saved, 0, DATA | identity(10**8), 4, "fail")

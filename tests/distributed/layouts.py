@@ -62,6 +62,7 @@ class Case:
     tied: bool = False
     fsdp: str | None = None
     tiles: bool = False
+    packed: bool = False
 
     @property
     def variant(self) -> str:
@@ -79,7 +80,9 @@ class Case:
         ]
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
-        switches = ("sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles")
+        switches = (
+            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "packed",
+        )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
@@ -142,6 +145,10 @@ CASES = [
     Case(2, pipeline=2, tiles=True, micro_batch=1),
     Case(2, context=2, tiles=True),
     Case(2, fsdp="full", tiles=True),
+    Case(1, packed=True),
+    Case(2, packed=True, context=2, recompute="full"),
+    Case(2, packed=True, fsdp="full"),
+    Case(4, packed=True, tensor=2, pipeline=2, virtual=2, micro_batch=1, sequence_parallel=True),
 ]
 
 
@@ -203,6 +210,8 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
     rows = tiled_samples() if case.tiles else samples()
+    if case.packed:
+        return packed_share(case, rows, dtype)
     length = -(-max(len(row.input_ids) for row in rows) // 8) * 8
     mine = rows[rank::size]
     if case.text_on_one_rank:
@@ -220,6 +229,25 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
         )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
     ]
+
+
+def packed_share(case: Case, rows: list[Sample], dtype: torch.dtype) -> list[Batch]:
+    """The same with two samples in a row, the shortest with the longest."""
+    packs = [(rows[number], rows[-1 - number]) for number in range(SAMPLES // 2)]
+    length = -(-max(len(torch.cat([row.input_ids for row in pack])) for pack in packs) // 8) * 8
+    mine = packs[groups.data_parallel_rank() :: groups.data_parallel_size()]
+    micro_batch = case.micro_batch
+    batches = []
+    for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch)):
+        batch = unnamed_batch(
+            torch.stack([padded(torch.cat([row.input_ids for row in pack]), length, 0) for pack in part]),
+            torch.stack(
+                [padded(torch.cat([row.labels for row in pack]), length, IGNORE_INDEX) for pack in part]
+            ),
+            torch.cat([row.pixel_values for pack in part for row in pack]).to(dtype),
+        )
+        batches.append(replace(batch, sample_lengths=[[len(row.input_ids) for row in pack] for pack in part]))
+    return batches
 
 
 def padded(row: Tensor, length: int, value: int) -> Tensor:

@@ -100,14 +100,27 @@ class Data:
         "drop and count, or fail as a broken record does.",
         choices=("cut", "truncate_turns", "drop", "fail"),
     )
+    no_label: str = key(
+        "A sample without a token to learn: drop and count, or fail as a broken record does.",
+        choices=("drop", "fail"),
+    )
     max_skipped: float = key(
         "More skipped, dropped or mismatched records than this share is an error.", low=0, high=1
+    )
+    packed_sequence: bool = key(
+        "Several samples share a sequence without seeing each other; batch sizes then count sequences.",
+        common=True,
+    )
+    packed_length: int | None = key(
+        "With packed_sequence: tokens of a sequence; null: encoder_seq_length.", low=1
     )
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
     lazy_preprocess: Any = ignored("samples are always read and encoded when they are needed")
     is_multimodal: Any = refused(True, why="text-only records need no switch: leave out their image")
     eod_mask_loss: Any = refused(False, why="the end token after an answer always carries loss")
-    packed_sequence: Any = refused(False, why="neva does not pack sequences yet")
-    data_prefix: Any = refused(None, why="neva does not pack sequences yet; give model.data.data_path")
+    data_prefix: Any = refused(
+        None,
+        why="neva packs the records of model.data.data_path itself and reads no packed .bin and .idx: give the former",
+    )
     validation_drop_last: Any = ignored("acts with trainer.limit_val_batches above 0 only")

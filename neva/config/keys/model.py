@@ -127,6 +127,9 @@ class ModelKeys(RefusedModelKeys):
         "With modality, length_grouped: global batches in a group; null: a quarter of the data, of 1 to 50.",
         low=1,
     )
+    drop_last: bool = key(
+        "What is left of an epoch and fills no global batch is left out; false: the next epoch fills it."
+    )
     tensor_model_parallel_size: int = key("Ranks that share each layer.", low=1)
     pipeline_model_parallel_size: int = key("Ranks that the layers are assigned to.", low=1)
     virtual_pipeline_model_parallel_size: int | None = key("Pieces of layers on each pipeline rank.", low=1)

@@ -129,7 +129,6 @@ class RefusedModelKeys:
         "checkpoints are written in torch's distributed format; the numbers are the same"
     )
     rampup_batch_size: Any = refused(None, why="the global batch size is constant")
-    drop_last: Any = refused(True, why="an epoch consists of whole global batches")
     no_seqlen_plus_one_input_tokens: Any = refused(False, why="labels are shifted inside a sequence")
     apex_transformer_log_level: Any = ignored("neva does not use Apex, so there is no log of it")
     sharp: Any = ignored(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from neva.data.lengths import SampleLengths
+    from neva.data.samplers.permutation import Order
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,17 @@ class Epoch:
     lengths: Callable[[], SampleLengths]
     """Reads all records when it is first asked."""
 
+    @property
+    def key(self) -> str:
+        """What no other epoch of any seed has."""
+        return f"{self.seed}:{self.number}"
+
     def generator(self) -> Generator:
         """Returns random numbers of its own for each epoch of each seed."""
         import torch
 
         # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-        digest = hashlib.sha256(f"{self.seed}:{self.number}".encode()).digest()
+        digest = hashlib.sha256(self.key.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
     @property
@@ -52,13 +58,20 @@ class Epoch:
         return multiple * self.global_batch_size
 
 
+def no_identity(num_samples: int) -> dict[str, str]:
+    """Returns nothing: the order's name says all."""
+    return {}
+
+
 @dataclass(frozen=True)
 class EpochOrder:
     """One way to go through the data; register it in `neva.registry.SAMPLERS`."""
 
-    indices: Callable[[Epoch], Tensor]
-    """Returns all dataset indices in the order of the epoch, int64 [N]."""
+    indices: Callable[[Epoch], Order]
+    """Returns all dataset indices in the order of the epoch: an int64 tensor [N], or what can be sliced like one."""
     is_grouped: bool = False
     """Whether it reads `mega_batch_mult` and `longest_first`: a run cannot resume with others."""
     is_single_pass: bool = False
     """Whether there is but one epoch."""
+    identity: Callable[[int], dict[str, str]] = no_identity
+    """What a checkpoint holds of the order of so many samples beside its name: a run cannot resume with another."""

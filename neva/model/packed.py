@@ -1,0 +1,99 @@
+"""Several samples in one row of a batch: which keys each query sees, and at which position it stands.
+
+Dimensions: S positions of a whole row, s of this rank's shard of it, B rows, T queries of all rows one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from neva.model.context import chunk_ends, positions
+
+ROWS = "sbhd"
+"""Megatron's name of the form in which rows stay rows; its `thd` would take one row alone."""
+
+
+class Span(NamedTuple):
+    """Queries of one sample in one row, and the keys that the last of them sees; those before see one less each."""
+
+    row: int
+    first: int
+    """In this rank's shard of the row."""
+    end: int
+    first_key: int
+    """In the whole row."""
+    end_key: int
+
+
+@dataclass
+class PackedSamples(PackedSeqParams):
+    """How the rows of a micro batch are divided, as Megatron hands it through its layers (recomputation too)."""
+
+    qkv_format: str = ROWS
+    spans: list[Span] = field(default_factory=list)
+    """All queries of row 0 in their order, then those of row 1, …"""
+    positions_sB: Tensor = field(default_factory=lambda: torch.empty(0))
+    """int64: of each query within its sample."""
+    query_ends: Tensor = field(default_factory=lambda: torch.empty(0))
+    """int32 [spans + 1]: where the queries of each span end, counted over T."""
+    key_ends: Tensor = field(default_factory=lambda: torch.empty(0))
+    """int32 [spans + 1]: the same for the keys, when each span has its own."""
+    key_index: Tensor | None = None
+    """int64: those keys, counted over B * S; None: they are all keys in their order."""
+
+
+def packed_samples(
+    lengths: Sequence[Sequence[int]], length: int, group: ProcessGroup, device: torch.device
+) -> PackedSamples:
+    """Returns how rows are divided.
+
+    Args:
+        lengths: of the samples in each row, in their order; the rest of a row is padding.
+        length: S.
+        group: of the ranks that share each row (context parallel).
+        device: of the tensors.
+    """
+    shard = positions(length, group, torch.device("cpu"))
+    chunk = length if shard is None else length // (2 * group.size())
+    ends = (length,) if shard is None else chunk_ends(length, group)
+    spans, within = [], []
+    for row, of_row in enumerate(lengths):
+        padding = length - sum(of_row)
+        samples = [*of_row, padding] if padding else [*of_row]
+        spans += [
+            span
+            for number, end in enumerate(ends)
+            for span in _spans(row, number * chunk, end - chunk, end, samples)
+        ]
+        within.append(torch.cat([torch.arange(sample) for sample in samples]))
+    positions_SB = torch.stack(within, dim=1)
+    key_index = [torch.arange(span.first_key, span.end_key) + span.row * length for span in spans]
+    return PackedSamples(
+        spans=spans,
+        positions_sB=(positions_SB if shard is None else positions_SB[shard]).to(device, non_blocking=True),
+        query_ends=_ends([span.end - span.first for span in spans], device),
+        key_ends=_ends([span.end_key - span.first_key for span in spans], device),
+        key_index=None if shard is None else torch.cat(key_index).to(device, non_blocking=True),
+    )
+
+
+def _spans(row: int, place: int, begin: int, end: int, samples: Sequence[int]) -> list[Span]:
+    """Returns the spans of the chunk [begin, end) of a row, which lies at `place` in the shard."""
+    found = []
+    for first, behind in pairwise(accumulate(samples, initial=0)):
+        start, stop = max(first, begin), min(behind, end)
+        if start < stop:
+            found.append(Span(row, place + start - begin, place + stop - begin, first, stop))
+    return found
+
+
+def _ends(sizes: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32).to(device, non_blocking=True)
