@@ -14,6 +14,9 @@ It is outside every vocabulary: no embedding row is spent on it and no text can 
 IMAGE_PLACEHOLDER = "<image>"
 """What marks the place of an image in the text of a conversation turn."""
 
+VALIDATION_LOSS = "val_loss"
+"""What a validation logs, under the name that Lightning's users know."""
+
 LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
 """What every training step logs, so that checkpoints can be ranked by it."""
 

@@ -34,6 +34,10 @@ def _training(cfg: DictConfig) -> Iterator[str]:
     model, mm_cfg, tokenizer = cfg.model, cfg.model.mm_cfg, cfg.model.tokenizer
     yield from _no_file("model.data.data_path", model.data.data_path)
     yield from _no_folder("model.data.image_folder", model.data.image_folder)
+    if model.data.validation is not None:
+        yield from _no_file("model.data.validation", model.data.validation)
+    if model.data.validation_image_folder is not None:
+        yield from _no_folder("model.data.validation_image_folder", model.data.validation_image_folder)
     for key, source in (
         ("model.mm_cfg.llm.from_pretrained", mm_cfg.llm.from_pretrained),
         ("model.mm_cfg.vision_encoder.from_pretrained", mm_cfg.vision_encoder.from_pretrained),

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.model_config import system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
+from neva.data.held_out import training_records
 from neva.data.media.image import load_image, require_image_file
 from neva.data.media.processor import AspectRatio, ImageProcessor, build_image_processor, to_pixels
-from neva.data.sources.source import Record, Records, open_source
+from neva.data.sources.source import Record, Records
 from neva.errors import ConfigError, DataError, OverlongError, SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import tokens_per_image
@@ -94,13 +95,17 @@ class ConversationDataset(Dataset[Sample]):
             try:
                 return self.read(position)
             except SampleError as error:
-                if not self.passes_over(error):
-                    raise
-                if not self.skipped[position]:
-                    self.skipped[position] = True
-                    logger.warning("skipped: %s", error)
-                    self._refuse_too_many(error)
+                self.pass_over(position, error)
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
+
+    def pass_over(self, index: int, error: SampleError) -> None:
+        """Counts a record that gives no sample; raises `error` where that is to end the run, DataError at too many."""
+        if not self.passes_over(error):
+            raise error
+        if not self.skipped[index]:
+            self.skipped[index] = True
+            logger.warning("skipped: %s", error)
+            self._refuse_too_many(error)
 
     def passes_over(self, error: SampleError) -> bool:
         """Returns whether the next good record is taken for one that raises this."""
@@ -225,20 +230,25 @@ def _check_prompts(encoder: ConversationEncoder) -> None:
 
 
 def build_dataset(
-    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
+    model_cfg: DictConfig,
+    vision: VisionConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    records: Records | None = None,
+    image_folder: str | None = None,
 ) -> ConversationDataset:
-    """Builds the dataset of a resolved `model` section.
+    """Builds the dataset of a resolved `model` section: of the records that train, or of others with their images.
 
     Raises:
         DataError: a file or folder that it names is missing or cannot be read.
     """
     data = model_cfg.data
-    image_folder = Path(data.image_folder)
-    if not image_folder.is_dir():
-        raise DataError(f"model.data.image_folder: no folder at {image_folder}")
+    folder = Path(data.image_folder if image_folder is None else image_folder)
+    if not folder.is_dir():
+        key = "image_folder" if image_folder is None else "validation_image_folder"
+        raise DataError(f"model.data.{key}: no folder at {folder}")
     return ConversationDataset(
-        records=open_source(data.data_path, list(data.datasets_exclude)),
-        image_folder=image_folder,
+        records=training_records(data) if records is None else records,
+        image_folder=folder,
         encoder=replace(build_encoder(model_cfg, vision, tokenizer), truncation=data.truncation),
         processor=build_image_processor(model_cfg.mm_cfg.vision_encoder),
         image_size=vision.image_size,

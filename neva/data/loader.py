@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from neva.data.dataset import ConversationDataset, build_dataset
 from neva.data.global_batch import GlobalBatchSampler
 from neva.data.lengths import measure
 from neva.data.position import data_identity, restored_position
+from neva.data.quick_check import check_before_training
 from neva.data.samplers.epoch import Epoch
 from neva.errors import UserError
 from neva.families.configs import VisionConfig
@@ -86,6 +87,7 @@ def train_loader(
         UserError: the data cannot be read, or is not what the checkpoint has seen.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
+    check_before_training(dataset)
     identity = data_identity(model_cfg, seed, dataset.records)
     first = first_epoch(model_cfg, seed, dataset)
     sampler = GlobalBatchSampler(
@@ -124,8 +126,13 @@ def first_epoch(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) 
     )
 
 
-def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int) -> RankBatchLoader:
-    """Builds a loader whose workers (none: this process) prepare one step each, in the sampler's order."""
+def build_loader(
+    batches: RankBatchDataset, sampler: Iterable[list[int]], num_workers: int, persistent: bool = True
+) -> RankBatchLoader:
+    """Builds a loader whose workers (none: this process) prepare one step each, in the sampler's order.
+
+    Workers that are not persistent live as long as one pass over it.
+    """
     if num_workers:
         # Each worker tokenises on its own; threads in a forked tokenizer would be switched off with a warning.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -134,7 +141,7 @@ def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_wor
         sampler=sampler,
         batch_size=None,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        persistent_workers=persistent and num_workers > 0,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         # Of its own, so that the loader draws nothing from the run's random numbers.

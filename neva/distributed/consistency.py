@@ -43,9 +43,9 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     found["neva's code"] = f"{neva.__version__} {_digest_of_code(Path(neva.__file__).parent)}"
     found["Python"] = ".".join(map(str, sys.version_info[:3]))
     found |= {name: _version(name) for name in LIBRARIES}
-    data = Path(cfg.model.data.data_path)
-    if data.is_file():
-        found[f"content of {data}"] = file_digest(data)
+    for data in (cfg.model.data.data_path, cfg.model.data.validation):
+        if data is not None and Path(data).is_file():
+            found[f"content of {data}"] = file_digest(Path(data))
     for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():

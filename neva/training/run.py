@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.derive import total_steps
 from neva.config.layout import data_parallel_size
 from neva.config.paths import run_folder
-from neva.data.sources.source import open_source
+from neva.data.held_out import training_records
 from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.launch_environment import restored_environment, settle
@@ -30,6 +30,7 @@ from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.run_folder import finished_step, locked, resume_points
 from neva.training.strategy import MegatronStrategy
+from neva.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,11 @@ def _train(cfg: DictConfig) -> Path:
         strategy: Any = trainer.strategy
         trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    validation = Validation(cfg.trainer)
+    callbacks.insert(0, validation)
     callbacks += [
-        MetricsFile(run_dir),
-        Progress(cfg.model.global_batch_size, data_parallel_size(cfg.model, trainer.world_size)),
+        MetricsFile(run_dir, validation),
+        Progress(cfg.model.global_batch_size, data_parallel_size(cfg.model, trainer.world_size), validation),
         SkippedRecords(),
     ]
     if cfg.exp_manager.checkpoint_callback_params.verbose:
@@ -120,8 +123,7 @@ def last_step(cfg: DictConfig) -> int:
     """Returns the number of optimizer steps: `trainer.max_steps`, or what `trainer.max_epochs` makes of the data."""
     if cfg.trainer.max_epochs in (None, -1):
         return cfg.trainer.max_steps
-    data = cfg.model.data
-    num_samples = len(open_source(data.data_path, list(data.datasets_exclude)))
+    num_samples = len(training_records(cfg.model.data))
     return total_steps(cfg.trainer, num_samples, cfg.model.global_batch_size)
 
 
@@ -155,7 +157,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
+        "limit_val_batches": 0,  # `Validation` reads the held-out set
     }
     return Trainer(
         strategy=MegatronStrategy(layout, model.seed, session),

@@ -66,6 +66,14 @@ class Data:
         "drop and count, or fail as a broken record does.",
         choices=("cut", "truncate_turns", "drop", "fail"),
     )
+    validation: str | None = key(
+        "Records to validate on, which do not train; a file as data_path.", common=True
+    )
+    validation_image_folder: str | None = key("Folder of their images; null: image_folder.")
+    validation_split: float = key(
+        "Share of data_path, chosen by content, that validates and does not train.", low=0, below=1
+    )
+    validation_drop_last: bool = key("Validate on whole global batches only.")
     max_skipped: float = key("More skipped or dropped records than this share is an error.", low=0, high=1)
     pad_to_multiple_of: int = key("A micro batch's length is rounded up to a multiple of this.", low=1)
 
@@ -79,4 +87,3 @@ class Data:
     eod_mask_loss: Any = refused(False, why="the end token after an answer always carries loss")
     packed_sequence: Any = refused(False, why="neva does not pack sequences yet")
     data_prefix: Any = refused(None, why="neva does not pack sequences yet; give model.data.data_path")
-    validation_drop_last: Any = ignored("acts with trainer.limit_val_batches above 0 only")
