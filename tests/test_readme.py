@@ -126,6 +126,8 @@ def check_neva(verb: str, arguments: list[str]) -> None:
         assert unknown == [], f"unrecognized arguments {unknown}"
         return
     options = cli.verbs()[verb].parse(arguments)
+    if "overrides" not in options:
+        return
     overrides = options.overrides
     if getattr(options, "multirun", False):
         overrides = [re.sub(r",.*", "", override) for override in overrides]

@@ -97,6 +97,6 @@ def test_what_truncation_refuses_is_broken(
         assert [remark["kind"] for remark in remarks_of(tmp_path)] == ["too long"]
 
 
-def test_the_one_subcommand_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_actions_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "chek", "--config-name", "llava_7b_finetune"]) == 2
-    assert "there is only `neva data check`" in capsys.readouterr().err
+    assert "neva data chek: no such action; there are check" in capsys.readouterr().err

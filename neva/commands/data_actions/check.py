@@ -1,0 +1,117 @@
+"""`neva data check`: reads all records of a recipe as training would, and says which of them are broken or odd."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from neva.commands.options import recipe_parser
+from neva.commands.recipe import announce
+from neva.config.keys.model import Training
+from neva.config.load import load
+from neva.config.schema import check_purpose
+
+if TYPE_CHECKING:
+    from neva.data.check import DataCheck, Remark
+
+SUMMARY = "check all records of a recipe: media, placeholders, labels, lengths, duplicates"
+BROKEN = 1
+EXAMPLES = """\
+examples:
+  neva data check --config-name llava_7b_finetune model.data.data_path=mine.json model.data.image_folder=images
+  neva data check --config-name llava_7b_finetune --workers 16 --remarks remarks.jsonl
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads everything and prints a table.
+
+    Returns:
+        0 when every record gives a sample, 1 when some do not.
+
+    Raises:
+        UserError: the recipe is wrong, or the data cannot be read at all.
+    """
+    options = parse(arguments)
+    cfg = load(options.config_name, options.overrides, options.config_dir, announce)
+    check_purpose(cfg, Training)
+    started = time.monotonic()
+    found = _check(cfg, options.workers)
+    if options.remarks is not None:
+        _write(found.remarks, options.remarks)
+    _report(found, str(cfg.model.data.data_path), time.monotonic() - started)
+    return BROKEN if any(remark.is_broken for remark in found.remarks) else 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns the flags of `neva data check`."""
+    parser = recipe_parser("data check", SUMMARY, EXAMPLES)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes that read and decode; 0: none beside this one",
+    )
+    parser.add_argument("--remarks", type=Path, help="write a JSON line for each broken or odd record")
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def _check(cfg: DictConfig, num_workers: int) -> DataCheck:
+    from tqdm import tqdm
+
+    from neva.config.model_config import vision_config_of
+    from neva.data.check import DataCheck, check_all
+    from neva.data.dataset import build_dataset
+    from neva.data.tokenizer import load_tokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker tokenises on its own
+    dataset = build_dataset(cfg.model, vision_config_of(cfg.model), load_tokenizer(cfg.model.tokenizer))
+    found = DataCheck(len(dataset))
+    with tqdm(total=len(dataset), unit="record", desc="check", disable=None) as bar:
+        for chunk in check_all(dataset, num_workers):
+            for index, record in chunk:
+                found.add(index, record)
+            bar.update(len(chunk))
+    found.add_duplicates(dataset)
+    return found
+
+
+def _write(remarks: list[Remark], path: Path) -> None:
+    from neva.formats.atomic_write import finished_target
+
+    with finished_target(path, overwrite=True) as new:
+        lines = (json.dumps(asdict(remark), ensure_ascii=False) for remark in remarks)
+        new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _report(found: DataCheck, path: str, elapsed_s: float) -> None:
+    lengths = found.num_tokens[found.num_tokens > 0]
+    with_images = int((found.num_images[found.num_tokens > 0] > 0).sum())
+    lines = [f"{path}: {len(found.num_tokens):,} records read in {elapsed_s:.0f} s"]
+    if len(lengths):
+        lines += [
+            f"{len(lengths):,} samples: {with_images:,} with images, {len(lengths) - with_images:,} of text alone; "
+            f"{lengths.mean():.0f} positions on average, {lengths.max():,} at most"
+        ]
+    by_kind: dict[str, list[Remark]] = defaultdict(list)
+    for remark in found.remarks:
+        by_kind[remark.kind].append(remark)
+    if by_kind:
+        lines += ["", f"{'what':<18}{'records':>9}  first"]
+    for kind, remarks in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+        first = remarks[0]
+        message = (
+            first.message if first.is_broken else f"{first.place} (id {first.record_id!r}): {first.message}"
+        )
+        lines.append(f"{kind:<18}{len(remarks):>9,}  {message}")
+    sys.stdout.write("\n".join(lines) + "\n")
