@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from neva.config.model_config import system_prompt_of
-from neva.constants import IMAGE_PLACEHOLDER
+from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.held_out import training_records
 from neva.data.media.image import load_image, require_image_file
@@ -31,6 +31,9 @@ from neva.templates.template import Turn, template_names
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+NO_RECORD = "none"
+"""What names a blank sample."""
 
 
 class Sample(NamedTuple):
@@ -141,9 +144,14 @@ class ConversationDataset(Dataset[Sample]):
             record.id,
         )
 
-    def check(self, index: int) -> None:
-        """Raises what `read` would, as far as that is seen without decoding an image."""
-        self._prepare(index, require_image_file)
+    def check(self, index: int) -> Encoded:
+        """Returns ids and labels; raises what `read` would, as far as that is seen without decoding an image."""
+        return self._prepare(index, require_image_file)[1]
+
+    def blank(self, pad_id: int) -> Sample:
+        """Returns a sample of one token without image and label, for a place that no record is left for."""
+        pixels = torch.empty(0, 3, self.image_size, self.image_size)
+        return Sample(torch.tensor([pad_id]), torch.tensor([IGNORE_INDEX]), pixels, NO_RECORD)
 
     def _prepare(self, index: int, of_image: Callable[[Path], T]) -> tuple[Record, Encoded, list[T]]:
         record: Record | None = None

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
-from neva.constants import IGNORE_INDEX
 from neva.data.batch import Batch
 from neva.data.collate import collate
 from neva.data.dataset import ConversationDataset, Sample, build_dataset
@@ -38,18 +36,12 @@ class ValidationBatchDataset(RankBatchDataset):
     def _sample(self, index: int) -> Sample:
         """Returns a sample, one without labels in place of a record that training would pass over."""
         if index == NO_SAMPLE:
-            return self._blank()
+            return self.samples.blank(self.pad_id)
         try:
             return self.samples.read(index)
         except SampleError as error:
             self.samples.pass_over(index, error)
-            return self._blank()
-
-    def _blank(self) -> Sample:
-        side = self.samples.image_size
-        return Sample(
-            torch.tensor([self.pad_id]), torch.tensor([IGNORE_INDEX]), torch.empty(0, 3, side, side), "none"
-        )
+            return self.samples.blank(self.pad_id)
 
 
 def validation_steps(

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from neva.constants import IGNORE_INDEX
-from neva.data.dataset import build_dataset
+from neva.data.dataset import NO_RECORD, build_dataset
 from neva.data.held_out import training_records, validation_records
 from neva.data.validation import NO_SAMPLE, build_validation_dataset, validation_loader, validation_steps
 from neva.errors import ConfigError, DataError
@@ -119,7 +119,7 @@ def test_any_number_of_ranks_reads_every_good_sample_once_in_equally_many_micro_
             seen.update(micro.record_ids)
             labels += int((micro.labels != IGNORE_INDEX).sum())
     assert labels == sum(int((sample.labels[1:] != IGNORE_INDEX).sum()) for sample in expected.values())
-    assert seen.pop("none") == 16 - 8
+    assert seen.pop(NO_RECORD) == 16 - 8
     assert seen == Counter(sample.record_id for sample in expected.values())
 
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
-from neva.data.dataset import Sample
+from neva.data.dataset import ConversationDataset, Sample
 from neva.data.loader import build_loader
 from neva.data.validation import ValidationBatchDataset, validation_steps
 from neva.distributed import groups
@@ -266,6 +266,9 @@ class HeldOutSamples:
     def read(self, index: int) -> Sample:
         row = self.rows[index]
         return row._replace(labels=torch.cat([torch.tensor([IGNORE_INDEX]), row.labels[:-1]]))
+
+    def blank(self, pad_id: int) -> Sample:
+        return ConversationDataset.blank(self, pad_id)  # type: ignore[arg-type]  # it asks for the size alone
 
 
 def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
