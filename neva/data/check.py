@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,12 +9,13 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from neva.data.dataset import ConversationDataset
+from neva.data.held_out import content_hash
 from neva.data.sources.source import Record
 from neva.errors import SampleError, UserError
 
 CHUNK = 32
 """Records that a worker reads at a time."""
-DUPLICATE, SHORTENED = "duplicate", "shortened"
+DUPLICATE, SHORTENED, ALSO_TRAINED = "duplicate", "shortened", "also trained"
 """What is said of records that give a sample."""
 
 
@@ -34,7 +34,7 @@ class Remark:
     @property
     def is_broken(self) -> bool:
         """Whether the record gives no sample."""
-        return self.kind not in (DUPLICATE, SHORTENED)
+        return self.kind not in (DUPLICATE, SHORTENED, ALSO_TRAINED)
 
 
 @dataclass
@@ -72,6 +72,21 @@ class DataCheck:
             index, earlier = int(samples[number]), dataset.records[int(samples[first[which[number]]])]
             message = f"the same turns and images as {earlier.place} (id {earlier.id!r})"
             self.remarks.append(_remark(index, dataset.records[index], DUPLICATE, message))
+        self.remarks.sort(key=lambda remark: remark.index)
+
+    def add_trained(
+        self, dataset: ConversationDataset, other: DataCheck, trained: ConversationDataset
+    ) -> None:
+        """Remarks on the samples of a held-out set that equal one which trains."""
+        samples = np.flatnonzero(other.num_tokens)
+        place = {
+            int(content): int(index) for content, index in zip(other.contents[samples], samples, strict=True)
+        }
+        for index in map(int, np.flatnonzero(self.num_tokens)):
+            if (twin := place.get(int(self.contents[index]))) is not None:
+                record = trained.records[twin]
+                message = f"the same turns and images as {record.place} (id {record.id!r}) of {trained.records.path}"
+                self.remarks.append(_remark(index, dataset.records[index], ALSO_TRAINED, message))
         self.remarks.sort(key=lambda remark: remark.index)
 
 
@@ -121,11 +136,7 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
     if dataset.shortened[index]:
         message = f"{dataset.encoder.truncation} to {len(sample.input_ids)} tokens to fit into a sequence"
         remarks.append(_remark(index, record, SHORTENED, message))
-    content = repr((record.turns, record.images, record.system))
-    digest = hashlib.sha256(content.encode()).digest()
-    return CheckedRecord(
-        len(sample.input_ids), len(sample.pixel_values), int.from_bytes(digest[:8], "little"), remarks
-    )
+    return CheckedRecord(len(sample.input_ids), len(sample.pixel_values), content_hash(record), remarks)
 
 
 def _remark(index: int, record: Record, kind: str, message: str) -> Remark:

@@ -101,6 +101,9 @@ def stretches(
 ) -> Iterator[Stretch]:
     """Yields a sample's tokens, joined where they are treated alike; labels are not shifted."""
     special = set(tokenizer.all_special_ids)
+    # a text that begins with a space loses it when it is decoded alone
+    before = tokenizer(".", add_special_tokens=False)["input_ids"]
+    first = len(_decoded(tokenizer, before))
 
     def treatment(position: int) -> tuple[Kind, bool]:
         token = input_ids[position]
@@ -110,8 +113,12 @@ def stretches(
 
     for (kind, is_special), positions in groupby(range(len(input_ids)), key=treatment):
         ids = [input_ids[position] for position in positions]
-        text = "<image>" if kind == "image" else str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        text = "<image>" if kind == "image" else _decoded(tokenizer, [*before, *ids])[first:]
         yield Stretch(text, kind, len(ids), is_special)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def _shown(dataset: ConversationDataset, name: str) -> ShownImage:

@@ -25,7 +25,7 @@ def waste_png(shares: dict[str, float]) -> bytes:
     figure, (axes,) = _figure(1)
     bars = axes.barh([*shares], [100 * share for share in shares.values()], color="tab:orange")
     axes.bar_label(bars, fmt="%.1f %%", padding=3)
-    axes.set(xlabel="padding, % of all positions", xlim=(0, max(1.0, 115 * max(shares.values()))))
+    axes.set(xlabel="padding, % of all positions", xlim=(0, max(1.0, 125 * max(shares.values()))))
     return _png(figure)
 
 
