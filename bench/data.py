@@ -29,6 +29,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from neva.commands.scratch import scratch
+
 SIDE, PATCH, WIDTH, HEIGHT = 336, 14, 640, 480
 WORDS = [
     "what",
@@ -140,6 +142,8 @@ def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset[An
         "model.max_position_embeddings=2048",
         f"{tower}.image_size={SIDE}",
         f"{tower}.patch_dim={PATCH}",
+        f"{tower}.image_mean={list(image_processor().image_mean)}",
+        f"{tower}.image_std={list(image_processor().image_std)}",
         "model.data.image_aspect_ratio=square",
     ]
     model = load("quickstart_finetune", overrides).model
@@ -174,7 +178,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
+    with scratch(), tempfile.TemporaryDirectory() as name:
         tokenizer = write_data(Path(name), options.images)
         ours, theirs = neva_dataset(Path(name), tokenizer), ProcessorPerSample(Path(name), tokenizer)
         equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))

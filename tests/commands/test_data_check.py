@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,11 @@ def test_whole_records_are_counted_and_end_with_0(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kind_is_found_and_named(
-    distinct: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+    distinct: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
 ) -> None:
     (tmp_path / "torn.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
     records = json.loads((tmp_path / "data.json").read_text())
@@ -64,7 +69,10 @@ def test_every_kind_is_found_and_named(
         _128={"image": "gone.png"},
         _129={"conversations": records[7]["conversations"]},
     )
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     code, lines = check(capsys, distinct, workers)
+    assert list((tmp_path / "temporary").iterdir()) == [], "workers and their sockets leave nothing"
     found = {remark["index"]: remark for remark in remarks_of(tmp_path)}
     assert code == 1
     assert {index: remark["kind"] for index, remark in found.items()} == {

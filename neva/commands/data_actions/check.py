@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from neva.commands.options import recipe_parser
 from neva.commands.recipe import announce
+from neva.commands.scratch import scratch
 from neva.config.keys.model import Training
 from neva.config.load import load
 from neva.config.schema import check_purpose
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     check_purpose(cfg, Training)
     if options.output is not None:
         check_target(options.output, options.force)
-    found = _check(cfg, options.workers)
+    with scratch():  # workers leave sockets in the temporary folder
+        found = _check(cfg, options.workers)
     remarks = [remark for part in found for remark in part.remarks]
     if options.output is not None:
         _write(remarks, options.output)
