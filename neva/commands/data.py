@@ -20,12 +20,12 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(f"{_help()}\n")
         return 0 if arguments else ConfigError.exit_code
-    return _action(arguments[0]).main(arguments[1:])  # type: ignore[no-any-return]  # a module has any
+    return _action(arguments[0]).main(arguments[1:])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of the action that the first of `arguments` names."""
-    return _action(arguments[0]).parse(arguments[1:])  # type: ignore[no-any-return]  # a module has any
+    return _action(arguments[0]).parse(arguments[1:])
 
 
 def _action(name: str) -> ModuleType:
