@@ -17,6 +17,9 @@ IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 """The same for a video."""
 
+VALIDATION_LOSS = "val_loss"
+"""What a validation logs, under the name that Lightning's users know."""
+
 LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
 """What every training step logs, so that checkpoints can be ranked by it."""
 

@@ -88,6 +88,12 @@ def total_steps(
     return min(max_steps, from_epochs) if max_steps > 0 else from_epochs
 
 
+def validation_interval(trainer_cfg: DictConfig, steps_per_epoch: int) -> int:
+    """Returns the steps between two validations: an integer of `val_check_interval`, or its share of an epoch."""
+    interval = trainer_cfg.val_check_interval
+    return interval if isinstance(interval, int) else max(1, int(steps_per_epoch * interval))
+
+
 def tower_sizes(folder: str | None) -> dict[str, Any]:
     """Returns our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint."""
     shape = _read(folder, vision_config_from_hf)

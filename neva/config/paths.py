@@ -44,6 +44,12 @@ def _training(cfg: DictConfig) -> Iterator[str]:
     yield from missing_folders(model.data)
     if model.data.media_type == "video" and model.data.video_folder is not None:
         yield from _no_folder("model.data.video_folder", model.data.video_folder)
+    if model.data.validation is not None:
+        yield from _not_there("model.data.validation", "file", model.data.validation)
+    if model.data.validation_image_folder is not None:
+        yield from _not_there(
+            "model.data.validation_image_folder", "folder", model.data.validation_image_folder
+        )
     for key, source in (
         ("model.mm_cfg.llm.from_pretrained", mm_cfg.llm.from_pretrained),
         ("model.mm_cfg.vision_encoder.from_pretrained", mm_cfg.vision_encoder.from_pretrained),
@@ -79,6 +85,12 @@ def _inference(cfg: DictConfig) -> Iterator[str]:
 def _no_file(key: str, path: str) -> Iterator[str]:
     if not Path(path).is_file():
         yield f"{key}: no file at {path}"
+
+
+def _not_there(key: str, what: str, path: str) -> Iterator[str]:
+    """Data may be a file or a folder, and so may be its images."""
+    if not Path(path).exists():
+        yield f"{key}: no {what} at {path}"
 
 
 def _no_folder(key: str, path: str) -> Iterator[str]:

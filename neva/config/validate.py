@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from neva.config.fsdp import fsdp_problems
+from neva.config.held_out import held_out_problems, monitor_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
 from neva.config.model_config import recorded_family
 from neva.config.show import as_override
-from neva.constants import LOGGED_VALUES
 from neva.errors import ConfigError
 from neva.families.llama.config import check_scaling
 from neva.families.vision import hidden_states
@@ -39,7 +39,8 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             _recompute,
             _sources,
             _loss,
-            _monitor,
+            held_out_problems,
+            monitor_problems,
         )
         if "model" in cfg
         else (_inference,)
@@ -192,21 +193,6 @@ def _sources(cfg: DictConfig, world_size: int) -> Iterator[str]:
     wandb = cfg.exp_manager.create_wandb_logger
     if wandb and cfg.exp_manager.wandb_logger_kwargs.project is None:
         yield "exp_manager.create_wandb_logger=true also needs exp_manager.wandb_logger_kwargs.project"
-
-
-def _monitor(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    """A value that nothing logs ranks no checkpoint, so that none but the last would be kept."""
-    manager = cfg.exp_manager
-    params = manager.checkpoint_callback_params
-    logged = ["step", "epoch", *LOGGED_VALUES]
-    if cfg.trainer.precision == 16:
-        logged.append("loss_scale")
-    if manager.create_checkpoint_callback and params.save_top_k and params.monitor not in logged:
-        yield (
-            f"exp_manager.checkpoint_callback_params.monitor={params.monitor} is not logged, so that no "
-            f"checkpoint could be ranked by it; expected one of {', '.join(logged)} "
-            "(neva runs no validation while it trains)"
-        )
 
 
 def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:

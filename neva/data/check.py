@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,13 +9,14 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from neva.data.dataset import ConversationDataset
+from neva.data.held_out import content_hash
 from neva.data.odd_records import ODDITIES
 from neva.data.sources.source import Record
 from neva.errors import SampleError, UserError
 
 CHUNK = 32
 """Records that a worker reads at a time."""
-DUPLICATE, SHORTENED = "duplicate", "shortened"
+DUPLICATE, SHORTENED, ALSO_TRAINED = "duplicate", "shortened", "also trained"
 """What is said of records that give a sample."""
 
 
@@ -72,6 +72,21 @@ class DataCheck:
             self.remarks.append(_remark(index, dataset.records[index], DUPLICATE, message))
         self.remarks.sort(key=lambda remark: remark.index)
 
+    def add_trained(
+        self, dataset: ConversationDataset, other: DataCheck, trained: ConversationDataset
+    ) -> None:
+        """Remarks on the samples of a held-out set that equal one which trains."""
+        samples = np.flatnonzero(other.num_tokens)
+        place = {
+            int(content): int(index) for content, index in zip(other.contents[samples], samples, strict=True)
+        }
+        for index in map(int, np.flatnonzero(self.num_tokens)):
+            if (twin := place.get(int(self.contents[index]))) is not None:
+                record = trained.records[twin]
+                message = f"the same turns and images as {record.place} (id {record.id!r}) of {trained.records.path}"
+                self.remarks.append(_remark(index, dataset.records[index], ALSO_TRAINED, message))
+        self.remarks.sort(key=lambda remark: remark.index)
+
 
 class _Reader(Dataset["list[CheckedRecord] | UserError"]):
     """Reads chunks of records in a worker; what is no matter of one record is handed over as a value."""
@@ -123,11 +138,7 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
         remarks.append(_remark(index, record, SHORTENED, message))
     for kind in dataset.odd.of_record(index):
         remarks.append(_remark(index, record, kind, f"{ODDITIES[kind].found}: {ODDITIES[kind].reading}"))
-    content = repr((record.turns, record.images, record.videos, record.system))
-    digest = hashlib.sha256(content.encode()).digest()
-    return CheckedRecord(
-        len(sample.input_ids), len(sample.media), int.from_bytes(digest[:8], "little"), remarks
-    )
+    return CheckedRecord(len(sample.input_ids), len(sample.media), content_hash(record), remarks)
 
 
 def _remark(index: int, record: Record, kind: str, message: str) -> Remark:

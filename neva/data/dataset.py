@@ -17,17 +17,18 @@ from transformers import PreTrainedTokenizerFast
 
 from neva.config.data_sources import data_sources, paths_of
 from neva.config.model_config import image_tags_of, own_template_of, system_prompt_of
-from neva.constants import IMAGE_PLACEHOLDER
+from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from neva.data.chat_template import chat_template
 from neva.data.control_tokens import special_tokens
 from neva.data.encode import ConversationEncoder, Encoded
+from neva.data.held_out import training_records
 from neva.data.media.files import MediaFiles
 from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
 from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.odd_records import ODDITIES, OddCounts, read_as_llava, refuse
 from neva.data.sources.media_folder import MediaFolder
-from neva.data.sources.mixture import open_media_folder, open_records, open_video_folder
+from neva.data.sources.mixture import open_media_folder, open_video_folder
 from neva.data.sources.source import MediaFile, Record, Records
 from neva.errors import ConfigError, DataError, DroppedError, OddRecordError, SampleError
 from neva.families.configs import VisionConfig
@@ -39,6 +40,9 @@ from neva.templates.template import Template, Turn
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+NO_RECORD = "none"
+"""What names a blank sample."""
 
 
 class Sample(NamedTuple):
@@ -204,9 +208,14 @@ class ConversationDataset(Dataset[Sample]):
                 )
         return record
 
-    def check(self, index: int) -> None:
-        """Raises what `read` would, as far as that is seen without decoding an image."""
-        self._prepare(index, lambda medium, _: self.media.require(medium))
+    def check(self, index: int) -> Encoded:
+        """Returns ids and labels; raises what `read` would, as far as that is seen without decoding an image."""
+        return self._prepare(index, lambda medium, _: self.media.require(medium))[1]
+
+    def blank(self, pad_id: int) -> Sample:
+        """Returns a sample of one token without image and label, for a place that no record is left for."""
+        ids, labels = torch.tensor([pad_id]), torch.tensor([IGNORE_INDEX])
+        return Sample(ids, labels, self.media.no_pixels(), NO_RECORD, ())
 
     def _media(self, record: Record) -> list[Medium]:
         """Returns the media of a record, in the order of their placeholders."""
@@ -333,18 +342,26 @@ def _check_prompts(encoder: ConversationEncoder) -> None:
 
 
 def build_dataset(
-    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast
+    model_cfg: DictConfig,
+    vision: VisionConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    records: Records | None = None,
+    image_folder: str | None = None,
 ) -> ConversationDataset:
-    """Builds the dataset of a resolved `model` section.
+    """Builds the dataset of a resolved `model` section: of the records that train, or of others with their images.
 
     Raises:
         DataError: a file or folder that it names is missing or cannot be read.
     """
     data = model_cfg.data
+    if image_folder is None:
+        folder = open_media_folder(data)
+    else:
+        folder = MediaFolder(image_folder, data.max_media_mb << 20, "model.data.validation_image_folder")
     return ConversationDataset(
-        records=open_records(data),
-        files=MediaFiles(open_media_folder(data), _fetched_folder(data)),
-        video_folder=open_video_folder(data),
+        records=training_records(data) if records is None else records,
+        files=MediaFiles(folder, _fetched_folder(data)),
+        video_folder=folder if data.video_folder is None else open_video_folder(data),
         encoder=replace(
             build_encoder(model_cfg, tokenizer), truncation=data.truncation, no_label=data.no_label
         ),

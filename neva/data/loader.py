@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -24,13 +24,12 @@ from neva.data.lengths import measure
 from neva.data.packing import PackingPlan
 from neva.data.packs import describe, packing_identity, packs_of
 from neva.data.position import data_identity, restored_position
+from neva.data.quick_check import check_before_training
 from neva.data.samplers.epoch import Epoch
 from neva.data.sources.mixture import source_counts
 from neva.errors import UserError
 from neva.families.configs import VisionConfig
 from neva.registry import SAMPLERS
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +107,7 @@ def train_loader(
         UserError: the data cannot be read, or is not what the checkpoint has seen.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
+    check_before_training(dataset)
     if rank == 0 and (counts := source_counts(dataset.records)):
         logger.info("records of an epoch: %s", counts)
     first = first_epoch(model_cfg, seed, dataset)
@@ -177,8 +177,13 @@ def first_epoch(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) 
     )
 
 
-def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_workers: int) -> RankBatchLoader:
-    """Builds a loader whose workers (none: this process) prepare one step each, in the sampler's order."""
+def build_loader(
+    batches: RankBatchDataset, sampler: Iterable[list[int]], num_workers: int, persistent: bool = True
+) -> RankBatchLoader:
+    """Builds a loader whose workers (none: this process) prepare one step each, in the sampler's order.
+
+    Workers that are not persistent live as long as one pass over it.
+    """
     if num_workers:
         # Each worker tokenises on its own; threads in a forked tokenizer would be switched off with a warning.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -187,7 +192,7 @@ def build_loader(batches: RankBatchDataset, sampler: GlobalBatchSampler, num_wor
         sampler=sampler,
         batch_size=None,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        persistent_workers=persistent and num_workers > 0,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
         # Of its own, so that the loader draws nothing from the run's random numbers.

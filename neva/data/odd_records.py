@@ -129,6 +129,10 @@ class OddCounts:
                 )
         return new
 
+    def clear(self) -> None:
+        """Forgets the records; what was said of a kind is not said again."""
+        self._kinds.zero_()
+
     def of_kind(self, kind: str) -> torch.Tensor:
         """Returns which records have this oddity, bool [num_records]."""
         return (self._kinds & _bit(kind)).bool()

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 from neva.config.model_config import row_length
 from neva.data.dataset import ConversationDataset
+from neva.data.held_out import kept_beside
 from neva.data.packing import WINDOW, PackingPlan, plan_packs
 from neva.data.samplers.epoch import Epoch
-from neva.data.sources.mixture import kept_beside
 from neva.data.token_lengths import BROKEN, TOKEN_LENGTHS, encoding_key, token_lengths
 from neva.formats.cached_arrays import are_cached, cached_arrays
 from neva.registry import SAMPLERS

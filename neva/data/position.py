@@ -57,6 +57,8 @@ def data_identity(model_cfg: DictConfig, seed: int, records: Records) -> dict[st
         "records": len(records),
         "content": content_of(records),
         "datasets_exclude": sorted(data_cfg.datasets_exclude),
+        # a checkpoint of a run without a share held out does not have the key
+        **({"validation_split": data_cfg.validation_split} if data_cfg.validation_split else {}),
         "dataloader_type": data_cfg.dataloader_type,
         "seed": seed,
         **(groups if order.is_grouped else {}),

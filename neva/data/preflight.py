@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
-import traceback
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from neva.config.data_sources import missing_records
 from neva.config.model_config import row_length, vision_config_of
-from neva.errors import SampleError, UserError
+from neva.errors import UserError
 from neva.findings import Findings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from neva.data.dataset import ConversationDataset
+    from neva.data.quick_check import BrokenRecords
+    from neva.families.configs import VisionConfig
 
 CHECKED_RECORDS, CHECK_S = 20_000, 10.0
 """At most so many records, in at most so much time, are tokenised and their image files looked for."""
@@ -29,13 +31,14 @@ def find_samples(model_cfg: DictConfig, found: Findings) -> int | None:
     Returns:
         The rows of an epoch: samples, or packs; None when that is not known.
     """
-    from neva.data.sources.mixture import open_records, source_counts
+    from neva.data.held_out import training_records
+    from neva.data.sources.mixture import source_counts
 
     if missing_records(model_cfg.data):
         found.add("samples", "unknown")
         return None
     try:
-        records = open_records(model_cfg.data)
+        records = training_records(model_cfg.data)
         counts = source_counts(records)
     except UserError as error:
         found.problems.append(str(error))
@@ -70,92 +73,61 @@ def _find_packs(model_cfg: DictConfig, dataset: ConversationDataset, found: Find
 def _probe(model_cfg: DictConfig, found: Findings) -> ConversationDataset | None:
     """Checks the records, and prepares a few samples, with the dataset that training uses, which it returns."""
     from neva.data.dataset import build_dataset
-    from neva.data.odd_records import ODDITIES
     from neva.data.tokenizer import load_tokenizer
 
+    vision = vision_config_of(model_cfg)
     try:
-        dataset = build_dataset(model_cfg, vision_config_of(model_cfg), load_tokenizer(model_cfg.tokenizer))
+        tokenizer = load_tokenizer(model_cfg.tokenizer)
+        dataset = build_dataset(model_cfg, vision, tokenizer)
+        _look_at(dataset, "records", found)
+        _find_held_out(model_cfg, vision, tokenizer, found)
     except UserError as error:
         found.problems.append(str(error))
         return None
-    broken = _Broken()
-    try:
-        checked = _check(dataset, broken)
-        found.add("records", f"{checked:,} of {len(dataset):,} checked, {broken.count:,} of them broken")
-        _read_some(dataset, broken, found)
-    except UserError as error:
-        found.problems.append(str(error))
-        return None
-    _judge(dataset, broken, checked, found)
-    for kind, oddity in ODDITIES.items():
-        if count := dataset.odd.count(kind):
-            found.notes.append(
-                f"in {count:,} of the {checked:,} records checked {oddity.found}: {oddity.reading} "
-                "(model.data.odd_records)"
-            )
-    if shortened := int(dataset.shortened.sum()):
-        found.notes.append(
-            f"{shortened:,} of the {checked:,} records checked are cut to fit into model.encoder_seq_length"
-        )
     return dataset
 
 
-class _Broken:
-    """Records that give no sample, by what is wrong with them."""
+def _find_held_out(
+    model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast, found: Findings
+) -> None:
+    """Adds what is held out to validate on, if anything is."""
+    from neva.data.validation import build_validation_dataset, validation_steps
 
-    def __init__(self) -> None:
-        self.indices: set[int] = set()
-        self.kinds: dict[tuple[str, int, str], list[SampleError]] = {}
-
-    @property
-    def count(self) -> int:
-        return len(self.indices)
-
-    def add(self, index: int, error: SampleError) -> None:
-        """Counts a record with those that were refused at the same place of the code, for the same kind of thing."""
-        self.indices.add(index)
-        origin = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]
-        self.kinds.setdefault((origin.filename, origin.lineno or 0, error.kind), []).append(error)
-
-    def lines(self, dataset: ConversationDataset, passed_over: bool) -> list[str]:
-        """Returns the first record of each kind that the data set passes over, or not, with the number of its like."""
-        return [
-            f"{first} ({len(others):,} more records like it)" if others else str(first)
-            for first, *others in self.kinds.values()
-            if dataset.passes_over(first) is passed_over
-        ]
+    held_out = build_validation_dataset(model_cfg, vision, tokenizer)
+    if held_out is None:
+        return
+    batch = model_cfg.global_batch_size
+    steps = len(validation_steps(len(held_out), batch, None, model_cfg.data.validation_drop_last))
+    found.add("validation", f"{len(held_out):,} samples held out, {steps:,} batches of {batch:,}")
+    _look_at(held_out, "held-out records", found)
 
 
-def _check(dataset: ConversationDataset, broken: _Broken) -> int:
-    """Checks records without decoding their images, evenly spaced where they are too many; returns how many."""
-    checked, stop = 0, time.monotonic() + CHECK_S
-    for index in range(0, len(dataset), -(-len(dataset) // CHECKED_RECORDS)):
-        try:
-            dataset.check(index)
-        except SampleError as error:
-            broken.add(index, error)
-        checked += 1
-        if time.monotonic() > stop:
-            break
-    return checked
+def _look_at(dataset: ConversationDataset, what: str, found: Findings) -> None:
+    """Adds how many of the records are broken, how long some are, and what follows for the run."""
+    from neva.data.odd_records import ODDITIES
+    from neva.data.quick_check import check_quickly
 
-
-def _read_some(dataset: ConversationDataset, broken: _Broken, found: Findings) -> None:
-    """Really reads a few records, evenly spaced, as far as the check did not refuse them."""
-    lengths, stride = [], max(1, len(dataset) // PROBED_SAMPLES)
-    for index in range(0, len(dataset), stride)[:PROBED_SAMPLES]:
-        if index in broken.indices:
-            continue
-        try:
-            lengths.append(len(dataset.read(index).input_ids))
-        except SampleError as error:
-            broken.add(index, error)
-    if lengths:
+    seen = check_quickly(dataset, CHECKED_RECORDS, CHECK_S, PROBED_SAMPLES)
+    broken = f"{seen.broken.count:,} of them broken"
+    found.add(what, f"{seen.checked:,} of {len(dataset):,} checked, {broken}")
+    if lengths := seen.lengths:
         line = f"{sum(lengths) / len(lengths):.0f} positions on average, {max(lengths)} at most"
-        found.add("lengths", f"{line} ({len(lengths)} samples read)")
+        found.add(
+            "lengths" if what == "records" else "their lengths", f"{line} ({len(lengths)} samples read)"
+        )
+    _judge(dataset, seen.broken, seen.checked, found)
+    for kind, count in seen.odd.items():
+        found.notes.append(
+            f"in {count:,} of the {seen.checked:,} records checked {ODDITIES[kind].found}: {ODDITIES[kind].reading} "
+            "(model.data.odd_records)"
+        )
+    if seen.shortened:
+        found.notes.append(
+            f"{seen.shortened:,} of the {seen.checked:,} records checked are cut to fit into model.encoder_seq_length"
+        )
 
 
-def _judge(dataset: ConversationDataset, broken: _Broken, checked: int, found: Findings) -> None:
+def _judge(dataset: ConversationDataset, broken: BrokenRecords, checked: int, found: Findings) -> None:
     """Adds what is broken: problems, or notes where training passes over them."""
     if not broken.count:
         return

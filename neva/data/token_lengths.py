@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from neva.data.dataset import ConversationDataset
-from neva.data.sources.mixture import content_of, kept_beside
+from neva.data.held_out import kept_beside
+from neva.data.sources.mixture import content_of
 from neva.errors import DroppedError, SampleError, UserError
 from neva.formats.cached_arrays import cached_arrays
 

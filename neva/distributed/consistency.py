@@ -53,9 +53,10 @@ def fingerprint(cfg: DictConfig) -> dict[str, str]:
     found |= {name: _version(name) for name in LIBRARIES}
     if "model" in cfg and not missing_records(cfg.model.data):
         found[f"content of {cfg.model.data.data_path}"] = content_of(open_records(cfg.model.data))
-    prompts = OmegaConf.select(cfg, "prompt_file")
-    if prompts is not None and Path(prompts).is_file():
-        found[f"content of {prompts}"] = file_digest(Path(prompts))
+    for key in ("model.data.validation", "prompt_file"):
+        file = OmegaConf.select(cfg, key)
+        if file is not None and Path(file).is_file():
+            found[f"content of {file}"] = file_digest(Path(file))
     for key in FILE_KEYS:
         source = OmegaConf.select(cfg, key)
         if source is not None and Path(source).exists():

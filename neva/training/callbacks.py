@@ -15,9 +15,10 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from neva.constants import LOGGED_VALUES, WASTE_VALUES
+from neva.constants import LOGGED_VALUES, VALIDATION_LOSS, WASTE_VALUES
 from neva.data.odd_records import ODDITIES
 from neva.training.step import StepLoss
+from neva.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,15 @@ def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
 class Progress(Callback):
     """A bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; lines where there is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, validation: Validation) -> None:
+        self.validation = validation
         self.history: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS)
         """Time, samples and tokens of each step."""
         self.last_line_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar at the step that training starts from."""
-        self.history.append((time.monotonic(), 0, 0))
+        self.history.append((self._training_s(), 0, 0))
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -59,7 +61,7 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         step: StepLoss = pl_module.last_step  # type: ignore[assignment]
-        self.history.append((time.monotonic(), step.num_samples, step.num_tokens))
+        self.history.append((self._training_s(), step.num_samples, step.num_tokens))
         values = self._values(trainer)
         self.bar.set_postfix(values, refresh=False)
         self.bar.update()
@@ -73,6 +75,10 @@ class Progress(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the bar."""
         self.bar.close()
+
+    def _training_s(self) -> float:
+        """A clock that stands while a run validates."""
+        return time.monotonic() - self.validation.seconds
 
     def _values(self, trainer: Trainer) -> dict[str, str]:
         metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm", "pad_share")
@@ -101,8 +107,9 @@ class Progress(Callback):
 class MetricsFile(Callback):
     """Appends each step's numbers to `metrics.jsonl` and draws the loss curve at the end, also over resumed runs."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, validation: Validation) -> None:
         self.run_dir = run_dir
+        self.validation = validation
         self.file: TextIO | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,6 +136,7 @@ class MetricsFile(Callback):
             row = {
                 "step": trainer.global_step,
                 **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
+                **self.validation.values(trainer.global_step),
                 "time_s": time.time(),
             }
             self.file.write(json.dumps(row) + "\n")
@@ -198,7 +206,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 
 def draw_loss_curve(run_dir: Path) -> None:
-    """Draws loss and learning rate over steps to `loss.png`."""
+    """Draws loss, validation loss and learning rate over steps to `loss.png`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,6 +219,11 @@ def draw_loss_curve(run_dir: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8)
     axes.plot(steps, smooth(losses), color="tab:blue", label="loss per label token (smoothed)")
+    validated = [(row["step"], row[VALIDATION_LOSS]) for row in rows if VALIDATION_LOSS in row]
+    if validated:
+        axes.plot(
+            *zip(*validated, strict=True), color="tab:red", marker="o", markersize=3, label="validation loss"
+        )
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=run_dir.name)
     rate = axes.twinx()
     rate.plot(steps, [row["lr"] for row in rows], color="tab:orange", linewidth=1, label="learning rate")

@@ -152,7 +152,7 @@ class MegatronNevaModel(ModelPT):
         """Nothing: NeMo's hook; `train_dataloader` makes the loader when the position in the data is known."""
 
     def setup_validation_data(self, val_data_config: Any) -> None:
-        """Nothing: there is no validation set."""
+        """Nothing: NeMo's hook; the callback `Validation` reads the held-out set."""
 
     @classmethod
     def list_available_models(cls) -> None:

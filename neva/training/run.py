@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.derive import total_steps
 from neva.config.model_config import row_length, vision_config_of
 from neva.config.paths import run_folder
+from neva.data.held_out import training_records
 from neva.data.loader import packs_per_epoch
-from neva.data.sources.mixture import open_records
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
@@ -32,6 +32,7 @@ from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.run_folder import finished_step, locked, resume_points
 from neva.training.strategy import MegatronStrategy
+from neva.training.validation import Validation
 from neva.training.waste import WasteReport
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,11 @@ def _train(cfg: DictConfig) -> Path:
         strategy: Any = trainer.strategy
         trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    validation = Validation(cfg.trainer)
+    callbacks.insert(0, validation)
     callbacks += [
-        MetricsFile(run_dir),
-        Progress(),
+        MetricsFile(run_dir, validation),
+        Progress(validation),
         SkippedRecords(),
         WasteReport(row_length(cfg.model)),
     ]
@@ -128,7 +131,7 @@ def last_step(cfg: DictConfig) -> int:
     if data.packed_sequence:
         num_rows = packs_per_epoch(model, vision_config_of(model), load_tokenizer(model.tokenizer))
     else:
-        num_rows = len(open_records(data))
+        num_rows = len(training_records(data))
     return total_steps(cfg.trainer, num_rows, model.global_batch_size, model.drop_last)
 
 
@@ -162,7 +165,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
+        "limit_val_batches": 0,  # `Validation` reads the held-out set
     }
     return Trainer(
         strategy=MegatronStrategy(layout, model.seed, session),

@@ -103,17 +103,19 @@ def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.de
 
 def _sum_of_tokens(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what Megatron's schedule asks for: the summed loss, the number of its terms, and what to report."""
-    return _reported(losses_L.sum(), losses_L.numel(), losses_L)
+    # reported in double: a sum over a whole data set does not depend on how it was cut
+    return _reported(losses_L.sum(), losses_L.numel(), losses_L, losses_L.detach().double().sum())
 
 
 def _mean_of_micro_batch(losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the same with the micro batch as one term."""
-    return _reported(losses_L.sum() / max(1, losses_L.numel()), 1, losses_L)
+    mean = losses_L.sum() / max(1, losses_L.numel())
+    return _reported(mean, 1, losses_L, mean.detach().double())
 
 
-def _reported(loss: Tensor, terms: int, losses_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _reported(loss: Tensor, terms: int, losses_L: Tensor, shown: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     num_terms = torch.tensor(terms, dtype=torch.int, device=losses_L.device)
-    report = [loss.detach().double(), num_terms.double(), num_terms.new_tensor(losses_L.numel()).double()]
+    report = [shown, num_terms.double(), num_terms.new_tensor(losses_L.numel()).double()]
     return loss, num_terms, torch.stack(report)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.commands.test_dry_run import break_records, ready  # noqa: F401
 def check(
     capsys: pytest.CaptureFixture[str], arguments: list[str], workers: int = 0
 ) -> tuple[int, list[str]]:
-    remarks = ["--workers", str(workers), "--remarks", "remarks.jsonl"]
+    remarks = ["--workers", str(workers), "--output", "remarks.jsonl", "--force"]
     code = cli.main(["data", "check", *arguments, *remarks])
     return code, capsys.readouterr().out.splitlines()
 
@@ -47,7 +48,11 @@ def test_whole_records_are_counted_and_end_with_0(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kind_is_found_and_named(
-    distinct: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+    distinct: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
 ) -> None:
     (tmp_path / "torn.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
     records = json.loads((tmp_path / "data.json").read_text())
@@ -64,7 +69,10 @@ def test_every_kind_is_found_and_named(
         _128={"image": "gone.png"},
         _129={"conversations": records[7]["conversations"]},
     )
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     code, lines = check(capsys, distinct, workers)
+    assert list((tmp_path / "temporary").iterdir()) == [], "workers and their sockets leave nothing"
     found = {remark["index"]: remark for remark in remarks_of(tmp_path)}
     assert code == 1
     assert {index: remark["kind"] for index, remark in found.items()} == {
@@ -100,3 +108,29 @@ def test_what_truncation_refuses_is_broken(
 def test_the_actions_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "chek", "--config-name", "llava_7b_finetune"]) == 2
     assert "neva data chek: no such action; there are check" in capsys.readouterr().err
+
+
+def test_what_is_held_out_is_checked_too_and_compared_with_what_trains(
+    distinct: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "held_out.json").write_text(
+        json.dumps([records[5] | {"id": "five"}, {"id": "gone", "image": "gone.png"}])
+    )
+    code, lines = check(capsys, [*distinct, "model.data.validation=held_out.json"])
+    assert code == 1
+    assert [(remark["record_id"], remark["kind"]) for remark in remarks_of(tmp_path)] == [
+        ("five", "also trained"),
+        ("gone", "malformed record"),
+    ]
+    assert "the same turns and images as record 5 (id '5') of data.json" in remarks_of(tmp_path)[0]["message"]
+    assert any(line.startswith("held out of held_out.json: 2 records read in ") for line in lines)
+
+
+def test_remarks_are_not_written_over_what_is_there(
+    distinct: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "remarks.jsonl").write_text("mine")
+    assert cli.main(["data", "check", *distinct, "--workers", "0", "--output", "remarks.jsonl"]) == 1
+    assert "remarks.jsonl exists" in capsys.readouterr().err
+    assert (tmp_path / "remarks.jsonl").read_text() == "mine"

@@ -54,6 +54,7 @@ def test_a_yaml_with_nevas_defaults_is_the_shipped_recipe(
         "model.tokenizer.type": ("checkpoints/llama2_tokenizer", "checkpoints/vicuna-7b-v1.5"),
         "model.mm_cfg.llm.model_type": ("llama_2", "null"),
         "model.data.num_frames": ("-1", "8"),
+        "trainer.limit_val_batches": ("0.0", "null"),
         **others,
     }
 
@@ -69,7 +70,7 @@ def test_what_was_filled_in_and_what_has_no_effect_is_one_line_each() -> None:
     for key in (
         "name",
         "model.masked_softmax_fusion",
-        "trainer.val_check_interval",
+        "trainer.check_val_every_n_epoch",
         "model.transformer_engine",
     ):
         assert key in keys
@@ -111,7 +112,10 @@ def test_adapters_are_refused_in_one_sentence() -> None:
             "model.posistion_embedding_type=rope",
             "unknown key model.posistion_embedding_type; nearest: model.position_embedding_type",
         ),
-        ("trainer.limit_val_batches=1.0", "trainer.limit_val_batches=1.0 is refused: "),
+        (
+            "trainer.limit_val_batches=1.0",
+            "trainer.limit_val_batches=1.0 but there is nothing to validate on: ",
+        ),
         (
             "model.mm_cfg.llm.model_type=lama_2",
             "model.mm_cfg.llm.model_type=lama_2: must be one of null, nvgpt, ",

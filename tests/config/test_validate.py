@@ -111,3 +111,34 @@ def test_a_world_that_the_layout_does_not_divide_is_refused() -> None:
         ConfigError, match=r"8 processes cannot be divided into tensor 3 x pipeline 1 x context 1 = 3"
     ):
         validate(cfg, world_size=8)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.data.validation=a.json", "model.data.validation_split=0.1"], "both hold something out: give one"),
+        (["trainer.limit_val_batches=3"], "trainer.limit_val_batches=3 but there is nothing to validate on"),
+        (
+            ["trainer.limit_val_batches=0.0", "model.data.validation=a.json"],
+            "trainer.limit_val_batches=0.0 but something is held out",
+        ),
+        (["trainer.val_check_interval=1.5"], "trainer.val_check_interval=1.5: a float is a share, at most 1.0"),
+        (["trainer.val_check_interval=0"], "trainer.val_check_interval=0: must be > 0"),
+        (["model.data.validation_split=1.0"], "model.data.validation_split=1.0: must be >= 0 and < 1"),
+        (["{}monitor=val_loss", "{}mode=max"], "mode=max would keep the checkpoints that validate worst"),
+        (["{}monitor=val_loss", "{}mode=min", "{}every_n_train_steps=700"], "let the former be a multiple"),
+        (["{}monitor=val_loss", "{}mode=min", "trainer.val_check_interval=0.5"], "let the former be a multiple"),
+    ],
+)  # fmt: skip
+def test_what_is_held_out_says_one_thing(overrides: list[str], message: str) -> None:
+    ranked = any("monitor" in word for word in overrides)
+    words = [word.format("exp_manager.checkpoint_callback_params.") for word in overrides]
+    assert message in problems(
+        "llava_7b_pretrain", *words, *(["model.data.validation_split=0.1"] if ranked else [])
+    )
+
+
+def test_checkpoints_are_ranked_by_validation_where_there_is_one() -> None:
+    params = "exp_manager.checkpoint_callback_params"
+    ranked = [f"{params}.monitor=val_loss", f"{params}.mode=min", "model.data.validation_split=0.01"]
+    load("llava_7b_pretrain", [*ranked, f"{params}.every_n_train_steps=1000"])

@@ -19,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
 from neva.data.collate import feature_order
-from neva.data.dataset import Sample
+from neva.data.dataset import NO_RECORD, Sample
+from neva.data.loader import build_loader
+from neva.data.validation import ValidationBatchDataset, validation_steps
 from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
@@ -33,10 +35,11 @@ from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
 from neva.training.step import run_global_batch
+from neva.training.validation import held_out_loss
 from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 
-VOCAB, SAMPLES, STEPS, SIDE = 99, 8, 3, 28
+VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE = 99, 8, 5, 3, 28
 NEWLINE = "mlp2x_gelu_newline"
 VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
@@ -320,10 +323,41 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
             trained = [(name, value) for name, value in named(models) if value.requires_grad]
             gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}
             found["gradients"] = {name: joined(value).clone() for name, value in gradients.items()}
+        if step == 0:  # between gradients and step: it must change neither
+            found["held_out"] = held_out(case, chunks, dtype)
         if optimizer is not None:
             found["norms"].append(optimizer.step()[1])
     found["after"] = {name: joined(value.detach()) for name, value in named(models)}
     return found
+
+
+class HeldOutSamples:
+    """Fewer samples than a global batch has places, as the dataset gives them: their labels are not shifted."""
+
+    def __init__(self, rows: list[Sample], dtype: torch.dtype) -> None:
+        self.rows = [row._replace(pixel_values=row.pixel_values.to(dtype)) for row in rows[:HELD_OUT]]
+
+    def read_or_skip(self, index: int) -> Sample:
+        row = self.rows[index]
+        return row._replace(labels=torch.cat([torch.tensor([IGNORE_INDEX]), row.labels[:-1]]))
+
+    def blank(self, pad_id: int) -> Sample:
+        ids, labels = torch.tensor([pad_id]), torch.tensor([IGNORE_INDEX])
+        return Sample(ids, labels, torch.empty(0, 3, SIDE, SIDE), NO_RECORD, ())
+
+
+def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
+    """The validation loss of five samples in a global batch of eight places."""
+    batches = ValidationBatchDataset(
+        HeldOutSamples(tiled_samples() if case.tiles else samples(), dtype),  # type: ignore[arg-type]
+        micro_batch_size=case.micro_batch,
+        pad_id=0,
+        pad_to_multiple_of=8,
+        same_length=case.pipeline > 1,
+    )
+    steps = validation_steps(HELD_OUT, SAMPLES, limit=None, drop_last=False)
+    shards = [step[groups.data_parallel_rank() :: groups.data_parallel_size()] for step in steps]
+    return held_out_loss(chunks, build_loader(batches, shards, 0), torch.device("cpu"))
 
 
 def wrapped(models: list[NevaModel], case: Case) -> list[Any]:
@@ -366,6 +400,7 @@ def reference(folder: Path) -> None:
             write(folder, f"after{variant}{name}", found["after"])
             norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
             numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
+            numbers[f"{name} held out"] = torch.tensor(found["held_out"], dtype=torch.float64)
         save_file(numbers, folder / f"numbers{variant}.safetensors")
     groups.destroy()
 
@@ -380,8 +415,10 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     """Returns the largest difference of each kind between this rank and the reference."""
     name = str(dtype).removeprefix("torch.")
     found = run(case, load_file(folder / f"weights{case.variant}.safetensors"), dtype)
-    losses, norms = load_file(folder / f"numbers{case.variant}.safetensors")[name]
+    numbers = load_file(folder / f"numbers{case.variant}.safetensors")
+    losses, norms = numbers[name]
     worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
+    worst["held out"] = abs(found["held_out"] - float(numbers[f"{name} held out"]))
     if found["norms"]:
         worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
     if found["gradients"]:

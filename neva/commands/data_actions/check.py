@@ -17,19 +17,22 @@ from omegaconf import DictConfig
 
 from neva.commands.options import recipe_parser
 from neva.commands.recipe import announce
+from neva.commands.scratch import scratch
 from neva.config.keys.model import Training
 from neva.config.load import load
 from neva.config.schema import check_purpose
+from neva.formats.atomic_write import check_target, finished_target
 
 if TYPE_CHECKING:
     from neva.data.check import DataCheck, Remark
+    from neva.data.dataset import ConversationDataset
 
 SUMMARY = "check all records of a recipe: media, placeholders, labels, lengths, duplicates"
 BROKEN = 1
 EXAMPLES = """\
 examples:
   neva data check --config-name llava_7b_finetune model.data.data_path=mine.json model.data.image_folder=images
-  neva data check --config-name llava_7b_finetune --workers 16 --remarks remarks.jsonl
+  neva data check --config-name llava_7b_finetune --workers 16 --output remarks.jsonl
 """
 
 
@@ -45,12 +48,14 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     cfg = load(options.config_name, options.overrides, options.config_dir, announce)
     check_purpose(cfg, Training)
-    started = time.monotonic()
-    found = _check(cfg, options.workers)
-    if options.remarks is not None:
-        _write(found.remarks, options.remarks)
-    _report(found, str(cfg.model.data.data_path), time.monotonic() - started)
-    return BROKEN if any(remark.is_broken for remark in found.remarks) else 0
+    if options.output is not None:
+        check_target(options.output, options.force)
+    with scratch():  # workers leave sockets in the temporary folder
+        found = _check(cfg, options.workers)
+    remarks = [remark for part in found for remark in part.remarks]
+    if options.output is not None:
+        _write(remarks, options.output)
+    return BROKEN if any(remark.is_broken for remark in remarks) else 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -62,20 +67,41 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=len(os.sched_getaffinity(0)),
         help="processes that read and decode; 0: none beside this one",
     )
-    parser.add_argument("--remarks", type=Path, help="write a JSON line for each broken or odd record")
+    parser.add_argument(
+        "--output", "--remarks", type=Path, help="write a JSON line for each broken or odd record"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what is at --output")
     return parser.parse_intermixed_args(list(arguments))
 
 
-def _check(cfg: DictConfig, num_workers: int) -> DataCheck:
-    from tqdm import tqdm
-
+def _check(cfg: DictConfig, num_workers: int) -> list[DataCheck]:
+    """Checks what trains, then what is held out, and prints a table of each."""
     from neva.config.model_config import vision_config_of
-    from neva.data.check import DataCheck, check_all
     from neva.data.dataset import build_dataset
     from neva.data.tokenizer import load_tokenizer
+    from neva.data.validation import build_validation_dataset
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker tokenises on its own
-    dataset = build_dataset(cfg.model, vision_config_of(cfg.model), load_tokenizer(cfg.model.tokenizer))
+    vision, tokenizer = vision_config_of(cfg.model), load_tokenizer(cfg.model.tokenizer)
+    dataset = build_dataset(cfg.model, vision, tokenizer)
+    held_out = build_validation_dataset(cfg.model, vision, tokenizer)
+    started = time.monotonic()
+    found = [_check_part(dataset, num_workers)]
+    _report(found[0], str(dataset.records.path), time.monotonic() - started)
+    if held_out is not None:
+        started = time.monotonic()
+        found.append(_check_part(held_out, num_workers))
+        found[1].add_trained(held_out, found[0], dataset)
+        sys.stdout.write("\n")
+        _report(found[1], f"held out of {held_out.records.path}", time.monotonic() - started)
+    return found
+
+
+def _check_part(dataset: ConversationDataset, num_workers: int) -> DataCheck:
+    from tqdm import tqdm
+
+    from neva.data.check import DataCheck, check_all
+
     found = DataCheck(len(dataset))
     with tqdm(total=len(dataset), unit="record", desc="check", disable=None) as bar:
         for chunk in check_all(dataset, num_workers):
@@ -87,8 +113,6 @@ def _check(cfg: DictConfig, num_workers: int) -> DataCheck:
 
 
 def _write(remarks: list[Remark], path: Path) -> None:
-    from neva.formats.atomic_write import finished_target
-
     with finished_target(path, overwrite=True) as new:
         lines = (json.dumps(asdict(remark), ensure_ascii=False) for remark in remarks)
         new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

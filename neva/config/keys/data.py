@@ -104,6 +104,14 @@ class Data:
         "A sample without a token to learn: drop and count, or fail as a broken record does.",
         choices=("drop", "fail"),
     )
+    validation: str | None = key(
+        "Records to validate on, which do not train; a file as data_path.", common=True
+    )
+    validation_image_folder: str | None = key("Folder of their images; null: image_folder.")
+    validation_split: float = key(
+        "Share of data_path, chosen by content, that validates and does not train.", low=0, below=1
+    )
+    validation_drop_last: bool = key("Validate on whole global batches only.")
     max_skipped: float = key(
         "More skipped, dropped or mismatched records than this share is an error.", low=0, high=1
     )
@@ -123,4 +131,3 @@ class Data:
         None,
         why="neva packs the records of model.data.data_path itself and reads no packed .bin and .idx: give the former",
     )
-    validation_drop_last: Any = ignored("acts with trainer.limit_val_batches above 0 only")

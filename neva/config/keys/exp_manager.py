@@ -9,7 +9,9 @@ from neva.config.keys.field import ignored, key, refused, section
 
 _EMA = "neva does not keep an exponential moving average of the weights"
 _EMA_DETAIL = "acts with exp_manager.ema.enable only"
-_NO_VALIDATION = "neva runs no validation loop while it trains, so there is nothing to stop early on"
+_NO_EARLY_END = (
+    "a run goes on to its last step; monitor=val_loss with mode=min keeps the checkpoints that validate best"
+)
 
 
 @dataclass
@@ -33,7 +35,7 @@ class CheckpointCallbackParams:
         "the newest checkpoint is always saved at the end; between, every_n_train_steps decides"
     )
     save_weights_only: Any = refused(False, why="a checkpoint without optimizer state cannot be resumed")
-    save_best_model: Any = refused(False, why=_NO_VALIDATION)
+    save_best_model: Any = refused(False, why=_NO_EARLY_END)
     async_save: Any = refused(False, why="neva does not save asynchronously yet")
     save_last_n_optim_states: Any = refused(None, -1, why="every kept checkpoint has its optimizer state")
 
@@ -93,7 +95,7 @@ class ExpManager:
     )
     ema: Ema = section()
 
-    create_early_stopping_callback: Any = refused(False, why=_NO_VALIDATION)
+    create_early_stopping_callback: Any = refused(False, why=_NO_EARLY_END)
     create_mlflow_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")
     create_dllogger_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")
     create_clearml_logger: Any = refused(False, why="neva logs to TensorBoard and Weights & Biases only")

@@ -8,10 +8,6 @@ from typing import Any
 from neva.config.keys.field import ignored, key, refused
 
 _BY_EXP_MANAGER = "exp_manager makes loggers and checkpoints"
-_NO_VALIDATION = (
-    "neva runs no validation or test loop while it trains; evaluate the .nemo or a checkpoint afterwards"
-)
-_VALIDATION_DETAIL = "acts with trainer.limit_val_batches above 0 only"
 _PRECISION = (32, "bf16", 16)
 
 
@@ -34,6 +30,13 @@ class Trainer:
     log_every_n_steps: int = key("Steps between two lines of the log.", low=1)
     gradient_clip_val: float = key("Largest global gradient norm; 0: no clipping.", low=0)
 
+    val_check_interval: int | float = key(
+        "Optimizer steps between two validations; a float up to 1.0: the share of an epoch.", above=0
+    )
+    limit_val_batches: int | float | None = key(
+        "Global batches that a validation reads; a float up to 1.0: the share of them; null: all.", low=0
+    )
+
     distributed_timeout_s: float = key(
         "Seconds that one collective operation may take before the run stops and names it.", above=0
     )
@@ -46,10 +49,8 @@ class Trainer:
         1,
         why="accumulation follows from model.global_batch_size and model.micro_batch_size",
     )
-    limit_val_batches: Any = refused(0, why=_NO_VALIDATION)
-    val_check_interval: Any = ignored(_VALIDATION_DETAIL)
-    check_val_every_n_epoch: Any = ignored(_VALIDATION_DETAIL)
-    num_sanity_val_steps: Any = ignored(_VALIDATION_DETAIL)
+    check_val_every_n_epoch: Any = ignored("trainer.val_check_interval counts steps across epochs")
+    num_sanity_val_steps: Any = ignored("a dry run looks at the held-out set before the first step")
     limit_test_batches: Any = ignored("training runs no test loop, in NeVA neither")
     benchmark: Any = ignored("cuDNN's search decides over time only")
     enable_model_summary: Any = ignored("neva logs parameter counts by part; `--dry-run` prints them")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from neva.config.data_sources import KEY, data_sources, image_folder_key, is_mixture, paths_of
+from neva.config.data_sources import KEY, data_sources, image_folder_key, is_mixture
 from neva.data.index import Indexed, RecordIndex
 from neva.data.sources.media_folder import MediaFolder, has_own_place
 from neva.data.sources.source import Record, Records, open_source
@@ -53,12 +53,6 @@ def content_of(records: Records) -> str:
     if isinstance(records, Indexed):
         return records.record_index().content
     return file_digest(records.path) if records.path.is_file() else str(records.path)
-
-
-def kept_beside(records: Records) -> Path:
-    """Returns the file or folder beside which is kept what is made of records: their own, or that of the first."""
-    first = records.parts[0].records if isinstance(records, Mixture) else records
-    return first.path if first.path.exists() else paths_of(str(first.path))[0]
 
 
 def open_records(data_cfg: DictConfig) -> Records:

@@ -61,17 +61,19 @@ class Source(Protocol):
         """Returns the records of `path` without those whose `dataset` is excluded; DataError where there are none."""
 
 
-def open_source(path: str | Path, datasets_exclude: Collection[str] = ()) -> Records:
-    """Opens `model.data.data_path` with the first registered source that accepts it.
+def open_source(
+    path: str | Path, datasets_exclude: Collection[str] = (), key: str = "model.data.data_path"
+) -> Records:
+    """Opens what a key of the configuration names with the first registered source that accepts it.
 
     Raises:
         DataError: nothing is there, no source accepts it, or it holds no records.
     """
     path = Path(path)
     if missing := next((file for file in paths_of(str(path)) if not file.exists()), None):
-        raise DataError(f"model.data.data_path: no file at {missing}")
+        raise DataError(f"{key}: no file at {missing}")
     source: Source | None = next((source for source in SOURCES if source.accepts(path)), None)
     if source is None:
         forms = ", ".join(source.form for source in SOURCES)
-        raise DataError(f"model.data.data_path: {path} is of no form that neva reads; expected {forms}")
+        raise DataError(f"{key}: {path} is of no form that neva reads; expected {forms}")
     return source.open(path, datasets_exclude)

@@ -75,6 +75,16 @@ class FullyShardedModel(_BaseDataParallel):
         """Yields the trained parameters; each has a gradient once a backward pass is done."""
         return (parameter for parameter in self.module.parameters() if parameter.requires_grad)
 
+    def train(self, mode: bool = True) -> FullyShardedModel:
+        """Sets the mode, and frees what a pass without gradients has left all-gathered: no backward pass will.
+
+        With `grad` the next forward pass would else use parameters of before the optimizer step.
+        """
+        for module in self.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return super().train(mode)
+
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Leaves for later what need not be sent with every micro batch.

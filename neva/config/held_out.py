@@ -1,0 +1,69 @@
+"""What must hold between the keys of the held-out set, and the value that ranks checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+from neva.constants import LOGGED_VALUES, VALIDATION_LOSS
+
+
+def validates(cfg: DictConfig) -> bool:
+    """Whether a run holds anything out to validate on."""
+    return cfg.model.data.validation is not None or cfg.model.data.validation_split > 0
+
+
+def held_out_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    """Yields what contradicts itself about what is held out, and how much of it is read how often."""
+    data, limit = cfg.model.data, cfg.trainer.limit_val_batches
+    if data.validation is not None and data.validation_split:
+        yield (
+            f"model.data.validation={data.validation} and model.data.validation_split={data.validation_split} both "
+            "hold something out: give one of them"
+        )
+    if limit is not None and bool(limit) != validates(cfg):
+        nothing = "there is nothing to validate on: give model.data.validation or model.data.validation_split"
+        unread = "something is held out to validate on: leave the key out to read all of it"
+        yield f"trainer.limit_val_batches={limit} but {nothing if limit else unread}"
+    for name in ("limit_val_batches", "val_check_interval"):
+        value = cfg.trainer[name]
+        if isinstance(value, float) and value > 1:
+            yield f"trainer.{name}={value}: a float is a share, at most 1.0; give an integer for a number"
+
+
+def monitor_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    """Yields why no checkpoint could be ranked: a value that nothing logs would keep none but the last."""
+    manager = cfg.exp_manager
+    params = manager.checkpoint_callback_params
+    logged = ["step", "epoch", *LOGGED_VALUES]
+    if cfg.trainer.precision == 16:
+        logged.append("loss_scale")
+    if validates(cfg):
+        logged.append(VALIDATION_LOSS)
+    more = "" if validates(cfg) else f" ({VALIDATION_LOSS} with model.data.validation or validation_split)"
+    if not manager.create_checkpoint_callback or not params.save_top_k:
+        return
+    if params.monitor not in logged:
+        yield (
+            f"exp_manager.checkpoint_callback_params.monitor={params.monitor} is not logged, so that no "
+            f"checkpoint could be ranked by it; expected one of {', '.join(logged)}{more}"
+        )
+    elif params.monitor == VALIDATION_LOSS:
+        yield from _ranked_by_validation(params, cfg.trainer.val_check_interval)
+
+
+def _ranked_by_validation(params: DictConfig, interval: float) -> Iterator[str]:
+    """What would rank a checkpoint by the validation of an earlier step, or keep the worst."""
+    every = params.every_n_train_steps
+    if not isinstance(interval, int) or every % interval:
+        yield (
+            f"exp_manager.checkpoint_callback_params.monitor={VALIDATION_LOSS} with every_n_train_steps={every} and "
+            f"trainer.val_check_interval={interval}: a checkpoint is ranked by a validation of its own step, so let "
+            "the former be a multiple of the latter"
+        )
+    if params.mode != "min":
+        yield (
+            f"exp_manager.checkpoint_callback_params.monitor={VALIDATION_LOSS} with mode={params.mode} would keep the "
+            "checkpoints that validate worst: set mode=min"
+        )

@@ -1,0 +1,132 @@
+"""Loss on the held-out set while a run trains: the same figure in every layout, and no trace in the training.
+
+Lightning's own validation loop is not used. It runs behind the callbacks of a step, so that a checkpoint would be
+ranked by the validation before, and where it stands is one more state to restore. Here it follows from the step
+alone, is done before the checkpoint of its step is written, and hands Megatron's schedule whole global batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from megatron.core.transformer.module import MegatronModule
+from omegaconf import DictConfig
+
+from neva.config.derive import validation_interval
+from neva.constants import VALIDATION_LOSS
+from neva.data.loader import RankBatchLoader
+from neva.data.validation import build_validation_dataset, validation_loader, validation_steps
+from neva.distributed import groups
+from neva.training.step import run_global_batch
+
+logger = logging.getLogger(__name__)
+
+
+class Validation(Callback):
+    """Every `trainer.val_check_interval` steps, and after the last: the loss per label token of the whole held-out set.
+
+    It stands before the callbacks that write checkpoints, metrics and progress.
+    """
+
+    def __init__(self, trainer_cfg: DictConfig) -> None:
+        self.trainer_cfg = trainer_cfg
+        self.loader: RankBatchLoader | None = None
+        self.step, self.loss = -1, float("nan")
+        self.seconds = 0.0
+        """Spent so far."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the held-out set."""
+        module: Any = pl_module
+        sampler: Any = trainer.train_dataloader.batches.sampler  # type: ignore[union-attr]
+        self.interval = validation_interval(self.trainer_cfg, sampler.steps_per_epoch)
+        dataset = build_validation_dataset(module.cfg, module.vision, module.tokenizer)
+        if dataset is None:
+            return
+        steps = validation_steps(
+            len(dataset),
+            module.cfg.global_batch_size,
+            self.trainer_cfg.limit_val_batches,
+            module.cfg.data.validation_drop_last,
+        )
+        self.loader = validation_loader(
+            module.cfg,
+            dataset,
+            steps,
+            module.tokenizer.pad_token_id,
+            rank=groups.data_parallel_rank(),
+            size=groups.data_parallel_size(),
+        )
+        if trainer.is_global_zero:
+            logger.info(
+                "%s records held out, of which %s batches of %s are read every %s steps: %s",
+                f"{len(dataset):,}",
+                f"{len(steps):,}",
+                module.cfg.global_batch_size,
+                self.interval,
+                dataset.records.path,
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Validates when it is time, and logs the loss at the step that was taken."""
+        step = trainer.global_step
+        if self.loader is None or (step % self.interval and step != trainer.max_steps):
+            return
+        started = time.monotonic()
+        module: Any = pl_module
+        self.loss = held_out_loss(module.chunks, self.loader, trainer.strategy.root_device)
+        self.step = step
+        self.seconds += time.monotonic() - started
+        # for the checkpoints; the loggers would be told again at every step
+        pl_module.log(VALIDATION_LOSS, self.loss, logger=False, batch_size=1)
+        for log in trainer.loggers:
+            log.log_metrics(
+                {VALIDATION_LOSS: self.loss}, step - 1
+            )  # as Lightning numbers the step's own loss
+        if trainer.is_global_zero:
+            logger.info("step %s: validation loss %.4f", step, self.loss)
+
+    def values(self, step: int) -> dict[str, float]:
+        """Returns what was measured after this step; nothing when it did not validate."""
+        return {VALIDATION_LOSS: self.loss} if step == self.step else {}
+
+
+def held_out_loss(chunks: Sequence[MegatronModule], loader: RankBatchLoader, device: torch.device) -> float:
+    """Returns the loss per label token over all batches, equal on every rank; every rank takes part.
+
+    Args:
+        chunks: wrapped model chunks of this rank.
+        loader: this rank's share of the held-out set, a step an item.
+        device: where the batches are moved to.
+    """
+    loss_sum, label_tokens = 0.0, 0
+    with _evaluating(chunks):
+        for batch in loader:
+            found = run_global_batch(list(chunks), batch, device, forward_only=True)
+            loss_sum, label_tokens = loss_sum + found.loss_sum, label_tokens + found.num_label_tokens
+    return loss_sum / max(1, label_tokens)
+
+
+@contextmanager
+def _evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
+    """Switches dropout and recomputation off, and gives every module its mode back, as frozen parts have their own."""
+    modules = [module for chunk in chunks for module in chunk.modules()]
+    modes = [module.training for module in modules]
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for chunk in chunks:
+            chunk.train()
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

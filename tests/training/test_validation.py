@@ -1,0 +1,93 @@
+"""Validation while a run trains: the loss of the whole held-out set, and not a bit of difference to the training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from neva.training.callbacks import CURVE, read_metrics
+from tests.training.test_run import Kill, kill_after, run, weights
+
+TRAINED = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> list[str]:
+    """Overrides that hold out seven of the ten records, once more: they fill a batch of 4 and part of another."""
+    path = tmp_path_factory.mktemp("held_out") / "held_out.json"
+    data = next(word for word in colours if "data_path" in word).partition("=")[2]
+    path.write_text(json.dumps(json.loads(Path(data).read_text())[3:]))
+    return [f"model.data.validation={path}", "trainer.val_check_interval=2"]
+
+
+def rows(run_dir: Path, *names: str) -> list[list[float]]:
+    return [[row[name] for name in names] for row in read_metrics(run_dir)]
+
+
+def validated(run_dir: Path) -> dict[int, float]:
+    return {int(row["step"]): row["val_loss"] for row in read_metrics(run_dir) if "val_loss" in row}
+
+
+def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an_interval(
+    tmp_path: Path, colours: list[str], held_out: list[str]
+) -> None:
+    kept = ["monitor=val_loss", "mode=min", "save_top_k=2", "every_n_train_steps=2"]
+    every = [*colours, "model.optim.lr=0.5", "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
+    plain = run(tmp_path / "plain", every, steps=7)
+    ranked = [*colours, "model.optim.lr=0.5", *held_out]
+    ranked += [f"exp_manager.checkpoint_callback_params.{word}" for word in kept]
+    unbroken = run(tmp_path / "a", ranked, steps=7)
+
+    assert rows(unbroken, *TRAINED) == rows(plain, *TRAINED)
+    before, after = weights(plain), weights(unbroken)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    losses = validated(unbroken)
+    assert list(losses) == [2, 4, 6, 7]
+    assert validated(plain) == {}
+
+    # killed behind the checkpoint of step 2, in the middle of an interval
+    with pytest.raises(Kill):
+        kill_after(3, tmp_path / "b", [*ranked, "trainer.max_steps=7"])
+    resumed = run(tmp_path / "b", ranked, steps=7)
+    assert validated(resumed) == losses
+    assert rows(resumed, *TRAINED) == rows(plain, *TRAINED)
+
+    best = sorted([2, 4, 6], key=lambda step: losses[step])[:2]
+    assert set(best) != {4, 6}, "the last two are what any order would keep"
+    for run_dir in (unbroken, resumed):
+        names = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
+        steps = {int(name.partition("step=")[2].partition("-")[0]) for name in names if "-last" not in name}
+        assert steps == set(best), (names, losses)
+
+    # the loss at the end, by the training loop: one step over the held-out records alone, from the final weights
+    nemo = next((unbroken / "checkpoints").glob("*.nemo"))
+    path = held_out[0].partition("=")[2]
+    same = [*colours, f"model.restore_from_path={nemo}", f"model.data.data_path={path}"]
+    same += ["model.global_batch_size=7", "model.micro_batch_size=7"]
+    (first,) = rows(run(tmp_path / "same", same, steps=1), "loss")
+    # float32: other lengths of padding
+    torch.testing.assert_close(losses[7], first[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_share_of_an_epoch_the_curve_and_tensorboard(tmp_path: Path, colours: list[str]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    split = [
+        "model.data.validation_split=0.3",
+        "trainer.val_check_interval=0.5",
+        "trainer.limit_val_batches=1",
+    ]
+    run_dir = run(
+        tmp_path, [*colours, *split, "model.global_batch_size=2", "trainer.log_every_n_steps=100"], 5
+    )
+    count = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    assert count["consumed_samples"] == 2
+    losses = validated(run_dir)
+    assert list(losses) in ([1, 2, 3, 4, 5], [2, 4, 5])  # six to eight records train
+    events = EventAccumulator(str(run_dir / "version_0")).Reload()
+    logged = {event.step + 1: event.value for event in events.Scalars("val_loss")}
+    assert logged == pytest.approx(losses, rel=1e-6)  # TensorBoard has float32
+    assert (run_dir / CURVE).stat().st_size > 10_000
