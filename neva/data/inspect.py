@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.dataset import ConversationDataset
 from neva.data.media.image import load_image
-from neva.data.sources.source import Record
+from neva.data.sources.source import MediaFile, Record
 from neva.errors import SampleError, UserError
 
 Kind = Literal["trained", "masked", "image"]
@@ -121,9 +121,11 @@ def _decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def _shown(dataset: ConversationDataset, name: str) -> ShownImage:
+def _shown(dataset: ConversationDataset, file: str | MediaFile) -> ShownImage:
+    name = f"{file!s:.200}"
     try:
-        image = load_image(dataset.image_folder / name)
+        source = dataset.files.image(file)
+        image = load_image(source, dataset.media.exif_transpose)
     except UserError:
         return ShownImage(name, None, None)
     thumbnail = image.copy()

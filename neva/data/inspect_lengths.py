@@ -77,7 +77,7 @@ def waste_by_sampler(
     orders: dict[str, EpochOrder] = {name: SAMPLERS[name] for name in SAMPLERS.names()}
     return {
         name: padding_share(
-            lengths.tokens[order.indices(epoch).numpy()],
+            lengths.tokens[order.indices(epoch)[: epoch.num_samples].numpy()],
             model_cfg.global_batch_size,
             model_cfg.micro_batch_size,
             ranks,
