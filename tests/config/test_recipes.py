@@ -170,7 +170,7 @@ def test_only_values_are_opened_to_the_schema(override: str, opened: str) -> Non
         ("model/llm=llama5", r"Could not find 'model/llm/llama5'.*vicuna_7b"),
         ("model.optim.lr=1e-4,1e-3", "--multirun"),
         ("model.optim.lr=[", r"no viable alternative.*quote a value with"),
-        ("model.data.data_path=/data/a=b.json", r"cannot read 'model.data.data_path=/data/a=b.json'"),
+        ("model.data.data_path=/data/a={b", r"cannot read 'model.data.data_path=/data/a={b'"),
     ],
 )
 def test_an_override_that_hydra_cannot_read_is_one_line(override: str, message: str) -> None:

@@ -157,7 +157,7 @@ OWN_SYSTEM = {
 
 
 def encoder(template: str) -> ConversationEncoder:
-    return ConversationEncoder(tokenizers.of_bytes(), TEMPLATES[template], 2, 10_000, False)
+    return ConversationEncoder(tokenizers.of_bytes(), TEMPLATES[template], 10_000, False)
 
 
 def pairs(written: str) -> list[tuple[int, int]]:
@@ -186,7 +186,7 @@ def test_ids_and_mask_are_those_written_out(template: str, number: int) -> None:
         if system and not TEMPLATES[template].system:
             continue
         shown = expected if written else expected.replace("System: §¶\n", "")
-        found = encoder(template).sample(turns(*texts), images, system)
+        found = encoder(template).sample(turns(*texts), [2] * images, system)
         assert list(zip(*found, strict=True)) == pairs(shown.replace("§", written))
 
 
@@ -203,15 +203,15 @@ def test_every_template_is_written_out() -> None:
     ],
 )
 def test_plain_is_image_and_caption(texts: tuple[str, str], expected: str) -> None:
-    found = encoder("plain").sample(turns(*texts), texts[0].count("<image>"))
+    found = encoder("plain").sample(turns(*texts), [2] * texts[0].count("<image>"))
     assert list(zip(*found, strict=True)) == pairs(expected)
 
 
 @pytest.mark.parametrize("template", ["nvgpt", "nv_steerlm", "nv_dpo"])
 def test_a_label_stands_before_its_answer_and_carries_no_loss(template: str) -> None:
     conversation = [Turn("human", "q"), Turn("gpt", "a", "quality:9")]
-    found = encoder(template).sample(conversation, 0, "S")
+    found = encoder(template).sample(conversation, [], "S")
     expected = "①System\nS②User\nq\n②Assistant\n③quality:9\n{a\n②}"
     assert list(zip(*found, strict=True)) == pairs(expected)
-    prompt = encoder(template).prompt("q", 0, "S", "quality:9")
+    prompt = encoder(template).prompt("q", [], "S", "quality:9")
     assert prompt == found[0][: len(prompt)] and found[1][len(prompt)] == found[0][len(prompt)]

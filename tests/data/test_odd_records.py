@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.encode import ConversationEncoder
 from neva.data.odd_records import ODDITIES, read_as_llava
-from neva.data.preflight import _Broken
+from neva.data.quick_check import BrokenRecords
 from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
 from neva.errors import DataError, OddRecordError, SampleError
@@ -91,7 +91,7 @@ def test_an_image_placeholder_without_image_is_characters() -> None:
     turns = [Turn("human", "q <image>"), Turn("gpt", "a <image> b")]
     read = read_as_llava(Record("7", turns, [], "S"), has_system_place=True)
     found, found_with_token = (
-        ConversationEncoder(tokenizer, TEMPLATES["v1"], 2, 999, False).sample(read.turns, 0, "S")
+        ConversationEncoder(tokenizer, TEMPLATES["v1"], 999, False).sample(read.turns, [], "S")
         for tokenizer in (plain, with_token)
     )
     assert found == found_with_token
@@ -129,7 +129,7 @@ def test_a_preflight_lists_each_kind_once(tmp_path: Path) -> None:
     kinds = [kind for kind in ODDITIES if kind != "system prompt"]
     write_dataset(tmp_path, 1)
     write_records(tmp_path / "data.json", [ODD[kind][0] for kind in kinds for _ in range(2)])
-    samples, broken = dataset(tmp_path, odd_records="fail"), _Broken()
+    samples, broken = dataset(tmp_path, odd_records="fail"), BrokenRecords()
     for index in range(len(samples)):
         try:
             samples.check(index)

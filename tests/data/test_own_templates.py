@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from neva.errors import ConfigError, SampleError
 from neva.templates.choice import check_choice, free_template
 from neva.templates.template import Turn
 from tests.data import tokenizers
-from tests.data.test_dataset import VISION, model_cfg
+from tests.data.test_dataset import model_cfg
 from tests.data.test_golden import pairs
 from tests.templates.test_template import turns
 
@@ -65,16 +64,16 @@ EXPECTED: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 def encoder(text: str, tags: tuple[str, str] | None = None) -> ConversationEncoder:
     template = chat_template(text, tokenizers.of_bytes())
-    return ConversationEncoder(tokenizers.of_bytes(), template, 2, 10_000, False, image_tags=tags)
+    return ConversationEncoder(tokenizers.of_bytes(), template, 10_000, False, image_tags=tags)
 
 
 @pytest.mark.parametrize("case", EXPECTED)
 def test_a_chat_template_learns_answers_and_their_ends(case: str) -> None:
     text, texts, expected = EXPECTED[case]
     said = [turn.replace("@", "<image>") for turn in texts]
-    found = encoder(text).sample(turns(*said), "".join(texts).count("@"))
+    found = encoder(text).sample(turns(*said), [2] * "".join(texts).count("@"))
     assert list(zip(*found, strict=True)) == pairs(expected)
-    prompt = encoder(text).prompt(said[0], said[0].count("<image>"))
+    prompt = encoder(text).prompt(said[0], [2] * said[0].count("<image>"))
     assert found[0][: len(prompt)] == prompt and found[1][len(prompt)] != -100
 
 
@@ -86,13 +85,13 @@ def test_its_ids_are_those_of_apply_chat_template_and_its_end_is_known(text: str
         {"role": role, "content": said} for role, said in zip(("user", "assistant") * 2, "qarb", strict=False)
     ]
     expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert encoder(text).sample(turns(*"qarb"), 0)[0] == expected
+    assert encoder(text).sample(turns(*"qarb"), [])[0] == expected
     assert encoder(text).template.special_end == ("<|im_end|>" if text is QWEN else "</s>")
 
 
 def test_a_control_token_in_a_text_is_no_token_of_the_chat_template() -> None:
     said = ("x<|im_end|>\n<|im_start|>", "y</s><|im_end|> z")
-    ids, labels = encoder(QWEN).sample(turns(*said), 0)
+    ids, labels = encoder(QWEN).sample(turns(*said), [])
     tokenizer = tokenizers.of_bytes()
     for token, count in (("<|im_end|>", 3), ("<|im_start|>", 3), ("</s>", 0)):
         assert ids.count(tokenizer.convert_tokens_to_ids(token)) == count
@@ -115,10 +114,10 @@ def test_a_chat_template_that_cannot_be_learnt_from_is_refused(text: str, messag
 
 
 def test_a_system_prompt_is_a_message_where_the_chat_template_takes_one() -> None:
-    found = encoder(QWEN).sample(turns("q", "a"), 0, "T")
+    found = encoder(QWEN).sample(turns("q", "a"), [], "T")
     assert list(zip(*found, strict=True)) == pairs("«system\nT»\n«user\nq»\n«assistant\n{a»}\n")
     with pytest.raises(SampleError, match="no place for a system prompt"):
-        encoder(MISTRAL).sample(turns("q", "a"), 0, "T")
+        encoder(MISTRAL).sample(turns("q", "a"), [], "T")
 
 
 def images(turn: str) -> list[dict[str, str]]:
@@ -160,7 +159,7 @@ def test_an_export_renders_what_training_rendered(case: str, tmp_path: Path) -> 
     cfg.mm_cfg.llm = {"model_type": tags[0] if tags and tags[0] != "null" else None}
     cfg.mm_cfg.use_im_start_end = tags is not None
     cfg.data.exif_transpose = False
-    found = build_encoder(cfg, VISION, tokenizers.of_bytes())
+    found = build_encoder(cfg, tokenizers.of_bytes())
     text = jinja(cfg, {"bos_token": "<s>", "eos_token": "</s>"})
     said = ("<image>\nq", "a", "<image>\n<image>\nr", "b")
     roles = ("user", "assistant") * 2
@@ -198,13 +197,12 @@ def test_tokens_around_images_are_those_of_the_language_model(
 ) -> None:
     cfg = model_cfg(tmp_path, system="S")
     cfg.mm_cfg.merge_with({"llm": {"model_type": model_type}, "use_im_start_end": True})
-    encoder = build_encoder(cfg, VISION, tokenizers.of_bytes())
-    encoder = replace(encoder, image_tokens=2)
-    found = encoder.sample(turns("<image>\nq", "a", "x<image>", "b"), 2)
+    encoder = build_encoder(cfg, tokenizers.of_bytes())
+    found = encoder.sample(turns("<image>\nq", "a", "x<image>", "b"), [2, 2])
     image = f"{begin}<image>{end}"
     expected = f"^S USER: {image}\nq ASSISTANT:{{ a</s>}}USER: x{image} ASSISTANT:{{ b</s>}}"
     assert list(zip(*found, strict=True)) == pairs(expected)
-    forged, _ = encoder.sample(turns(begin, end), 0)  # in a text they are characters
+    forged, _ = encoder.sample(turns(begin, end), [])  # in a text they are characters
     assert not {*forged} & {*encoder.tokenizer.convert_tokens_to_ids([begin, end])}
 
 
@@ -215,14 +213,12 @@ def test_tokens_around_images_that_the_tokenizer_lacks_are_named(tmp_path: Path)
         r"use_im_start_end puts <\|reserved_special_token_4\|> and <\|reserved_\w*5\|> around an image, which"
     )
     with pytest.raises(ConfigError, match=message):
-        build_encoder(cfg, VISION, tokenizers.of_bytes())
+        build_encoder(cfg, tokenizers.of_bytes())
 
 
 def test_a_template_of_a_yaml_is_checked_and_used(tmp_path: Path) -> None:
-    found = build_encoder(
-        model_cfg(tmp_path, conv_template="free", template=FREE), VISION, tokenizers.of_bytes()
-    )
-    ids, labels = found.sample(turns("q", "a"), 0)
+    found = build_encoder(model_cfg(tmp_path, conv_template="free", template=FREE), tokenizers.of_bytes())
+    ids, labels = found.sample(turns("q", "a"), [])
     assert list(zip(ids, labels, strict=True)) == pairs("^Q: q\nA:{ a»}\n")
     for name, own, message in (
         ("free", None, r"conv_template=free needs model.data.template: {human: "),

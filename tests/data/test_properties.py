@@ -38,7 +38,7 @@ CONVERSATIONS = st.lists(
 def encoder(name: str) -> ConversationEncoder:
     tokenizer = tokenizers.of_bytes()
     template = chat_template(CHATS[name], tokenizer) if name in CHATS else TEMPLATES[name]
-    return ConversationEncoder(tokenizer, template, 2, 10**9, False)
+    return ConversationEncoder(tokenizer, template, 10**9, False)
 
 
 @pytest.mark.parametrize("name", [*(name for name in TEMPLATES.names() if name != "plain"), *CHATS])
@@ -50,7 +50,7 @@ def test_ids_are_the_text_and_answers_with_their_ends_are_learnt(
     one, tokenizer = encoder(name), tokenizers.of_bytes()
     turns = [turn for asked, answer in pairs for turn in (Turn("human", asked), Turn("gpt", answer))]
     num_images = sum(asked.count("<image>") for asked, _ in pairs)
-    ids, labels = one.sample(turns, num_images)
+    ids, labels = one.sample(turns, [2] * num_images)
     segments = render(one.template, turns, eos="</s>")
     begin = "<s>" if one.template.begins_with_bos else ""
     assert text_of(ids) == begin + "".join(segment.text for segment in segments)
@@ -82,7 +82,7 @@ def test_the_time_of_a_turn_grows_as_its_length() -> None:
     def took(length: int) -> float:
         text = ("word </s> <image " * (length // 17 + 1))[:length]
         started = time.process_time()
-        ids, _ = encoder("v1").sample([Turn("human", "q"), Turn("gpt", text)], 0)
+        ids, _ = encoder("v1").sample([Turn("human", "q"), Turn("gpt", text)], [])
         assert len(ids) > length  # a token for each byte
         return time.process_time() - started
 
