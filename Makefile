@@ -28,9 +28,17 @@ $(INSTALLED): setup.cfg scripts/setup.sh
 quickstart: $(INSTALLED)
 	$(BIN)/python scripts/quickstart.py $(ARGS)
 
-# A file of tests at a time on each core: what it trains first serves all of its tests. More than four processes gain nothing.
+# Without ARGS, a file of tests at a time on each core (what it trains first serves all of its tests); then those of several
+# processes, which need the cores for themselves.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+ifeq ($(ARGS),)
+	failed=0; \
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/distributed || failed=1; \
+	$(BIN)/python -m pytest tests/distributed || failed=1; \
+	exit $$failed
+else
+	$(BIN)/python -m pytest $(ARGS)
+endif
 
 # What neva does on this machine's NVIDIA GPU, as docs/gpu.md.
 gpu-report: $(INSTALLED)
