@@ -28,7 +28,7 @@ class Record:
     system: str | None
     place: str = field(default="", compare=False)
     """Where it stands, for messages (`line 3`); empty: messages give its index."""
-    videos: Sequence[str | MediaFile] = ()
+    videos: Sequence[str | MediaFile] = field(default_factory=list)
     """Names in the video folder, or files."""
     odd: tuple[str, ...] = field(default=(), compare=False)
     """What is odd about it and was read as LLaVA does: kinds of `neva.data.odd_records`."""
