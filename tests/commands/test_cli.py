@@ -123,7 +123,7 @@ def test_help_shows_recipes_keys_and_examples(capsys: pytest.CaptureFixture[str]
 def test_only_verbs_that_work_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert set(cli.verbs()) == {"train", "infer", "convert", "plan", "config", "data"}
+    assert set(cli.verbs()) == {"train", "infer", "convert", "plan", "config", "data", "evaluate", "serve"}
     for name, verb in cli.verbs().items():
         assert f"  {name:<8} {verb.SUMMARY}" in text
         assert callable(verb.main)
