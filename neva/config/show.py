@@ -23,7 +23,10 @@ def range_text(rule: Key) -> str:
         if bound is not None
     ]
     if (choices := asked(rule.choices)) is not None:
-        parts.append(("one of " if len(choices) > 1 else "") + ", ".join(str(choice) for choice in choices))
+        parts.append(
+            ("one of " if len(choices) > 1 else "")
+            + ", ".join("null" if choice is None else str(choice) for choice in choices)
+        )
     if rule.pattern is not None:
         parts.append(f"of the form {asked(rule.form)}")
     if rule.length is not None:

@@ -15,16 +15,10 @@ class StageLink:
         self._group = parallel_state.get_pipeline_model_parallel_group()
         ranks = dist.get_process_group_ranks(self._group)
         self._ranks, self._place = ranks, ranks.index(dist.get_rank())
-
-    @property
-    def is_first(self) -> bool:
+        self.is_first = self._place == 0
         """Whether this stage embeds tokens."""
-        return self._place == 0
-
-    @property
-    def is_last(self) -> bool:
+        self.is_last = self._place == len(ranks) - 1
         """Whether this stage has the head."""
-        return self._place == len(self._ranks) - 1
 
     def received(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns what the stage before has sent."""

@@ -198,7 +198,7 @@ def test_a_verb_is_a_module_of_commands(
     assert cli.main(["--help"]) == 0
     assert "  greet    say hello" in capsys.readouterr().out
     assert cli.main(["options"]) == 2
-    names = "config, convert, data, infer, plan, train, greet"
+    names = "config, convert, data, evaluate, infer, plan, serve, train, greet"
     assert f"no verb 'options'; there are {names}" in capsys.readouterr().err
 
 

@@ -21,7 +21,10 @@ from tests.data.test_dataset import VISION, model_cfg
 
 
 def section(path: Path, **keys: object) -> DictConfig:
-    plain = {"data_path": str(path), "datasets_exclude": [], "validation": None, "validation_split": 0.0}
+    plain = {
+        "data_path": str(path), "image_folder": None, "max_media_mb": 1, "datasets_exclude": [], "validation": None,
+        "validation_split": 0.0,
+    }  # fmt: skip
     return OmegaConf.create({**plain, **keys})
 
 
@@ -130,7 +133,7 @@ def test_images_of_the_held_out_file_have_a_folder_of_their_own(tmp_path: Path) 
     write_records(tmp_path / "data.json", text_records(2))
     tokenizer = tokenizers.llama_like(tmp_path / "tokenizer")
     held_out = build_validation_dataset(cfg, VISION, tokenizer)
-    assert held_out is not None and held_out.image_folder == tmp_path / "there"
+    assert held_out is not None and held_out.files.folder.path == tmp_path / "there"
     assert torch.equal(held_out[0].input_ids, build_dataset(cfg, VISION, tokenizer)[0].input_ids)
     cfg.data.validation_image_folder = str(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"model\.data\.validation_image_folder: no folder at "):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -272,11 +273,11 @@ def test_the_batch_size_changes_no_answer(nemo: Path, images: str, tmp_path: Pat
 def test_an_image_that_cannot_be_read_is_the_error_of_its_prompt_alone(
     nemo: Path, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(path: Path) -> Image.Image:
+    def fails(file: Any) -> Image.Image:
         """Reads as from a broken disk, which a test does not have; root may read what has no permission."""
-        if path.name == "0.png":
+        if Path(file.name).name == "0.png":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return opens(path)
+        return opens(file)
 
     opens = Image.open
     monkeypatch.setattr(Image, "open", fails)

@@ -210,7 +210,7 @@ def test_packed_samples_have_the_loss_and_gradients_that_they_have_alone(
     ]
     lengths = [[len(ids) for ids, _, _ in row] for row in rows]
     pixels = torch.cat([pixels for _, _, pixels in samples])
-    found = model(packed[0], pixels, packed[1], lengths)
+    found = model(packed[0], pixels, packed[1], sample_lengths=lengths)
     found.double().sum().backward()
     # Megatron's softmax is float32; the losses come position by position over both rows
     torch.testing.assert_close(found.sort().values, losses.sort().values, atol=1e-6, rtol=1e-6)

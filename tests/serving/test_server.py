@@ -108,7 +108,7 @@ def test_a_prompt_is_the_beginning_of_the_training_sample(assistant: Assistant, 
     first = [Turn("human", f"<image>\n{QUESTION}"), Turn("gpt", "red")]
     turns = [*first, Turn("human", "what is it?"), Turn("gpt", "red")]
     for system in (None, "is it?"):
-        ids, labels = assistant.encoder.sample(turns, 1, system)
+        ids, labels = assistant.encoder.sample(turns, [assistant.media.rules.tile_tokens], system)
         last_answer = max(at for at in range(1, len(ids)) if labels[at] >= 0 and labels[at - 1] < 0)
         messages = [
             *([] if system is None else [{"role": "system", "content": system}]),
