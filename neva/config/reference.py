@@ -60,7 +60,11 @@ def page() -> str:
 
 def _key_row(path: str, hint: object, rule: Key, defaults: Mapping[str, object]) -> str:
     kind = type_name(hint)
-    parts = [range_text(rule), "null" if "null" in kind else ""] if rule.choices else [kind, range_text(rule)]
+    if rule.choices:
+        text = range_text(rule)
+        parts = [text, "null" if "null" in kind and "null" not in text else ""]
+    else:
+        parts = [kind, range_text(rule)]
     values_by_reason: dict[str, list[str]] = {}
     for value, why in (rule.not_yet or {}).items():
         values_by_reason.setdefault(why, []).append(f"`{as_override(value)}`")
