@@ -46,7 +46,7 @@ def test_a_sample_shows_the_pixels_that_the_tower_gets_and_counts_its_labels(tmp
     write_dataset(tmp_path, 3)
     (tmp_path / "2.png").unlink()
     samples = dataset(tmp_path)
-    mean, std = samples.processor.image_mean, samples.processor.image_std
+    mean, std = samples.media.processor.image_mean, samples.media.processor.image_std
     shown, sample = inspect_sample(samples, 0, mean, std), samples.read(0)
     assert shown.count("trained") == int((sample.labels != IGNORE_INDEX).sum())
     assert shown.count("image") == int((sample.input_ids == IMAGE_TOKEN_ID).sum())
@@ -70,7 +70,7 @@ def test_padding_is_what_collation_really_pads(ranks: int, same_length: bool) ->
     for step in range(43 // 8):
         places = tokens[8 * step : 8 * step + 8]
         for rank in range(ranks):
-            rows = [Sample(torch.zeros(n).long(), torch.zeros(n).long(), torch.empty(0, 3, 1, 1), "") for n in
+            rows = [[Sample(torch.zeros(n).long(), torch.zeros(n).long(), torch.empty(0, 3, 1, 1), "")] for n in
                     places[rank::ranks].tolist()]  # fmt: skip
             for micro in collate(rows, 2, 0, 8, same_length):
                 padded, real = padded + micro.input_ids.numel(), real + micro.num_tokens

@@ -13,7 +13,7 @@ from neva.data import token_lengths
 from neva.data.batch import Batch
 from neva.data.loader import packs_per_epoch, train_loader
 from neva.data.position import Position, saved_position
-from neva.errors import DataError, SampleError
+from neva.errors import DataError
 from tests.conftest import conversation, image_record, write_records
 from tests.data import tokenizers
 from tests.data.test_dataset import VISION, dataset, model_cfg, write_dataset
@@ -118,7 +118,7 @@ def test_a_record_without_a_sample_is_left_out_of_its_pack(tmp_path: Path) -> No
     records[4] = {"id": "broken"}
     records[6] = image_record(99, "<image>", "b")  # its file is missing, which shows when it is read
     write_records(tmp_path / "data.json", records)
-    with pytest.raises(SampleError, match=r"data\.json, record 4"):
+    with pytest.raises(DataError, match=r"data\.json, record 4"):
         loader(tmp_path)
     found = loader(tmp_path, on_error="skip", steps=9, dataloader_type="sequential", drop_last=False)
     seen = names(list(found))
@@ -133,7 +133,7 @@ def test_a_record_without_a_label_fails_or_is_dropped_by_key(tmp_path: Path) -> 
     records[5] = {"id": "long", "conversations": conversation("Is it? " * 90, "Yes")}
     write_records(tmp_path / "data.json", records)
     kept = {"encoder_seq_length": 220, "dataloader_type": "sequential"}
-    with pytest.raises(SampleError, match=r"'long'\): no token carries loss within encoder_seq_length=220"):
+    with pytest.raises(DataError, match=r"'long'\): no token carries loss within encoder_seq_length=220"):
         loader(tmp_path, **kept)
     found = loader(tmp_path, no_label="drop", steps=9, drop_last=False, **kept)
     assert set(names(list(found))) == {record["id"] for record in records} - {"long"}
