@@ -92,9 +92,9 @@ def test_random_faults_on_one_rank_or_the_other_leave_every_step_the_same(
 def test_a_run_that_may_not_skip_ends_with_the_record_in_one_line(tmp_path: Path, colours: list[str]) -> None:  # noqa: F811
     images = Path(next(word for word in colours if "image_folder" in word).partition("=")[2])
     records = json.loads((images / "data.json").read_text()) * 8
-    (tmp_path / "torn.png").write_bytes((images / "1.png").read_bytes()[:50])
+    (images / "torn_too.png").write_bytes((images / "1.png").read_bytes()[:50])
     # which no look before training decodes
-    records[37] = {**records[1], "id": "torn one", "image": str(tmp_path / "torn.png")}
+    records[37] = {**records[1], "id": "torn one", "image": "torn_too.png"}
     (tmp_path / "data.json").write_text(json.dumps(records))
     order = [f"model.data.data_path={tmp_path}/data.json", "model.data.dataloader_type=sequential"]
     process = start(
