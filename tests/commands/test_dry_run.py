@@ -15,17 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from neva import cli
 from neva.config.load import load
 from neva.config.model_config import language_config_of, vision_config_of
-from neva.distributed import groups
 from neva.families.configs import LanguageConfig, VisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["<unk>", "<s>", "</s>", "what", "is", "this", "?", "red", "USER", "ASSISTANT", ":"]
-
-
-@pytest.fixture(autouse=True)
-def no_groups() -> None:
-    """A dry run makes process groups of its own."""
-    groups.destroy()
 
 
 def language_parameters(shape: LanguageConfig) -> int:
