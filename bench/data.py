@@ -129,7 +129,7 @@ def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset[An
     """Returns what training reads, labels included."""
     from neva.config.load import load
     from neva.config.model_config import vision_config_of
-    from neva.data.dataset import build_dataset
+    from neva.data.build import build_dataset
 
     tower = "model.mm_cfg.vision_encoder"
     tokenizer.save_pretrained(folder / "tokenizer")

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.commands.options import verb_parser
+
 SUMMARY = "migrate a NeVA YAML, or compare two configurations"
 REFUSED = 1
 DIFFERENT = 1
@@ -26,12 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva config`."""
-    parser = argparse.ArgumentParser(
-        prog="neva config",
-        description=SUMMARY,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("config", SUMMARY, EXAMPLES)
     actions = parser.add_subparsers(dest="action", required=True)
     migrating = actions.add_parser(
         "migrate", help="print a complete YAML of NeVA as a recipe with a defaults list"

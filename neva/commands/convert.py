@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from neva.commands.options import verb_parser
 from neva.convert.options import Options
 from neva.convert.targets import LAYOUTS
 from neva.errors import UserError
@@ -92,9 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Converts and prints what was decided. Returns 0, or 1 with a sentence on stderr when it could not."""
-    parser = argparse.ArgumentParser(
-        prog="neva convert", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = verb_parser("convert", DESCRIPTION)
     add_arguments(parser)
     return run(parser.parse_args(arguments))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neva.commands.options import verb_parser
 from neva.errors import ConfigError
 from neva.registry import METRICS, load_plugins
 
@@ -50,9 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     words = list(arguments)
     if words[:1] == ["compare"]:
-        parser = argparse.ArgumentParser(
-            prog="neva evaluate compare", description="two models' scores, side by side"
-        )
+        parser = verb_parser("evaluate compare", "two models' scores, side by side")
         parser.add_argument(
             "compare", nargs=2, type=Path, metavar="RESULTS", help="results.json, or its folder"
         )
@@ -65,11 +64,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="neva evaluate",
-        description="Scores a file of answers, or has an evaluation kit ask and score a model. Results: results.json.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "evaluate",
+        "Scores a file of answers, or has an evaluation kit ask and score a model. Results: results.json.",
+        EXAMPLES,
     )
     parser.add_argument("answers", nargs="?", type=Path, help="result lines of neva infer")
     parser.add_argument("--metric", help="how to score; with a kit: local files (default: by their answers)")
@@ -99,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kit.add_argument("--data", nargs="+", default=[], metavar="NAME", help="benchmarks of the kit, or files")
     kit.add_argument("--images", type=Path, help="folder of the images that .jsonl files of --data name")
-    kit.add_argument(
-        "--kit-path", type=Path, help="checkout of VLMEvalKit; folder of your tasks for lmms-eval"
-    )
+    kit.add_argument("--kit-path", type=Path, help="checkout of VLMEvalKit")
     kit.add_argument(
         "--kit-python", type=Path, help="Python of the kit's environment; default: what make has built"
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from neva.commands.scratch import scratch
+from neva.config.keys.model import Training
 from neva.config.load import load
 from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries
@@ -30,8 +31,7 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
     Raises:
         ConfigError: the recipe is wrong, or not one for `purpose`.
     """
-    cfg = load(options.config_name, options.overrides, options.config_dir, announce)
-    check_purpose(cfg, purpose)
+    cfg = _loaded(options, purpose)
     if cfg.dry_run or options.dry_run:
         from neva.commands.dry_run import dry_run
 
@@ -47,6 +47,21 @@ def run_recipe(options: argparse.Namespace, purpose: type, start: Callable[[Dict
     with scratch():
         start(cfg)
     return 0
+
+
+def training_recipe(options: argparse.Namespace, *overrides: str) -> DictConfig:
+    """Returns the resolved recipe that the flags name, with `overrides` behind theirs.
+
+    Raises:
+        ConfigError: the recipe is wrong, or not one for training.
+    """
+    return _loaded(options, Training, *overrides)
+
+
+def _loaded(options: argparse.Namespace, purpose: type, *overrides: str) -> DictConfig:
+    cfg = load(options.config_name, [*options.overrides, *overrides], options.config_dir, announce)
+    check_purpose(cfg, purpose)
+    return cfg
 
 
 def recipes_and_keys(is_training: bool, examples: str) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.commands.options import verb_parser
 from neva.commands.recipe import quiet_imports
 from neva.errors import ConfigError
 from neva.precision import PRECISIONS
@@ -57,11 +58,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva serve`."""
-    parser = argparse.ArgumentParser(
-        prog="neva serve",
-        description="Serves a trained model: POST /v1/chat/completions, GET /v1/models, GET /health.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = verb_parser(
+        "serve",
+        "Serves a trained model: POST /v1/chat/completions, GET /v1/models, GET /health.",
+        EXAMPLES,
     )
     parser.add_argument("model", type=Path, help=".nemo file, or the folder of an extracted one")
     _add_model(parser.add_argument_group("model"))

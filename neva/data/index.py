@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +31,7 @@ MOST = 65_535
 _CODES = {"words": "i", "images": "H", "videos": "H", "kinds": "B", "datasets": "H"}
 
 Arrays = Mapping[str, NDArray[Any]]
+Kept = Callable[[str, Callable[[], Arrays]], Arrays]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +147,8 @@ def index_of(arrays: Arrays) -> RecordIndex:
 def kept_arrays(
     source: Path,
     size: int,
-    name: str,
     key: Mapping[str, Any],
+    name: str,
     build: Callable[[], Arrays],
 ) -> Arrays:
     """Returns what `build` returns: from the files of an earlier call, where the source is not small.
@@ -155,8 +156,8 @@ def kept_arrays(
     Args:
         source: file or folder that the arrays are made from.
         size: of the source, in bytes.
-        name: of the arrays.
         key: what they depend on beside the source.
+        name: of the arrays.
         build: makes them.
 
     Raises:
@@ -173,16 +174,39 @@ def kept_arrays(
         ) from error
 
 
-def kept_numbers(
-    index: RecordIndex, datasets_exclude: Collection[str], kept: Callable[[str, Callable[[], Arrays]], Arrays]
-) -> NDArray[np.integer] | None:
-    """Returns the numbers of the records whose `dataset` is not excluded; None: of all.
+def sizes_and_times(files: Sequence[Path]) -> tuple[int, list[list[object]]]:
+    """Returns the bytes of all files, and name, size and time of change of each, as a key of what is made from them."""
+    stats = [file.stat() for file in files]
+    listed = [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in zip(files, stats, strict=True)]
+    return sum(stat.st_size for stat in stats), listed
+
+
+def open_index(
+    path: Path, unit: str, build: Callable[[], Arrays], datasets_exclude: Collection[str], kept: Kept
+) -> tuple[Arrays, NDArray[np.integer] | None]:
+    """Returns the arrays of an index, and the numbers of the records whose `dataset` is not excluded; None: of all.
 
     Args:
-        index: of all records.
+        path: what was asked for.
+        unit: what a record is called there.
+        build: makes the arrays.
         datasets_exclude: names.
-        kept: returns arrays of a name that are made once.
+        kept: returns arrays of a name that are made once: `kept_arrays` of the source.
+
+    Raises:
+        DataError: no record is left.
     """
+    arrays = kept(f"{unit}s", build)
+    index = index_of(arrays)
+    numbers = _numbers(index, datasets_exclude, kept)
+    if len(index if numbers is None else numbers) == 0:
+        raise DataError(
+            f"model.data.data_path: {path} holds no {unit} (datasets_exclude={list(datasets_exclude)})"
+        )
+    return arrays, numbers
+
+
+def _numbers(index: RecordIndex, datasets_exclude: Collection[str], kept: Kept) -> NDArray[np.integer] | None:
     excluded = [number for number, name in enumerate(index.dataset_names) if name in datasets_exclude]
     if not excluded:
         return None

@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.derive import require_global_batch
 from neva.config.model_config import row_length
 from neva.data.batch import Batch
+from neva.data.build import build_dataset
 from neva.data.collate import collate
-from neva.data.dataset import ConversationDataset, Sample, build_dataset
+from neva.data.dataset import ConversationDataset, Sample
 from neva.data.global_batch import GlobalBatchSampler
 from neva.data.lengths import measure
 from neva.data.packing import PackingPlan
-from neva.data.packs import describe, packing_identity, packs_of
+from neva.data.packs import describe, packs_of
 from neva.data.position import data_identity, restored_position
 from neva.data.quick_check import check_before_training
 from neva.data.samplers.epoch import Epoch
@@ -114,10 +115,9 @@ def train_loader(
     identity = data_identity(model_cfg, seed, dataset.records)
     packs = None
     if model_cfg.data.packed_sequence:
-        packs, lengths = packs_of(model_cfg, first, dataset)
+        packs, lengths, identity["packing"] = packs_of(model_cfg, first, dataset)
         require_global_batch(len(packs), model_cfg.global_batch_size, "packs")
         logger.info("%s", describe(packs, lengths, row_length(model_cfg)))
-        identity["packing"] = packing_identity(model_cfg, seed, dataset)
         first = replace(first, num_samples=len(packs))
     identity |= SAMPLERS[model_cfg.data.dataloader_type].identity(first.num_samples)
     sampler = GlobalBatchSampler(
@@ -152,7 +152,7 @@ def packs_per_epoch(model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreT
         UserError: the data cannot be read.
     """
     dataset = build_dataset(model_cfg, vision, tokenizer)
-    packs, _ = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset)
+    packs = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset).plan
     require_global_batch(len(packs), model_cfg.global_batch_size, "packs")
     return len(packs)
 

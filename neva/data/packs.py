@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +21,14 @@ from neva.formats.cached_arrays import are_cached, cached_arrays
 from neva.registry import SAMPLERS
 
 
-def packing_key(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) -> dict[str, Any]:
-    """Returns all that the packs depend on beside the file of records, as JSON can write it."""
-    data = model_cfg.data
-    return {
-        **encoding_key(dataset, list(data.datasets_exclude)),
-        "dataloader_type": data.dataloader_type,
-        "seed": seed,
-        "pack_length": row_length(model_cfg),
-        "window": WINDOW,
-    }
+class Packs(NamedTuple):
+    """The packs of an epoch, the same in all epochs."""
 
-
-def packing_identity(model_cfg: DictConfig, seed: int, dataset: ConversationDataset) -> str:
-    """Returns what a checkpoint holds of the packs: a position means something in the same ones alone."""
-    key = json.dumps(packing_key(model_cfg, seed, dataset), sort_keys=True)
-    return f"{row_length(model_cfg)} positions, encoding {hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    plan: PackingPlan
+    lengths: NDArray[np.int32]
+    """[N], positions of all records."""
+    identity: str
+    """What a checkpoint holds of the packs: a position means something in the same ones alone."""
 
 
 def are_lengths_known(model_cfg: DictConfig, dataset: ConversationDataset) -> bool:
@@ -45,10 +37,8 @@ def are_lengths_known(model_cfg: DictConfig, dataset: ConversationDataset) -> bo
     return are_cached(kept_beside(dataset.records), TOKEN_LENGTHS, key)
 
 
-def packs_of(
-    model_cfg: DictConfig, first: Epoch, dataset: ConversationDataset
-) -> tuple[PackingPlan, NDArray[np.int32]]:
-    """Returns the packs of all records that give a sample, the same in all epochs, and the records' lengths.
+def packs_of(model_cfg: DictConfig, first: Epoch, dataset: ConversationDataset) -> Packs:
+    """Returns the packs of all records that give a sample.
 
     Records that give none are left out: counted as skipped with `on_error=skip`, else the first of them is raised.
 
@@ -60,20 +50,26 @@ def packs_of(
     Raises:
         UserError: a broken record, or too many.
     """
-    key = packing_key(model_cfg, first.seed, dataset)
-    lengths = token_lengths(
-        dataset, encoding_key(dataset, list(model_cfg.data.datasets_exclude)), model_cfg.data.num_workers
-    )
+    data, length = model_cfg.data, row_length(model_cfg)
+    encoding = encoding_key(dataset, list(data.datasets_exclude))
+    lengths = token_lengths(dataset, encoding, data.num_workers)
     _leave_out(dataset, lengths)
+    key = {
+        **encoding,
+        "dataloader_type": data.dataloader_type,
+        "seed": first.seed,
+        "pack_length": length,
+        "window": WINDOW,
+    }
 
     def plan() -> dict[str, NDArray[np.int64]]:
-        order = (
-            SAMPLERS[model_cfg.data.dataloader_type].indices(replace(first, number=0))[: len(dataset)].numpy()
-        )
-        made = plan_packs(order[lengths[order] > 0], lengths, key["pack_length"])
+        order = SAMPLERS[data.dataloader_type].indices(replace(first, number=0))[: len(dataset)].numpy()
+        made = plan_packs(order[lengths[order] > 0], lengths, length)
         return {"samples": made.samples, "ends": made.ends}
 
-    return PackingPlan(**cached_arrays(kept_beside(dataset.records), "packs", key, plan)), lengths
+    found = PackingPlan(**cached_arrays(kept_beside(dataset.records), "packs", key, plan))
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return Packs(found, lengths, f"{length} positions, encoding {digest}")
 
 
 def describe(plan: PackingPlan, lengths: NDArray[np.int32], length: int) -> str:

@@ -62,7 +62,7 @@ def _find_packs(model_cfg: DictConfig, dataset: ConversationDataset, found: Find
         found.add("packs", "known when all lengths are measured: by `neva data pack`, or when the run begins")
         return None
     try:
-        packs, lengths = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset)
+        packs, lengths, _ = packs_of(model_cfg, first_epoch(model_cfg, model_cfg.seed, dataset), dataset)
     except UserError as error:
         found.problems.append(str(error))
         return None
@@ -72,7 +72,7 @@ def _find_packs(model_cfg: DictConfig, dataset: ConversationDataset, found: Find
 
 def _probe(model_cfg: DictConfig, found: Findings) -> ConversationDataset | None:
     """Checks the records, and prepares a few samples, with the dataset that training uses, which it returns."""
-    from neva.data.dataset import build_dataset
+    from neva.data.build import build_dataset
     from neva.data.tokenizer import load_tokenizer
 
     vision = vision_config_of(model_cfg)

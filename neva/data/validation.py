@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 from neva.data.batch import Batch
+from neva.data.build import build_dataset
 from neva.data.collate import collate
-from neva.data.dataset import ConversationDataset, Sample, build_dataset
+from neva.data.dataset import ConversationDataset, Sample
 from neva.data.held_out import validation_records
 from neva.data.loader import RankBatchDataset, RankBatchLoader, build_loader
 from neva.errors import ConfigError, UserError

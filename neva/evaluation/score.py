@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from neva.errors import DataError
 from neva.evaluation.metric import Metric, Reference, Verdict
 from neva.evaluation.reference import read_rows, reference_of
+from neva.formats.json import json_line
 
 KEYS = ("question_id", "questionId", "id", "index")
 ALL = "all"
@@ -155,4 +155,4 @@ def _first_prompt(row: Mapping[str, Any]) -> str | None:
 
 def lines(scores: Scores) -> str:
     """Returns the rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows)
+    return "".join(map(json_line, scores.rows))

@@ -115,6 +115,12 @@ def json_text(content: Any, sort_keys: bool = False) -> str:
     return json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False)
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    """Returns a line of `.jsonl`, without escapes where UTF-8 can hold the text."""
+    text = json.dumps(row, ensure_ascii=False)
+    return (text if half_character(text) is None else json.dumps(row)) + "\n"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file as transformers does: two spaces, sorted keys, a final newline."""
     path.write_text(json_text(content, sort_keys=True) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.layout import division_problems
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
-from neva.data.dataset import build_encoder
+from neva.data.build import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.reader import MediaReader, build_media_reader
 from neva.data.tokenizer import from_folder

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neva.errors import ConfigError, DataError
 from neva.formats.atomic_write import finished_target
+from neva.formats.json import json_line
 from neva.inference.prompts import Request, parse_line
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if replaced:
             with finished_target(self.path, overwrite=True) as temporary:
-                temporary.write_text("".join(map(_line, self.rows)), encoding="utf-8")
+                temporary.write_text("".join(map(json_line, self.rows)), encoding="utf-8")
         else:
             with self.path.open("a", encoding="utf-8") as output:
-                output.writelines(map(_line, new))
+                output.writelines(map(json_line, new))
 
 
 def _refuse_other(row: Mapping[str, Any], request: Request, path: Path, number: int) -> None:
@@ -88,12 +88,3 @@ def _refuse_other(row: Mapping[str, Any], request: Request, path: Path, number: 
                 f"{path}, line {number}, answers the {key} {row.get(key)!r:.200}; prompt {number} has {asked!r:.200}. "
                 "To answer other prompts, choose another output_file"
             )
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair in a key of the prompt's own
-        text = json.dumps(row)
-    return text + "\n"

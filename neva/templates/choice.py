@@ -46,6 +46,11 @@ def known(name: str) -> Template:
     return template
 
 
+def written_template(name: str, own: Mapping[str, Any] | None) -> Template:
+    """Returns the template that is registered as `name` or spelt out in `own`; a chat template needs its tokenizer."""
+    return free_template(own) if name == FREE else known(name)
+
+
 def check_choice(name: str, own: Mapping[str, Any] | None) -> None:
     """Raises ConfigError unless `model.data.template` is there when `name` needs it, and fits it."""
     if name == FREE:

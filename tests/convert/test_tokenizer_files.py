@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from neva.commands.convert import main
-from neva.data.dataset import build_encoder
+from neva.data.build import build_encoder
 from neva.data.tokenizer import from_folder
 from neva.formats.nemo import open_nemo
 from neva.templates.template import Turn

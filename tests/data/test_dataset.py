@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
-from neva.data.dataset import ConversationDataset, build_dataset, build_encoder
+from neva.data.build import build_dataset, build_encoder
+from neva.data.dataset import ConversationDataset
 from neva.data.media.image import load_image
 from neva.data.media.processor import build_image_processor, to_pixels
 from neva.errors import ConfigError, DataError, SampleError

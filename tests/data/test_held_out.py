@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from neva.constants import IGNORE_INDEX
-from neva.data.dataset import NO_RECORD, build_dataset
+from neva.data.build import build_dataset
+from neva.data.dataset import NO_RECORD
 from neva.data.held_out import training_records, validation_records
 from neva.data.validation import NO_SAMPLE, build_validation_dataset, validation_loader, validation_steps
 from neva.errors import ConfigError, DataError

@@ -12,8 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from neva.config.load import load
 from neva.convert.writers.exported_template import jinja, special_end
+from neva.data.build import build_encoder
 from neva.data.chat_template import chat_template
-from neva.data.dataset import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.errors import ConfigError, SampleError
 from neva.templates.choice import check_choice, free_template

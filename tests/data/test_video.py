@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from neva.constants import IMAGE_TOKEN_ID
-from neva.data.dataset import ConversationDataset, build_dataset
+from neva.data.build import build_dataset
+from neva.data.dataset import ConversationDataset
 from neva.data.media.placeholders import Medium
 from neva.data.media.processor import build_image_processor, to_pixels
 from neva.data.media.video import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -15,13 +14,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from neva.commands.options import recipe_parser
-from neva.commands.recipe import announce
+from neva.commands.options import add_workers, recipe_parser
+from neva.commands.recipe import training_recipe
 from neva.commands.scratch import scratch
-from neva.config.keys.model import Training
-from neva.config.load import load
-from neva.config.schema import check_purpose
 from neva.formats.atomic_write import check_target, finished_target
+from neva.formats.json import json_line
 
 if TYPE_CHECKING:
     from neva.data.check import DataCheck, Remark
@@ -46,8 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: the recipe is wrong, or the data cannot be read at all.
     """
     options = parse(arguments)
-    cfg = load(options.config_name, options.overrides, options.config_dir, announce)
-    check_purpose(cfg, Training)
+    cfg = training_recipe(options)
     if options.output is not None:
         check_target(options.output, options.force)
     with scratch():  # workers leave sockets in the temporary folder
@@ -61,12 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva data check`."""
     parser = recipe_parser("data check", SUMMARY, EXAMPLES)
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes that read and decode; 0: none beside this one",
-    )
+    add_workers(parser, "read and decode")
     parser.add_argument(
         "--output", "--remarks", type=Path, help="write a JSON line for each broken or odd record"
     )
@@ -77,7 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _check(cfg: DictConfig, num_workers: int) -> list[DataCheck]:
     """Checks what trains, then what is held out, and prints a table of each."""
     from neva.config.model_config import vision_config_of
-    from neva.data.dataset import build_dataset
+    from neva.data.build import build_dataset
     from neva.data.tokenizer import load_tokenizer
     from neva.data.validation import build_validation_dataset
 
@@ -114,8 +105,7 @@ def _check_part(dataset: ConversationDataset, num_workers: int) -> DataCheck:
 
 def _write(remarks: list[Remark], path: Path) -> None:
     with finished_target(path, overwrite=True) as new:
-        lines = (json.dumps(asdict(remark), ensure_ascii=False) for remark in remarks)
-        new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        new.write_text("".join(json_line(asdict(remark)) for remark in remarks), encoding="utf-8")
 
 
 def _report(found: DataCheck, path: str, elapsed_s: float) -> None:

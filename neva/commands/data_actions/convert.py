@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.commands.options import verb_parser
 from neva.errors import ConfigError
 
 SUMMARY = "records and images into webdataset shards (with energon's metadata), or into .json"
@@ -27,12 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva data convert`."""
-    parser = argparse.ArgumentParser(
-        prog="neva data convert",
-        description=SUMMARY,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("data convert", SUMMARY, EXAMPLES)
     parser.add_argument("source", help="whatever model.data.data_path reads")
     parser.add_argument("target", type=Path, help="a .json or .jsonl file, or a folder for shards")
     parser.add_argument(

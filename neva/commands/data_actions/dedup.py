@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from neva.commands.options import verb_parser
 from neva.errors import ConfigError
 
 SUMMARY = "find near-duplicates, and write the records without them"
@@ -28,12 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva data dedup`."""
-    parser = argparse.ArgumentParser(
-        prog="neva data dedup",
-        description=SUMMARY,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("data dedup", SUMMARY, EXAMPLES)
     parser.add_argument("source", help="a .json or .jsonl file")
     parser.add_argument("target", type=Path, help="the .json or .jsonl file to write")
     parser.add_argument(
@@ -65,6 +60,7 @@ def _dedup(options: argparse.Namespace) -> None:
     from neva.data.sources.json import JsonRecords
     from neva.data.sources.source import open_source
     from neva.formats.atomic_write import check_target, finished_target
+    from neva.formats.json import json_line
 
     for target in filter(None, (options.target, options.table)):
         check_target(target, options.force)
@@ -84,8 +80,7 @@ def _dedup(options: argparse.Namespace) -> None:
         )
     if options.table:
         with finished_target(options.table, overwrite=options.force) as new:
-            lines = (json.dumps(asdict(duplicate), ensure_ascii=False) for duplicate in found)
-            new.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            new.write_text("".join(json_line(asdict(duplicate)) for duplicate in found), encoding="utf-8")
     kept = len(records) - len(found)
     sys.stdout.write(
         f"{options.target}: {kept:,} of {len(records):,} records, {len(found):,} near-duplicates left out\n"

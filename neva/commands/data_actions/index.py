@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from neva.commands.options import verb_parser
+
 SUMMARY = "make the index that runs open, and say what is in it"
 EXAMPLES = """\
 examples:
@@ -25,12 +27,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva data index`."""
-    parser = argparse.ArgumentParser(
-        prog="neva data index",
-        description=SUMMARY,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("data index", SUMMARY, EXAMPLES)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="whatever model.data.data_path reads")
     return parser.parse_args(list(arguments))
 

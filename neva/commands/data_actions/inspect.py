@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neva.commands.options import recipe_parser
-from neva.commands.recipe import announce
-from neva.config.keys.model import Training
+from neva.commands.recipe import training_recipe
 from neva.config.layout import data_parallel_size
-from neva.config.load import load
-from neva.config.schema import check_purpose
 from neva.config.validate import world_size
 from neva.errors import ConfigError
 
@@ -44,8 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: the recipe is wrong, the data cannot be read at all, or a result is there already.
     """
     options = parse(arguments)
-    cfg = load(options.config_name, options.overrides, options.config_dir, announce)
-    check_purpose(cfg, Training)
+    cfg = training_recipe(options)
     samples, lengths, shares = _look(cfg, options)
     from neva.data.inspect_text import as_text, lengths_as_text
 
@@ -96,7 +92,7 @@ def _look(
     cfg: DictConfig, options: argparse.Namespace
 ) -> tuple[list[Inspected], SomeLengths, dict[str, float]]:
     from neva.config.model_config import vision_config_of
-    from neva.data.dataset import build_dataset
+    from neva.data.build import build_dataset
     from neva.data.inspect import inspect_sample
     from neva.data.inspect_lengths import some_lengths, waste_by_sampler
     from neva.data.tokenizer import load_tokenizer

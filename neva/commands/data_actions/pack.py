@@ -10,11 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig
 
-from neva.commands.options import recipe_parser
-from neva.commands.recipe import announce
-from neva.config.keys.model import Training
-from neva.config.load import load
-from neva.config.schema import check_purpose
+from neva.commands.options import add_workers, recipe_parser
+from neva.commands.recipe import training_recipe
 
 SUMMARY = "measure and pack all records of a recipe, kept beside the data for its runs"
 PACK = "model.data.packed_sequence=true"
@@ -34,8 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: the recipe is wrong, the data cannot be read, or a record is broken.
     """
     options = parse(arguments)
-    cfg = load(options.config_name, [*options.overrides, PACK], options.config_dir, announce)
-    check_purpose(cfg, Training)
+    cfg = training_recipe(options, PACK)
     cfg.model.data.num_workers = options.workers
     logging.basicConfig(format="%(message)s")
     logging.getLogger("neva").setLevel(logging.INFO)
@@ -46,19 +42,14 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of `neva data pack`."""
     parser = recipe_parser("data pack", SUMMARY, EXAMPLES)
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes that tokenise; 0: none beside this one",
-    )
+    add_workers(parser, "tokenise")
     return parser.parse_intermixed_args(list(arguments))
 
 
 def _packed(model: DictConfig) -> Iterator[str]:
     """Yields a line on the packs of the recipe, then one for each of some other lengths."""
     from neva.config.model_config import row_length, vision_config_of
-    from neva.data.dataset import build_dataset
+    from neva.data.build import build_dataset
     from neva.data.loader import first_epoch
     from neva.data.packing import plan_packs
     from neva.data.packs import describe, packs_of
@@ -66,7 +57,7 @@ def _packed(model: DictConfig) -> Iterator[str]:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # each worker tokenises on its own
     dataset = build_dataset(model, vision_config_of(model), load_tokenizer(model.tokenizer))
-    plan, lengths = packs_of(model, first_epoch(model, model.seed, dataset), dataset)
+    plan, lengths, _ = packs_of(model, first_epoch(model, model.seed, dataset), dataset)
     yield f"{model.data.data_path}: {describe(plan, lengths, row_length(model))}"
     for times in (1, 2, 4, 8):
         length = times * model.encoder_seq_length

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neva.config.model_config import image_tags_of, own_template_of, system_prompt_of
-from neva.templates.choice import CHAT, FREE, chat_text, free_template, known
+from neva.templates.choice import CHAT, chat_text, written_template
 from neva.templates.jinja import of_parts, with_tags, written
 from neva.templates.template import Template
 
@@ -37,5 +37,4 @@ def begins_with_bos(config: DictConfig) -> bool:
 
 
 def _template(config: DictConfig) -> Template:
-    name = config.data.conv_template
-    return free_template(own_template_of(config)) if name == FREE else known(name)
+    return written_template(config.data.conv_template, own_template_of(config))

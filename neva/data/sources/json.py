@@ -6,17 +6,18 @@ import codecs
 import json
 import os
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neva.data.index import Arrays, IndexBuilder, RecordIndex, index_of, kept_arrays, kept_numbers
+from neva.data.index import Arrays, IndexBuilder, RecordIndex, index_of, kept_arrays, open_index
 from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
 from neva.data.sources.steerlm import with_placeholders
-from neva.errors import DataError, SampleError
+from neva.errors import SampleError
 from neva.formats.json_list import HashedFile, items_of, lines_of
 from neva.formats.progress import bytes_bar
 from neva.registry import SOURCES
@@ -123,18 +124,10 @@ class JsonSource:
             DataError: the file holds none, is not UTF-8, or a `.json` file is no list.
         """
         size = path.stat().st_size
-
-        def kept(name: str, build: Any) -> Arrays:
-            return kept_arrays(path, size, name, {}, build)
-
-        arrays = kept("records", lambda: _scan(path, size))
-        numbers = kept_numbers(index_of(arrays), datasets_exclude, kept)
-        records = JsonRecords(path, arrays, numbers)
-        if len(records) == 0:
-            raise DataError(
-                f"model.data.data_path: {path} holds no record (datasets_exclude={list(datasets_exclude)})"
-            )
-        return records
+        kept = partial(kept_arrays, path, size, {})
+        return JsonRecords(
+            path, *open_index(path, "record", lambda: _scan(path, size), datasets_exclude, kept)
+        )
 
 
 SOURCES.register("json", JsonSource())

@@ -99,4 +99,4 @@ def _open_tar(path: Path) -> TarIndex:
         with bytes_bar(size, f"index of {path.name}") as on_read:
             return name_table(tar_members(path, on_read), path)
 
-    return TarIndex(path, kept_arrays(path, size, "members", {}, build))  # type: ignore[arg-type]
+    return TarIndex(path, kept_arrays(path, size, {}, "members", build))  # type: ignore[arg-type]

@@ -162,7 +162,8 @@ class Mixture:
         Raises:
             DataError: a source has none.
         """
-        found = [self._index_of(part).of(part.numbers()) for part in self.parts]
+        indices = [self._index_of(part) for part in self.parts]
+        found = [index.of(part.numbers()) for index, part in zip(indices, self.parts, strict=True)]
         return RecordIndex(
             words=np.concatenate([index.words for index in found]),
             images=np.concatenate([index.images for index in found]),
@@ -171,7 +172,8 @@ class Mixture:
             datasets=np.repeat(np.arange(len(found), dtype=np.uint16), [part.size for part in self.parts]),
             dataset_names=[part.name for part in self.parts],
             content="; ".join(
-                f"{part.weight:g} x {part.name}: {self._index_of(part).content}" for part in self.parts
+                f"{part.weight:g} x {part.name}: {index.content}"
+                for index, part in zip(indices, self.parts, strict=True)
             ),
         )
 

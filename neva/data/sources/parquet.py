@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neva.config.data_sources import paths_of
-from neva.data.index import Arrays, IndexBuilder, RecordIndex, dataset_of, index_of, kept_arrays, kept_numbers
+from neva.constants import IMAGE_PLACEHOLDER
+from neva.data.index import (
+    Arrays,
+    IndexBuilder,
+    RecordIndex,
+    dataset_of,
+    index_of,
+    kept_arrays,
+    open_index,
+    sizes_and_times,
+)
 from neva.data.sources.conversation import IMAGES, parse_record
 from neva.data.sources.source import MediaFile, Record
 from neva.errors import ConfigError, DataError, SampleError, reason
@@ -27,7 +37,6 @@ from neva.formats.stored_file import StoredFile
 from neva.registry import SOURCES
 
 TEXTS = ("user", "assistant")
-IMAGE = "<image>"
 
 
 class TableRecords:
@@ -78,23 +87,11 @@ class ParquetSource:
             DataError: a file is no table, or there is no row.
         """
         files = sorted(path.rglob("*.parquet")) if path.is_dir() else paths_of(str(path))
-        stats = [file.stat() for file in files]
-        size = sum(stat.st_size for stat in stats)
-        listed = [
-            [file.name, stat.st_size, stat.st_mtime_ns] for file, stat in zip(files, stats, strict=True)
-        ]
-        source = path if path.exists() else files[0].parent
-
-        def kept(name: str, build: Any) -> Arrays:
-            return kept_arrays(source, size, name, {"files": listed}, build)
-
-        arrays = kept("rows", lambda: _scan(path, files, size))
-        records = TableRecords(path, files, arrays, kept_numbers(index_of(arrays), datasets_exclude, kept))
-        if len(records) == 0:
-            raise DataError(
-                f"model.data.data_path: {path} holds no row (datasets_exclude={list(datasets_exclude)})"
-            )
-        return records
+        size, listed = sizes_and_times(files)
+        kept = partial(kept_arrays, path if path.exists() else files[0].parent, size, {"files": listed})
+        return TableRecords(
+            path, files, *open_index(path, "row", lambda: _scan(path, files, size), datasets_exclude, kept)
+        )
 
 
 SOURCES.register("parquet", ParquetSource())
@@ -174,7 +171,7 @@ def _conversation(texts: list[Any], images: int) -> list[dict[str, Any]]:
     for number, text in enumerate(texts):
         if not isinstance(text, Mapping) or not all(isinstance(text.get(side), str) for side in TEXTS):
             raise SampleError(f"texts must be a list of user and assistant, found {text!r:.80}")
-        question = (f"{IMAGE}\n" * images if number == 0 else "") + text["user"]
+        question = (f"{IMAGE_PLACEHOLDER}\n" * images if number == 0 else "") + text["user"]
         turns += [{"from": "human", "value": question}, {"from": "gpt", "value": text["assistant"]}]
     return turns
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
 from neva.errors import SampleError
@@ -20,7 +21,6 @@ from neva.formats.stored_file import StoredFile
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 TEXT_ENDINGS = ("json", "txt", "text", "caption", "cls")
 FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
-IMAGE = "<image>"
 
 Parts = Mapping[str, StoredFile]
 
@@ -97,8 +97,8 @@ def _has_image(parts: Parts) -> bool:
 
 def _asked(question: Any, answer: Any, has_image: bool = True) -> dict[str, Any]:
     """Returns a conversation of one question, with the image in front unless the question places it."""
-    if isinstance(question, str) and has_image and IMAGE not in question:
-        question = f"{IMAGE}\n{question}" if question else IMAGE
+    if isinstance(question, str) and has_image and IMAGE_PLACEHOLDER not in question:
+        question = f"{IMAGE_PLACEHOLDER}\n{question}" if question else IMAGE_PLACEHOLDER
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
@@ -137,7 +137,7 @@ def _interleaved(fields: Mapping[str, Any]) -> dict[str, Any]:
             images.append(item)
             if not turns or turns[-1]["from"] == "gpt":
                 turns.append({"from": "human", "value": ""})
-            turns[-1]["value"] += IMAGE
+            turns[-1]["value"] += IMAGE_PLACEHOLDER
         elif turns and turns[-1]["from"] == "gpt":
             turns[-1]["value"] += str(item)
         else:

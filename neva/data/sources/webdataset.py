@@ -15,10 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neva.config.data_sources import paths_of
-from neva.data.index import Arrays, IndexBuilder, RecordIndex, dataset_of, index_of, kept_arrays, kept_numbers
+from neva.data.index import (
+    Arrays,
+    IndexBuilder,
+    RecordIndex,
+    dataset_of,
+    index_of,
+    kept_arrays,
+    open_index,
+    sizes_and_times,
+)
 from neva.data.sources.parts import SampleForm, is_text, record_of
 from neva.data.sources.source import Record
-from neva.errors import DataError, SampleError
+from neva.errors import SampleError
 from neva.formats.progress import bytes_bar
 from neva.formats.stored_file import StoredFile
 from neva.formats.tar_members import stored_member, tar_members
@@ -120,22 +129,15 @@ def open_shards(
     Raises:
         DataError: a shard cannot be used, or there is no sample.
     """
-    stats = [shard.stat() for shard in shards]
-    listed = [[shard.name, stat.st_size, stat.st_mtime_ns] for shard, stat in zip(shards, stats, strict=True)]
+    size, listed = sizes_and_times(shards)
     key = {"shards": listed, "form": [form.kind, dict(form.fields or {})]}
-    source = shards[0].parent if len(shards) > 1 else shards[0]
-    size = sum(stat.st_size for stat in stats)
-
-    def kept(name: str, build: Any) -> Arrays:
-        return kept_arrays(source, size, name, key, build)
-
-    arrays = kept("samples", lambda: _scan(shards, form, size))
-    records = ShardRecords(path, shards, form, arrays, kept_numbers(index_of(arrays), datasets_exclude, kept))
-    if len(records) == 0:
-        raise DataError(
-            f"model.data.data_path: {path} holds no sample (datasets_exclude={list(datasets_exclude)})"
-        )
-    return records
+    kept = partial(kept_arrays, shards[0].parent if len(shards) > 1 else shards[0], size, key)
+    return ShardRecords(
+        path,
+        shards,
+        form,
+        *open_index(path, "sample", lambda: _scan(shards, form, size), datasets_exclude, kept),
+    )
 
 
 def split_key(name: str) -> tuple[str, str]:
