@@ -35,10 +35,8 @@ def main(arguments: list[str]) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and not torch.cuda.is_available():
         sys.exit("--nproc: lmms-eval shares questions over GPUs, and there is none here; expected 1")
-    import_module(
-        "accelerate"
-    ).Accelerator()  # brings processes together before the kit asks whether they are
     kit = import_module("lmms_eval.__main__")
+    kit.Accelerator()  # brings processes together before the kit asks whether they are
     read_tasks_once(kit, settings["is_local"])
     if settings["model"] is not None:
         watch_the_export()
