@@ -89,14 +89,26 @@ def test_questions_are_asked_as_they_stand_when_that_is_wanted(folder, python, c
     assert f"transformers {transformers.__version__}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("answered")
 @pytest.mark.parametrize("python", ["stand-in"], indirect=True)
-def test_the_kits_last_lines_say_why_it_ended(folder, python, capsys):
-    assert evaluate(python, folder, "crash", "NoSuchTask", model="out/hf", output="failed") == 1
-    assert "out of memory" in (error := capsys.readouterr().err)
-    assert "the kit ended with exit code 1; its output is in" in error
-    assert evaluate(python, folder, "NoSuchTask", model="out/hf", output="failed") == 1
-    assert "NoSuchTask: ValueError: Tasks not found" in capsys.readouterr().out
+def test_the_kits_last_lines_say_why_it_ended(tmp_path, python, capsys):
+    more = ["--base-url", "http://127.0.0.1:8000/v1", "--", "--no-such-flag"]
+    assert evaluate(python, tmp_path, "textvqa", model="m", more=more) == 1
+    assert "unrecognized arguments: --no-such-flag" in (error := capsys.readouterr().err)
+    assert "the kit ended with exit code 2; its output is in" in error
+
+
+@pytest.mark.parametrize("python", ["stand-in"], indirect=True)
+def test_the_kits_own_benchmarks_are_results_and_tasks_of_groups(tmp_path, python, capsys):
+    more = ["--base-url", "http://127.0.0.1:8000/v1"]
+    assert evaluate(python, tmp_path, "textvqa", "seedbench", model="m", more=more) == 0
+    found = entries(tmp_path)
+    assert {name: (row["score"], row["questions"], row["problem"]) for name, row in found.items()} == {
+        "lmms-eval/textvqa_val": (0.5, 4, None),
+        "lmms-eval/textvqa_test": (None, 4, "no score: submission"),  # no failure
+        "lmms-eval/seedbench": (0.25, 4, None),
+    }
+    assert found["lmms-eval/seedbench"]["scores"] == {"seedbench": {"acc": 0.25}, "images": {"acc": 0.25}}
+    assert "0.5000" in capsys.readouterr().out
 
 
 class Server(BaseHTTPRequestHandler):

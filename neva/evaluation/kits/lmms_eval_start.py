@@ -30,17 +30,15 @@ def main(arguments: list[str]) -> None:
     """Runs the kit as the settings of `neva.evaluation.kits.lmms_eval` say, then writes the report."""
     sys.path.pop(0)  # this folder, where a module is called as the kit is
     settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    import torch
-
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and not torch.cuda.is_available():
+    if processes > 1 and "cpu" in device().values():
         sys.exit("--nproc: lmms-eval shares questions over GPUs, and there is none here; expected 1")
     kit = import_module("lmms_eval.__main__")
     kit.Accelerator()  # brings processes together before the kit asks whether they are
+    options = parsed(kit, settings, arguments[1:])
     read_tasks_once(kit, settings["is_local"])
     if settings["model"] is not None:
         watch_the_export()
-    options = parsed(kit, settings, arguments[1:])
     found = {name: ran(kit, options, name, processes) for name in settings["tasks"]}
     if os.environ.get("RANK", "0") == "0":
         own = {"lmms-eval": version("lmms-eval"), "python": platform.python_version()}

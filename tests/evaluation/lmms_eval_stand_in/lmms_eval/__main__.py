@@ -7,12 +7,15 @@ an error of the model is an empty answer without a count of tokens, and all othe
 import argparse
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
-import torch
 import yaml
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+GROUPS = {
+    "textvqa": {"textvqa": {}, "textvqa_val": {"exact_match": 0.5}, "textvqa_test": {"submission": None}},
+    "seedbench": {"seedbench": {"acc": 0.25}, "images": {"acc": 0.25}},
+}
+"""What benchmarks of the kit's own gave: a group without a figure of its own, and one with."""
 
 
 class Accelerator:
@@ -34,8 +37,8 @@ def parse_eval_args():
 
 
 def cli_evaluate_single(options):
-    if options.tasks == "crash":
-        sys.exit("out of memory")
+    if options.tasks in GROUPS:
+        return group(GROUPS[options.tasks]), {}
     folder = TaskManager("INFO", include_path=options.include_path, model_name=options.model).folder
     path = folder / f"{options.tasks}.yaml"
     if not path.exists():
@@ -68,6 +71,15 @@ def cli_evaluate_single(options):
     return results, {name: samples}
 
 
+def group(tasks):
+    figures = {
+        task: {"alias": task, **{f"{key},none": value for key, value in row.items()}}
+        for task, row in tasks.items()
+    }
+    counts = {task: {"original": 4, "effective": 4} for task in list(tasks)[1:]}
+    return {"results": figures, "n-samples": counts, "configs": {}}
+
+
 def read_task(path):
     spec = importlib.util.spec_from_file_location("utils", path.with_name("utils.py"))
     functions = importlib.util.module_from_spec(spec)
@@ -83,6 +95,9 @@ def read_task(path):
 
 
 def sample(task, doc, folder):
+    import torch
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     pictures = task["doc_to_visual"](doc)
