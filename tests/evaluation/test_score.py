@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 
 import pytest
 
@@ -188,7 +189,25 @@ def test_a_local_file_says_how_the_kit_scores_it(tmp_path):
         (["--kit", "lmms-eval", "--model", "m", "--data", "d", "--kit-path", "p"], "is a package"),
         (["--kit", "lmms-eval", "--model", "m", "--data", "d", "--judge", "j"], "environment variables"),
         (["--kit", "lmms-eval", "--model", "m", "--data", "d", "--plain-prompts"], "expected files"),
-        (["--kit", "lmms-eval", "--model", "m", "--data", "d"], "make lmms-eval builds its environment"),
+        (
+            ["--kit", "lmms-eval", "--model", "m", "--data", "d", "--kit-python", "no/python"],
+            "make lmms-eval builds its environment",
+        ),
+        (
+            [
+                "--kit",
+                "lmms-eval",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--nproc",
+                "99",
+                "--kit-python",
+                sys.executable,
+            ],
+            "--nproc 99: lmms-eval shares questions over GPUs",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(capsys, words, problem):

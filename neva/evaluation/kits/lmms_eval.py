@@ -38,6 +38,18 @@ def check(run: kit.KitRun) -> None:
             "--plain-prompts: the instructions of lmms-eval's own benchmarks are part of them; expected files in --data"
         )
     kit.check_python(run, KIT)
+    if run.num_processes > 1 and not run.base_url:
+        _check_gpus(run.num_processes)
+
+
+def _check_gpus(processes: int) -> None:
+    import torch
+
+    if processes > (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"--nproc {processes}: lmms-eval shares questions over GPUs, of which there are {count}; "
+            f"expected {f'1 to {count}' if count > 1 else 1}"
+        )
 
 
 def evaluate(run: kit.KitRun) -> list[Entry]:

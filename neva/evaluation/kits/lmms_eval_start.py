@@ -31,8 +31,6 @@ def main(arguments: list[str]) -> None:
     sys.path.pop(0)  # this folder, where a module is called as the kit is
     settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and "cpu" in device().values():
-        sys.exit("--nproc: lmms-eval shares questions over GPUs, and there is none here; expected 1")
     kit = import_module("lmms_eval.__main__")
     kit.Accelerator()  # brings processes together before the kit asks whether they are
     options = parsed(kit, settings, arguments[1:])
@@ -119,7 +117,7 @@ def ran(kit: Any, options: Namespace, name: str, processes: int) -> dict[str, An
         if processes > 1:
             raise  # the others wait for this one
         traceback.print_exc()
-        return {"problem": f"{type(error).__name__}: {error}", "tasks": {}}
+        return {"problem": said(error), "tasks": {}}
     if results is None:
         return {"problem": None, "tasks": {}}  # not the first process
     counts = results["n-samples"]
@@ -137,6 +135,13 @@ def ran(kit: Any, options: Namespace, name: str, processes: int) -> dict[str, An
         for task, figures in results["results"].items()
     }
     return {"problem": None, "tasks": tasks}
+
+
+def said(error: BaseException) -> str:
+    """Returns the error that others came from: that a download was tried again says little."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
 
 
 def unanswered(samples: list[dict[str, Any]], config: dict[str, Any], options: Namespace) -> int:
