@@ -19,7 +19,7 @@ from neva.distributed.launch_environment import restored_environment
 from neva.distributed.local_processes import start_others
 from neva.distributed.session import ProcessSession
 from neva.errors import DataError
-from neva.inference.answer import answer_all
+from neva.inference.answer import Answer, answer_all
 from neva.inference.exchange import collected, post, share
 from neva.inference.load import load_configured
 from neva.inference.prompts import Request, read_requests
@@ -116,10 +116,11 @@ def _answer(
         total=len(requests), initial=len(requests) - len(todo), unit="prompt", desc="infer", disable=None
     )
     for said in collected(session.store, todo, answers):
-        rows: dict[int, dict[str, Any]] = {
-            number: result_row(requests[number], answer, str(model_source(cfg)))
-            for number, answer in said.items()
-        }
+        rows: dict[int, dict[str, Any]] = {}
+        for number, answer in said.items():
+            rows[number] = result_row(requests[number], answer, str(model_source(cfg)))
+            if isinstance(answer, Answer) and answer.distributions_TV is not None:
+                rows[number]["full_logprob"] = results.keep(number, answer.distributions_TV)
         results.add(rows)
         bar.update(len(rows))
     bar.close()
