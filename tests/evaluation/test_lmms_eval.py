@@ -12,7 +12,7 @@ import transformers
 
 from neva import cli
 from neva.evaluation.kits import lmms_eval_task
-from neva.evaluation.metric import Reference
+from neva.metrics.metric import Reference
 from neva.registry import METRICS
 from tests.conftest import random_image
 from tests.evaluation.kits import NEW_TOKENS, asked, entries, generated

@@ -10,7 +10,7 @@ from neva import cli
 from neva.errors import ConfigError, DataError
 from neva.evaluation.kits.local_data import read_local
 from neva.evaluation.kits.vlmevalkit_data import kit_class, kit_name, write_tsv
-from neva.evaluation.reference import read_rows, reference_of
+from neva.metrics.reference import read_rows, reference_of
 
 QUESTIONS = [
     {"prompt": "<image>\nwhat shape?", "image": "0.png", "truth": "circle", "category": "shape"},

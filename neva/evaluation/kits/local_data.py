@@ -10,11 +10,11 @@ from typing import Any
 
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.errors import ConfigError, DataError, naming
-from neva.evaluation.metric import Reference
-from neva.evaluation.metrics.multiple_choice import right_letter
-from neva.evaluation.metrics.vqa import ENOUGH
-from neva.evaluation.metrics.yes_no import said
-from neva.evaluation.reference import read_rows, reference_of
+from neva.metrics.metric import Reference
+from neva.metrics.multiple_choice import right_letter
+from neva.metrics.reference import read_rows, reference_of
+from neva.metrics.vqa import ENOUGH
+from neva.metrics.yes_no import said
 from neva.registry import KITS
 
 SUFFIXES = (".tsv", ".jsonl", ".json")
