@@ -99,6 +99,9 @@ SOURCES: Registry[Any] = Registry("data source", "neva.data.sources")
 METRICS: Registry[Any] = Registry("metric", "neva.metrics")
 """`neva.metrics.metric.Metric` by the name that `neva evaluate --metric` gives."""
 
+KITS: Registry[Any] = Registry("evaluation kit", "neva.evaluation.kits")
+"""`neva.evaluation.kits.kit.Kit` by the name that `neva evaluate --kit` gives."""
+
 
 def load_plugins(packages: Iterable[str]) -> None:
     """Imports a user's packages, which register what they add; the current folder is searched too.

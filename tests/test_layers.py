@@ -71,7 +71,7 @@ LIGHT_IMPORTS = (
     "from neva import cli; cli.verbs()",
     "import neva.formats.archive, neva.formats.nemo_header",
     "from neva import registry as r; [r.LANGUAGE_FAMILIES.names(), r.VISION_FAMILIES.names(), r.CONNECTORS.names()]",
-    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names(), r.METRICS.names()]",
+    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names(), r.METRICS.names(), r.KITS.names()]",
 )
 """What help, a configuration error, `neva plan` and a look into the registries run."""
 
