@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from neva.constants import LOGGED_VALUES, VALIDATION_LOSS, WASTE_VALUES
 from neva.data.odd_records import ODDITIES
+from neva.training.source_losses import SourceLosses
 from neva.training.step import StepLoss
 from neva.training.validation import Validation
 
@@ -107,9 +108,9 @@ class Progress(Callback):
 class MetricsFile(Callback):
     """Appends each step's numbers to `metrics.jsonl` and draws the loss curve at the end, also over resumed runs."""
 
-    def __init__(self, run_dir: Path, validation: Validation) -> None:
+    def __init__(self, run_dir: Path, *sources: Validation | SourceLosses) -> None:
         self.run_dir = run_dir
-        self.validation = validation
+        self.sources = sources
         self.file: TextIO | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,7 +137,11 @@ class MetricsFile(Callback):
             row = {
                 "step": trainer.global_step,
                 **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
-                **self.validation.values(trainer.global_step),
+                **{
+                    name: value
+                    for source in self.sources
+                    for name, value in source.values(trainer.global_step).items()
+                },
                 "time_s": time.time(),
             }
             self.file.write(json.dumps(row) + "\n")

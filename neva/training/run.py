@@ -31,6 +31,7 @@ from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, Ski
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.run_folder import finished_step, locked, resume_points
+from neva.training.source_losses import SourceLosses
 from neva.training.strategy import MegatronStrategy
 from neva.training.validation import Validation
 from neva.training.waste import WasteReport
@@ -80,10 +81,10 @@ def _train(cfg: DictConfig) -> Path:
         strategy: Any = trainer.strategy
         trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    validation = Validation(cfg.trainer)
-    callbacks.insert(0, validation)
+    validation, source_losses = Validation(cfg.trainer), SourceLosses(cfg.trainer.log_every_n_steps)
+    callbacks[:0] = [validation, source_losses]
     callbacks += [
-        MetricsFile(run_dir, validation),
+        MetricsFile(run_dir, source_losses, validation),
         Progress(validation),
         SkippedRecords(),
         WasteReport(row_length(cfg.model)),

@@ -39,7 +39,7 @@ from neva.training.validation import held_out_loss
 from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 
-VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE = 99, 8, 5, 3, 28
+VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE, SOURCES = 99, 8, 5, 3, 28, 3
 NEWLINE = "mlp2x_gelu_newline"
 VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
@@ -182,7 +182,7 @@ def samples() -> list[Sample]:
         if number == 4:
             labels[at : at + 2] = text[at : at + 2]
         pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
-        made.append(Sample(input_ids, labels, pixels, str(number)))
+        made.append(Sample(input_ids, labels, pixels, str(number), source=number % SOURCES))
     return made
 
 
@@ -204,6 +204,7 @@ def tiled_samples() -> list[Sample]:
                 torch.randn(sum(medium.tiles for medium in media), 3, SIDE, SIDE, generator=draw),
                 row.record_id,
                 media,
+                row.source,
             )
         )
     return made
@@ -229,6 +230,8 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
                 torch.cat([row.pixel_values for row in part]).to(dtype),
             ),
             feature_order=feature_order([medium for row in part for medium in row.media]),
+            sample_lengths=[[len(row.input_ids)] for row in part],
+            sample_sources=[[row.source] for row in part],
         )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
     ]
@@ -249,7 +252,13 @@ def packed_share(case: Case, rows: list[Sample], dtype: torch.dtype) -> list[Bat
             ),
             torch.cat([row.pixel_values for pack in part for row in pack]).to(dtype),
         )
-        batches.append(replace(batch, sample_lengths=[[len(row.input_ids) for row in pack] for pack in part]))
+        batches.append(
+            replace(
+                batch,
+                sample_lengths=[[len(row.input_ids) for row in pack] for pack in part],
+                sample_sources=[[row.source for row in pack] for pack in part],
+            )
+        )
     return batches
 
 
@@ -292,7 +301,8 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
     """Takes `STEPS` optimizer steps in float32, or one forward and backward pass in float64.
 
-    Returns losses, gradient norms, and this rank's gradients of the first step and parameters after the last.
+    Returns losses, those of sources, gradient norms, and this rank's gradients of the first step and parameters after
+    the last.
     """
     layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
     groups.init_model_parallel(layout, seed=1234)
@@ -305,7 +315,14 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     optim = OmegaConf.create(
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
     )
-    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models, "initial": initial}
+    found: dict[str, Any] = {
+        "losses": [],
+        "sources": [],
+        "norms": [],
+        "gradients": {},
+        "models": models,
+        "initial": initial,
+    }
     exact = dtype == torch.float64
     optimizer: Any = None
     if not exact and case.fsdp:
@@ -317,8 +334,9 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
             chunk.zero_grad_buffer()
         if optimizer is not None:
             optimizer.zero_grad()
-        loss = run_global_batch(chunks, batch, torch.device("cpu"))
+        loss = run_global_batch(chunks, batch, torch.device("cpu"), num_sources=SOURCES)
         found["losses"].append(loss.mean)
+        found["sources"] += [of.loss_sum / of.num_label_tokens for of in loss.by_source]
         if step == 0 and not case.distributed_optimizer:
             trained = [(name, value) for name, value in named(models) if value.requires_grad]
             gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}
@@ -346,8 +364,8 @@ class HeldOutSamples:
         return Sample(ids, labels, torch.empty(0, 3, SIDE, SIDE), NO_RECORD, ())
 
 
-def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
-    """The validation loss of five samples in a global batch of eight places."""
+def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> list[float]:
+    """The validation loss of five samples in a global batch of eight places, and those of their sources."""
     batches = ValidationBatchDataset(
         HeldOutSamples(tiled_samples() if case.tiles else samples(), dtype),  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch,
@@ -357,7 +375,8 @@ def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
     )
     steps = validation_steps(HELD_OUT, SAMPLES, limit=None, drop_last=False)
     shards = [step[groups.data_parallel_rank() :: groups.data_parallel_size()] for step in steps]
-    return held_out_loss(chunks, build_loader(batches, shards, 0), torch.device("cpu"))
+    loss = held_out_loss(chunks, build_loader(batches, shards, 0), torch.device("cpu"), SOURCES)
+    return [loss.mean, *(of.loss_sum / of.num_label_tokens for of in loss.by_source)]
 
 
 def wrapped(models: list[NevaModel], case: Case) -> list[Any]:
@@ -400,7 +419,8 @@ def reference(folder: Path) -> None:
             write(folder, f"after{variant}{name}", found["after"])
             norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
             numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
-            numbers[f"{name} held out"] = torch.tensor(found["held_out"], dtype=torch.float64)
+            for kind in ("sources", "held_out"):
+                numbers[f"{name} {kind}"] = torch.tensor(found[kind], dtype=torch.float64)
         save_file(numbers, folder / f"numbers{variant}.safetensors")
     groups.destroy()
 
@@ -418,7 +438,9 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     numbers = load_file(folder / f"numbers{case.variant}.safetensors")
     losses, norms = numbers[name]
     worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
-    worst["held out"] = abs(found["held_out"] - float(numbers[f"{name} held out"]))
+    for kind in ("sources", "held_out"):
+        expected_numbers = numbers[f"{name} {kind}"].tolist()
+        worst[kind] = max(abs(a - b) for a, b in zip(found[kind], expected_numbers, strict=True))
     if found["norms"]:
         worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
     if found["gradients"]:
