@@ -40,7 +40,7 @@ from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 
 VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE, SOURCES = 99, 8, 5, 3, 28, 3
-NEWLINE = "mlp2x_gelu_newline"
+NEWLINE, QUARTERS = "mlp2x_gelu_newline", "mlp2x_gelu_downsample"
 VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
     ffn_hidden_size=40, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
@@ -65,12 +65,13 @@ class Case:
     tied: bool = False
     fsdp: str | None = None
     tiles: bool = False
+    quarters: bool = False
     packed: bool = False
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
-        return "tiles" if self.tiles else str(self.tied)
+        return "tiles" if self.tiles else "quarters" if self.quarters else str(self.tied)
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
@@ -84,7 +85,8 @@ class Case:
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = (
-            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "packed",
+            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
+            "packed",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
@@ -148,6 +150,10 @@ CASES = [
     Case(2, pipeline=2, tiles=True, micro_batch=1),
     Case(2, context=2, tiles=True),
     Case(2, fsdp="full", tiles=True),
+    Case(2, tensor=2, quarters=True, sequence_parallel=True),
+    Case(2, pipeline=2, quarters=True, micro_batch=1),
+    Case(2, context=2, quarters=True),
+    Case(2, fsdp="full", quarters=True),
     Case(1, packed=True),
     Case(2, packed=True, context=2, recompute="full"),
     Case(2, packed=True, fsdp="full"),
@@ -164,7 +170,7 @@ def language(tensor: int, tied: bool) -> LanguageConfig:
     )  # fmt: skip
 
 
-def samples() -> list[Sample]:
+def samples(side: int = SIDE) -> list[Sample]:
     """Ragged samples: one turn or two, images at the front or in the middle, every third without an image.
 
     Their labels are shifted already.
@@ -181,7 +187,7 @@ def samples() -> list[Sample]:
         labels[-2 - number : -1] = input_ids[-1 - number :]
         if number == 4:
             labels[at : at + 2] = text[at : at + 2]
-        pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
+        pixels = torch.randn(images, 3, side, side, generator=draw)
         made.append(Sample(input_ids, labels, pixels, str(number), source=number % SOURCES))
     return made
 
@@ -210,10 +216,15 @@ def tiled_samples() -> list[Sample]:
     return made
 
 
+def rows_of(case: Case) -> list[Sample]:
+    """The samples of a case."""
+    return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
+
+
 def share(case: Case, dtype: torch.dtype) -> list[Batch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
-    rows = tiled_samples() if case.tiles else samples()
+    rows = rows_of(case)
     if case.packed:
         return packed_share(case, rows, dtype)
     length = -(-max(len(row.input_ids) for row in rows) // 8) * 8
@@ -286,9 +297,9 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     )
     return [
         build_model(
-            VISION,
+            replace(VISION, image_tiles=case.quarters),
             shape,
-            NEWLINE if case.tiles else "mlp2x_gelu",
+            NEWLINE if case.tiles else QUARTERS if case.quarters else "mlp2x_gelu",
             config,
             piece.is_first,
             piece.is_last,
@@ -361,13 +372,13 @@ class HeldOutSamples:
 
     def blank(self, pad_id: int) -> Sample:
         ids, labels = torch.tensor([pad_id]), torch.tensor([IGNORE_INDEX])
-        return Sample(ids, labels, torch.empty(0, 3, SIDE, SIDE), NO_RECORD, ())
+        return Sample(ids, labels, self.rows[0].pixel_values[:0], NO_RECORD, ())
 
 
 def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> list[float]:
     """The validation loss of five samples in a global batch of eight places, and those of their sources."""
     batches = ValidationBatchDataset(
-        HeldOutSamples(tiled_samples() if case.tiles else samples(), dtype),  # type: ignore[arg-type]
+        HeldOutSamples(rows_of(case), dtype),  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch,
         pad_id=0,
         pad_to_multiple_of=8,
@@ -399,7 +410,7 @@ def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
 def reference(folder: Path) -> None:
     """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
     groups.init_process_group(0, 1)
-    for changes in ({}, {"tied": True}, {"tiles": True}):
+    for changes in ({}, {"tied": True}, {"tiles": True}, {"quarters": True}):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant
         groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
