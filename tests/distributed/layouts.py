@@ -315,8 +315,6 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     Returns losses, those of sources, gradient norms, and this rank's gradients of the first step and parameters after
     the last.
     """
-    layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
-    groups.init_model_parallel(layout, seed=1234)
     models = build(case, dtype)
     initial = {name: value.detach().clone() for name, value in named(models)}
     for model in models:
@@ -356,7 +354,7 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
             found["held_out"] = held_out(case, chunks, dtype)
         if optimizer is not None:
             found["norms"].append(optimizer.step()[1])
-    found["after"] = {name: joined(value.detach()) for name, value in named(models)}
+    found["after"] = {name: joined(value.detach()).clone() for name, value in named(models)}
     return found
 
 
@@ -455,7 +453,7 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     if found["norms"]:
         worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
     if found["gradients"]:
-        expected = whole(case, dtype, folder / f"gradients{case.variant}{name}.safetensors")
+        expected = whole(case, dtype, found["models"], folder / f"gradients{case.variant}{name}.safetensors")
         for part in ("vision_tower", "projector", "language_model"):
             pairs = [(g, expected[n]) for n, g in found["gradients"].items() if n.startswith(part)]
             largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
@@ -463,13 +461,13 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
                 max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
             )
     if dtype == torch.float32:
-        expected = whole(case, dtype, folder / f"after{case.variant}{name}.safetensors")
+        expected = whole(case, dtype, found["models"], folder / f"after{case.variant}{name}.safetensors")
         # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
         compared = [
             (n, v) for n, v in found["after"].items() if "k_proj.bias" not in n and n not in VOCABULARY
         ]
         worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
-        expected = whole(case, dtype, folder / f"initial{case.variant}.safetensors")
+        expected = whole(case, dtype, found["models"], folder / f"initial{case.variant}.safetensors")
         filled = {n: v.any(dim=-1, keepdim=True) if n in VOCABULARY else 1 for n, v in expected.items()}
         worst["initial"] = max(
             float(((v - expected[n]) * filled[n]).abs().max()) for n, v in found["initial"].items()
@@ -477,12 +475,12 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     return worst
 
 
-def whole(case: Case, dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
-    """This rank's share of what a file holds for one process."""
-    models = build(case, dtype)
+def whole(case: Case, dtype: torch.dtype, models: list[NevaModel], path: Path) -> dict[str, Tensor]:
+    """This rank's share of what a file holds for one process; `models`, which are done with, take it in."""
+    models = build(case, dtype) if case.fsdp else models
     for model in models:
         load_native(model, load_file(path), VOCAB)
-    return dict(named(models))
+    return {name: value.detach().clone() for name, value in named(models)}
 
 
 def worker(
@@ -492,6 +490,8 @@ def worker(
     torch.set_num_threads(1)
     mutate(mutation)
     for case, _ in zip(cases, meetings(rank, size, port), strict=False):
+        layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
+        groups.init_model_parallel(layout, seed=1234)
         for dtype in (torch.float64, torch.float32):
             worst: list[Any] = [None] * size
             dist.all_gather_object(worst, differences(case, folder, dtype))
