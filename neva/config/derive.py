@@ -178,10 +178,11 @@ def _language(model_cfg: DictConfig) -> None:
 
 def _data(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
-    side = [tower.image_size, tower.image_size]
-    tokens = media_rules_of(model_cfg, vision_config_of(model_cfg)).tile_tokens
-    expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
-    source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
+    rules = media_rules_of(model_cfg, vision_config_of(model_cfg))
+    side = [rules.tile_size, rules.tile_size]
+    expected = {"image_token_len": rules.tile_tokens, "crop_size": side, "image_size": side}
+    quarters = ", use_image_tile=true" * model_cfg.mm_cfg.use_image_tile
+    source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim}{quarters})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)
     _template(model_cfg)
 

@@ -46,12 +46,15 @@ LANGUAGE_KEYS = {
 
 
 def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
-    """Returns the tower of a resolved `model` section."""
+    """Returns the tower of a resolved `model` section; one that was recorded without `use_image_tile` has it off."""
     tower = model_cfg.mm_cfg.vision_encoder
     sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
     sizes["layer_norm_eps"] = float(sizes["layer_norm_eps"])  # a YAML may say 1
     return VisionConfig(
-        **sizes, select_layer=tower.vision_select_layer, class_token_length=tower.class_token_length
+        **sizes,
+        select_layer=tower.vision_select_layer,
+        class_token_length=tower.class_token_length,
+        image_tiles=bool(OmegaConf.select(model_cfg, "mm_cfg.use_image_tile")),
     )
 
 

@@ -22,11 +22,23 @@ class VisionConfig:
     layer_norm_eps: float
     select_layer: int
     class_token_length: int
+    image_tiles: bool = False
+    """Whether images have twice the side, and the tower sees their quarters."""
 
     @property
     def num_tokens(self) -> int:
-        """Patch features of one image, without class tokens; the connector makes positions of them."""
+        """Patch features of one picture that the tower sees, without class tokens."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_features(self) -> int:
+        """Patch features of the map of one image, of which the connector makes positions."""
+        return self.num_tokens * (4 if self.image_tiles else 1)
+
+    @property
+    def input_size(self) -> int:
+        """Side of an image that the model takes."""
+        return self.image_size * (2 if self.image_tiles else 1)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from neva.errors import CheckpointError, ConfigError
 from neva.families.mapping import Rename, Shape, Table
@@ -14,6 +14,9 @@ from neva.registry import CONNECTORS
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Quarters: TypeAlias = Literal["none", "optional", "needed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Connector(ABC):
     """How messages write the kinds of a regular expression."""
     has_newline: ClassVar[bool] = False
     """Whether the module gives one feature more for each tile, the newline, which `tokens_out` does not count."""
+    quarters: ClassVar[Quarters] = "none"
+    """Whether the module takes the map that the quarters of an image make together (`use_image_tile`)."""
+    has_thumbnail: ClassVar[bool] = False
+    """Whether it takes, in front of that map, the features of the image at half size."""
 
     kind: str
 
@@ -39,7 +46,7 @@ class Connector(ABC):
         """Returns names and shapes of the parameters, in the order of the module."""
 
     def tokens_out(self, tokens_in: int) -> int:
-        """Returns the positions that one image takes, of whose patch features there are `tokens_in`."""
+        """Returns the positions that one image takes, of whose map of patch features there are `tokens_in`."""
         return tokens_in
 
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
@@ -71,8 +78,8 @@ def connector_named(kind: str) -> Connector:
         if re.fullmatch(pattern, kind):
             return CONNECTORS[pattern](kind)
     raise ConfigError(
-        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear', 'mlp<N>x_gelu' such as 'mlp2x_gelu', or "
-        "'mlp2x_gelu_h<WIDTH>' such as 'mlp2x_gelu_h14336_nobias'"
+        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear', 'mlp<N>x_gelu' such as 'mlp2x_gelu', "
+        "'mlp2x_gelu_h<WIDTH>' such as 'mlp2x_gelu_h14336_nobias', 'mlp_downsample' or 'mlp<N>x_gelu_downsample'"
     )
 
 

@@ -7,13 +7,14 @@ each of which is one feature that the connector makes of a tile.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
-from neva.families.connector import connector_named
+from neva.families.connector import Connector, connector_named, connector_pattern
 from neva.families.tiling import TileGrid, Tiling, WholeImage
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def tokens_per_image(vision: VisionConfig, connector: str) -> int:
     """Returns the positions of one tile, whose patch features go through a connector of that kind."""
-    return connector_named(connector).tokens_out(vision.num_tokens)
+    return connector_named(connector).tokens_out(vision.num_features)
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def media_rules(
     """
     kind = connector_named(connector)
     rules = MediaRules(
-        tile_size=vision.image_size,
-        tile_tokens=kind.tokens_out(vision.num_tokens),
+        tile_size=vision.input_size,
+        tile_tokens=kind.tokens_out(vision.num_features),
         has_newline=kind.has_newline,
         tiling=tiling or WholeImage(),
         separates_frames=separates_frames,
@@ -138,7 +139,7 @@ def media_rules(
     if rules.tiling.is_map and not kind.has_newline:
         raise ConfigError(
             f"model.data.image_aspect_ratio=anyres needs a projector with a learned newline, found "
-            f"model.mm_cfg.mm_mlp_adapter_type={connector}: take {connector}_newline"
+            f"model.mm_cfg.mm_mlp_adapter_type={connector}: take {_with_newline(connector)}"
         )
     if rules.tiling.is_map and math.isqrt(rules.tile_tokens) ** 2 != rules.tile_tokens:
         raise ConfigError(
@@ -146,7 +147,31 @@ def media_rules(
             f"{rules.tile_tokens} of a tile: take another model.mm_cfg.mm_mlp_adapter_type"
         )
     rules.tiling.check(vision.image_size)
+    _check_quarters(vision, kind, rules.tiling)
     return rules
+
+
+def _with_newline(connector: str) -> str:
+    """Returns the connector of that kind with a newline, or, where there is none, a usual one."""
+    wanted = f"{connector}_newline"
+    return wanted if re.fullmatch(connector_pattern(), wanted) else "mlp2x_gelu_newline"
+
+
+def _check_quarters(vision: VisionConfig, connector: Connector, tiling: Tiling) -> None:
+    """Raises ConfigError when the tower sees quarters that the connector does not join, or sees none that it needs."""
+    key, kind = "model.mm_cfg.use_image_tile", f"model.mm_cfg.mm_mlp_adapter_type={connector.kind}"
+    if vision.image_tiles and connector.quarters == "none":
+        raise ConfigError(
+            f"{key}=true needs a projector that joins the quarters of an image, found {kind}: take "
+            "mlp2x_gelu_downsample or mlp_downsample, or set it to false"
+        )
+    if connector.quarters == "needed" and not vision.image_tiles:
+        raise ConfigError(f"{kind} joins the quarters of an image: set {key}=true")
+    if vision.image_tiles and tiling.cuts:
+        raise ConfigError(
+            f"{key}=true cuts every image into quarters itself: model.data.image_aspect_ratio must be square, pad or "
+            "pad_right_bottom, not one that cuts into tiles"
+        )
 
 
 def _unpadded(grid: TileGrid, side: int, width: int, height: int) -> tuple[int, int, int, int]:

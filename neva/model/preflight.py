@@ -45,6 +45,6 @@ def find_image(model_cfg: DictConfig, found: Findings) -> None:
     )
     found.add(
         "image",
-        f"{positions} ({vision.image_size} px, patches of {vision.patch_size} px) "
+        f"{positions} ({rules.tile_size} px{', in quarters' * vision.image_tiles}, patches of {vision.patch_size} px) "
         f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
     )

@@ -12,7 +12,7 @@ _PRECISION = (32, "bf16", 16)
 
 
 @dataclass
-class Samples:
+class SampleKeys:
     """Prompts that are answered while training."""
 
     prompt_file: str | None = key(
@@ -57,7 +57,7 @@ class Trainer:
         "Global batches that a validation reads; a float up to 1.0: the share of them; null: all.", low=0
     )
 
-    samples: Samples = section()
+    samples: SampleKeys = section()
 
     distributed_timeout_s: float = key(
         "Seconds that one collective operation may take before the run stops and names it.", above=0

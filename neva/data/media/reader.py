@@ -17,7 +17,7 @@ from torch import Tensor
 from neva.config.model_config import VideoChoice, media_rules_of, turns_images, video_choice
 from neva.data.media.image import image_size, load_image, require_file
 from neva.data.media.placeholders import ImageInput, Medium
-from neva.data.media.processor import AspectRatio, ImageProcessor, to_pixels, to_tile_pixels
+from neva.data.media.processor import AspectRatio, ImageProcessor, enlarged, to_pixels, to_tile_pixels
 from neva.data.media.video import chosen_frames, frame_count, read_frames, require_library
 from neva.errors import SampleError
 from neva.families.configs import VisionConfig
@@ -120,7 +120,7 @@ def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: I
         require_library(video.library)
     return MediaReader(
         rules=media_rules_of(model_cfg, vision),
-        processor=processor,
+        processor=enlarged(processor, vision.input_size // vision.image_size),
         aspect_ratio=model_cfg.data.image_aspect_ratio,
         exif_transpose=turns_images(model_cfg),
         video=video,
