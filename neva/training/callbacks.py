@@ -7,8 +7,9 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,7 @@ from tqdm import tqdm
 
 from neva.constants import LOGGED_VALUES, VALIDATION_LOSS, WASTE_VALUES
 from neva.data.odd_records import ODDITIES
-from neva.training.source_losses import SourceLosses
 from neva.training.step import StepLoss
-from neva.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,20 @@ METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 _PLAIN_LINE_EVERY_S = 10.0
 _WINDOW_STEPS = 50
+
+
+class Measured(Protocol):
+    """What measures something now and then."""
+
+    def values(self, step: int) -> dict[str, float]:
+        """Returns what was measured after this step; nothing when it was not due."""
+
+
+class Aside(Measured, Protocol):
+    """What a run does between two steps without training."""
+
+    seconds: float
+    """Spent so far."""
 
 
 def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
@@ -37,8 +50,8 @@ def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
 class Progress(Callback):
     """A bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; lines where there is no terminal."""
 
-    def __init__(self, validation: Validation) -> None:
-        self.validation = validation
+    def __init__(self, asides: Sequence[Aside]) -> None:
+        self.asides = asides
         self.history: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS)
         """Time, samples and tokens of each step."""
         self.last_line_s = 0.0
@@ -78,8 +91,8 @@ class Progress(Callback):
         self.bar.close()
 
     def _training_s(self) -> float:
-        """A clock that stands while a run validates."""
-        return time.monotonic() - self.validation.seconds
+        """A clock that stands while a run validates or answers prompts."""
+        return time.monotonic() - sum(aside.seconds for aside in self.asides)
 
     def _values(self, trainer: Trainer) -> dict[str, str]:
         metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm", "pad_share")
@@ -108,9 +121,9 @@ class Progress(Callback):
 class MetricsFile(Callback):
     """Appends each step's numbers to `metrics.jsonl` and draws the loss curve at the end, also over resumed runs."""
 
-    def __init__(self, run_dir: Path, *sources: Validation | SourceLosses) -> None:
+    def __init__(self, run_dir: Path, measured: Sequence[Measured]) -> None:
         self.run_dir = run_dir
-        self.sources = sources
+        self.measured = measured
         self.file: TextIO | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,7 +152,7 @@ class MetricsFile(Callback):
                 **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
                 **{
                     name: value
-                    for source in self.sources
+                    for source in self.measured
                     for name, value in source.values(trainer.global_step).items()
                 },
                 "time_s": time.time(),

@@ -114,7 +114,7 @@ def held_out_loss(
         device: where the batches are moved to.
         num_sources: of the mixture whose sources are counted apart.
     """
-    with _evaluating(chunks):
+    with evaluating(chunks):
         steps = [
             run_global_batch(list(chunks), batch, device, forward_only=True, num_sources=num_sources)
             for batch in loader
@@ -123,7 +123,7 @@ def held_out_loss(
 
 
 @contextmanager
-def _evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
+def evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
     """Switches dropout and recomputation off, and gives every module its mode back, as frozen parts have their own."""
     modules = [module for chunk in chunks for module in chunk.modules()]
     modes = [module.training for module in modules]
