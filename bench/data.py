@@ -1,10 +1,13 @@
-"""Images per second from file to tensors: neva's dataset beside the Hugging Face processor called per sample.
+"""Images per second from file to tensors: neva's dataset beside others that call the Hugging Face processor.
 
-The same JPEG photographs and conversations, the same tokenizer and image processor, each in a torch DataLoader of its
-own with 1 and 2 workers; the two take turns, so that a noisy machine slows both. Prints the median of each, their
-ratio, whether the pixels are bit-equal, and the memory of a worker at the quarters of a pass.
+The same JPEG photographs and conversations, the same tokenizer and image processor: in a torch DataLoader that calls
+the processor per sample and, in shards of `neva data convert`, by megatron-energon's loader with the processor in its
+task encoder. Each has 1 and 2 workers; they take turns, so that a noisy machine slows all. Prints the median of each,
+their ratio, whether the pixels are bit-equal, and the memory of a worker at the quarters of a pass.
 
-    python bench/data.py [--images 96] [--rounds 5]
+    python bench/data.py [--images 96] [--rounds 5] [--energon-python energon/bin/python]
+
+The Python is one with megatron-energon 7, torch and transformers; without it energon is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,14 +28,15 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, Dataset
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.processor_sample import PATCH, SIDE, fingerprint, image_processor, processor_of, tensors_of
+from neva.cli import main as neva_main
 from neva.commands.scratch import scratch
 
-SIDE, PATCH, WIDTH, HEIGHT = 336, 14, 640, 480
+WIDTH, HEIGHT = 640, 480
 WORDS = [
     "what",
     "is",
@@ -95,47 +100,65 @@ def write_data(folder: Path, count: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def image_processor() -> CLIPImageProcessorPil:
-    """Returns CLIP's, at the size of LLaVA-1.5."""
-    return CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-
-
 class ProcessorPerSample(Dataset[Any]):
     """What a user of transformers writes: open, put the turns together, call the processor."""
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = json.loads((folder / "data.json").read_text())
-        self.processor = LlavaProcessor(
-            image_processor(),
-            tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-        )
+        self.processor = processor_of(folder / "tokenizer")
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Any:
         record = self.records[index]
-        names = {"human": "USER: ", "gpt": "ASSISTANT: "}
-        text = " ".join(names[turn["from"]] + turn["value"] for turn in record["conversations"])
         with Image.open(self.folder / record["image"]) as image:
-            return self.processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+            return tensors_of(self.processor, record, image)
 
 
-def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset[Any]:
-    """Returns what training reads, labels included."""
+class EnergonPasses:
+    """Passes of megatron-energon over shards of the same records, in a process of another Python."""
+
+    def __init__(self, python: Path, folder: Path, count: int) -> None:
+        shards = folder / "shards"
+        words = ["data", "convert", folder / "data.json", shards, "--image-folder", folder]
+        per_shard = max(1, count // 8)  # energon deals whole shards out to its workers
+        assert neva_main([*map(str, words), "--samples-per-shard", str(per_shard)]) == 0
+        reader = Path(__file__).resolve().parent / "energon_reader.py"
+        command = [str(word) for word in (python, reader, shards, folder / "tokenizer", count)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pixels: set[str] = set()
+
+    def one_pass(self, workers: int) -> float:
+        """Returns images/s behind the first of each worker."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{workers}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"energon's process ended with {self.process.wait()}, see above")
+        answer = json.loads(line)
+        self.pixels |= set(answer["pixels"])
+        return float(answer["speed"])
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast, records: str, images: str) -> Dataset[Any]:
+    """Returns what training reads, labels included, of records and an image folder, which may be null."""
     from neva.config.load import load
     from neva.config.model_config import vision_config_of
     from neva.data.build import build_dataset
 
     tower = "model.mm_cfg.vision_encoder"
-    tokenizer.save_pretrained(folder / "tokenizer")
     overrides = [
-        f"model.data.data_path={folder}/data.json",
-        f"model.data.image_folder={folder}",
+        f"model.data.data_path={records}",
+        f"model.data.image_folder={images}",
         f"model.tokenizer.type={folder}/tokenizer",
         "model.vocab_size=null",
         "model.encoder_seq_length=2048",
@@ -176,28 +199,55 @@ def main() -> int:
     )
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--energon-python", type=Path, metavar="PATH", help="of an environment with energon")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with scratch(), tempfile.TemporaryDirectory() as name:
-        tokenizer = write_data(Path(name), options.images)
-        ours, theirs = neva_dataset(Path(name), tokenizer), ProcessorPerSample(Path(name), tokenizer)
-        equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))
-        sys.stdout.write(f"{options.images} JPEGs of {WIDTH} x {HEIGHT}; pixels bit-equal: {equal}\n")
-        for workers in WORKERS:
-            speeds: dict[str, list[float]] = {"neva": [], "processor": []}
-            memory: list[float] = []
-            for _ in range(options.rounds):
-                for side, dataset in (("neva", ours), ("processor", theirs)):
-                    speed, used = one_pass(dataset, workers)
-                    speeds[side].append(speed)
-                    memory = used if side == "neva" else memory
-            medians = {side: statistics.median(values) for side, values in speeds.items()}
-            quarters = ", ".join(f"{value:.0f}" for value in memory)
+        return compare(Path(name), options.images, options.rounds, options.energon_python)
+
+
+def compare(folder: Path, images: int, rounds: int, energon_python: Path | None) -> int:
+    """Prints the lines; see `main`."""
+    tokenizer = write_data(folder, images)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    datasets = {
+        "neva": neva_dataset(folder, tokenizer, f"{folder}/data.json", str(folder)),
+        "processor": ProcessorPerSample(folder),
+    }
+    ours, theirs = datasets["neva"], datasets["processor"]
+    energon = None if energon_python is None else EnergonPasses(energon_python, folder, images)
+    if energon is not None:
+        datasets["neva on shards"] = neva_dataset(folder, tokenizer, f"{folder}/shards", "null")
+    equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))
+    sys.stdout.write(f"{images} JPEGs of {WIDTH} x {HEIGHT}; pixels bit-equal: {equal}\n")
+    for workers in WORKERS:
+        speeds: dict[str, list[float]] = {}
+        memory: list[float] = []
+        for _ in range(rounds):
+            for side, dataset in datasets.items():
+                speed, used = one_pass(dataset, workers)
+                speeds.setdefault(side, []).append(speed)
+                memory = used if side == "neva" else memory
+            if energon is not None:
+                speeds.setdefault("energon", []).append(energon.one_pass(workers))
+        medians = {side: statistics.median(values) for side, values in speeds.items()}
+        quarters = ", ".join(f"{value:.0f}" for value in memory)
+        sys.stdout.write(
+            f"{workers} workers: neva {medians['neva']:.1f} images/s, processor {medians['processor']:.1f}, ratio "
+            f"{medians['neva'] / medians['processor']:.2f}; a worker at the quarters: {quarters} MiB\n"
+        )
+        if energon is not None:
             sys.stdout.write(
-                f"{workers} workers: neva {medians['neva']:.1f} images/s, processor {medians['processor']:.1f}, ratio "
-                f"{medians['neva'] / medians['processor']:.2f}; a worker at the quarters: {quarters} MiB\n"
+                f"{workers} workers on shards: neva {medians['neva on shards']:.1f} images/s, energon "
+                f"{medians['energon']:.1f}, ratio {medians['neva on shards'] / medians['energon']:.2f}\n"
             )
-    return 0 if equal else 1
+    if energon is None:
+        sys.stdout.write("energon: left out; --energon-python names a Python that has megatron-energon 7\n")
+        return 0 if equal else 1
+    energon.close()
+    known = {fingerprint(ours[n].pixel_values[0]) for n in range(images)}
+    sys.stdout.write(f"energon's pixels bit-equal: {energon.pixels <= known}\n")
+    return 0 if equal and energon.pixels <= known else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,11 +27,13 @@ def read(folder: Path, options: Options) -> LazyModel:
     tower = options.tower_path
     assert tower is not None
     language = read_language_config(folder)
+    connector = connector_named(options.adapter_type)
     vision = read_vision_config(tower, options.select_layer)
+    vision = replace(vision, image_tiles=connector.quarters == "needed")
     check_vocabulary(folder, language.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        projector = connector_named(options.adapter_type).build(vision.hidden_size, language.hidden_size)
+        projector = connector.build(vision.hidden_size, language.hidden_size)
     drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
     return LazyModel(
         name=f"{folder} + {tower}",
