@@ -2,8 +2,9 @@
 
 The same JPEG photographs and conversations, the same tokenizer and image processor: in a torch DataLoader that calls
 the processor per sample and, in shards of `neva data convert`, by megatron-energon's loader with the processor in its
-task encoder. Each has 1 and 2 workers; they take turns, so that a noisy machine slows all. Prints the median of each,
-their ratio, whether the pixels are bit-equal, and the memory of a worker at the quarters of a pass.
+task encoder. Each has 1 and 2 workers; they take turns, so that a noisy machine slows all. Prints medians of images/s
+and of processor time an image, which other work on the machine disturbs least, their ratios, whether the pixels are
+bit-equal, and the memory of a worker at the quarters of a pass.
 
     python bench/data.py [--images 96] [--rounds 5] [--energon-python energon/bin/python]
 
@@ -32,7 +33,15 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.processor_sample import PATCH, SIDE, fingerprint, image_processor, processor_of, tensors_of
+from bench.processor_sample import (
+    PATCH,
+    SIDE,
+    fingerprint,
+    image_processor,
+    processor_of,
+    processor_time_s,
+    tensors_of,
+)
 from neva.cli import main as neva_main
 from neva.commands.scratch import scratch
 
@@ -130,8 +139,8 @@ class EnergonPasses:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pixels: set[str] = set()
 
-    def one_pass(self, workers: int) -> float:
-        """Returns images/s behind the first of each worker."""
+    def one_pass(self, workers: int) -> tuple[float, float]:
+        """Returns images/s behind the first of each worker, and ms of processor time an image."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(f"{workers}\n")
         self.process.stdin.flush()
@@ -140,7 +149,7 @@ class EnergonPasses:
             raise SystemExit(f"energon's process ended with {self.process.wait()}, see above")
         answer = json.loads(line)
         self.pixels |= set(answer["pixels"])
-        return float(answer["speed"])
+        return answer["speed"], answer["processor_ms"]
 
     def close(self) -> None:
         """Ends the process."""
@@ -173,8 +182,10 @@ def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast, records: str,
     return build_dataset(model, vision_config_of(model), tokenizer)
 
 
-def one_pass(dataset: Dataset[Any], workers: int) -> tuple[float, list[float]]:
-    """Returns images/s behind the first of each worker, and MiB of a worker's own at the quarters of the pass."""
+def one_pass(dataset: Dataset[Any], workers: int) -> tuple[float, float, list[float]]:
+    """Returns images/s behind the first of each worker, ms of processor time an image, and MiB of a worker's own at
+    the quarters of the pass."""
+    before_s = processor_time_s()
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator())
     samples: Iterator[Any] = iter(loader)
     count, memory, started = len(dataset), [], 0.0  # type: ignore[arg-type]
@@ -183,7 +194,9 @@ def one_pass(dataset: Dataset[Any], workers: int) -> tuple[float, list[float]]:
             started = time.perf_counter()
         if number % (count // 4) == 0 and number < count:
             memory.append(private_mib(samples._workers[0].pid))  # type: ignore[attr-defined]
-    return (count - workers) / (time.perf_counter() - started), memory
+    elapsed_s = time.perf_counter() - started
+    del samples  # its workers end
+    return (count - workers) / elapsed_s, (processor_time_s() - before_s) / count * 1e3, memory
 
 
 def private_mib(process: int) -> float:
@@ -221,26 +234,21 @@ def compare(folder: Path, images: int, rounds: int, energon_python: Path | None)
     equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))
     sys.stdout.write(f"{images} JPEGs of {WIDTH} x {HEIGHT}; pixels bit-equal: {equal}\n")
     for workers in WORKERS:
-        speeds: dict[str, list[float]] = {}
+        passes: dict[str, list[tuple[float, float]]] = {}
         memory: list[float] = []
         for _ in range(rounds):
             for side, dataset in datasets.items():
-                speed, used = one_pass(dataset, workers)
-                speeds.setdefault(side, []).append(speed)
+                *measured, used = one_pass(dataset, workers)
+                passes.setdefault(side, []).append((measured[0], measured[1]))
                 memory = used if side == "neva" else memory
             if energon is not None:
-                speeds.setdefault("energon", []).append(energon.one_pass(workers))
-        medians = {side: statistics.median(values) for side, values in speeds.items()}
+                passes.setdefault("energon", []).append(energon.one_pass(workers))
         quarters = ", ".join(f"{value:.0f}" for value in memory)
         sys.stdout.write(
-            f"{workers} workers: neva {medians['neva']:.1f} images/s, processor {medians['processor']:.1f}, ratio "
-            f"{medians['neva'] / medians['processor']:.2f}; a worker at the quarters: {quarters} MiB\n"
+            f"{workers} workers: {beside(passes, 'neva', 'processor')}; a worker at the quarters: {quarters} MiB\n"
         )
         if energon is not None:
-            sys.stdout.write(
-                f"{workers} workers on shards: neva {medians['neva on shards']:.1f} images/s, energon "
-                f"{medians['energon']:.1f}, ratio {medians['neva on shards'] / medians['energon']:.2f}\n"
-            )
+            sys.stdout.write(f"{workers} workers on shards: {beside(passes, 'neva on shards', 'energon')}\n")
     if energon is None:
         sys.stdout.write("energon: left out; --energon-python names a Python that has megatron-energon 7\n")
         return 0 if equal else 1
@@ -248,6 +256,17 @@ def compare(folder: Path, images: int, rounds: int, energon_python: Path | None)
     known = {fingerprint(ours[n].pixel_values[0]) for n in range(images)}
     sys.stdout.write(f"energon's pixels bit-equal: {energon.pixels <= known}\n")
     return 0 if equal and energon.pixels <= known else 1
+
+
+def beside(passes: dict[str, list[tuple[float, float]]], ours: str, theirs: str) -> str:
+    """Returns the medians of two sides, and how many times as good the first is."""
+    (speed, time_ms), (other_speed, other_ms) = (
+        [statistics.median(values) for values in zip(*passes[side], strict=True)] for side in (ours, theirs)
+    )
+    return (
+        f"neva {speed:.1f} images/s, {theirs} {other_speed:.1f}, ratio {speed / other_speed:.2f}; processor time "
+        f"{time_ms:.1f} and {other_ms:.1f} ms an image, ratio {other_ms / time_ms:.2f}"
+    )
 
 
 if __name__ == "__main__":

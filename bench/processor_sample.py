@@ -6,6 +6,7 @@ Apart from the standard library it needs transformers alone, so that the Python 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def tensors_of(processor: LlavaProcessor, record: Mapping[str, Any], image: Imag
     names = {"human": "USER: ", "gpt": "ASSISTANT: "}
     text = " ".join(names[turn["from"]] + turn["value"] for turn in record["conversations"])
     return processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+
+
+def processor_time_s() -> float:
+    """Returns the processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def fingerprint(pixel_values: Any) -> str:
