@@ -148,8 +148,14 @@ def _vision(model_cfg: DictConfig) -> None:
         expected = {"class_token_length": VISION_FAMILIES[tower.model_type].class_tokens}
         _fill_or_compare(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
     _require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
-    side = [tower.image_size, tower.image_size]
-    _fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", "the tower's image_size")
+    seen = _size_key(tower)
+    side = [tower[seen], tower[seen]]
+    _fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", f"the tower's {seen}")
+
+
+def _size_key(tower: DictConfig) -> str:
+    """Returns the key that says how large an image the tower sees."""
+    return "image_size" if tower.input_size is None else "input_size"
 
 
 def _language(model_cfg: DictConfig) -> None:
@@ -178,10 +184,11 @@ def _language(model_cfg: DictConfig) -> None:
 
 def _data(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
-    side = [tower.image_size, tower.image_size]
-    tokens = media_rules_of(model_cfg, vision_config_of(model_cfg)).tile_tokens
+    vision = vision_config_of(model_cfg)
+    side = [vision.side, vision.side]
+    tokens = media_rules_of(model_cfg, vision).tile_tokens
     expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
-    source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim})"
+    source = f"the tower ({_size_key(tower)} {vision.side}, patch_dim {tower.patch_dim})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)
     _template(model_cfg)
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, Tiling, WholeImage
+from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, KeptShape, Tiling, WholeImage
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -51,7 +51,10 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
     sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
     sizes["layer_norm_eps"] = float(sizes["layer_norm_eps"])  # a YAML may say 1
     return VisionConfig(
-        **sizes, select_layer=tower.vision_select_layer, class_token_length=tower.class_token_length
+        **sizes,
+        select_layer=tower.vision_select_layer,
+        class_token_length=tower.class_token_length,
+        input_size=tower.get("input_size"),  # models recorded before there was such a key see their own size
     )
 
 
@@ -110,6 +113,8 @@ def _tiling(data: DictConfig) -> Tiling:
         return DynamicTiles(data.min_num_tiles, data.max_num_tiles, data.use_thumbnail)
     if kind == "grid":
         return FixedGrid(data.tile_grid[0], data.tile_grid[1], data.use_thumbnail)
+    if kind == "keep":
+        return KeptShape()
     return WholeImage()
 
 

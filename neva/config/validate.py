@@ -84,11 +84,9 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.mm_cfg.vision_encoder.hidden_size={tower.hidden_size} cannot be divided by its "
             f"num_attention_heads={tower.num_attention_heads}"
         )
-    if tower.patch_dim > tower.image_size:
-        yield (
-            f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its "
-            f"image_size={tower.image_size}"
-        )
+    for key in ("image_size", "input_size"):
+        if tower[key] is not None and tower.patch_dim > tower[key]:
+            yield f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its {key}={tower[key]}"
     if tower.vision_select_layer not in (states := hidden_states(tower.num_layers)):
         yield (
             f"model.mm_cfg.vision_encoder.vision_select_layer={tower.vision_select_layer}: a tower of "

@@ -13,6 +13,7 @@ class VisionConfig:
 
     model_type: str
     image_size: int
+    """What the checkpoint was trained with: so many learned positions there are."""
     patch_size: int
     hidden_size: int
     num_layers: int
@@ -22,11 +23,22 @@ class VisionConfig:
     layer_norm_eps: float
     select_layer: int
     class_token_length: int
+    input_size: int | None = None
+    """What it sees, where that is another size: learned positions are interpolated. None: `image_size`."""
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of the square that it sees."""
+        return self.input_size or self.image_size
 
     @property
     def num_tokens(self) -> int:
-        """Patch features of one image, without class tokens; the connector makes positions of them."""
-        return (self.image_size // self.patch_size) ** 2
+        """Features of one square image; the connector makes positions of them."""
+        return self.num_features(self.side, self.side)
+
+    def num_features(self, height: int, width: int) -> int:
+        """Returns the features of a picture of that many pixels, without the class tokens that are dropped."""
+        return (height // self.patch_size) * (width // self.patch_size)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ class Connector(ABC):
     has_newline: ClassVar[bool] = False
     """Whether the module gives one feature more for each tile, the newline, which `tokens_out` does not count."""
 
+    needs_square: ClassVar[bool] = False
+    """Whether the module needs the features of a square image, row by row, and nothing else among them."""
+
     kind: str
 
     @abstractmethod

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from neva.registry import VISION_FAMILIES
 
 POSITION_BUFFERS = r".*\.position_ids"
 CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
+INTERPOLATE = "interpolate_pos_encoding"
 POOLING = "head."
 """Prefix of SigLIP's attention pooling, which no hidden state depends on."""
 
@@ -44,8 +46,12 @@ class VisionFamily:
     """transformers' class of the image processor that belongs to such towers; None: it must lie in the folder."""
     wrapper: str = ""
     """Module around the tower in the names of an export."""
+    layers: str | None = None
+    """The list of layers, each of which takes the hidden state that the one before it gave; None: it runs whole."""
     before_layers: tuple[str, ...] = ("embeddings", "pre_layrnorm")
-    """Modules that run before `encoder.layers`, those that there are."""
+    """Modules that run before the layers, those that there are."""
+    positions: str | None = None
+    """Name of the learned positions; None: it has none, or none that are known to be interpolated."""
 
     def read(self, config: Mapping[str, Any], select_layer: int) -> VisionConfig:
         """Returns the sizes that the tower's part of a `config.json` gives."""
@@ -139,19 +145,59 @@ class VisionFamily:
     def modules_run(self, tower: Any, vision: VisionConfig) -> list[Any] | None:
         """Returns the modules that make the selected hidden state, one after the other.
 
-        None: the tower is not built of `encoder.layers`; it runs as a whole.
+        None: nobody knows its layers; it runs as a whole.
         """
-        if not hasattr(getattr(tower, "encoder", None), "layers"):
+        if self.layers is None:
             return None
         before = [getattr(tower, name) for name in self.before_layers if hasattr(tower, name)]
-        return before + list(tower.encoder.layers[: num_layers_run(vision)])
+        return before + list(tower.get_submodule(self.layers)[: num_layers_run(vision)])
+
+    def hidden_state(self, tower: Any, pixel_values: Any, vision: VisionConfig) -> Any:
+        """Returns the selected hidden state of pictures of any one shape, class tokens included.
+
+        Learned positions are interpolated, as transformers does, where the pictures are not what they were learned on.
+        """
+        is_other = tuple(pixel_values.shape[-2:]) != (vision.image_size, vision.image_size)
+        modules = self.modules_run(tower, vision)
+        if modules is None:
+            switch = {INTERPOLATE: True} if is_other and _has_switch(tower) else {}
+            return tower(pixel_values, output_hidden_states=True, **switch).hidden_states[vision.select_layer]
+        embeddings, *others = modules
+        hidden = embeddings(
+            pixel_values, **({INTERPOLATE: True} if is_other and _has_switch(embeddings) else {})
+        )
+        layers = set(self.blocks(tower))
+        for module in others:
+            hidden = module(hidden, attention_mask=None) if module in layers else module(hidden)
+        return hidden
+
+    def interpolated(self, positions: Any, vision: VisionConfig) -> Any:
+        """Returns the learned positions that the tower adds to a square image of the size that it sees."""
+        import torch
+
+        with torch.device("meta"):
+            tower = self.build(vision)
+        module, _, name = str(self.positions).partition(".")
+        embeddings = tower.get_submodule(module)
+        weight = torch.nn.Parameter(positions.float(), requires_grad=False)
+        owner, _, leaf = name.rpartition(".")
+        setattr(embeddings.get_submodule(owner), leaf, weight)
+        kept = positions.numel() // positions.shape[-1] - (vision.image_size // vision.patch_size) ** 2
+        asked = torch.empty(1, kept + (vision.side // vision.patch_size) ** 2, vision.hidden_size)
+        found = embeddings.interpolate_pos_encoding(asked, vision.side, vision.side)
+        return found.to(positions.dtype).view(*positions.shape[:-2], -1, vision.hidden_size)
 
     def blocks(self, tower: Any) -> list[Any]:
         """Returns the modules that FSDP may shard one by one: layers, and what does not run."""
-        if not hasattr(getattr(tower, "encoder", None), "layers"):
+        if self.layers is None:
             return []
         pooling = getattr(tower, POOLING.removesuffix("."), None)
-        return [*tower.encoder.layers, *([] if pooling is None else [pooling])]
+        return [*tower.get_submodule(self.layers), *([] if pooling is None else [pooling])]
+
+
+def _has_switch(module: Any) -> bool:
+    """Whether a module of transformers interpolates learned positions only when it is told to."""
+    return INTERPOLATE in signature(module.forward).parameters
 
 
 def vision_family(model_type: str) -> VisionFamily:

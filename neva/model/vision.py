@@ -38,14 +38,6 @@ class VisionTower(nn.Module):
         return self.family.blocks(self.model)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Encodes images [N, 3, height, width] to features [N, P, H]."""
-        pixel_values = pixel_values.to(self.model.dtype)
-        modules = self.family.modules_run(self.model, self.config)
-        if modules is None:
-            states = self.model(pixel_values, output_hidden_states=True).hidden_states
-            return states[self.config.select_layer][:, self.config.class_token_length :]
-        layers = set(self.blocks)
-        hidden = pixel_values
-        for module in modules:
-            hidden = module(hidden, attention_mask=None) if module in layers else module(hidden)
+        """Encodes images [N, 3, height, width] of any one size to features [N, P, H]."""
+        hidden = self.family.hidden_state(self.model, pixel_values.to(self.model.dtype), self.config)
         return hidden[:, self.config.class_token_length :]

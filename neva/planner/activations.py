@@ -181,7 +181,7 @@ def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     # Input and output of the activation, and QuickGELU's sigmoid.
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
     sums = vision.num_heads * FLOAT_BYTES
-    pixels = 3 * vision.image_size**2 * _images(split, work) * work.width
+    pixels = 3 * vision.side**2 * _images(split, work) * work.width
     return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
 
 

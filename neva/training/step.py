@@ -97,6 +97,7 @@ def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.de
         labels=micro.labels,
         feature_order=micro.feature_order,
         sample_lengths=micro.packed_lengths,
+        pictures=micro.pictures,
     )
     return losses_L, loss_of
 

@@ -113,6 +113,17 @@ def test_the_sizes_of_a_shipped_recipe_give_way_to_a_checkpoint(llm: str, tower:
     assert load("llava_7b_pretrain", parts) == load("llava_7b_pretrain", [*parts, *groups])
 
 
+def test_another_input_size_decides_over_positions_and_crop_and_leaves_the_checkpoints_size() -> None:
+    model = load("llava_7b_pretrain", ["model.mm_cfg.vision_encoder.input_size=448"]).model
+    assert (model.data.image_token_len, model.data.image_size) == (1024, [448, 448])
+    assert model.mm_cfg.vision_encoder.image_size == 336
+    with pytest.raises(ConfigError, match=r"but the tower \(input_size 448, patch_dim 14\) gives 1024"):
+        load(
+            "llava_7b_pretrain",
+            ["model.mm_cfg.vision_encoder.input_size=448", "model.data.image_token_len=576"],
+        )
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

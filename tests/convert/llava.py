@@ -66,6 +66,7 @@ def llava_nemo(
     aspect_ratio: str = "square",
     template: str = "v1",
     system: str | None = None,
+    input_size: int | None = None,
     parts: tuple[str, ...] = ("language_model", "projector", "vision_tower"),
     changes: dict[str, Any] | None = None,
 ) -> Path:
@@ -84,7 +85,8 @@ def llava_nemo(
     tokenizer = write_tokenizer(folder / "tokenizer", language.vocab_size)
     section = model_section(language_section(language), vision_section(vision), aspect_ratio, template)
     section.data.system = system
-    processor = image_processor(kind, vision.image_size)
+    section.mm_cfg.vision_encoder.input_size = input_size
+    processor = image_processor(kind, input_size or vision.image_size)
     write_nemo(path, section, weights, tokenizer, processor, "test", dict.fromkeys(parts, "trained"))
     return path
 

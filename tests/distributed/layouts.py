@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
-from neva.data.collate import feature_order
+from neva.data.collate import feature_order, picture_shapes
 from neva.data.dataset import NO_RECORD, Sample
 from neva.data.loader import build_loader
 from neva.data.validation import ValidationBatchDataset, validation_steps
@@ -27,8 +27,8 @@ from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
-from neva.families.media_tokens import media_rules
-from neva.families.tiling import AnyResolution
+from neva.families.media_tokens import MediaRules, media_rules
+from neva.families.tiling import AnyResolution, KeptShape
 from neva.formats.nemo import VOCABULARY
 from neva.model.build import build_model
 from neva.model.language import transformer_config
@@ -66,11 +66,12 @@ class Case:
     fsdp: str | None = None
     tiles: bool = False
     packed: bool = False
+    own_shape: bool = False
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
-        return "tiles" if self.tiles else str(self.tied)
+        return "tiles" if self.tiles else "own_shape" if self.own_shape else str(self.tied)
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
@@ -85,6 +86,7 @@ class Case:
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "packed",
+            "own_shape",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
@@ -152,6 +154,11 @@ CASES = [
     Case(2, packed=True, context=2, recompute="full"),
     Case(2, packed=True, fsdp="full"),
     Case(4, packed=True, tensor=2, pipeline=2, virtual=2, micro_batch=1, sequence_parallel=True),
+    Case(2, own_shape=True),
+    Case(2, own_shape=True, tensor=2, sequence_parallel=True),
+    Case(2, own_shape=True, pipeline=2, micro_batch=1),
+    Case(2, own_shape=True, context=2),
+    Case(4, own_shape=True, tensor=2, context=2, packed=True),
 ]
 
 
@@ -188,8 +195,14 @@ def samples() -> list[Sample]:
 
 def tiled_samples() -> list[Sample]:
     """The same texts, with none, one or two images cut into any resolution's tiles in the middle of them."""
+    return samples_with_media(
+        media_rules(VISION, NEWLINE, AnyResolution(((SIDE, 2 * SIDE), (2 * SIDE, SIDE))))
+    )
+
+
+def samples_with_media(rules: MediaRules) -> list[Sample]:
+    """The same texts with images of four shapes in the middle of them."""
     draw = torch.Generator().manual_seed(8)
-    rules = media_rules(VISION, NEWLINE, AnyResolution(((SIDE, 2 * SIDE), (2 * SIDE, SIDE))))
     sizes = [(70, 30), (20, 41), (28, 28), (33, 90)]
     made: list[Sample] = []
     for number, row in enumerate(samples()):
@@ -197,11 +210,14 @@ def tiled_samples() -> list[Sample]:
         is_text = row.input_ids != IMAGE_TOKEN_ID
         images = torch.full((sum(medium.tokens for medium in media),), IMAGE_TOKEN_ID)
         no_labels = torch.full_like(images, IGNORE_INDEX)
+        shape = (sum(medium.tiles for medium in media), 3, SIDE, SIDE)
+        if rules.tiling.keeps_shape:
+            shape = (sum(3 * shape.height * shape.width for shape in picture_shapes(media)),)  # type: ignore[assignment]
         made.append(
             Sample(
                 torch.cat([row.input_ids[is_text][:2], images, row.input_ids[is_text][2:]]),
                 torch.cat([row.labels[is_text][:2], no_labels, row.labels[is_text][2:]]),
-                torch.randn(sum(medium.tiles for medium in media), 3, SIDE, SIDE, generator=draw),
+                torch.randn(shape, generator=draw),
                 row.record_id,
                 media,
             )
@@ -209,10 +225,16 @@ def tiled_samples() -> list[Sample]:
     return made
 
 
+def samples_of(case: Case) -> list[Sample]:
+    if case.own_shape:
+        return samples_with_media(media_rules(VISION, "mlp2x_gelu", KeptShape()))
+    return tiled_samples() if case.tiles else samples()
+
+
 def share(case: Case, dtype: torch.dtype) -> list[Batch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
-    rows = tiled_samples() if case.tiles else samples()
+    rows = samples_of(case)
     if case.packed:
         return packed_share(case, rows, dtype)
     length = -(-max(len(row.input_ids) for row in rows) // 8) * 8
@@ -229,6 +251,7 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
                 torch.cat([row.pixel_values for row in part]).to(dtype),
             ),
             feature_order=feature_order([medium for row in part for medium in row.media]),
+            pictures=picture_shapes([medium for row in part for medium in row.media]),
         )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
     ]
@@ -249,7 +272,9 @@ def packed_share(case: Case, rows: list[Sample], dtype: torch.dtype) -> list[Bat
             ),
             torch.cat([row.pixel_values for pack in part for row in pack]).to(dtype),
         )
-        batches.append(replace(batch, sample_lengths=[[len(row.input_ids) for row in pack] for pack in part]))
+        shapes = picture_shapes([medium for pack in part for row in pack for medium in row.media])
+        lengths = [[len(row.input_ids) for row in pack] for pack in part]
+        batches.append(replace(batch, sample_lengths=lengths, pictures=shapes))
     return batches
 
 
@@ -343,13 +368,13 @@ class HeldOutSamples:
 
     def blank(self, pad_id: int) -> Sample:
         ids, labels = torch.tensor([pad_id]), torch.tensor([IGNORE_INDEX])
-        return Sample(ids, labels, torch.empty(0, 3, SIDE, SIDE), NO_RECORD, ())
+        return Sample(ids, labels, self.rows[0].pixel_values[:0], NO_RECORD, ())
 
 
 def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
     """The validation loss of five samples in a global batch of eight places."""
     batches = ValidationBatchDataset(
-        HeldOutSamples(tiled_samples() if case.tiles else samples(), dtype),  # type: ignore[arg-type]
+        HeldOutSamples(samples_of(case), dtype),  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch,
         pad_id=0,
         pad_to_multiple_of=8,
@@ -380,7 +405,7 @@ def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
 def reference(folder: Path) -> None:
     """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
     groups.init_process_group(0, 1)
-    for changes in ({}, {"tied": True}, {"tiles": True}):
+    for changes in ({}, {"tied": True}, {"tiles": True}, {"own_shape": True}):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant
         groups.init_model_parallel(groups.ParallelSizes(), seed=1234)

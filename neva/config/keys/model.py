@@ -48,7 +48,11 @@ class VisionEncoder:
     freeze: bool = key("Do not train the tower.", common=True)
     vision_encoder_lr_ratio: float = key("Its learning rate as a share of optim.lr, when trained.", above=0)
     model_type: str | None = key("Hugging Face model type: clip, siglip, …")
-    image_size: int | None = key("Side of its input, pixels.", low=1)
+    image_size: int | None = key("Side of the images that it was trained with, pixels.", low=1)
+    input_size: int | None = key(
+        "Side of the images that it is shown, pixels; its learned positions are interpolated; null: image_size.",
+        low=1,
+    )
     patch_dim: int | None = key("Side of a patch, pixels.", low=1)
     hidden_size: int | None = key("Width.", low=1)
     num_layers: int | None = key("Layers.", low=1)

@@ -99,7 +99,7 @@ def open_model(
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
     settings = nemo.image_processor
     if settings is not None:
-        settings = dict(checked_settings(settings, vision.image_size, f"{IMAGE_PROCESSOR_FILE} of {source}"))
+        settings = dict(checked_settings(settings, vision.side, f"{IMAGE_PROCESSOR_FILE} of {source}"))
     return LazyModel(
         name=str(source),
         config=nemo.config,

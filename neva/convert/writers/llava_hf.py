@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
+from neva.convert.at_input_size import at_input_size
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -53,6 +54,7 @@ class ImageToken:
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
+    model = at_input_size(model)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.llava import prove_llava

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from neva.config.model_config import IMAGE_TAGS, image_tags_of
+from neva.convert.at_input_size import at_input_size
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import begins_with_bos
@@ -35,6 +36,7 @@ TOWER_FOLDER = "vision_tower"
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
+    model = at_input_size(model)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.original import prove_llava_original

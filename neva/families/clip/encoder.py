@@ -18,6 +18,8 @@ class EncoderFamily(VisionFamily):
     """A tower of CLIP's make; a family says its tensors and their order in the module."""
 
     wrapper: str = VISION_MODEL
+    layers: str | None = "encoder.layers"
+    positions: str | None = "embeddings.position_embedding.weight"
 
     module_order: tuple[str, ...] = ()
     """Prefixes of the tensors in the order in which the built module holds them."""
@@ -59,7 +61,8 @@ def norm_shapes(name: str, width: int) -> dict[str, Shape]:
 def embedding_shapes(vision: VisionConfig) -> dict[str, Shape]:
     """Returns the patch embedding's weight and the positions of patches and class tokens."""
     hidden, patch = vision.hidden_size, vision.patch_size
-    positions = vision.num_tokens + vision_family(vision.model_type).class_tokens
+    patches = (vision.image_size // patch) ** 2
+    positions = patches + vision_family(vision.model_type).class_tokens
     return {
         "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
         "embeddings.position_embedding.weight": (positions, hidden),
