@@ -21,7 +21,7 @@ from neva.config.schema import NULLABLE
 from neva.config.show import as_override
 from neva.errors import ConfigError, naming
 from neva.families.language import language_config_from_hf
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision import listed, vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings, read_chat_template
 from neva.formats.json import read_object
 from neva.formats.nemo_header import nemo_config
@@ -100,6 +100,8 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     if shape is None:
         return {}
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
+    if shape.others:
+        sizes["config"] = {key: listed(value) for key, value in shape.others}
     statistics = image_processor_settings(str(folder))
     if statistics is not None:
         sizes |= {key: statistics[key] for key in ("image_mean", "image_std") if key in statistics}
@@ -145,8 +147,14 @@ def _vision(model_cfg: DictConfig) -> None:
     )
     _require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
     if tower.model_type in VISION_FAMILIES:
-        expected = {"class_token_length": VISION_FAMILIES[tower.model_type].class_tokens}
-        _fill_or_compare(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
+        leading = VISION_FAMILIES[tower.model_type].leading_tokens(tower.config or {})
+        if tower.class_token_length is None:
+            tower.class_token_length = leading
+        elif tower.class_token_length > leading:
+            raise ConfigError(
+                f"model.mm_cfg.vision_encoder.class_token_length={tower.class_token_length} but a {tower.model_type} "
+                f"tower gives {leading} tokens that are no patches: leave the key out, or give at most {leading}"
+            )
     _require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
     seen = _size_key(tower)
     side = [tower[seen], tower[seen]]

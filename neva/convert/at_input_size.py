@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from neva.convert.lazy_model import LazyModel
+from neva.families.built_tower import interpolated
 from neva.families.naming import TOWER
 from neva.families.vision import vision_family
 from neva.weights.lazy import Chained
@@ -21,6 +22,6 @@ def at_input_size(model: LazyModel) -> LazyModel:
     family, weights = vision_family(vision.model_type), model.weights
     if family.positions is not None:
         name = TOWER + family.positions
-        weights = Chained({name: family.interpolated(weights[name], vision)}, weights)
+        weights = Chained({name: interpolated(family, weights[name], vision)}, weights)
     seen = replace(vision, image_size=vision.side, input_size=None)
     return replace(model, vision=seen, weights=weights, tower_reference=None)

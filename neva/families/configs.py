@@ -21,10 +21,29 @@ class VisionConfig:
     ffn_hidden_size: int
     hidden_act: str
     layer_norm_eps: float
-    select_layer: int
+    select_layer: int | tuple[int, ...]
+    """Index into the tower's hidden states, or several, whose features are joined."""
     class_token_length: int
+    """Leading tokens that are dropped."""
     input_size: int | None = None
     """What it sees, where that is another size: learned positions are interpolated. None: `image_size`."""
+
+    kept_tokens: int = 0
+    """Leading tokens that are no patches and are not dropped either."""
+    post_layernorm: bool = False
+    """Whether the tower's last norm is applied to what is selected."""
+    others: tuple[tuple[str, Any], ...] = ()
+    """What else its `config.json` says, by key: of towers that are more than their sizes."""
+
+    @property
+    def select_layers(self) -> tuple[int, ...]:
+        """Indices of the hidden states whose features are joined."""
+        return self.select_layer if isinstance(self.select_layer, tuple) else (self.select_layer,)
+
+    @property
+    def feature_size(self) -> int:
+        """Width of a feature: of all selected hidden states together."""
+        return self.hidden_size * len(self.select_layers)
 
     @property
     def side(self) -> int:
@@ -37,8 +56,8 @@ class VisionConfig:
         return self.num_features(self.side, self.side)
 
     def num_features(self, height: int, width: int) -> int:
-        """Returns the features of a picture of that many pixels, without the class tokens that are dropped."""
-        return (height // self.patch_size) * (width // self.patch_size)
+        """Returns the features of a picture of that many pixels, without the leading tokens that are dropped."""
+        return self.kept_tokens + (height // self.patch_size) * (width // self.patch_size)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     if not is_trained and TOWER not in model.trained_parts:
         return 0
     patches = _images(split, work) * model.vision.num_tokens
-    sizes = (model.vision.hidden_size, model.language.hidden_size)
+    sizes = (model.vision.feature_size, model.language.hidden_size)
     return patches * connector_named(model.adapter_type).saved_width(*sizes, is_trained) * work.width
 
 

@@ -62,11 +62,12 @@ def llava_nemo(
     kind: str = "clip",
     *,
     dtype: torch.dtype = torch.float32,
-    select_layer: int = -2,
+    select_layer: int | tuple[int, ...] = -2,
     aspect_ratio: str = "square",
     template: str = "v1",
     system: str | None = None,
     input_size: int | None = None,
+    tower_changes: dict[str, Any] | None = None,
     parts: tuple[str, ...] = ("language_model", "projector", "vision_tower"),
     changes: dict[str, Any] | None = None,
 ) -> Path:
@@ -77,6 +78,7 @@ def llava_nemo(
     text = config_class(**{**SIZES, **family_changes, **(changes or {})}).to_dict()
     language = language_config_from_hf(text)
     vision = vision_config_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
+    vision = replace(vision, **tower_changes or {})
     model = scramble(
         native_model(vision, replace(language, padded_vocab_size=language.vocab_size)), seed=3
     ).to(dtype)
