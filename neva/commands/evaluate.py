@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 
 from neva.commands.options import verb_parser
 from neva.errors import ConfigError
-from neva.registry import METRICS, load_plugins
+from neva.registry import KITS, METRICS, load_plugins
 
 if TYPE_CHECKING:
     from neva.evaluation.kits.kit import KitRun
 
 SUMMARY = "score answers, run an evaluation kit on a model, compare two models"
 FAILED = 1
-KITS = {"vlmevalkit": Path(".venv-vlmevalkit/bin/python")}
-"""The kits, and the Python of the environment that a make target builds for each."""
 EXAMPLES = """\
 examples:
   neva evaluate predictions.jsonl --reference test.jsonl --metric exact_match
   neva evaluate --kit vlmevalkit --kit-path ../VLMEvalKit --model my.nemo --data MMBench_DEV_EN POPE
+  neva evaluate --kit lmms-eval --model my.nemo --data mmbench_en_dev pope mine.jsonl
   neva evaluate compare stage2.evaluation other.evaluation
 """
 
@@ -91,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--partial", action="store_true", help="score what is answered, leave out the rest")
     kit = parser.add_argument_group("running a kit (what stands behind -- is handed to it)")
-    kit.add_argument("--kit", choices=KITS, help="who asks and scores")
+    kit.add_argument("--kit", choices=KITS.names(), help="who asks and scores")
     kit.add_argument(
         "--model", help=".nemo or llava-hf folder; with --base-url the server's name for its model"
     )
@@ -105,8 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "--base-url", help="an OpenAI-compatible server has the model, such as http://127.0.0.1:8000/v1"
     )
     kit.add_argument("--nproc", type=int, default=1, help="processes that share the questions")
-    kit.add_argument("--max-tokens", type=int, default=512, help="longest answer")
-    kit.add_argument("--judge", default="exact_matching", help="model that reads answers; default: none")
+    kit.add_argument(
+        "--max-tokens", type=int, default=512, help="longest answer; benchmarks of lmms-eval have their own"
+    )
+    kit.add_argument("--judge", help="model of VLMEvalKit that reads answers; default: none")
     kit.add_argument(
         "--plain-prompts", action="store_true", help="ask questions as they stand in the benchmark"
     )
@@ -130,8 +131,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--nproc and --max-tokens: expected 1 or more")
     if options.base_url and options.output is None:
         raise ConfigError("--base-url has no file to put results beside: pass --output FOLDER")
-    if options.base_url and options.plain_prompts:
-        raise ConfigError("--plain-prompts: with --base-url the kit itself makes the prompts")
     if options.more and not options.kit:
         raise ConfigError(f"{' '.join(options.more)}: only a kit takes what stands behind --")
 
@@ -176,18 +175,18 @@ def _score(options: argparse.Namespace) -> int:
 
 def _run_kit(options: argparse.Namespace) -> int:
     from neva.evaluation import results
-    from neva.evaluation.kits import vlmevalkit as kit
+    from neva.evaluation.kits.kit import benchmarks, is_failure
     from neva.evaluation.table import entries_table
 
-    run = _kit_run(options)
+    run, kit = _kit_run(options), KITS[options.kit]
     kit.check(run)
-    results.refuse_done(run.folder, [f"{options.kit}/{name}" for name in kit.benchmarks(run)], options.force)
+    results.refuse_done(run.folder, [f"{kit.name}/{name}" for name in benchmarks(run)], options.force)
     run.folder.mkdir(parents=True, exist_ok=True)
     entries = kit.evaluate(run)
     path = results.add_results(run.folder, run.model, entries)
     versions = ", ".join(f"{package} {version}" for package, version in entries[0]["versions"].items())
     sys.stdout.write(f"{run.model}: {versions}\n\n{entries_table(entries)}\n\n{path}\n")
-    return FAILED if any(kit.is_failure(entry) for entry in entries) else 0
+    return FAILED if any(is_failure(entry) for entry in entries) else 0
 
 
 def _kit_run(options: argparse.Namespace) -> KitRun:
@@ -198,7 +197,7 @@ def _kit_run(options: argparse.Namespace) -> KitRun:
         model=options.model,
         data=tuple(options.data),
         folder=options.output or model.with_name(f"{model.name.removesuffix('.nemo')}.evaluation"),
-        python=options.kit_python or KITS[options.kit],
+        python=options.kit_python or KITS[options.kit].python,
         kit_path=options.kit_path,
         base_url=options.base_url,
         images=options.images,

@@ -1,4 +1,4 @@
-"""What must hold between the keys of the held-out set, and the value that ranks checkpoints."""
+"""What must hold between the keys of what a run is looked at by: the held-out set, samples, the value that ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from neva.constants import LOGGED_VALUES, VALIDATION_LOSS
+from neva.registry import METRICS
 
 
 def validates(cfg: DictConfig) -> bool:
@@ -30,6 +31,23 @@ def held_out_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
         value = cfg.trainer[name]
         if isinstance(value, float) and value > 1:
             yield f"trainer.{name}={value}: a float is a share, at most 1.0; give an integer for a number"
+
+
+def sample_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    """Yields why no prompts could be answered while training, or not be scored."""
+    samples, model = cfg.trainer.samples, cfg.model
+    if samples.metric is not None and samples.metric not in METRICS:
+        yield (
+            f"trainer.samples.metric={samples.metric} is no metric; expected one of {', '.join(METRICS.names())}"
+        )
+    if samples.prompt_file is None:
+        return
+    for key in ("context_parallel_size", "virtual_pipeline_model_parallel_size"):
+        if (model[key] or 1) > 1:
+            yield (
+                f"trainer.samples.prompt_file with model.{key}={model[key]}: answers grow a token at a time, which "
+                "needs whole sequences and one stage a rank; leave the samples to neva infer on a checkpoint"
+            )
 
 
 def monitor_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:

@@ -50,6 +50,11 @@ def _training(cfg: DictConfig) -> Iterator[str]:
         yield from _not_there(
             "model.data.validation_image_folder", "folder", model.data.validation_image_folder
         )
+    samples = cfg.trainer.samples
+    if samples.prompt_file is not None:
+        yield from _no_file("trainer.samples.prompt_file", samples.prompt_file)
+    if samples.images_base_path is not None:
+        yield from _no_folder("trainer.samples.images_base_path", samples.images_base_path)
     for key, source in (
         ("model.mm_cfg.llm.from_pretrained", mm_cfg.llm.from_pretrained),
         ("model.mm_cfg.vision_encoder.from_pretrained", mm_cfg.vision_encoder.from_pretrained),

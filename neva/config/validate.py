@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from neva.config.fsdp import fsdp_problems
-from neva.config.held_out import held_out_problems, monitor_problems
+from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
 from neva.config.model_config import plain, recorded_family
 from neva.config.show import as_override
@@ -41,6 +41,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             _loss,
             held_out_problems,
             monitor_problems,
+            sample_problems,
         )
         if "model" in cfg
         else (_inference,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,9 @@ class Backend(Protocol):
         self, chunks: Sequence[Any], model_cfg: DictConfig, clip_grad: float
     ) -> OptimizerProtocol:
         """Builds AdamW over what trains, as a resolved `model` section says; `clip_grad` 0 switches clipping off."""
+
+    def unsharded(self, models: Sequence[NevaModel]) -> AbstractContextManager[None]:
+        """Has every rank hold the weights of its stage in full, so that they can be read without the other ranks."""
 
     def model_state(
         self, models: Sequence[NevaModel], parts: Collection[str], gather_full: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,10 @@ class MegatronDDP:
                 model_cfg.native_amp_init_scale, model_cfg.native_amp_growth_interval, model_cfg.hysteresis
             ),
         )
+
+    def unsharded(self, models: Sequence[NevaModel]) -> AbstractContextManager[None]:
+        """See `Backend`; they are held in full always."""
+        return nullcontext()
 
     def model_state(
         self, models: Sequence[NevaModel], parts: Collection[str], gather_full: bool = False

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from neva.errors import DataError
-from neva.evaluation.metric import Metric, Reference, Verdict
-from neva.evaluation.reference import read_rows, reference_of
 from neva.formats.json import json_line
+from neva.metrics.metric import Metric, Reference, Verdict
+from neva.metrics.reference import read_rows, reference_of
 
 KEYS = ("question_id", "questionId", "id", "index")
 ALL = "all"

@@ -64,7 +64,7 @@ def compared(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
                 name,
                 (known and known["metric"]) or "-",
                 *map(_score, scores),
-                f"{scores[1] - scores[0]:+.2f}" if both else "-",
+                f"{scores[1] - scores[0]:+.{_decimals(*scores)}f}" if both else "-",
             ]
         )
         if a and b:
@@ -87,4 +87,9 @@ def _count(number: int | None) -> str:
 
 
 def _score(score: float | None) -> str:
-    return "-" if score is None else f"{score:.2f}"
+    return "-" if score is None else f"{score:.{_decimals(score)}f}"
+
+
+def _decimals(*scores: float) -> int:
+    """Returns how many digits show a hundredth of a percent: some of a kit's scores are shares of 1."""
+    return 4 if all(0 <= score <= 1 for score in scores) else 2

@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from neva.constants import IMAGE_PLACEHOLDER, IMAGE_TOKEN_ID
 from neva.errors import DataError
@@ -26,6 +28,18 @@ class Answer:
 
     text: str
     full_text: str
+    tokens: Sequence[ScoredToken] | None = None
+    """What it was made of, where that was asked for, with the token that ended it."""
+    distributions_TV: Tensor | None = None
+    """The log probabilities of the vocabulary where each token was chosen, where they were asked for."""
+
+
+class ScoredToken(NamedTuple):
+    """A token of an answer, as text too, and its natural log probability."""
+
+    id: int
+    text: str
+    log_prob: float
 
 
 def answer_all(
@@ -45,8 +59,8 @@ def answer_all(
             assistant, settings, requests, found, SharedMedia(assistant, requests.values(), pool)
         )
         batch = ContinuousBatch(assistant.decoder, settings.batch_size)
-        for number, ids in batch.answers(prompts.continuations()):
-            found[number] = prompts.answer(number, ids)
+        for continuation in batch.answers(prompts.continuations()):
+            found[continuation.number] = prompts.answer(continuation)
             if ready := _ready(waiting, found):
                 yield ready
     if ready := _ready(waiting, found):
@@ -70,6 +84,7 @@ def _limits(assistant: Assistant, settings: DictConfig) -> Limits:
         settings.tokens_to_generate,
         settings.min_tokens_to_generate,
         assistant.encoder.end_ids,
+        "all" if settings.all_probs else "chosen" if settings.compute_logprob else "none",
     )
 
 
@@ -96,11 +111,15 @@ class _Prompts:
         ahead: deque[int] = deque()
         for number, request in self._requests.items():
             try:
+                if request.error is not None:
+                    raise DataError(request.error)
                 question, media_tokens = self._images.question(request)
                 ids = self._assistant.encoder.prompt(question, media_tokens, request.system, request.label)
             except DataError as error:
                 self._found[number] = error
                 continue
+            if not self._settings.add_BOS and ids[0] == self._assistant.tokenizer.bos_token_id:
+                del ids[0]
             self._ids[number], self._media_tokens[number] = ids, media_tokens
             self._images.prepare(request)
             ahead.append(number)
@@ -120,11 +139,16 @@ class _Prompts:
         seed = self._settings.seed + number
         yield Continuation(number, ids, features, self._limits, seed, is_finished)
 
-    def answer(self, number: int, ids: list[int]) -> Answer:
+    def answer(self, ended: Continuation) -> Answer:
         """Returns the answer to a request."""
-        text = cut(_decode(self._assistant, ids), self._ends)
-        prompt = _readable(self._assistant, self._ids.pop(number), self._media_tokens.pop(number))
-        return Answer(text.strip(), prompt + text)
+        text = cut(_decode(self._assistant, ended.answer), self._ends)
+        ids, media_tokens = self._ids.pop(ended.number), self._media_tokens.pop(ended.number)
+        full_text = _readable(self._assistant, ids, media_tokens) + text
+        if not ended.scores:
+            return Answer(text.strip(), full_text)
+        tokens = [ScoredToken(token, self._decode_all([token]), log_prob) for token, log_prob in ended.scores]
+        distributions = torch.stack(ended.distributions) if ended.distributions else None
+        return Answer(text.strip(), full_text, tokens, distributions)
 
     def _decode_all(self, ids: list[int]) -> str:
         return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))

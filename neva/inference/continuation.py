@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ class Limits:
         max_new_tokens, min_new_tokens: bounds of an answer's length in tokens; below the minimum none of `end_ids` is
             taken.
         end_ids: tokens that end an answer; they are not part of it.
+        scores: what is kept of the probabilities: nothing, those of the answer's tokens, or of the whole vocabulary.
     """
 
     sampling: Sampling
     max_new_tokens: int
     min_new_tokens: int
     end_ids: Collection[int]
+    scores: Literal["none", "chosen", "all"] = "none"
 
 
 @dataclass
@@ -53,6 +56,16 @@ class Continuation:
     """Whether the answer was as long as it may be before it came to an end."""
     draws: torch.Generator | None = None
     seen_V: Tensor | None = None
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    """Tokens and their natural log probabilities, where asked for; the token that ended the answer is the last."""
+    distributions: list[Tensor] = field(default_factory=list)
+    """Log probabilities [V] that each token was chosen from, on the CPU, where asked for."""
+
+    def score(self, log_probs_V: Tensor, token: int) -> None:
+        """Keeps what was asked for of the next token, before it is added."""
+        self.scores.append((token, float(log_probs_V[token])))
+        if self.limits.scores == "all":
+            self.distributions.append(log_probs_V.cpu())
 
     def add(self, token: int) -> None:
         """Takes the next token of the answer."""

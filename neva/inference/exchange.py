@@ -21,6 +21,18 @@ def share(numbers: Sequence[int]) -> list[int]:
     return list(numbers[groups.data_parallel_rank() :: groups.data_parallel_size()])
 
 
+def at_rank_0(
+    store: dist.Store | None, numbers: Sequence[int], mine: Iterable[dict[int, Any]]
+) -> Iterator[dict[int, Any]]:
+    """Yields on rank 0 the answers of all ranks, as `collected` does; on the others nothing: they leave theirs."""
+    if store is None or dist.get_rank() == 0:
+        yield from collected(store, numbers, mine)
+        return
+    for said in mine:
+        if groups.leads_model():
+            post(store, said.items())
+
+
 def post(store: dist.Store, answers: Iterable[tuple[int, Any]]) -> None:
     """Leaves answers for rank 0."""
     for number, answer in answers:

@@ -48,14 +48,14 @@ class ContinuousBatch:
         self.decoder, self.cache, self.rows = decoder, decoder.cache(rows), rows
         self.running: list[Continuation] = []
 
-    def answers(self, continuations: Iterable[Continuation]) -> Iterator[tuple[int, list[int]]]:
-        """Yields the number and the ids of each answer, as they end; prompts are taken as rows become free."""
+    def answers(self, continuations: Iterable[Continuation]) -> Iterator[Continuation]:
+        """Yields those that have their answer, as they end; prompts are taken as rows become free."""
         waiting = iter(continuations)
         while True:
             ended = self.step(waiting)
             if not self.running:
                 return
-            yield from ((continuation.number, continuation.answer) for continuation in ended)
+            yield from ended
 
     def step(self, waiting: Iterator[Continuation]) -> list[Continuation]:
         """Reads prompts where rows are free and some wait; otherwise adds a token to each answer.
@@ -124,31 +124,44 @@ def _prepare(continuation: Continuation, logits: Tensor) -> None:
 
 def _choose(continuations: Sequence[Continuation], logits: Tensor) -> None:
     """Adds a token to each answer."""
+    scores = _scores(continuations, logits)
     for row, continuation in enumerate(continuations):
         limits = continuation.limits
         if len(continuation.answer) < limits.min_new_tokens and limits.end_ids:
             logits[row, list(limits.end_ids)] = -torch.inf
-    first = continuations[0].limits.sampling
-    if all(continuation.limits.sampling is first for continuation in continuations):
-        _choose_alike(continuations, logits)
-        return
-    rows_of: dict[Sampling, list[int]] = {}
-    for row, continuation in enumerate(continuations):
-        rows_of.setdefault(continuation.limits.sampling, []).append(row)
-    for rows in rows_of.values():
-        _choose_alike([continuations[row] for row in rows], logits[rows])
-
-
-def _choose_alike(continuations: Sequence[Continuation], logits: Tensor) -> None:
-    """Adds a token to each of some answers that are sampled in one way."""
-    seen = [c.seen_V for c in continuations if c.seen_V is not None]
-    draws = [c.draws for c in continuations if c.draws is not None]
-    sampling = continuations[0].limits.sampling
-    tokens = next_tokens(logits, torch.stack(seen) if seen else None, sampling, draws or None)
-    for continuation, token in zip(continuations, tokens.tolist(), strict=True):
+    for row, token in _chosen(continuations, logits):
+        continuation = continuations[row]
+        if row in scores:
+            continuation.score(scores[row], token)
         if continuation.seen_V is not None:
             continuation.seen_V[token] = True
         continuation.add(token)
+
+
+def _scores(continuations: Sequence[Continuation], logits: Tensor) -> dict[int, Tensor]:
+    """Returns the log probabilities [V] of the rows that ask for them, as the model has them: before any rule."""
+    rows = [row for row, continuation in enumerate(continuations) if continuation.limits.scores != "none"]
+    return dict(zip(rows, logits[rows].float().log_softmax(-1), strict=True)) if rows else {}
+
+
+def _chosen(continuations: Sequence[Continuation], logits: Tensor) -> list[tuple[int, int]]:
+    """Returns rows and their next tokens; those that are sampled in one way are chosen together."""
+    found: list[tuple[int, int]] = []
+    rows_of: dict[Sampling, list[int]] = {}
+    for row, continuation in enumerate(continuations):
+        rows_of.setdefault(continuation.limits.sampling, []).append(row)
+    for sampling, rows in rows_of.items():
+        alike = [continuations[row] for row in rows]
+        seen = [c.seen_V for c in alike if c.seen_V is not None]
+        draws = [c.draws for c in alike if c.draws is not None]
+        tokens = next_tokens(
+            logits if len(rows) == len(continuations) else logits[rows],
+            torch.stack(seen) if seen else None,
+            sampling,
+            draws or None,
+        )
+        found += zip(rows, tokens.tolist(), strict=True)
+    return found
 
 
 def generate(
@@ -189,7 +202,8 @@ def generate(
         )
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     )
-    answers = dict(ContinuousBatch(Decoder(model), rows or len(prompts)).answers(asked))
+    batch = ContinuousBatch(Decoder(model), rows or len(prompts))
+    answers = {continuation.number: continuation.answer for continuation in batch.answers(asked)}
     return [answers[number] for number in range(len(prompts))]
 
 

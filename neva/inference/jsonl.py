@@ -19,8 +19,8 @@ from neva.distributed.launch_environment import restored_environment
 from neva.distributed.local_processes import start_others
 from neva.distributed.session import ProcessSession
 from neva.errors import DataError
-from neva.inference.answer import answer_all
-from neva.inference.exchange import collected, post, share
+from neva.inference.answer import Answer, answer_all
+from neva.inference.exchange import at_rank_0, share
 from neva.inference.load import load_configured
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results, result_row
@@ -106,20 +106,17 @@ def _answer(
     """Has this rank answer its share of the prompts `todo`, and rank 0 write what all of them say."""
     assistant = load_configured(cfg, session.device)
     answers = answer_all(assistant, cfg.inference, {number: requests[number] for number in share(todo)})
-    if results is None:
-        assert session.store is not None
-        for said in answers:
-            if groups.leads_model():
-                post(session.store, said.items())
-        return
+    hidden = None if results is not None else True
     bar = tqdm(
-        total=len(requests), initial=len(requests) - len(todo), unit="prompt", desc="infer", disable=None
+        total=len(requests), initial=len(requests) - len(todo), unit="prompt", desc="infer", disable=hidden
     )
-    for said in collected(session.store, todo, answers):
-        rows: dict[int, dict[str, Any]] = {
-            number: result_row(requests[number], answer, str(model_source(cfg)))
-            for number, answer in said.items()
-        }
+    for said in at_rank_0(session.store, todo, answers):
+        assert results is not None  # of rank 0, which alone is told
+        rows: dict[int, dict[str, Any]] = {}
+        for number, answer in said.items():
+            rows[number] = result_row(requests[number], answer, str(model_source(cfg)))
+            if isinstance(answer, Answer) and answer.distributions_TV is not None:
+                rows[number]["full_logprob"] = results.keep(number, answer.distributions_TV)
         results.add(rows)
         bar.update(len(rows))
     bar.close()

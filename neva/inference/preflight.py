@@ -42,5 +42,9 @@ def find_prompts(cfg: DictConfig, found: Findings) -> None:
             found.problems.append(str(error))
         else:
             found.add("prompts", f"{len(requests):,} in batches of {settings.batch_size}")
+            if errors := [request.error for request in requests if request.error is not None]:
+                found.problems.append(
+                    f"{len(errors):,} of {len(requests):,} prompts cannot be asked; the first: {errors[0]}"
+                )
     if Path(cfg.output_file).is_file():
         found.notes.append(f"{cfg.output_file} exists: answers that it holds are kept, the rest is added")

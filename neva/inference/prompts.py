@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
@@ -30,6 +31,8 @@ class Request:
     question: str
     images: tuple[ImageInput, ...]
     videos: tuple[Path, ...] = ()
+    error: str | None = None
+    """Why it cannot be asked."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -38,8 +41,8 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The question as the line has it."""
-        return str(_first(self.keys, "prompt", "text"))
+        """The question as the line has it; empty where it has none."""
+        return str(_first(self.keys, "prompt", "text") or "")
 
     @property
     def system(self) -> str | None:
@@ -55,7 +58,7 @@ class Request:
 def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right"] | None) -> list[Request]:
     """Reads a `.json` list or `.jsonl` lines of `{"prompt" or "text": str, "image": name, list of names, or absent}`.
 
-    `video` names videos in the same way.
+    `video` names videos in the same way. A prompt that cannot be asked has its error, which names its line.
 
     Args:
         path: the prompt file.
@@ -63,36 +66,39 @@ def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right
         insert: on which side of a prompt that has images or videos and no placeholder they are put; None: in front.
 
     Raises:
-        ConfigError: naming the line that is no prompt, and the first image files that are missing.
+        ConfigError: the file cannot be read, or none of its prompts can be asked.
     """
     if not path.is_file():
         raise ConfigError(f"prompt_file: no file at {path}; expected a .json list or .jsonl lines")
-    requests = [_request(number, row, image_folder, insert) for number, row in enumerate(_rows(path), 1)]
+    requests = [_request(place, row, image_folder, insert) for place, row in _rows(path)]
     if not requests:
         raise ConfigError(f"prompt_file: {path} holds no prompt; expected a .json list or .jsonl lines")
+    errors = [request.error for request in requests if request.error is not None]
+    if len(errors) == len(requests):
+        raise ConfigError(f"prompt_file: no prompt of {path} can be asked; the first: {errors[0]}")
     if count := sum(request.question != request.prompt for request in requests):
         logger.info(
             "%s prompts of %s name images and have no %s: it was put in", count, path, IMAGE_PLACEHOLDER
         )
-    missing = sorted(
-        {str(file) for request in requests for file in request.files if not os.path.isfile(str(file))}
-    )
-    if missing:
-        shown = ", ".join(f"{name:.200}" for name in missing[:3])
-        raise ConfigError(f"{len(missing)} images of {path} are missing, such as {shown}")
     return requests
 
 
-def _rows(path: Path) -> list[Any]:
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields where each prompt stands, and its JSON value, of a .jsonl its text."""
     text = decode_text(path.read_bytes(), path, ConfigError)
     if path.suffix == ".jsonl":
         # cut at new lines alone: JSON text may contain other line separators, such as U+2028
         lines = enumerate(text.split("\n"), 1)
-        return [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+        yield from ((f"line {number}", _Line(line)) for number, line in lines if line.strip())
+        return
     rows = parse_line(text, str(path))
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: found a {type(rows).__name__}, expected a list of prompts")
-    return rows
+    yield from ((f"prompt {number}", row) for number, row in enumerate(rows, 1))
+
+
+class _Line(str):
+    """A line of JSON, not yet read."""
 
 
 def parse_line(text: str | bytes, place: str) -> Any:
@@ -103,45 +109,55 @@ def parse_line(text: str | bytes, place: str) -> Any:
         raise ConfigError(f"{place} is not valid JSON: {error}") from error
 
 
-def _request(number: int, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:
+def _request(place: str, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:
+    """Returns a prompt, with its error where it cannot be asked."""
+    keys: dict[str, Any] = {}
+    try:
+        value = parse_line(row, place) if isinstance(row, _Line) else row
+        keys = value if isinstance(value, dict) else {}
+        return _asked(place, value, image_folder, insert)
+    except ConfigError as error:
+        return Request(keys, "", (), error=str(error))
+
+
+def _asked(place: str, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:
     question = _first(row, "prompt", "text") if isinstance(row, dict) else None
     if not isinstance(question, str):
-        raise ConfigError(
-            f"prompt {number}: found {row!r:.200}, expected an object with a string 'prompt' or 'text'"
-        )
-    names = _names(number, row, "image")
-    videos = _names(number, row, "video")
+        raise ConfigError(f"{place}: found {row!r:.200}, expected an object with a string 'prompt' or 'text'")
+    names = _names(place, row, "image")
+    videos = _names(place, row, "video")
     given = {key: row.get(key) for key in ("system", "label")}
     for key, text in given.items():
         if text is not None and not isinstance(text, str):
-            raise ConfigError(f"prompt {number}: found {key} {text!r:.80}, expected a string")
+            raise ConfigError(f"{place}: found {key} {text!r:.80}, expected a string")
     for text in (question, given["system"] or "", given["label"] or "", *names, *videos):
         if half := half_character(text):
-            raise ConfigError(f"prompt {number}: holds {half}, half of a character; expected whole ones")
+            raise ConfigError(f"{place}: holds {half}, half of a character; expected whole ones")
     asked = question
     for placeholder, found in ((IMAGE_PLACEHOLDER, names), (VIDEO_PLACEHOLDER, videos)):
         if found and placeholder not in question:
             asked = insert_media(asked, len(found), insert or "left", placeholder)
         if asked.count(placeholder) != len(found) and (found or placeholder == IMAGE_PLACEHOLDER):
             raise ConfigError(
-                f"prompt {number}: found {question.count(placeholder)} {placeholder} for {len(found)} "
+                f"{place}: found {question.count(placeholder)} {placeholder} for {len(found)} "
                 f"{placeholder[1:-1]}s; write one for each, or none at all to have them put in front"
             )
-    return Request(
+    request = Request(
         row,
         asked,
         tuple(image_folder / name for name in names),
         tuple(image_folder / name for name in videos),
     )
+    if missing := [file for file in request.files if not os.path.isfile(file)]:
+        raise ConfigError(f"{place}: no file at {missing[0]!s:.300}")
+    return request
 
 
-def _names(number: int, row: dict[str, Any], medium: str) -> list[str]:
+def _names(place: str, row: dict[str, Any], medium: str) -> list[str]:
     names = _first(row, medium, f"{medium}s")
     names = [] if names in (None, "") else [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"prompt {number}: found {medium} {names!r:.200}, expected a file name or a list of them"
-        )
+        raise ConfigError(f"{place}: found {medium} {names!r:.200}, expected a file name or a list of them")
     return names
 
 

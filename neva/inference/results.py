@@ -12,10 +12,14 @@ from neva.formats.json import json_line
 from neva.inference.prompts import Request, parse_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from neva.inference.answer import Answer
 
 _ASKED = ("image", "images", "video", "videos", "system")
 """Keys that decide an answer, beside the prompt."""
+_SCORES = {"tokens": "text", "token_ids": "id", "logprob": "log_prob"}
+"""Keys of a result line with probabilities, named as NeMo names them, and what they hold of each token."""
 
 
 def result_row(request: Request, answer: Answer | DataError, model_id: str) -> dict[str, Any]:
@@ -24,7 +28,9 @@ def result_row(request: Request, answer: Answer | DataError, model_id: str) -> d
     row.pop("error", None)
     if isinstance(answer, DataError):
         return {**row, "text": "", "model_id": model_id, "error": str(answer)}
-    said = {"full_text": answer.full_text, "text": answer.text}
+    said: dict[str, Any] = {"full_text": answer.full_text, "text": answer.text}
+    if answer.tokens is not None:
+        said |= {key: [getattr(token, name) for token in answer.tokens] for key, name in _SCORES.items()}
     return {**row, **said, "model_id": model_id, "answer_id": 0, "metadata": {}}
 
 
@@ -63,6 +69,16 @@ class Results:
         """Returns the indices of the prompts that have no answer, in order."""
         failed = [number for number, row in enumerate(self.rows) if "error" in row]
         return [*failed, *range(len(self.rows), self._count)]
+
+    def keep(self, number: int, distributions_TV: Tensor) -> str:
+        """Writes log probabilities of a prompt's answer beside the result file; returns the file's name from there."""
+        import numpy as np
+
+        file = self.path.with_suffix(".logprobs") / f"{number + 1:06d}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with finished_target(file, overwrite=True) as temporary, temporary.open("wb") as output:
+            np.save(output, distributions_TV.numpy())
+        return f"{file.parent.name}/{file.name}"
 
     def add(self, rows: Mapping[int, dict[str, Any]]) -> None:
         """Writes rows: in the place of those that hold errors, and at the end."""

@@ -7,8 +7,9 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,6 @@ from tqdm import tqdm
 from neva.constants import LOGGED_VALUES, VALIDATION_LOSS, WASTE_VALUES
 from neva.data.odd_records import ODDITIES
 from neva.training.step import StepLoss
-from neva.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,16 @@ METRICS = "metrics.jsonl"
 CURVE = "loss.png"
 _PLAIN_LINE_EVERY_S = 10.0
 _WINDOW_STEPS = 50
+
+
+class Aside(Protocol):
+    """What a run does between two steps without training."""
+
+    seconds: float
+    """Spent so far."""
+
+    def values(self, step: int) -> dict[str, float]:
+        """Returns what was measured after this step; nothing when it was not due."""
 
 
 def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
@@ -36,8 +46,8 @@ def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
 class Progress(Callback):
     """A bar with loss, learning rate, gradient norm, samples/s, tokens/s and ETA; lines where there is no terminal."""
 
-    def __init__(self, validation: Validation) -> None:
-        self.validation = validation
+    def __init__(self, asides: Sequence[Aside]) -> None:
+        self.asides = asides
         self.history: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS)
         """Time, samples and tokens of each step."""
         self.last_line_s = 0.0
@@ -77,8 +87,8 @@ class Progress(Callback):
         self.bar.close()
 
     def _training_s(self) -> float:
-        """A clock that stands while a run validates."""
-        return time.monotonic() - self.validation.seconds
+        """A clock that stands while a run validates or answers prompts."""
+        return time.monotonic() - sum(aside.seconds for aside in self.asides)
 
     def _values(self, trainer: Trainer) -> dict[str, str]:
         metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm", "pad_share")
@@ -107,9 +117,9 @@ class Progress(Callback):
 class MetricsFile(Callback):
     """Appends each step's numbers to `metrics.jsonl` and draws the loss curve at the end, also over resumed runs."""
 
-    def __init__(self, run_dir: Path, validation: Validation) -> None:
+    def __init__(self, run_dir: Path, asides: Sequence[Aside]) -> None:
         self.run_dir = run_dir
-        self.validation = validation
+        self.asides = asides
         self.file: TextIO | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,7 +146,11 @@ class MetricsFile(Callback):
             row = {
                 "step": trainer.global_step,
                 **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
-                **self.validation.values(trainer.global_step),
+                **{
+                    name: value
+                    for aside in self.asides
+                    for name, value in aside.values(trainer.global_step).items()
+                },
                 "time_s": time.time(),
             }
             self.file.write(json.dumps(row) + "\n")

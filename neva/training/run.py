@@ -31,6 +31,7 @@ from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, Ski
 from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.run_folder import finished_step, locked, resume_points
+from neva.training.samples import Samples
 from neva.training.strategy import MegatronStrategy
 from neva.training.validation import Validation
 from neva.training.waste import WasteReport
@@ -80,11 +81,13 @@ def _train(cfg: DictConfig) -> Path:
         strategy: Any = trainer.strategy
         trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    validation = Validation(cfg.trainer)
-    callbacks.insert(0, validation)
+    asides: list[Validation | Samples] = [Validation(cfg.trainer)]
+    if cfg.trainer.samples.prompt_file is not None:
+        asides.append(Samples(cfg.trainer.samples, run_dir))
+    callbacks[:0] = asides
     callbacks += [
-        MetricsFile(run_dir, validation),
-        Progress(validation),
+        MetricsFile(run_dir, asides),
+        Progress(asides),
         SkippedRecords(),
         WasteReport(row_length(cfg.model)),
     ]

@@ -108,7 +108,7 @@ def held_out_loss(chunks: Sequence[MegatronModule], loader: RankBatchLoader, dev
         device: where the batches are moved to.
     """
     loss_sum, label_tokens = 0.0, 0
-    with _evaluating(chunks):
+    with evaluating(chunks):
         for batch in loader:
             found = run_global_batch(list(chunks), batch, device, forward_only=True)
             loss_sum, label_tokens = loss_sum + found.loss_sum, label_tokens + found.num_label_tokens
@@ -116,7 +116,7 @@ def held_out_loss(chunks: Sequence[MegatronModule], loader: RankBatchLoader, dev
 
 
 @contextmanager
-def _evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
+def evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
     """Switches dropout and recomputation off, and gives every module its mode back, as frozen parts have their own."""
     modules = [module for chunk in chunks for module in chunk.modules()]
     modes = [module.training for module in modules]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,6 +52,10 @@ def losses(run_dir: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(run_dir)]
 
 
+def samples(run_dir: Path) -> list[str]:
+    return [file.read_text() for file in sorted((run_dir / "samples").iterdir())]
+
+
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     nemo = open_nemo(next((run_dir / "checkpoints").glob("*.nemo")))
     return {name: nemo.weights[name].clone() for name in nemo.weights}
@@ -89,15 +94,25 @@ def begin(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> list[
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, begin: list[str]) -> Path:
-    """Six steps on one process."""
-    return train(tmp_path_factory.mktemp("alone"), begin, steps=6)
+def asking(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that have three prompts answered twice in six steps."""
+    file = tmp_path_factory.mktemp("prompts") / "prompts.json"
+    rows = [{"prompt": "<image>\nwhat colour is this?", "image": f"{number}.png"} for number in range(2)]
+    file.write_text(json.dumps([*rows, {"prompt": "is it?"}]))
+    settings = [f"prompt_file={file}", "every_n_steps=4", "tokens_to_generate=6"]
+    return [f"trainer.samples.{word}" for word in settings]
 
 
 @pytest.fixture(scope="module")
-def tensor(tmp_path_factory: pytest.TempPathFactory, begin: list[str]) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, begin: list[str], asking: list[str]) -> Path:
+    """Six steps on one process."""
+    return train(tmp_path_factory.mktemp("alone"), [*begin, *asking], steps=6)
+
+
+@pytest.fixture(scope="module")
+def tensor(tmp_path_factory: pytest.TempPathFactory, begin: list[str], asking: list[str]) -> Path:
     """Six steps of two tensor-parallel ranks."""
-    return train(tmp_path_factory.mktemp("tensor"), [*begin, *TENSOR], steps=6)
+    return train(tmp_path_factory.mktemp("tensor"), [*begin, *asking, *TENSOR], steps=6)
 
 
 def test_a_run_ends_the_same_under_tensor_parallel_and_continues_in_an_interleaved_pipeline(
@@ -127,10 +142,12 @@ def test_a_plain_optimizer_continues_as_a_distributed_one(
 
 
 def test_fsdp_ends_the_same_and_continues_every_other_layout_and_they_it(
-    tmp_path: Path, begin: list[str], alone: Path, tensor: Path
+    tmp_path: Path, begin: list[str], asking: list[str], alone: Path, tensor: Path
 ) -> None:
-    shares = train(tmp_path / "shares", [*begin, *FSDP], steps=6)
+    shares = train(tmp_path / "shares", [*begin, *asking, *FSDP], steps=6)
     assert_same_end(shares, alone)
+    assert samples(shares) == samples(tensor) == samples(alone)
+    assert [len(text.splitlines()) for text in samples(alone)] == [3, 3]
     assert_same_end(train(handed_over(shares, tmp_path / "to_tensor"), [*begin, *TENSOR], steps=6), alone, 4)
     assert_same_end(train(handed_over(shares, tmp_path / "to_single"), begin, steps=6), alone, 4)
     options = ["model.fsdp_sharding_strategy=grad", "model.fsdp_sharded_checkpoint=false"]

@@ -6,10 +6,10 @@ import random
 import pytest
 
 from neva.errors import DataError
-from neva.evaluation.metric import Reference
-from neva.evaluation.metrics.anls import edits
-from neva.evaluation.metrics.multiple_choice import chosen
-from neva.evaluation.metrics.vqa import CONTRACTIONS, normalised
+from neva.metrics.anls import edits
+from neva.metrics.metric import Reference
+from neva.metrics.multiple_choice import chosen
+from neva.metrics.vqa import CONTRACTIONS, normalised
 from neva.registry import METRICS
 
 OPTIONS = {"A": "a red dog", "B": "left", "C": "right", "D": "2.5"}

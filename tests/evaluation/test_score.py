@@ -2,13 +2,15 @@
 
 import base64
 import json
+import sys
 
 import pytest
 
 from neva import cli
 from neva.errors import ConfigError, DataError
 from neva.evaluation.kits.local_data import read_local
-from neva.evaluation.reference import read_rows, reference_of
+from neva.evaluation.kits.vlmevalkit_data import kit_class, kit_name, write_tsv
+from neva.metrics.reference import read_rows, reference_of
 
 QUESTIONS = [
     {"prompt": "<image>\nwhat shape?", "image": "0.png", "truth": "circle", "category": "shape"},
@@ -155,23 +157,21 @@ def test_a_local_file_says_how_the_kit_scores_it(tmp_path):
         "ten": [{**picture, "question": "?", "answers": ["red"] * 10}],
     }
     found = {
-        name: read_local(write(tmp_path / f"{name}.jsonl", rows), None, None) for name, rows in files.items()
+        name: read_local(write(tmp_path / f"{name}.jsonl", rows), None, None, "vlmevalkit")
+        for name, rows in files.items()
     }
-    assert {name: (data.metric, data.name, data.kit_class) for name, data in found.items()} == {
+    assert {name: (data.metric, kit_name(data), kit_class(data)) for name, data in found.items()} == {
         "letters": ("multiple_choice", "neva_letters", None),
         "POPE": ("yes_no", "neva_pope", "ImageYORNDataset"),  # not the figures that the kit has for POPE
         "words": ("exact_match", "neva_words_GQA", "ImageVQADataset"),
         "ten": ("vqa", "neva_ten_TextVQA", "ImageVQADataset"),
     }
-    assert found["POPE"].rows[0]["answer"] == "Yes"
-    assert found["letters"].rows[0] == {
-        "index": 0,
-        "question": "?",
-        **picture,
-        "A": "x",
-        "B": "y",
-        "answer": "B",
-    }
+    write_tsv(found["POPE"], tmp_path)
+    assert read_rows(tmp_path / "neva_pope.tsv")[0]["answer"] == "Yes"
+    write_tsv(found["letters"], tmp_path)
+    assert read_rows(tmp_path / "neva_letters.tsv") == [
+        {"index": "0", "question": "?", **picture, "A": "x", "B": "y", "answer": "B"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +186,28 @@ def test_a_local_file_says_how_the_kit_scores_it(tmp_path):
         (["--kit", "vlmevalkit", "--model", "m", "--data", "d", "--base-url", "u"], "pass --output"),
         (["--kit", "vlmevalkit", "--model", "m", "--data", "d"], "in no package registry"),
         (["a.jsonl", "--reference", "b", "--metric", "vqa", "--", "--reuse"], "only a kit takes"),
+        (["--kit", "lmms-eval", "--model", "m", "--data", "d", "--kit-path", "p"], "is a package"),
+        (["--kit", "lmms-eval", "--model", "m", "--data", "d", "--judge", "j"], "environment variables"),
+        (["--kit", "lmms-eval", "--model", "m", "--data", "d", "--plain-prompts"], "expected files"),
+        (
+            ["--kit", "lmms-eval", "--model", "m", "--data", "d", "--kit-python", "no/python"],
+            "make lmms-eval builds its environment",
+        ),
+        (
+            [
+                "--kit",
+                "lmms-eval",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--nproc",
+                "99",
+                "--kit-python",
+                sys.executable,
+            ],
+            "--nproc 99: lmms-eval shares questions over GPUs",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(capsys, words, problem):

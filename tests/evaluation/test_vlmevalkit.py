@@ -5,41 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
-from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from neva import cli
-from neva.distributed import groups
-from tests.conftest import random_image
-from tests.convert.llava import llava_nemo
+from tests.evaluation.kits import NEW_TOKENS, asked, entries, generated
 
 STAND_IN = Path(__file__).parent / "kit_stand_in"
-NEW_TOKENS = 5
-QUESTIONS = [f"What is {number}?" for number in range(3)]
 INSTRUCTION = "\nAnswer the question using a single word or phrase."
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A `.nemo` of random weights and three questions about two pictures."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    for number in range(2):
-        random_image(40, 30, seed=number).save(folder / f"{number}.png")
-    groups.init_process_group(rank=0, world_size=1)  # left when the session ends
-    groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
-    llava_nemo(folder)
-    return folder
-
-
-def asked(folder, truths, name="mine.jsonl", **more):
-    rows = [
-        {"prompt": f"<image>\n{QUESTIONS[number]}", "image": f"{number % 2}.png", "truth": truth, **more}
-        for number, truth in enumerate(truths)
-    ]
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / name
 
 
 def evaluate(folder, *data, model="model.nemo", output="out", more=()):
@@ -48,29 +20,8 @@ def evaluate(folder, *data, model="model.nemo", output="out", more=()):
     return cli.main([*map(str, words), "--data", *map(str, data), *more])
 
 
-def entries(folder, output="out"):
-    return json.loads((folder / output / "results.json").read_text())["benchmarks"]
-
-
 def status(folder, entry, output="out"):
     return json.loads((folder / output / entry["files"] / "status.json").read_text())
-
-
-def generated(folder, questions, instruction):
-    """What transformers answers to the chat template's rendering, one question at a time."""
-    processor = AutoProcessor.from_pretrained(folder / "out/hf")
-    model = LlavaForConditionalGeneration.from_pretrained(folder / "out/hf", dtype=torch.float32).eval()
-    texts = []
-    for number, question in enumerate(questions):
-        parts = [{"type": "image"}, {"type": "text", "text": question + instruction}]
-        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-        picture = Image.open(folder / f"{number % 2}.png")
-        inputs = processor(images=picture, text=text, return_tensors="pt")
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-        texts.append(
-            processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        )
-    return texts
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +37,9 @@ def test_a_nemo_is_exported_asked_and_scored(folder, answered):
     ran = status(folder, found)["datasets"]
     assert ran["neva_mine_GQA"]["class"] == "ImageVQADataset"
     assert ran["neva_letters"]["class"] is None
-    assert ran["neva_mine_GQA"]["answers"] == generated(folder, QUESTIONS, INSTRUCTION)
+    assert ran["neva_mine_GQA"]["answers"] == generated(folder, INSTRUCTION)
     # where the kit's LLaVA has a prompt of its own, the adapter asks that
-    assert ran["neva_letters"]["answers"] == generated(folder, QUESTIONS, "\nA. x\nB. y\nWhich letter?")
+    assert ran["neva_letters"]["answers"] == generated(folder, "\nA. x\nB. y\nWhich letter?")
     assert found["questions"] == 3
     assert found["score"] == 0
     assert found["first_prompt"].endswith(f"<image>\nWhat is 0?{INSTRUCTION} ASSISTANT:")
@@ -96,8 +47,8 @@ def test_a_nemo_is_exported_asked_and_scored(folder, answered):
 
 
 def test_questions_are_asked_as_they_stand_when_that_is_wanted(folder, answered, capsys):
-    plain = generated(folder, QUESTIONS, "")
-    assert plain != generated(folder, QUESTIONS, INSTRUCTION)
+    plain = generated(folder, "")
+    assert plain != generated(folder, INSTRUCTION)
     file = asked(folder, [*plain[:2], "?"])
     assert evaluate(folder, file, more=["--plain-prompts", "--force"]) == 0
     again = entries(folder)["vlmevalkit/mine"]

@@ -21,7 +21,7 @@ from neva.inference.linear import VocabularyHead, linear
 from neva.inference.rotary import RotaryTable
 from neva.model.build import build_model
 from tests.inference.test_generate import GREEDY, answers, build, prompts
-from tests.model.test_against_transformers import VOCAB, shapes
+from tests.model.test_against_transformers import VOCAB, reference_inputs, shapes
 
 SAMPLED = replace(GREEDY, greedy=False, temperature=1.5, top_k=20, top_p=0.95, repetition_penalty=1.2)
 MANY_ENDS = list(range(2, 16))
@@ -61,9 +61,34 @@ def test_answers_of_different_settings_grow_together_as_alone(single_process: No
             for row, prompt in enumerate(batch)
         ]  # fmt: skip
 
-    alone = {number: ids for one in asked() for number, ids in ContinuousBatch(decoder, 1).answers([one])}
-    assert dict(ContinuousBatch(decoder, 3).answers(asked())) == alone
+    alone = {end.number: end.answer for one in asked() for end in ContinuousBatch(decoder, 1).answers([one])}
+    together = {end.number: end.answer for end in ContinuousBatch(decoder, 3).answers(asked())}
+    assert together == alone
     assert len(set(map(tuple, alone.values()))) > 3
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_scores_are_the_log_probabilities_of_transformers(single_process: None, sampling: Any) -> None:
+    """Of the model, whatever rule chose; float32 sums in two orders differ by some 1e-6."""
+    ours, theirs, image_tokens = build("clip")
+    limits = Limits(sampling, 6, 4, MANY_ENDS, "all")
+    asked = [
+        Continuation(row, prompt.input_ids, encode(ours, prompt.pixel_values), limits, row, lambda _: False)
+        for row, prompt in enumerate(prompts(image_tokens))
+    ]
+    for ended in ContinuousBatch(Decoder(ours), 3).answers(asked):
+        prompt, tokens = prompts(image_tokens)[ended.number], [token for token, _ in ended.scores]
+        assert tokens[: len(ended.answer)] == ended.answer and len(tokens) - len(ended.answer) in (0, 1)
+        ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])
+        inputs = reference_inputs({"input_ids": ids[None], "pixel_values": prompt.pixel_values})
+        if len(prompt.pixel_values) == 0:
+            del inputs["pixel_values"]
+        with torch.no_grad():
+            logits = theirs(**inputs).logits[0, len(prompt.input_ids) - 1 : -1, :VOCAB]  # type: ignore[operator]
+        expected = logits.log_softmax(-1)
+        torch.testing.assert_close(torch.stack(ended.distributions), expected, atol=1e-5, rtol=0)
+        chosen = torch.tensor([log_prob for _, log_prob in ended.scores])
+        torch.testing.assert_close(chosen, expected[range(len(tokens)), tokens], atol=1e-5, rtol=0)
 
 
 def test_an_answer_that_is_given_up_makes_room_for_the_next(single_process: None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor
@@ -22,7 +24,7 @@ from neva.errors import ConfigError, DataError
 from neva.findings import Findings
 from neva.inference import images as shared
 from neva.inference.jsonl import run
-from neva.inference.preflight import find_model
+from neva.inference.preflight import find_model, find_prompts
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results
 from neva.model.llava import NevaModel
@@ -51,6 +53,8 @@ ROWS = [
     {"prompt": "<image>\nwhat colour is this?", "image": ["2.png"]},
 ]
 ANSWERS = ["red", "green", "red", "blue"]
+LOG_PROBS = ["inference.compute_logprob=true"]
+NO_JSON = "line 2 is not valid JSON: Expecting value: line 1 column 12 (char 11)"
 
 
 def infer(nemo: Path, images: str, prompts: Path, output: Path, *overrides: str) -> list[dict[str, object]]:
@@ -186,13 +190,13 @@ def test_end_strings_cut_the_answer(nemo: Path, images: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": "0.png"}, "prompt 1: .* expected an object with a string"),
+        ({"image": "0.png"}, "no prompt of .* can be asked; the first: line 1: .* an object with a string"),
         ({"prompt": "<image> and?", "image": ["0.png", "1.png"]}, "found 1 <image> for 2 images"),
-        ({"prompt": "what?", "image": "a" * 300}, "1 images of .* are missing, such as"),
-        ({"prompt": "a\ud83d"}, r"prompt 1: holds \\ud83d at character 1, half of a character"),
-        ({"prompt": "a", "system": []}, r"prompt 1: found system \[\], expected a string"),
-        ({"prompt": "<image>", "image": "none.png"}, "1 images of .* are missing, such as .*none.png"),
-        ({"prompt": "<image>", "image": 5}, "prompt 1: found image 5, expected a file name"),
+        ({"prompt": "what?", "image": "a" * 300}, "line 1: no file at .*aaa"),
+        ({"prompt": "a\ud83d"}, r"line 1: holds \\ud83d at character 1, half of a character"),
+        ({"prompt": "a", "system": []}, r"line 1: found system \[\], expected a string"),
+        ({"prompt": "<image>", "image": "none.png"}, "line 1: no file at .*none.png"),
+        ({"prompt": "<image>", "image": 5}, "line 1: found image 5, expected a file name"),
     ],
 )
 def test_bad_prompts_are_refused_before_the_model_is_loaded(
@@ -201,6 +205,53 @@ def test_bad_prompts_are_refused_before_the_model_is_loaded(
     prompts = write(tmp_path / "prompts.jsonl", [row])
     with pytest.raises(ValueError, match=message):
         infer(tmp_path / "no.nemo", images, prompts, tmp_path / "results.jsonl")
+
+
+def test_lines_that_are_no_prompts_have_error_lines_and_the_others_are_answered(
+    nemo: Path, images: str, tmp_path: Path
+) -> None:
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS), tmp_path / "results.jsonl"
+    bad = ['{"prompt": ', "7", '{"text": 5, "question_id": 9}', '{"prompt": "a", "image": "no.png"}']
+    prompts.write_text("\n" + "\n".join(bad) + "\n" + prompts.read_text())
+    found = Findings()
+    cfg = [f"prompt_file={prompts}", f"inference.images_base_path={images}", f"output_file={output}"]
+    find_prompts(load("quickstart_inference", [*cfg, f"neva_model_file={nemo}"]), found)
+    assert found.problems == [f"4 of 8 prompts cannot be asked; the first: {NO_JSON}"]
+    with pytest.raises(
+        DataError, match=f"4 of 8 prompts could not be asked.* prompt 1: {re.escape(NO_JSON)}"
+    ):
+        infer(nemo, images, prompts, output)
+    results = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in results] == ["", "", "", "", *ANSWERS]
+    assert [row["error"].partition(" ")[2][:2] for row in results[:4]] == ["2 ", "3:", "4:", "5:"]
+    assert results[2]["question_id"] == 9 and results[3]["prompt"] == "a"
+    prompts.write_text(prompts.read_text().replace('{"prompt": \n', '{"prompt": "is it?"}\n'))
+    with pytest.raises(DataError, match="3 of 8 prompts could not be asked"):
+        infer(nemo, images, prompts, output)
+    assert json.loads(output.read_text().splitlines()[0])["text"] == ANSWERS[2]
+
+
+def test_result_lines_have_tokens_and_their_probabilities(nemo: Path, images: str, tmp_path: Path) -> None:
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS), tmp_path / "results.jsonl"
+    plain = infer(nemo, images, prompts, tmp_path / "plain.jsonl")
+    for row, said in zip(
+        infer(nemo, images, prompts, output, "inference.all_probs=true"), plain, strict=True
+    ):
+        whole = np.load(tmp_path / str(row.pop("full_logprob")))
+        ids, log_probs = row.pop("token_ids"), row.pop("logprob")
+        assert whole[range(len(ids)), ids].tolist() == pytest.approx(log_probs)  # type: ignore[call-overload, arg-type]
+        assert np.exp(whole).sum(-1) == pytest.approx(1, abs=1e-5) and min(log_probs) > -0.5  # type: ignore[call-overload]
+        assert row.pop("tokens") == [said["text"], "</s>"] and row == said
+
+
+def test_a_prompt_can_begin_without_its_first_token(nemo: Path, images: str, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "is it?"}])
+    with_it, without = (
+        infer(nemo, images, prompts, tmp_path / f"{bos}.jsonl", f"inference.add_BOS={bos}", *LOG_PROBS)[0]
+        for bos in (True, False)
+    )
+    assert with_it["full_text"] == without["full_text"]  # which show no special tokens
+    assert with_it["logprob"] != without["logprob"]
 
 
 def test_a_prompt_that_cannot_be_asked_has_an_error_line_and_is_the_only_one_asked_again(
@@ -326,7 +377,7 @@ def test_a_line_separator_within_a_prompt_does_not_end_its_line(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no prompt"), ('{"prompt": "a"}\n{', r"line 2 is not valid JSON")],
+    [("", "holds no prompt"), ("\n{", r"no prompt of .* can be asked; the first: line 2 is not valid JSON")],
 )
 def test_a_prompt_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "prompts.jsonl").write_text(text)

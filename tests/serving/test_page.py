@@ -86,8 +86,11 @@ def test_an_answer_is_seen_while_it_grows_and_can_be_stopped(page: Any, served: 
         "() => { const whole = body; body = (q) => JSON.stringify({ ...JSON.parse(whole(q)), min_tokens: 300 }); }"
     )
     page.click("#send")
-    page.wait_for_function("document.querySelector('#turns li:nth-child(2) p').textContent.length > 8")
-    page.click("#send")
+    page.wait_for_function(  # clicks within the page: on a busy machine the answer might end before a click from here
+        "() => document.querySelector('#turns li:nth-child(2) p').textContent.length > 8"
+        " && (document.querySelector('#send').click(), true)"
+    )
+    page.wait_for_function("document.querySelector('#turns li:nth-child(2) small').textContent")
     assert len(last(page, 2)) > 8
     assert page.text_content("#turns li:nth-child(2) small") == "stopped"
     assert page.text_content("#send") == "Ask"

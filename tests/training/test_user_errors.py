@@ -28,10 +28,10 @@ TIMEOUT_S = 300
         pytest.param(COMMAND, TWO_PROCESSES, r"rank 1 on \S+: ", id="on the second of two ranks"),
     ],
 )
-def test_a_broken_record_is_one_sentence(
+def test_a_torn_image_is_one_sentence(
     tmp_path: Path, colours: list[str], command: list[str], overrides: list[str], place: str
 ) -> None:
-    data = break_record(1, tmp_path, colours)  # in file order, the second of two ranks reads the odd ones
+    data = tear_image(1, tmp_path, colours)  # in file order, the second of two ranks reads the odd ones
     log = tmp_path / "log"
     run = [f"exp_manager.exp_dir={tmp_path}", "exp_manager.name=run", "trainer.max_steps=3"]
     settings = [*colours, f"model.data.data_path={data}", "model.data.dataloader_type=sequential"]
@@ -44,19 +44,22 @@ def test_a_broken_record_is_one_sentence(
     assert ended.returncode == 1, text
     (sentence,) = re.findall("^neva: .*$", text, re.MULTILINE)
     assert re.fullmatch(
-        rf"neva: {place}{re.escape(str(data))}, record 1 \(id 'broken'\): found 0 <image> placeholders for 1 images; "
-        r"each image needs exactly one \(model.data.odd_records=llava: the last of them are not shown\)",
+        rf"neva: {place}{re.escape(str(data))}, record 1 \(id 'torn'\): image file .*torn\.png cannot be decoded.*",
         sentence,
     )
     assert "Traceback" not in text and "ERROR" not in text
 
 
-def break_record(number: int, folder: Path, colours: list[str]) -> Path:
-    """Writes the records again with one that has an image and no placeholder; returns the new file."""
+def tear_image(number: int, folder: Path, colours: list[str]) -> Path:
+    """Writes the records again with one whose image ends early; returns the new file.
+
+    The looks before the first step find the file and do not read it.
+    """
     (source,) = (text.partition("=")[2] for text in colours if text.startswith("model.data.data_path="))
     records = json.loads(Path(source).read_text())
-    records[number]["id"] = "broken"
-    records[number]["conversations"][0]["value"] = "what colour is this?"
+    images = Path(source).parent
+    (images / "torn.png").write_bytes((images / records[number]["image"]).read_bytes()[:50])
+    records[number] |= {"id": "torn", "image": "torn.png"}
     data = folder / "data.json"
     data.write_text(json.dumps(records))
     return data

@@ -32,10 +32,15 @@ class Generation:
     min_tokens_to_generate: int = key("Shortest answer, tokens.", low=0)
     end_strings: list[str] = key("An answer also ends where one of these appears.")
     seed: int = key("Seed of the sampling.", low=0)
+    add_BOS: bool = key(
+        "A prompt begins with the beginning-of-sequence token where the template, as in training, has it there; "
+        "false: never."
+    )
+    compute_logprob: bool = key("Result lines have the answer's tokens and their log probabilities.")
+    all_probs: bool = key(
+        "The same, and the log probabilities of the whole vocabulary in a file for each prompt."
+    )
 
-    add_BOS: Any = refused(True, why="the template decides, as in training")
-    all_probs: Any = refused(False, why="result lines carry no probabilities")
-    compute_logprob: Any = refused(False, why="result lines carry no probabilities")
     media_type: Any = ignored(
         "whether prompts may have videos is model.data.media_type of the training", ("image", "video")
     )

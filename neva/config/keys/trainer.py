@@ -5,10 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import ignored, key, refused
+from neva.config.keys.field import ignored, key, refused, section
 
 _BY_EXP_MANAGER = "exp_manager makes loggers and checkpoints"
 _PRECISION = (32, "bf16", 16)
+
+
+@dataclass
+class SampleKeys:
+    """Prompts that are answered while training."""
+
+    prompt_file: str | None = key(
+        ".json list or .jsonl lines of {prompt | text, image, answer}, as of `neva infer`; null: none are answered."
+    )
+    images_base_path: str | None = key(
+        "Folder that their image paths are relative to; null: model.data.image_folder."
+    )
+    every_n_steps: int = key(
+        "Optimizer steps between two rounds; there is one behind the last step too.", low=1
+    )
+    num_prompts: int = key("The first so many prompts of the file are asked.", low=1)
+    tokens_to_generate: int = key("Longest answer, tokens; the most probable one always.", low=1)
+    metric: str | None = key(
+        "Score against each prompt's answer: a metric of `neva evaluate`; null: no score."
+    )
 
 
 @dataclass
@@ -36,6 +56,8 @@ class Trainer:
     limit_val_batches: int | float | None = key(
         "Global batches that a validation reads; a float up to 1.0: the share of them; null: all.", low=0
     )
+
+    samples: SampleKeys = section()
 
     distributed_timeout_s: float = key(
         "Seconds that one collective operation may take before the run stops and names it.", above=0

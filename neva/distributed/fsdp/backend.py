@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 from neva.config.parts import part_rules
 from neva.distributed.fsdp import fsdp_state
 from neva.distributed.fsdp.adamw import ShardedAdamW
-from neva.distributed.fsdp.sharding import Sharding, fully_sharded, sharding
+from neva.distributed.fsdp.sharding import Sharding, fully_sharded, sharding, unsharded
 from neva.model.llava import NevaModel
 
 
@@ -39,6 +40,11 @@ class FSDPBackend:
         (chunk,) = chunks
         ratios = {name: rule.lr_ratio for name, rule in part_rules(model_cfg).items()}
         return ShardedAdamW(chunk, model_cfg.optim, ratios, clip_grad)
+
+    def unsharded(self, models: Sequence[NevaModel]) -> AbstractContextManager[None]:
+        """See `Backend`."""
+        (model,) = models
+        return unsharded(model, self.choice)
 
     def model_state(
         self, models: Sequence[NevaModel], parts: Collection[str], gather_full: bool = False

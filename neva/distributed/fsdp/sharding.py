@@ -157,6 +157,21 @@ def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
     model.encode_empty_batches = True
 
 
+@contextmanager
+def unsharded(model: NevaModel, choice: Sharding) -> Iterator[None]:
+    """All-gathers every unit and keeps it so; within, no pass needs the other ranks."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(choice.strategy != "grad", recurse=False)
+            module.reshard()
+
+
 def units(model: NevaModel) -> list[nn.Module]:
     """Returns the modules that are all-gathered one after the other; each is entered by its own `forward`."""
     found: list[nn.Module] = []

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from neva.errors import CheckpointError, ConfigError, UserError
+from neva.evaluation.kits.local_data import is_local
+from neva.evaluation.results import Entry
 from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo
+from neva.registry import KITS
 
 SHOWN_LINES = 12
 """Of a kit's log, when it fails."""
+SUBMITTED = ("submission", "without_ground_truth", "official_server")
+"""In a reason why a kit gives no score: the answers are for somebody else to score."""
+LOOK_S, LAST_BYTES = 0.5, 400
+"""How often a kit's log is looked at for its progress, and how much of its end."""
+BAR = re.compile(r"[^\r\n]*\d+%\|[^\r\n]*\]")
+"""A state of tqdm's bars."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +39,13 @@ class KitRun:
         data: benchmarks: names that the kit knows, or files.
         folder: gets `results.json`, and the kit's own files below.
         python: interpreter of the kit's environment.
-        kit_path: checkout, where the kit is no package.
+        kit_path: checkout, where the kit is no package; else None.
         base_url: of an OpenAI-compatible server that has the model; None: the kit's process loads it.
         images: folder of the images that prompt files name.
         metric: of local files; None: by their answers.
         num_processes: that share the questions, a GPU or more each.
         max_new_tokens: of an answer.
-        judge: model that reads answers, or `exact_matching`.
+        judge: model that reads answers; None: no model.
         is_plain: questions as they stand, without the kit's instructions.
         more: arguments handed to the kit.
     """
@@ -47,9 +60,60 @@ class KitRun:
     metric: str | None
     num_processes: int
     max_new_tokens: int
-    judge: str
+    judge: str | None
     is_plain: bool
     more: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """An evaluation kit.
+
+    Attributes:
+        name: that `--kit` gives.
+        title: as its authors write it.
+        python: of the environment that `make NAME` builds.
+        metrics: by which it scores files, by neva's names.
+        check: raises ConfigError for a run that the kit cannot do, before anything is started.
+        evaluate: runs it and returns what it found of each benchmark; UserError when it did not run.
+    """
+
+    name: str
+    title: str
+    python: Path
+    metrics: tuple[str, ...]
+    check: Callable[[KitRun], None]
+    evaluate: Callable[[KitRun], list[Entry]]
+
+
+def register_kit(
+    title: str,
+    metrics: Sequence[str],
+    check: Callable[[KitRun], None],
+    evaluate: Callable[[KitRun], list[Entry]],
+) -> Kit:
+    """Adds a kit to `neva.registry.KITS` and returns it."""
+    name = title.lower()
+    kit = Kit(name, title, Path(f".venv-{name}/bin/python"), tuple(metrics), check, evaluate)
+    return KITS.register(name, kit)
+
+
+def benchmarks(run: KitRun) -> list[str]:
+    """Returns the names of the benchmarks in `results.json`.
+
+    Raises:
+        ConfigError: two files of one name.
+    """
+    names = [Path(name).stem if is_local(name) else name for name in run.data]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--data: two benchmarks have one name among {', '.join(names)}; rename a file")
+    return names
+
+
+def is_failure(entry: Entry) -> bool:
+    """Whether a benchmark has failed, and is not for somebody else to score."""
+    problem = entry["problem"]
+    return problem is not None and not any(word in problem for word in SUBMITTED)
 
 
 def exported(run: KitRun) -> Path:
@@ -88,27 +152,63 @@ def _export(nemo: Path, folder: Path) -> Path:
     return folder
 
 
-def check_python(python: Path, kit: str, remedy: str) -> None:
+def check_python(run: KitRun, kit: Kit) -> None:
     """Raises ConfigError when there is no interpreter for a kit."""
-    if not os.access(python, os.X_OK):
-        raise ConfigError(f"--kit-python: no Python at {python} to run {kit} with: {remedy}")
+    if not os.access(run.python, os.X_OK):
+        raise ConfigError(
+            f"--kit-python: no Python at {run.python} to run {kit.title} with: make {kit.name} builds its environment"
+        )
+
+
+def python_words(run: KitRun) -> list[str]:
+    """Returns the command of the kit's Python, as many times as there are processes; a server is asked by one."""
+    python = [str(run.python.absolute())]
+    if run.base_url or run.num_processes == 1:
+        return python
+    return [*python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.num_processes}"]
 
 
 def start(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
-    """Runs a kit's process in a folder, its output to a log.
+    """Runs a kit's process in a folder, its output to a log; a terminal shows its bar of progress.
 
     Raises:
         UserError: it ended with an error; the log's last lines are in the message.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(
+        process = subprocess.Popen(
             list(words),
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-        ).returncode
+        )
+        try:
+            code = _wait(process, log)
+        finally:
+            process.kill()  # of no effect on one that has ended
     if code:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
         raise UserError("\n".join([*last, f"the kit ended with exit code {code}; its output is in {log}"]))
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Returns the exit code; meanwhile shows the newest bar in the log where there is a terminal."""
+    if not sys.stderr.isatty():
+        return process.wait()
+    width = shutil.get_terminal_size().columns - 1
+    while process.poll() is None:
+        sys.stderr.write(f"\r{progress(log)[:width]:{width}}\r")
+        sys.stderr.flush()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_S)
+    sys.stderr.write(f"\r{'':{width}}\r")
+    return process.returncode
+
+
+def progress(log: Path) -> str:
+    """Returns the newest state of a bar in a log, or nothing."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LAST_BYTES))
+        found = BAR.findall(file.read().decode("utf-8", errors="replace"))
+    return found[-1] if found else ""

@@ -16,13 +16,14 @@ from typing import Any
 from neva.errors import ConfigError, UserError
 from neva.evaluation.kits import kit
 from neva.evaluation.kits.local_data import LocalData, is_local, read_local
+from neva.evaluation.kits.vlmevalkit_data import SCORED_AS, kit_class, kit_name, write_tsv
 from neva.evaluation.results import Entry, now
 from neva.formats.json import read_object
 
 NAME = "vlmevalkit"
 START = Path(__file__).with_name("vlmevalkit_start.py")
-SUBMITTED = ("submission", "without_ground_truth", "official_server")
-"""In a reason why the kit gives no score: the answers are for somebody else to score."""
+NO_JUDGE = "exact_matching"
+"""As the kit calls it that no model reads answers."""
 
 
 def check(run: kit.KitRun) -> None:
@@ -34,19 +35,9 @@ def check(run: kit.KitRun) -> None:
         )
     if not (run.kit_path / "run.py").is_file():
         raise ConfigError(f"--kit-path: {run.kit_path} has no run.py; expected a checkout of VLMEvalKit")
-    kit.check_python(run.python, "VLMEvalKit", "make vlmevalkit builds its environment")
-
-
-def benchmarks(run: kit.KitRun) -> list[str]:
-    """Returns the names of the benchmarks in `results.json`.
-
-    Raises:
-        ConfigError: two files of one name.
-    """
-    names = [Path(name).stem if is_local(name) else name for name in run.data]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"--data: two benchmarks have one name among {', '.join(names)}; rename a file")
-    return names
+    kit.check_python(run, KIT)
+    if run.base_url and run.is_plain:
+        raise ConfigError("--plain-prompts: with --base-url VLMEvalKit itself makes the prompts")
 
 
 def evaluate(run: kit.KitRun) -> list[Entry]:
@@ -57,19 +48,19 @@ def evaluate(run: kit.KitRun) -> list[Entry]:
     Raises:
         UserError: a model or a file that cannot be used, or a process of the kit that failed.
     """
-    files = [read_local(Path(name), run.images, run.metric) for name in run.data if is_local(name)]
+    files = [read_local(Path(name), run.images, run.metric, NAME) for name in run.data if is_local(name)]
     official = [name for name in run.data if not is_local(name)]
+    data = run.folder.resolve() / NAME / "data"
+    if files:
+        # pictures that the kit had unpacked from another file of the name
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir(parents=True)
+        for file in files:
+            write_tsv(file, data)
     folder = None if run.base_url else kit.exported(run).resolve()
     entries = []
     if files:
-        data = run.folder.resolve() / NAME / "data"
-        shutil.rmtree(
-            data, ignore_errors=True
-        )  # pictures that the kit had unpacked from another file of the name
-        data.mkdir(parents=True)
-        for file in files:
-            file.write(data)
-        names = {file.name: file.source.stem for file in files}
+        names = {kit_name(file): file.source.stem for file in files}
         entries += _run(run, folder, names, {"LMUData": str(data)}, _classes(files))
     if official:
         entries += _run(run, folder, {name: name for name in official}, {}, {})
@@ -77,7 +68,8 @@ def evaluate(run: kit.KitRun) -> list[Entry]:
 
 
 def _classes(files: Iterable[LocalData]) -> dict[str, dict[str, str]]:
-    return {file.name: {"class": file.kit_class, "dataset": file.name} for file in files if file.kit_class}
+    names = {kit_name(file): kit_class(file) for file in files}
+    return {name: {"class": found, "dataset": name} for name, found in names.items() if found}
 
 
 def _run(
@@ -104,7 +96,7 @@ def _run(
     }
     settings.write_text(json.dumps(content), encoding="utf-8")
     words = [
-        *_python(run),
+        *kit.python_words(run),
         str(START),
         str(settings),
         "--model",
@@ -112,7 +104,7 @@ def _run(
         "--data",
         *names,
         "--judge",
-        run.judge,
+        run.judge or NO_JUDGE,
     ]
     words += ["--work-dir", str(work)]
     words += ["--data-config", json.dumps(classes)] if classes else []
@@ -122,13 +114,6 @@ def _run(
     sys.stderr.write(f"VLMEvalKit: {', '.join(names.values())}; its output: {log}\n")
     kit.start([*words, *run.more], run.kit_path.resolve(), log, environment)
     return _entries(run, names, report, log)
-
-
-def _python(run: kit.KitRun) -> list[str]:
-    python = [str(run.python.absolute())]
-    if run.base_url or run.num_processes == 1:
-        return python
-    return [*python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.num_processes}"]
 
 
 def _entries(run: kit.KitRun, names: dict[str, str], path: Path, log: Path) -> list[Entry]:
@@ -200,7 +185,4 @@ def _problem(status: dict[str, Any], row: dict[str, Any], score: float | None) -
     return None
 
 
-def is_failure(entry: Entry) -> bool:
-    """Whether a benchmark has failed, and is not for somebody else to score."""
-    problem = entry["problem"]
-    return problem is not None and not any(word in problem for word in SUBMITTED)
+KIT = kit.register_kit("VLMEvalKit", tuple(SCORED_AS), check, evaluate)

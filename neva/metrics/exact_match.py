@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neva.evaluation.metric import Reference, Verdict, best, register_metric
+from neva.metrics.metric import Reference, Verdict, best, register_metric
 
 
 def judge(text: str, reference: Reference) -> Verdict:

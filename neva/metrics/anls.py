@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neva.evaluation.metric import Reference, Verdict, best, register_metric
+from neva.metrics.metric import Reference, Verdict, best, register_metric
 
 THRESHOLD = 0.5
 """A similarity below it counts as none."""

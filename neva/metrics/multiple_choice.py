@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from neva.errors import DataError
-from neva.evaluation.metric import Reference, Verdict, register_metric
+from neva.metrics.metric import Reference, Verdict, register_metric
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WITHOUT_OPTIONS = dict.fromkeys("ABCD", "")

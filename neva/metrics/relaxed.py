@@ -5,7 +5,7 @@ Source: https://arxiv.org/abs/2203.10244, section 5.1, as pix2struct's `metrics.
 
 from __future__ import annotations
 
-from neva.evaluation.metric import Reference, Verdict, best, register_metric
+from neva.metrics.metric import Reference, Verdict, best, register_metric
 
 TOLERANCE = 0.05
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from neva.errors import DataError
-from neva.evaluation.metric import Reference, Verdict, register_metric
+from neva.metrics.metric import Reference, Verdict, register_metric
 
 YES, NO = "yes", "no"
 WORD = re.compile(r"\w+")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from neva.errors import DataError
-from neva.evaluation.metric import Reference, Verdict, register_metric
+from neva.metrics.metric import Reference, Verdict, register_metric
 
 ENOUGH = 3
 """People besides the one left out who make an answer right."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from neva.errors import DataError
-from neva.evaluation.metric import Reference
-from neva.evaluation.metrics.multiple_choice import LETTERS
 from neva.formats.json import decode_text, parse_json, shown
+from neva.metrics.metric import Reference
+from neva.metrics.multiple_choice import LETTERS
 
 ANSWER_KEYS = ("answers", "answer", "truth", "label", "ground_truth", "gt_answer", "multiple_choice_answer")
 OPTION_KEYS = ("options", "choices")
