@@ -73,10 +73,7 @@ def connector_named(kind: str) -> Connector:
     for pattern in CONNECTORS.names():
         if re.fullmatch(pattern, kind):
             return CONNECTORS[pattern](kind)
-    raise ConfigError(
-        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear', 'mlp<N>x_gelu' such as 'mlp2x_gelu', or "
-        "'mlp2x_gelu_h<WIDTH>' such as 'mlp2x_gelu_h14336_nobias'"
-    )
+    raise ConfigError(f"mm_mlp_adapter_type: found {kind!r}, expected one such as {connector_forms()}")
 
 
 def connector_pattern() -> str:
