@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from neva.config.model_config import vision_config_of
+from neva.config.stored import check_stored
 from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.convert import convert
 from neva.convert.options import Options
 from neva.convert.readers import llava_hf
 from neva.convert.readers.nemo import open_model
 from neva.families.naming import TOWER
+from neva.formats.nemo import open_nemo
 from neva.model.build import build_model
 from neva.weights.load import load_native
 from tests.convert.llava import llava_nemo
@@ -40,6 +43,16 @@ def test_an_export_computes_what_training_did_with_positions_of_another_size(tmp
     torch.testing.assert_close(logits(back, ids, pixels), logits(trained, ids, pixels), atol=1e-5, rtol=1e-5)
     convert(tmp_path / "hf", tmp_path / "again.nemo", Options())
     assert replace(open_model(tmp_path / "again.nemo").vision) == back.vision
+
+
+def test_a_model_that_was_recorded_before_there_were_these_keys_is_read_as_it_was(tmp_path):
+    config = open_nemo(llava_nemo(tmp_path)).config
+    vision = vision_config_of(config)
+    for key in ("input_size", "config", "post_layernorm"):
+        config.mm_cfg.vision_encoder.pop(key)
+    check_stored(config, "old.nemo")
+    assert vision_config_of(config) == vision
+    assert (vision.side, vision.kept_tokens, vision.others) == (28, 0, ())
 
 
 def test_a_nemo_stays_as_it_was_trained(tmp_path):
