@@ -16,6 +16,7 @@ from neva.commands.options import verb_parser
 from neva.convert.options import Options
 from neva.convert.targets import LAYOUTS
 from neva.errors import UserError
+from neva.families.values import selected_layers
 from neva.formats.atomic_write import check_source, check_target
 from neva.precision import PRECISIONS
 from neva.registry import load_plugins
@@ -73,7 +74,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapter_type", default=DEFAULTS.adapter_type, help="kind of a fresh projector")
     parser.add_argument(
-        "--select_layer", type=int, default=DEFAULTS.select_layer, help="tower layer for a fresh projector"
+        "--select_layer",
+        type=int,
+        nargs="+",
+        default=[DEFAULTS.select_layer],
+        help="tower layer for a fresh projector; several are joined",
     )
     parser.add_argument(
         "--conv_template", default=DEFAULTS.conv_template, help="conversation template of a new model"
@@ -150,7 +155,7 @@ def _convert(arguments: argparse.Namespace) -> str:
         tower_name=arguments.vision_tower_name,
         tokenizer_path=arguments.input_tokenizer,
         adapter_type=arguments.adapter_type,
-        select_layer=arguments.select_layer,
+        select_layer=selected_layers(arguments.select_layer),
         conv_template=arguments.conv_template,
         seed=arguments.seed,
         add_tokens=tuple(arguments.add_tokens),

@@ -21,7 +21,7 @@ from neva.config.schema import NULLABLE
 from neva.config.show import as_override
 from neva.errors import ConfigError, naming
 from neva.families.language import language_config_from_hf
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision import listed, vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings, read_chat_template
 from neva.formats.json import read_object
 from neva.formats.nemo_header import nemo_config
@@ -100,6 +100,8 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     if shape is None:
         return {}
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
+    if shape.others:
+        sizes["config"] = {key: listed(value) for key, value in shape.others}
     statistics = image_processor_settings(str(folder))
     if statistics is not None:
         sizes |= {key: statistics[key] for key in ("image_mean", "image_std") if key in statistics}
@@ -145,11 +147,23 @@ def _vision(model_cfg: DictConfig) -> None:
     )
     _require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
     if tower.model_type in VISION_FAMILIES:
-        expected = {"class_token_length": VISION_FAMILIES[tower.model_type].class_tokens}
-        _fill_or_compare(tower, expected, "model.mm_cfg.vision_encoder", f"a {tower.model_type} tower")
+        leading = VISION_FAMILIES[tower.model_type].leading_tokens(tower.config or {})
+        if tower.class_token_length is None:
+            tower.class_token_length = leading
+        elif tower.class_token_length > leading:
+            raise ConfigError(
+                f"model.mm_cfg.vision_encoder.class_token_length={tower.class_token_length} but a {tower.model_type} "
+                f"tower gives {leading} tokens that are no patches: leave the key out, or give at most {leading}"
+            )
     _require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
-    side = [tower.image_size, tower.image_size]
-    _fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", "the tower's image_size")
+    seen = _size_key(tower)
+    side = [tower[seen], tower[seen]]
+    _fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", f"the tower's {seen}")
+
+
+def _size_key(tower: DictConfig) -> str:
+    """Returns the key that says how large an image the tower sees."""
+    return "image_size" if tower.input_size is None else "input_size"
 
 
 def _language(model_cfg: DictConfig) -> None:
@@ -178,11 +192,12 @@ def _language(model_cfg: DictConfig) -> None:
 
 def _data(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
-    rules = media_rules_of(model_cfg, vision_config_of(model_cfg))
+    vision = vision_config_of(model_cfg)
+    rules = media_rules_of(model_cfg, vision)
     side = [rules.tile_size, rules.tile_size]
     expected = {"image_token_len": rules.tile_tokens, "crop_size": side, "image_size": side}
-    quarters = ", use_image_tile=true" * model_cfg.mm_cfg.use_image_tile
-    source = f"the tower (image_size {tower.image_size}, patch_dim {tower.patch_dim}{quarters})"
+    quarters = ", use_image_tile=true" * vision.image_tiles
+    source = f"the tower ({_size_key(tower)} {vision.side}, patch_dim {tower.patch_dim}{quarters})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)
     _template(model_cfg)
 

@@ -11,7 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, Tiling, WholeImage
+from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, KeptShape, Tiling, WholeImage
+from neva.families.values import selected_layers
+from neva.families.vision import in_order, vision_family
+from neva.registry import VISION_FAMILIES
 
 TOWER_KEYS = {
     "model_type": "model_type",
@@ -50,12 +53,25 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
     tower = model_cfg.mm_cfg.vision_encoder
     sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
     sizes["layer_norm_eps"] = float(sizes["layer_norm_eps"])  # a YAML may say 1
+    # models recorded before there were these keys do as their absence says
+    others, dropped = plain(tower.get("config")) or {}, tower.class_token_length
+    is_known = tower.model_type in VISION_FAMILIES
+    leading = vision_family(tower.model_type).leading_tokens(others) if is_known else dropped
     return VisionConfig(
         **sizes,
-        select_layer=tower.vision_select_layer,
-        class_token_length=tower.class_token_length,
+        select_layer=selected_layers(plain(tower.vision_select_layer)),
+        class_token_length=dropped,
+        input_size=tower.get("input_size"),
+        kept_tokens=leading - dropped,
+        post_layernorm=bool(tower.get("post_layernorm")),
         image_tiles=bool(OmegaConf.select(model_cfg, "mm_cfg.use_image_tile")),
+        others=in_order(others),
     )
+
+
+def plain(value: Any) -> Any:
+    """Returns a value of a tree without OmegaConf's lists and mappings."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def system_prompt_of(model_cfg: DictConfig) -> str | None:
@@ -113,6 +129,8 @@ def _tiling(data: DictConfig) -> Tiling:
         return DynamicTiles(data.min_num_tiles, data.max_num_tiles, data.use_thumbnail)
     if kind == "grid":
         return FixedGrid(data.tile_grid[0], data.tile_grid[1], data.use_thumbnail)
+    if kind == "keep":
+        return KeptShape()
     return WholeImage()
 
 

@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
-from neva.config.model_config import recorded_family
+from neva.config.model_config import plain, recorded_family
 from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.llama.config import check_scaling
-from neva.families.vision import hidden_states
+from neva.families.vision import hidden_states, vision_family
 from neva.registry import LANGUAGE_FAMILIES, SAMPLERS
 
 
@@ -85,15 +85,20 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.mm_cfg.vision_encoder.hidden_size={tower.hidden_size} cannot be divided by its "
             f"num_attention_heads={tower.num_attention_heads}"
         )
-    if tower.patch_dim > tower.image_size:
+    for key in ("image_size", "input_size"):
+        if tower[key] is not None and tower.patch_dim > tower[key]:
+            yield f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its {key}={tower[key]}"
+    states = hidden_states(tower.num_layers)
+    layers = plain(tower.vision_select_layer)
+    if any(layer not in states for layer in ([layers] if isinstance(layers, int) else layers or [None])):
         yield (
-            f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its "
-            f"image_size={tower.image_size}"
-        )
-    if tower.vision_select_layer not in (states := hidden_states(tower.num_layers)):
-        yield (
-            f"model.mm_cfg.vision_encoder.vision_select_layer={tower.vision_select_layer}: a tower of "
+            f"model.mm_cfg.vision_encoder.vision_select_layer={as_override(layers)}: a tower of "
             f"{tower.num_layers} layers has hidden states {states[0]} to {states[-1]}"
+        )
+    if tower.post_layernorm and vision_family(tower.model_type).last_norm is None:
+        yield (
+            f"model.mm_cfg.vision_encoder.post_layernorm=true with model_type={tower.model_type}: which norm of it is "
+            "the last is not known; set it to false"
         )
     if model.data.image_token_len >= model.encoder_seq_length:
         yield (

@@ -16,7 +16,7 @@ from torch import Tensor
 from neva.errors import DataError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.naming import LANGUAGE, TOWER
-from neva.families.vision import POOLING, tower_shapes
+from neva.families.vision import POOLING, tower_shapes, vision_family
 from neva.weights.lazy import Cast
 
 Model = TypeVar("Model", bound="LazyLanguageModel")
@@ -83,6 +83,11 @@ class LazyModel(LazyLanguageModel):
     def tower_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tower's tensors."""
         return tower_shapes(self.vision, self.has_pooling_head)
+
+    @property
+    def tower_file_names(self) -> Mapping[str, str]:
+        """The names of the tower's tensors in a Hugging Face folder, those that differ."""
+        return vision_family(self.vision.model_type).file_names(self.vision)
 
     @contextmanager
     def tokenizer_dir(self) -> Iterator[Path]:

@@ -37,7 +37,7 @@ class Options:
     tower_name: str | None = None
     tokenizer_path: Path | None = None
     adapter_type: str = "mlp2x_gelu"
-    select_layer: int = -2
+    select_layer: int | tuple[int, ...] = -2
     conv_template: str = "v1"
     seed: int = 1234
     add_tokens: tuple[str, ...] = ()

@@ -12,7 +12,6 @@ from torch import Tensor
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import read_language_config
-from neva.families.vision import tower_shapes
 from neva.formats.nemo_header import is_nemo, is_nemo1
 from neva.weights.parts import language_weights, tower_weights
 
@@ -41,7 +40,7 @@ def checked_language_weights(source: Path, language: LanguageConfig) -> Mapping[
 
 def vision_weights(source: Path, vision: VisionConfig) -> Mapping[str, Tensor]:
     """Returns the tensors of a vision tower in a Hugging Face folder or a `.nemo`."""
-    return tower_weights(source, tower_shapes(vision, pooling_head=True))
+    return tower_weights(source, vision)
 
 
 def require_path(folder: str | Path | None, part: str, flag: str) -> Path:

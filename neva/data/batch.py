@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX
+from neva.families.media_tokens import PictureShape
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,8 @@ class Batch:
     labels: Tensor
     """int64 [B, S], shifted: position t holds the token that t predicts, or `IGNORE_INDEX`."""
     pixel_values: Tensor
-    """float32 [N, 3, H, W], tiles of all media in the order of the placeholders, row by row; N is 0 for text."""
+    """float32 [N, 3, H, W], tiles of all media in the order of the placeholders, row by row; N is 0 for text. Where
+    they differ in shape, [E]: all numbers of the first, of the second, … (see `pictures`)."""
     record_ids: list[str]
     """Names the records in messages: B, or those of all samples in them."""
     num_tokens: int
@@ -27,6 +29,8 @@ class Batch:
     feature_order: Tensor | None = None
     """int64 [F, 2], for each image position the tile and the feature of it that stand there; None: all features of all
     tiles, one after the other."""
+    pictures: list[PictureShape] = field(default_factory=list)
+    """The tiles by their shapes where these differ; none: all are squares of the tower's size, or there are none."""
     num_image_tokens: int = 0
     """Those of them that are `IMAGE_TOKEN_ID`."""
     sample_lengths: list[list[int]] = field(default_factory=list)

@@ -12,7 +12,7 @@ from torch import Tensor
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
 from neva.data.dataset import Sample
-from neva.families.media_tokens import MediumLayout
+from neva.families.media_tokens import MediumLayout, PictureShape
 
 Row = Sequence[Sample]
 """What stands in one row of a micro batch: a sample, or several that are packed."""
@@ -66,17 +66,24 @@ def _fill(group: Sequence[Row], block_2BS: Tensor, pixel_values: Tensor, pad_id:
             # shifted within the sample: its last token predicts nothing, not the next sample's first
             labels[number, first : end - 1] = sample.labels[1:]
             first = end
+    media = [medium for row in group for sample in row for medium in sample.media]
     return Batch(
         input_ids=input_ids,
         labels=labels,
         pixel_values=pixel_values,
         record_ids=[sample.record_id for row in group for sample in row],
         num_tokens=sum(map(num_tokens, group)),
-        feature_order=feature_order([medium for row in group for sample in row for medium in sample.media]),
+        feature_order=feature_order(media),
+        pictures=picture_shapes(media),
         num_image_tokens=int((input_ids == IMAGE_TOKEN_ID).sum()),
         sample_lengths=[[len(sample.input_ids) for sample in row] for row in group],
         sample_sources=[[sample.source for sample in row] for row in group],
     )
+
+
+def picture_shapes(media: Sequence[MediumLayout]) -> list[PictureShape]:
+    """Returns the tiles of media that follow each other by their shapes, as `Batch` has them."""
+    return [picture for medium in media for picture in medium.pictures]
 
 
 def feature_order(media: Sequence[MediumLayout]) -> Tensor | None:

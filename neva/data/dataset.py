@@ -38,7 +38,8 @@ class Sample(NamedTuple):
     labels: torch.Tensor
     """int64 [S], `IGNORE_INDEX` where there is no loss."""
     pixel_values: torch.Tensor
-    """float32 [N, 3, H, W], the tiles of each medium in the order of the placeholders; N is 0 for text alone."""
+    """float32 [N, 3, H, W], the tiles of each medium in the order of the placeholders; N is 0 for text alone. Where
+    media differ in shape, [E]: all numbers of the first tile, of the second, …"""
     record_id: str
     media: tuple[MediumLayout, ...] = ()
     """What each medium became, in that order."""

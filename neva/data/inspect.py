@@ -13,10 +13,12 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
-from neva.data.dataset import ConversationDataset
+from neva.data.collate import picture_shapes
+from neva.data.dataset import ConversationDataset, Sample
 from neva.data.media.image import load_image
 from neva.data.sources.source import MediaFile, Record
 from neva.errors import SampleError, UserError
+from neva.families.pictures import split_pictures
 
 Kind = Literal["trained", "masked", "image"]
 
@@ -92,8 +94,14 @@ def inspect_sample(
         None,
         tuple(stretches(sample.input_ids.tolist(), sample.labels.tolist(), dataset.encoder.tokenizer)),
         tuple(_shown(dataset, name) for name in record.images),
-        tuple(_as_seen(pixels, mean, std) for pixels in sample.pixel_values),
+        tuple(_as_seen(pixels, mean, std) for pixels in _tiles(sample)),
     )
+
+
+def _tiles(sample: Sample) -> Sequence[torch.Tensor]:
+    """Returns the pixels [3, height, width] of each tile."""
+    shapes = picture_shapes(sample.media)
+    return split_pictures(sample.pixel_values, shapes) if shapes else list(sample.pixel_values)
 
 
 def stretches(

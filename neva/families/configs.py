@@ -13,6 +13,7 @@ class VisionConfig:
 
     model_type: str
     image_size: int
+    """What the checkpoint was trained with: so many learned positions there are."""
     patch_size: int
     hidden_size: int
     num_layers: int
@@ -20,25 +21,55 @@ class VisionConfig:
     ffn_hidden_size: int
     hidden_act: str
     layer_norm_eps: float
-    select_layer: int
+    select_layer: int | tuple[int, ...]
+    """Index into the tower's hidden states, or several, whose features are joined."""
     class_token_length: int
+    """Leading tokens that are dropped."""
+    input_size: int | None = None
+    """What it sees, where that is another size: learned positions are interpolated. None: `image_size`."""
+
+    kept_tokens: int = 0
+    """Leading tokens that are no patches and are not dropped either."""
     image_tiles: bool = False
     """Whether images have twice the side, and the tower sees their quarters."""
+    post_layernorm: bool = False
+    """Whether the tower's last norm is applied to what is selected."""
+    others: tuple[tuple[str, Any], ...] = ()
+    """What else its `config.json` says, by key: of towers that are more than their sizes."""
+
+    @property
+    def select_layers(self) -> tuple[int, ...]:
+        """Indices of the hidden states whose features are joined."""
+        return self.select_layer if isinstance(self.select_layer, tuple) else (self.select_layer,)
+
+    @property
+    def feature_size(self) -> int:
+        """Width of a feature: of all selected hidden states together."""
+        return self.hidden_size * len(self.select_layers)
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of the square that it sees."""
+        return self.input_size or self.image_size
 
     @property
     def num_tokens(self) -> int:
-        """Patch features of one picture that the tower sees, without class tokens."""
-        return (self.image_size // self.patch_size) ** 2
+        """Features of one square picture that the tower sees."""
+        return self.num_features(self.side, self.side)
+
+    def num_features(self, height: int, width: int) -> int:
+        """Returns the features of a picture of that many pixels, without the leading tokens that are dropped."""
+        return self.kept_tokens + (height // self.patch_size) * (width // self.patch_size)
 
     @property
-    def num_features(self) -> int:
-        """Patch features of the map of one image, of which the connector makes positions."""
+    def map_tokens(self) -> int:
+        """Features of the map of one square image, of which the connector makes positions."""
         return self.num_tokens * (4 if self.image_tiles else 1)
 
     @property
-    def input_size(self) -> int:
-        """Side of an image that the model takes."""
-        return self.image_size * (2 if self.image_tiles else 1)
+    def image_side(self) -> int:
+        """Pixels of a side of a square image, of which the tower sees the whole or the quarters."""
+        return self.side * (2 if self.image_tiles else 1)
 
 
 @dataclass(frozen=True)

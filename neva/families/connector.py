@@ -35,6 +35,9 @@ class Connector(ABC):
     has_thumbnail: ClassVar[bool] = False
     """Whether it takes, in front of that map, the features of the image at half size."""
 
+    needs_square: ClassVar[bool] = False
+    """Whether the module needs the features of a square image, row by row, and nothing else among them."""
+
     kind: str
 
     @abstractmethod
@@ -77,10 +80,7 @@ def connector_named(kind: str) -> Connector:
     for pattern in CONNECTORS.names():
         if re.fullmatch(pattern, kind):
             return CONNECTORS[pattern](kind)
-    raise ConfigError(
-        f"mm_mlp_adapter_type: found {kind!r}, expected 'linear', 'mlp<N>x_gelu' such as 'mlp2x_gelu', "
-        "'mlp2x_gelu_h<WIDTH>' such as 'mlp2x_gelu_h14336_nobias', 'mlp_downsample' or 'mlp<N>x_gelu_downsample'"
-    )
+    raise ConfigError(f"mm_mlp_adapter_type: found {kind!r}, expected one such as {connector_forms()}")
 
 
 def connector_pattern() -> str:

@@ -10,12 +10,12 @@ import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.connector import Connector, connector_named, connector_pattern
-from neva.families.tiling import TileGrid, Tiling, WholeImage
+from neva.families.tiling import KeptShape, TileGrid, Tiling, WholeImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
 def tokens_per_image(vision: VisionConfig, connector: str) -> int:
     """Returns the positions of one tile, whose patch features go through a connector of that kind."""
-    return connector_named(connector).tokens_out(vision.num_features)
+    return connector_named(connector).tokens_out(vision.map_tokens)
+
+
+class PictureShape(NamedTuple):
+    """What the tower sees at once, where pictures differ in shape."""
+
+    height: int
+    """Pixels."""
+    width: int
+    features: int
+    """What the connector makes of it, a newline counted."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,20 @@ class MediumLayout:
 
     is_separated: bool = False
     """Whether each tile has a placeholder of its own, with a new line between them."""
+    shape: tuple[int, int] | None = None
+    """Height and width of each tile in pixels where media differ in them; None: all are squares of the tower's size."""
 
     @property
     def pieces(self) -> list[int]:
         """Positions at each placeholder."""
         return [self.tile_tokens] * self.tiles if self.is_separated else [self.tokens]
+
+    @property
+    def pictures(self) -> list[PictureShape]:
+        """Each tile by its shape and features; none where all tiles are squares."""
+        if self.shape is None:
+            return []
+        return [PictureShape(*self.shape, self.tile_tokens + self.has_newline)] * self.tiles
 
     @property
     def is_plain(self) -> bool:
@@ -91,6 +110,8 @@ def _order(layout: MediumLayout) -> npt.NDArray[np.int64]:
 class MediaRules:
     """What media become in one configuration: the tower's tiles, the connector's features, how images are cut."""
 
+    vision: VisionConfig
+    connector: Connector
     tile_size: int
     """Pixels of a tile's side."""
     tile_tokens: int
@@ -103,21 +124,36 @@ class MediaRules:
 
     def image(self, width: int, height: int) -> MediumLayout:
         """Returns what an image of that many pixels becomes."""
+        if isinstance(self.tiling, KeptShape):
+            return self._picture(*self.tiling.picture(width, height, self.tile_size, self.vision.patch_size))
         grid = self.tiling.grid(width, height, self.tile_size)
         layout = MediumLayout(grid.tiles, self.tile_tokens, self.has_newline, grid)
         if not self.tiling.is_map:
             return layout
         return replace(layout, window=_unpadded(grid, math.isqrt(self.tile_tokens), width, height))
 
+    def _picture(self, height: int, width: int) -> MediumLayout:
+        tokens = self.connector.tokens_out(self.vision.num_features(height, width))
+        return MediumLayout(1, tokens, self.has_newline, shape=(height, width))
+
     def video(self, frames: int) -> MediumLayout:
-        """Returns what a video becomes, of which that many frames are taken; a frame is never cut."""
-        return MediumLayout(frames, self.tile_tokens, self.has_newline, is_separated=self.separates_frames)
+        """Returns what a video becomes, of which that many frames are taken; a frame is a square and never cut."""
+        layout = MediumLayout(frames, self.tile_tokens, self.has_newline, is_separated=self.separates_frames)
+        square = (self.tile_size, self.tile_size)
+        return replace(layout, shape=square) if self.tiling.keeps_shape else layout
 
     @property
     def largest_image(self) -> MediumLayout:
         """What the image becomes that takes most positions."""
         shapes = self.tiling.fullest(self.tile_size)
         return max((self.image(*shape) for shape in shapes), key=lambda layout: layout.tokens)
+
+    @property
+    def most_squares(self) -> int:
+        """Squares of the tower's size that have as many pixels as the largest image."""
+        largest = self.largest_image
+        height, width = largest.shape or (self.tile_size, self.tile_size)
+        return largest.tiles * math.ceil(height * width / self.tile_size**2)
 
 
 def media_rules(
@@ -130,8 +166,10 @@ def media_rules(
     """
     kind = connector_named(connector)
     rules = MediaRules(
-        tile_size=vision.input_size,
-        tile_tokens=kind.tokens_out(vision.num_features),
+        vision=vision,
+        connector=kind,
+        tile_size=vision.image_side,
+        tile_tokens=kind.tokens_out(vision.map_tokens),
         has_newline=kind.has_newline,
         tiling=tiling or WholeImage(),
         separates_frames=separates_frames,
@@ -146,7 +184,12 @@ def media_rules(
             f"model.data.image_aspect_ratio=anyres needs tiles whose features are a square, found "
             f"{rules.tile_tokens} of a tile: take another model.mm_cfg.mm_mlp_adapter_type"
         )
-    rules.tiling.check(vision.image_size)
+    if rules.tiling.keeps_shape and kind.needs_square:
+        raise ConfigError(
+            f"model.data.image_aspect_ratio=keep shows pictures that are no squares, which a projector of type "
+            f"{connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
+        )
+    rules.tiling.check(vision.side)
     _check_quarters(vision, kind, rules.tiling)
     return rules
 
@@ -167,10 +210,15 @@ def _check_quarters(vision: VisionConfig, connector: Connector, tiling: Tiling) 
         )
     if connector.quarters == "needed" and not vision.image_tiles:
         raise ConfigError(f"{kind} joins the quarters of an image: set {key}=true")
-    if vision.image_tiles and tiling.cuts:
+    if vision.image_tiles and (tiling.cuts or tiling.keeps_shape):
         raise ConfigError(
             f"{key}=true cuts every image into quarters itself: model.data.image_aspect_ratio must be square, pad or "
-            "pad_right_bottom, not one that cuts into tiles"
+            "pad_right_bottom, not one that cuts into tiles or keeps shapes"
+        )
+    if vision.image_tiles and vision.kept_tokens:
+        raise ConfigError(
+            f"{key}=true joins the patches of quarters, among which the tower's {vision.kept_tokens} leading tokens "
+            "have no place: raise model.mm_cfg.vision_encoder.class_token_length by as many"
         )
 
 

@@ -44,13 +44,16 @@ LLAVA_ORIGINAL = HFNaming(tower="model.vision_tower.vision_tower.", projector="m
 """The names of haotian-liu/LLaVA."""
 
 
-def tower_prefix(names: Iterable[str]) -> str:
-    """Returns the prefix under which a Hugging Face folder stores its vision tower.
+def tower_prefix(names: Iterable[str], first: str) -> str:
+    """Returns the prefix under which a Hugging Face folder stores its vision tower, one of whose tensors is `first`.
 
-    CLIPModel and towers of transformers 4 have one, those of transformers 5 have none.
+    CLIPModel and towers of transformers 4 have one, those of transformers 5 have none; towers below a head, such as
+    `ViTForImageClassification`, have another one.
     """
     parents = (LLAVA_HF.tower, LLAVA_ORIGINAL.tower)
     wrapped = tuple(parent + VISION_MODEL for parent in parents)
     known = (*wrapped, LLAVA_HF.tower, "model.vision_tower.", VISION_MODEL)
     names = list(names)
-    return next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), "")
+    if found := next((prefix for prefix in known if any(name.startswith(prefix) for name in names)), ""):
+        return found
+    return next((name.removesuffix(first) for name in names if name.endswith(f".{first}")), "")

@@ -36,6 +36,8 @@ class Tiling(ABC):
     """Whether there can be more tiles than one."""
     is_map: ClassVar[bool] = False
     """Whether the features of the tiles are laid out as one map, row by row, without what pads the image."""
+    keeps_shape: ClassVar[bool] = False
+    """Whether the one picture that an image becomes has the image's own shape."""
     pads: ClassVar[bool] = False
     """Whether the image keeps its aspect ratio and is padded; otherwise it is stretched."""
 
@@ -64,6 +66,32 @@ class WholeImage(Tiling):
     def fullest(self, tile_size: int) -> list[tuple[int, int]]:
         """See `Tiling`."""
         return [(tile_size, tile_size)]
+
+
+@dataclass(frozen=True)
+class KeptShape(WholeImage):
+    """NeVA: the whole image in its own aspect ratio, without padding and without crop (`keep`)."""
+
+    keeps_shape: ClassVar[bool] = True
+    longest: ClassVar[int] = 2
+    """The long side is at most that many times the tower's (NeVA: 448 pixels for 224)."""
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`."""
+        return [(self.longest * tile_size, tile_size), (tile_size, self.longest * tile_size)]
+
+    def picture(self, width: int, height: int, tile_size: int, patch_size: int) -> tuple[int, int]:
+        """Returns height and width in pixels of what an image of that shape becomes, whole patches in both directions.
+
+        The short side is the tower's, or less where the long one would be more than `longest` times as much; both are
+        rounded down to whole patches, at least one. Source: NeVA's `keep`, whose convolution passes over what is left
+        of a patch.
+        """
+        short, long = min(width, height), max(width, height)
+        scaled_short = max(1, int(min(self.longest * tile_size / (long / short), tile_size)))
+        scaled_long = min(int(scaled_short * long / short), self.longest * tile_size)
+        short, long = (max(1, side // patch_size) * patch_size for side in (scaled_short, scaled_long))
+        return (short, long) if height <= width else (long, short)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neva.errors import ConfigError
@@ -14,7 +14,7 @@ LARGEST = 2**31 - 1
 LARGEST_NUMBER = 1e30
 """Far from what float32 overflows at."""
 
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast", "silu", "relu")
 """Of a tower's feed-forward layers, by transformers' names."""
 
 MOST_LAYERS = 10_000
@@ -81,18 +81,16 @@ def section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value or {}
 
 
-def one_layer(layer: Any) -> int:
-    """Returns the one hidden state of a tower that a LLaVA config names, as a number or as a list of one.
+def selected_layers(layer: Any) -> int | tuple[int, ...]:
+    """Returns the hidden state of a tower that is named, or several: a list of one is that one.
 
     Raises:
-        ConfigError: it names none or several.
+        ConfigError: it is no number and no list of numbers.
     """
-    layers = layer if isinstance(layer, list) else [layer]
-    if len(layers) != 1 or type(layers[0]) is not int:
-        raise ConfigError(
-            f"vision_feature_layer: found {shown(layers)}, expected one layer; neva does not join several"
-        )
-    return layers[0]
+    layers = list(layer) if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+    if not layers or any(type(each) is not int for each in layers):
+        raise ConfigError(f"vision_feature_layer: found {shown(layer)}, expected a layer or a list of layers")
+    return layers[0] if len(layers) == 1 else tuple(layers)
 
 
 def side(values: Mapping[str, Any], key: str) -> int:
@@ -101,7 +99,7 @@ def side(values: Mapping[str, Any], key: str) -> int:
     Raises:
         ConfigError: it is no square.
     """
-    size = values[key]
+    size = values.get(key)
     if not isinstance(size, list):
         return whole(values, key)
     if not size or any(other != size[0] for other in size):

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from neva.errors import CheckpointError, ConfigError, naming
+from neva.families import built_tower
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Rename, Shape, Table
 from neva.families.naming import TOWER, HFNaming
-from neva.families.values import MOST_LAYERS, activation, number, one_layer, section, side, text, whole
+from neva.families.values import MOST_LAYERS, activation, number, section, selected_layers, side, text, whole
 from neva.formats.hf_files import MODEL_CONFIG, read_config
 from neva.formats.json import shown
 from neva.registry import VISION_FAMILIES
 
 POSITION_BUFFERS = r".*\.position_ids"
 CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
+REGISTERS = "num_register_tokens"
+SIZES = (
+    *("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "hidden_act", "layer_norm_eps"),
+)
+SAYS_NOTHING = frozenset(
+    {*SIZES, "model_type", "num_channels", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
+    | {"_attn_implementation", "use_cache", "output_hidden_states", "output_attentions", "return_dict"}
+    | {
+        "initializer_range",
+        "initializer_factor",
+        "problem_type",
+        "is_encoder_decoder",
+        "chunk_size_feed_forward",
+    }
+)
+"""Keys of a `config.json` that change nothing of a tower beside its sizes."""
 POOLING = "head."
 """Prefix of SigLIP's attention pooling, which no hidden state depends on."""
 
@@ -32,10 +49,10 @@ class VisionFamily:
     """
 
     model_type: str
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(hash=False)
     """What a partial `config.json` omits: the defaults of transformers' config class."""
     class_tokens: int = 0
-    """Leading tokens of a hidden state that are no patches."""
+    """Leading tokens of a hidden state that are no patches, but for registers."""
     classes: tuple[str, str] | None = None
     """transformers' classes of configuration and tower; None: those that its `AutoModel` chooses."""
     exported_type: str | None = None
@@ -44,12 +61,23 @@ class VisionFamily:
     """transformers' class of the image processor that belongs to such towers; None: it must lie in the folder."""
     wrapper: str = ""
     """Module around the tower in the names of an export."""
-    before_layers: tuple[str, ...] = ("embeddings", "pre_layrnorm")
-    """Modules that run before `encoder.layers`, those that there are."""
+    layers: str | None = None
+    """The list of layers, each of which takes the hidden state that the one before it gave; None: it runs whole."""
+    before_layers: tuple[str, ...] = ("embeddings",)
+    """Modules that run before the layers, those that there are."""
+    last_norm: str | None = None
+    """The norm behind the layers."""
+    positions: str | None = None
+    """Name of the learned positions; None: it has none, or none that are known to be interpolated."""
+    unused: tuple[str, ...] = ()
+    """Prefixes of tensors that no hidden state depends on, which a folder may lack."""
+    other_keys: tuple[str, ...] | None = ()
+    """Keys of `config.json` that say more of a tower than its sizes; None: all that are not known to say nothing."""
 
-    def read(self, config: Mapping[str, Any], select_layer: int) -> VisionConfig:
-        """Returns the sizes that the tower's part of a `config.json` gives."""
+    def read(self, config: Mapping[str, Any], select_layer: int | tuple[int, ...]) -> VisionConfig:
+        """Returns the sizes that the tower's part of a `config.json` gives; all leading tokens are dropped."""
         values = {**self.defaults, **config}
+        others = {key: values[key] for key in values if self._says_more(key, values[key])}
         vision = VisionConfig(
             model_type=self.model_type,
             image_size=side(values, "image_size"),
@@ -61,11 +89,25 @@ class VisionFamily:
             hidden_act=activation(values),
             layer_norm_eps=number(values, "layer_norm_eps"),
             select_layer=select_layer,
-            class_token_length=self.class_tokens,
+            class_token_length=self.leading_tokens(others),
+            others=in_order(others),
         )
         _refuse_uneven(vision)
         num_layers_run(vision)
         return vision
+
+    def _says_more(self, key: str, value: Any) -> bool:
+        if self.other_keys is not None:
+            return key in self.other_keys
+        return key not in SAYS_NOTHING and isinstance(value, bool | int | float | str)
+
+    def leading_tokens(self, others: Mapping[str, Any]) -> int:
+        """Returns how many leading tokens of a hidden state are no patches: class tokens and registers."""
+        return self.class_tokens + int(others.get(REGISTERS) or 0)
+
+    def sizes(self, vision: VisionConfig) -> dict[str, Any]:
+        """Returns what makes a tower, as the arguments of transformers' config class."""
+        return {**transformers_sizes(vision), **{key: listed(value) for key, value in vision.others}}
 
     def write(self, vision: VisionConfig, pooling_head: bool) -> dict[str, Any]:
         """Returns the `vision_config` of an export's `config.json`.
@@ -76,12 +118,7 @@ class VisionFamily:
         if self.exported_type is None:
             known = " or ".join(family.model_type for family in VISION_FAMILIES if family.exported_type)
             raise CheckpointError(f"a {self.model_type!r} tower cannot be exported; expected {known}")
-        return {
-            "model_type": self.exported_type,
-            "num_channels": 3,
-            **transformers_sizes(vision),
-            "attention_dropout": 0.0,
-        }
+        return {"model_type": self.exported_type, "num_channels": 3, **self.sizes(vision)}
 
     def processor_settings(self, size: int) -> dict[str, Any]:
         """Returns what the image processor does to make square images of `size` pixels, but for colours."""
@@ -99,15 +136,24 @@ class VisionFamily:
 
     def tensor_shapes(self, vision: VisionConfig, pooling_head: bool) -> dict[str, Shape]:
         """Returns names and shapes of the tower's tensors, in the order of an export."""
-        return dict(_shapes_of_built_tower(vision))
+        return dict(built_tower.shapes(self, vision))
+
+    def file_names(self, vision: VisionConfig) -> Mapping[str, str]:
+        """Returns the name of each tensor in a Hugging Face folder, without `wrapper`, where it has another one."""
+        return built_tower.file_names(self, vision)
 
     def module_shapes(self, vision: VisionConfig) -> dict[str, Shape]:
         """Returns names and shapes of the tower's tensors, in the order of the built module."""
         return self.tensor_shapes(vision, pooling_head=True)
 
     def is_used(self, name: str, vision: VisionConfig) -> bool:
-        """Whether the selected hidden state depends on a tensor."""
-        return True
+        """Whether what is selected depends on a tensor."""
+        if self.layers is None:
+            return True
+        if layer := re.match(rf"{re.escape(self.layers)}\.(\d+)\.", name):
+            return int(layer[1]) < num_layers_run(vision)
+        run = (*self.before_layers, self.last_norm) if vision.post_layernorm else self.before_layers
+        return name.startswith(tuple(f"{module}." for module in run)) and not name.startswith(self.unused)
 
     def build(self, vision: VisionConfig) -> Any:
         """Builds the tower with random weights, in float32, with SDPA attention.
@@ -115,51 +161,55 @@ class VisionFamily:
         Raises:
             ConfigError: transformers has no such tower.
         """
-        import torch
-        import transformers
+        return built_tower.build(self, vision)
 
-        sizes = transformers_sizes(vision)
-        if self.classes is not None:
-            config_class, model_class = (getattr(transformers, name) for name in self.classes)
-            config = config_class(**sizes)
-            config._attn_implementation = "sdpa"
-            return model_class(config)
-        if vision.ffn_hidden_size % vision.hidden_size == 0:
-            sizes["mlp_ratio"] = vision.ffn_hidden_size // vision.hidden_size  # DINOv2's way to say it
-        try:
-            config = transformers.AutoConfig.for_model(self.model_type, **sizes)
-        except ValueError as error:
-            known = ", ".join(repr(family.model_type) for family in VISION_FAMILIES if family.classes)
-            raise ConfigError(
-                f"vision_encoder.model_type: found {self.model_type!r}, expected {known} or a model type of "
-                "transformers that has hidden states"
-            ) from error
-        return transformers.AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    def hidden_states(self, tower: Any, pixel_values: Any, vision: VisionConfig) -> list[Any]:
+        """Returns the selected hidden states of pictures of any one shape, leading tokens included.
 
-    def modules_run(self, tower: Any, vision: VisionConfig) -> list[Any] | None:
-        """Returns the modules that make the selected hidden state, one after the other.
-
-        None: the tower is not built of `encoder.layers`; it runs as a whole.
+        Learned positions are interpolated, as transformers does, where the pictures are not what they were learned on.
         """
-        if not hasattr(getattr(tower, "encoder", None), "layers"):
-            return None
-        before = [getattr(tower, name) for name in self.before_layers if hasattr(tower, name)]
-        return before + list(tower.encoder.layers[: num_layers_run(vision)])
+        is_other = tuple(pixel_values.shape[-2:]) != (vision.image_size, vision.image_size)
+        if self.layers is None:
+            states = tower(
+                pixel_values, output_hidden_states=True, **built_tower.switch(tower, is_other)
+            ).hidden_states
+            return [states[layer] for layer in vision.select_layers]
+        first, *others = (getattr(tower, name) for name in self.before_layers if hasattr(tower, name))
+        hidden = first(pixel_values, **built_tower.switch(first, is_other))
+        for module in others:
+            hidden = module(hidden)
+        found, arguments = {0: hidden}, self.layer_arguments(tower, pixel_values)
+        for run, layer in enumerate(tower.get_submodule(self.layers)[: num_layers_run(vision)], 1):
+            hidden = found[run] = layer(hidden, **arguments)
+        return [found[layer % (vision.num_layers + 1)] for layer in vision.select_layers]
+
+    def layer_arguments(self, tower: Any, pixel_values: Any) -> dict[str, Any]:
+        """Returns what each layer is called with beside the hidden state."""
+        return {}
+
+    def normalised(self, tower: Any, hidden: Any) -> Any:
+        """Returns a hidden state behind the tower's last norm."""
+        assert self.last_norm is not None
+        return tower.get_submodule(self.last_norm)(hidden)
 
     def blocks(self, tower: Any) -> list[Any]:
         """Returns the modules that FSDP may shard one by one: layers, and what does not run."""
-        if not hasattr(getattr(tower, "encoder", None), "layers"):
+        if self.layers is None:
             return []
-        pooling = getattr(tower, POOLING.removesuffix("."), None)
-        return [*tower.encoder.layers, *([] if pooling is None else [pooling])]
+        unused = [tower.get_submodule(name[:-1]) for name in self.unused if hasattr(tower, name[:-1])]
+        return [*tower.get_submodule(self.layers), *unused]
 
 
 def vision_family(model_type: str) -> VisionFamily:
     """Returns the registered family, else one for any tower of transformers that has hidden states."""
-    return VISION_FAMILIES[model_type] if model_type in VISION_FAMILIES else VisionFamily(model_type, {})
+    if model_type in VISION_FAMILIES:
+        return VISION_FAMILIES[model_type]
+    return VisionFamily(model_type, {}, exported_type=model_type, other_keys=None)
 
 
-def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> VisionConfig:
+def vision_config_from_hf(
+    config: Mapping[str, Any], select_layer: int | tuple[int, ...] = -1
+) -> VisionConfig:
     """Reads the tower of a `config.json`: its own, or that of a CLIP, SigLIP or LLaVA model.
 
     `select_layer` is the index into the tower's hidden states (-1: the last layer's output); it is the recipe's
@@ -172,16 +222,58 @@ def vision_config_from_hf(config: Mapping[str, Any], select_layer: int = -1) -> 
     # transformers takes a LLaVA's tower without a type for CLIP
     fallback = "clip_vision_model" if config.get("model_type") == "llava" else config.get("model_type", "")
     stored_type = text({"model_type": fallback, **part}, "model_type")
+    layers = selected_layers(config.get("vision_feature_layer", select_layer))
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):
-            return family.read(part, one_layer(config.get("vision_feature_layer", select_layer)))
-    raise ConfigError(
-        f"model_type {shown(stored_type.removesuffix('_vision_model'))} is not a vision tower that neva reads; "
-        f"expected one of {sorted(VISION_FAMILIES.names())}"
-    )
+            return _as_selected(family.read(part, layers), config)
+    if not {"image_size", "patch_size", "hidden_size"} <= part.keys():
+        raise ConfigError(
+            f"model_type {shown(stored_type.removesuffix('_vision_model'))} is not a vision tower that neva reads; "
+            f"expected one of {sorted(VISION_FAMILIES.names())}, or one of transformers' with image_size, patch_size "
+            "and hidden_size"
+        )
+    return _as_selected(vision_family(stored_type).read(_completed(part), layers), config)
 
 
-def read_vision_config(folder: str | Path, select_layer: int = -1) -> VisionConfig:
+def _completed(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a `config.json` of an unknown tower with the keys that some call otherwise."""
+    width, ratio = part.get("hidden_size"), part.get("mlp_ratio")
+    known = {"hidden_act": "gelu", "layer_norm_eps": part.get("rms_norm_eps", 1e-6)}
+    if isinstance(width, int) and isinstance(ratio, int | float):
+        known["intermediate_size"] = int(width * ratio)
+    return {**known, **part}
+
+
+def _as_selected(vision: VisionConfig, config: Mapping[str, Any]) -> VisionConfig:
+    """Returns the tower with the leading tokens that a LLaVA config drops of it; a tower alone drops all.
+
+    Raises:
+        ConfigError: it drops patches.
+    """
+    if config.get("model_type") != "llava":
+        return vision
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise ConfigError(
+            f"vision_feature_select_strategy is {shown(strategy)}, expected 'default' or 'full'"
+        )
+    leading, dropped = vision.class_token_length, int(strategy == "default")
+    if vision.model_type not in VISION_FAMILIES:  # how many there are is seen when the tower is built
+        return replace(vision, class_token_length=dropped)
+    if dropped > leading:
+        raise ConfigError(
+            f"vision_feature_select_strategy is 'default', which drops the first patch of a {vision.model_type} tower; "
+            "expected 'full'"
+        )
+    return replace(vision, class_token_length=dropped, kept_tokens=leading - dropped)
+
+
+def keeping_leading_tokens(vision: VisionConfig) -> VisionConfig:
+    """Returns the tower with its class tokens among the features."""
+    return replace(vision, class_token_length=0, kept_tokens=vision.kept_tokens + vision.class_token_length)
+
+
+def read_vision_config(folder: str | Path, select_layer: int | tuple[int, ...] = -1) -> VisionConfig:
     """Returns the sizes of the tower in a Hugging Face folder; see `vision_config_from_hf`.
 
     Raises:
@@ -221,28 +313,32 @@ def hidden_states(num_layers: int) -> range:
 
 
 def num_layers_run(vision: VisionConfig) -> int:
-    """Returns how many layers stand before the selected hidden state.
+    """Returns how many layers stand before the last selected hidden state.
 
     Raises:
         ConfigError: the tower has no such hidden state.
     """
     states = hidden_states(vision.num_layers)
-    if vision.select_layer not in states:
+    if not vision.select_layers or any(layer not in states for layer in vision.select_layers):
         raise ConfigError(
-            f"vision_select_layer: found {vision.select_layer}, expected {states[0]}..{states[-1]} for a tower of "
-            f"{vision.num_layers} layers"
+            f"vision_select_layer: found {shown(listed(vision.select_layer))}, expected {states[0]}..{states[-1]} for "
+            f"a tower of {vision.num_layers} layers"
         )
-    return vision.select_layer % (vision.num_layers + 1)
+    return max(layer % (vision.num_layers + 1) for layer in vision.select_layers)
 
 
-@cache
-def _shapes_of_built_tower(vision: VisionConfig) -> Mapping[str, Shape]:
-    """Names and shapes of a tower whose make-up only transformers knows; it is built without memory."""
-    import torch
+def in_order(others: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Returns what `VisionConfig.others` holds for the keys of a `config.json`."""
+    return tuple((key, _unchanging(others[key])) for key in sorted(others))
 
-    with torch.device("meta"):
-        tower = vision_family(vision.model_type).build(vision)
-    return {name: tuple(parameter.shape) for name, parameter in tower.named_parameters()}
+
+def _unchanging(value: Any) -> Any:
+    return tuple(map(_unchanging, value)) if isinstance(value, list | tuple) else value
+
+
+def listed(value: Any) -> Any:
+    """Returns a value of `VisionConfig` as a `config.json` or a YAML holds it."""
+    return list(map(listed, value)) if isinstance(value, tuple) else value
 
 
 def tower_shapes(vision: VisionConfig, pooling_head: bool) -> dict[str, Shape]:
@@ -258,9 +354,17 @@ def stored_tower(vision: VisionConfig, naming: HFNaming) -> str:
     return naming.tower + vision_family(vision.model_type).wrapper
 
 
-def tower_table(shapes: Mapping[str, Shape], hf_prefix: str) -> Table:
-    """Returns the table of a tower of these names and shapes that is stored under `hf_prefix`."""
-    rules = tuple(Rename(hf_prefix + name, TOWER + name, shape) for name, shape in shapes.items())
+def tower_table(
+    shapes: Mapping[str, Shape], hf_prefix: str, file_names: Mapping[str, str] | None = None
+) -> Table:
+    """Returns the table of a tower of these names and shapes that is stored under `hf_prefix`.
+
+    `file_names` are those that differ in a file.
+    """
+    stored = file_names or {}
+    rules = tuple(
+        Rename(hf_prefix + stored.get(name, name), TOWER + name, shape) for name, shape in shapes.items()
+    )
     ignored: tuple[str, ...] = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
     if not any(name.startswith(POOLING) for name in shapes):
         ignored += (rf".*\b{re.escape(POOLING)}.*",)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neva.distributed import cuda_on_cpu
+from neva.families.media_tokens import PictureShape
 from neva.inference.continuation import Continuation, Limits
 from neva.inference.decoder import Decoder
 from neva.inference.sampling import Sampling, next_tokens
@@ -26,12 +27,13 @@ from neva.model.llava import NevaModel
 class Prompt:
     """Token ids [S], `IMAGE_TOKEN_ID` at image positions, and the pixels [N, 3, height, width] of the images' tiles.
 
-    `feature_order` is that of `neva.data.batch.Batch`.
+    Pixels, `feature_order` and `pictures` are those of `neva.data.batch.Batch`.
     """
 
     input_ids: Tensor
     pixel_values: Tensor
     feature_order: Tensor | None = None
+    pictures: Sequence[PictureShape] = ()
 
 
 class ContinuousBatch:
@@ -193,7 +195,7 @@ def generate(
         Continuation(
             number,
             prompt.input_ids.to(device),
-            encode(model, prompt.pixel_values.to(device), prompt.feature_order),
+            encode(model, prompt.pixel_values.to(device), prompt.feature_order, prompt.pictures),
             limits,
             seed,
             is_finished,
@@ -206,8 +208,13 @@ def generate(
 
 
 @torch.inference_mode()
-def encode(model: NevaModel, pixel_values: Tensor, feature_order: Tensor | None = None) -> Tensor:
-    """Returns the features [F, D] of tiles [N, 3, height, width], of which there may be none.
+def encode(
+    model: NevaModel,
+    pixel_values: Tensor,
+    feature_order: Tensor | None = None,
+    pictures: Sequence[PictureShape] = (),
+) -> Tensor:
+    """Returns the features [F, D] of tiles, of which there may be none; see `NevaModel.encode_images`.
 
     A pipeline stage behind the first has no tower and needs none.
     """
@@ -215,4 +222,4 @@ def encode(model: NevaModel, pixel_values: Tensor, feature_order: Tensor | None 
         return pixel_values[:0]
     order = None if feature_order is None else feature_order.to(pixel_values.device)
     with cuda_on_cpu.suspended():
-        return model.encode_images(pixel_values, order)
+        return model.encode_images(pixel_values, order, pictures)

@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 import torch
 from torch import Tensor
 
-from neva.data.collate import feature_order
+from neva.data.collate import feature_order, picture_shapes
 from neva.data.media.placeholders import Medium, MediumKey, as_images, media_in_order, pieces_of
 from neva.errors import DataError
 from neva.families.media_tokens import MediumLayout
@@ -82,7 +82,7 @@ class SharedMedia:
         elif good:
             pixels = torch.cat(list(good.values())).to(self._assistant.device)
             layouts = [self._layouts[key] for key in good]
-            features = encode(self._assistant.model, pixels, feature_order(layouts))
+            features = encode(self._assistant.model, pixels, feature_order(layouts), picture_shapes(layouts))
             self._features |= zip(good, features.split([layout.tokens for layout in layouts]), strict=True)
 
     def _forget(self, keys: Iterable[MediumKey]) -> None:

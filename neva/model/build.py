@@ -6,7 +6,6 @@ from collections.abc import Collection
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import nn
 
 from neva.constants import PARTS
 from neva.families.configs import LanguageConfig, VisionConfig
@@ -41,7 +40,7 @@ def build_model(
     config = config or transformer_config(language)
     connector = connector_named(adapter_type)
     tower = VisionTower(vision, connector.has_thumbnail) if pre_process else None
-    projector = connector.build(vision.hidden_size, language.hidden_size) if pre_process else None
+    projector = connector.build(vision.feature_size, language.hidden_size) if pre_process else None
     for part in (tower, projector):
         if part is not None:
             part.to(config.params_dtype)
@@ -58,9 +57,9 @@ def set_trainable(model: NevaModel, trained: Collection[str]) -> None:
     """
     for name, part in model.parts():
         part.requires_grad_(False)
-        used: list[nn.Module] = part.used if isinstance(part, VisionTower) else [part]
-        for module in used:
-            module.requires_grad_(name in trained)
+        used = part.used_parameters() if isinstance(part, VisionTower) else part.parameters()
+        for parameter in used:
+            parameter.requires_grad_(name in trained)
 
 
 def count_parameters(*models: NevaModel) -> dict[str, tuple[int, int]]:

@@ -17,9 +17,11 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
 from neva.constants import LANGUAGE_MODEL, PARTS
+from neva.families.media_tokens import PictureShape
 from neva.model.context import positions
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
+from neva.model.of_own_shape import encode_pictures
 from neva.model.packed import packed_samples
 from neva.model.vision import VisionTower
 
@@ -55,15 +57,18 @@ class NevaModel(MegatronModule):
         labels: Tensor | None = None,
         feature_order: Tensor | None = None,
         sample_lengths: Sequence[Sequence[int]] | None = None,
+        pictures: Sequence[PictureShape] = (),
     ) -> Tensor:
         """Runs this stage.
 
         Args:
             input_ids: [B, S], `IMAGE_TOKEN_ID` at image positions.
             pixel_values: [N, 3, height, width], tiles of all images of the batch in reading order; None: text alone.
+                [E] where they differ in shape.
             labels: [B, S], shifted, `IGNORE_INDEX` where there is no loss.
             feature_order: [F, 2], tile and feature of it at each image position; None: all of all tiles in their order.
             sample_lengths: of the samples in each row, which do not see each other; None: a row is one sample.
+            pictures: the tiles by their shapes, where they differ in them.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -78,7 +83,7 @@ class NevaModel(MegatronModule):
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:
-            decoder_input_SBD = self.embed(input_ids, pixel_values, shard, feature_order)
+            decoder_input_SBD = self.embed(input_ids, pixel_values, shard, feature_order, pictures)
             decoder_input_SBD = decoder_input_SBD.transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
@@ -90,6 +95,7 @@ class NevaModel(MegatronModule):
         pixel_values: Tensor | None,
         shard: Tensor | None = None,
         feature_order: Tensor | None = None,
+        pictures: Sequence[PictureShape] = (),
     ) -> Tensor:
         """Returns embeddings [B, S, D] (of the positions `shard`, if given) with image features at their positions."""
         ids = text_ids(input_ids)
@@ -97,37 +103,58 @@ class NevaModel(MegatronModule):
         if pixel_values is None:
             return embeddings_BSD
         if len(pixel_values) > 0:
-            return merge(embeddings_BSD, input_ids, self.encode_images(pixel_values, feature_order), shard)
+            features = self.encode_images(pixel_values, feature_order, pictures)
+            return merge(embeddings_BSD, input_ids, features, shard)
         if not (self.encode_empty_batches or (self.training and torch.is_grad_enabled())):
             return embeddings_BSD
         # A batch without images still touches tower and projector, weighted by zero: no rank waits for another
         # one's gradient, and gradients are zeros, not missing.
         return embeddings_BSD + 0.0 * self.encode_images(self._zero_image(pixel_values)).sum()
 
-    def encode_images(self, pixel_values: Tensor, feature_order: Tensor | None = None) -> Tensor:
+    def encode_images(
+        self,
+        pixel_values: Tensor,
+        feature_order: Tensor | None = None,
+        pictures: Sequence[PictureShape] = (),
+    ) -> Tensor:
         """Returns projected features [F, D] of tiles [N, 3, height, width], at image positions in reading order.
 
         Each tensor- and context-parallel rank encodes its shard of the tiles and all gather the features: a tile
         is encoded once. The gradients of tower and projector are therefore partial sums, see `image_parameters`.
+        `pictures` are the tiles by their shapes where these differ; `pixel_values` are then [E].
         """
-        assert self.vision_tower is not None and self.projector is not None
         tensor, context = self.language_model.pg_collection.tp, self.language_model.pg_collection.cp
-        number = context.rank() * tensor.size() + tensor.rank()
+        number, ranks = context.rank() * tensor.size() + tensor.rank(), tensor.size() * context.size()
+        if pictures:
+            return encode_pictures(
+                pixel_values, pictures, feature_order, self._project, self._gather, number, ranks
+            )
+        gathered = self._gather(self._project(shard_images(pixel_values, number, ranks)))
+        if feature_order is None:
+            return gathered[: len(pixel_values)].flatten(0, 1)
+        tiles, features = feature_order.unbind(1)
+        return gathered[tiles, features]
+
+    def _project(self, pixel_values: Tensor) -> Tensor:
+        """Returns projected features [N, tokens, D] of pictures [N, 3, height, width]."""
+        assert self.vision_tower is not None and self.projector is not None
         trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with nullcontext() if trained else torch.no_grad():
-            features = self.vision_tower(shard_images(pixel_values, number, tensor.size() * context.size()))
+            features = self.vision_tower(pixel_values)
+        return self.projector(features)
+
+    def _gather(self, features: Tensor) -> Tensor:
+        """Returns what all tensor- and context-parallel ranks have, one behind the other."""
+        tensor, context = self.language_model.pg_collection.tp, self.language_model.pg_collection.cp
         # tensor-parallel ranks use the same positions and have the same gradients, context-parallel ones their own
         gathered = gather_from_sequence_parallel_region(
-            self.projector(features), tensor_parallel_output_grad=False, group=tensor
+            features, tensor_parallel_output_grad=False, group=tensor
         )
         if context.size() > 1:
             gathered = gather_from_sequence_parallel_region(
                 gathered, tensor_parallel_output_grad=True, group=context
             )
-        if feature_order is None:
-            return gathered[: len(pixel_values)].flatten(0, 1)
-        tiles, features = feature_order.unbind(1)
-        return gathered[tiles, features]
+        return gathered
 
     def image_parameters(self) -> list[nn.Parameter]:
         """The trained parameters whose gradients must be summed over the tensor-parallel ranks.
@@ -137,9 +164,10 @@ class NevaModel(MegatronModule):
         parts = [part for name, part in self.parts() if name != LANGUAGE_MODEL]
         return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
-    @staticmethod
-    def _zero_image(pixel_values: Tensor) -> Tensor:
-        return pixel_values.new_zeros((1, *pixel_values.shape[1:]))
+    def _zero_image(self, pixel_values: Tensor) -> Tensor:
+        assert self.vision_tower is not None
+        side = self.vision_tower.config.side
+        return pixel_values.new_zeros((1, 3, side, side))
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
         """Receives the previous stage's output from Megatron's schedule."""

@@ -37,14 +37,18 @@ def find_image(model_cfg: DictConfig, found: Findings) -> None:
     """Adds how many positions of a sequence an image takes."""
     vision = vision_config_of(model_cfg)
     rules = media_rules_of(model_cfg, vision)
-    largest, cuts = rules.largest_image, rules.tiling.cuts
-    positions = (
-        f"up to {largest.tokens:,} positions as {largest.tiles} tiles"
-        if cuts
-        else f"{largest.tokens} positions"
+    largest = rules.largest_image
+    positions = f"{largest.tokens} positions"
+    if rules.tiling.cuts:
+        positions = f"up to {largest.tokens:,} positions as {largest.tiles} tiles"
+    if rules.tiling.keeps_shape:
+        positions = f"up to {largest.tokens:,} positions as one picture of its own shape"
+    interpolated = (
+        "" if vision.side == vision.image_size else f", positions of {vision.image_size} px interpolated"
     )
     found.add(
         "image",
-        f"{positions} ({rules.tile_size} px{', in quarters' * vision.image_tiles}, patches of {vision.patch_size} px) "
+        f"{positions} ({rules.tile_size} px{', in quarters' * vision.image_tiles}, patches of {vision.patch_size} px"
+        f"{interpolated}) "
         f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
     )

@@ -1,21 +1,25 @@
 """The vision tower: any Hugging Face tower with hidden states.
 
-Dimensions: N images, P tokens per image, H tower width.
+Dimensions: N images, P tokens per image, H width of a feature.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from neva.families.built_tower import check_tokens
 from neva.families.configs import VisionConfig
 from neva.families.vision import num_layers_run, vision_family
 from neva.model.quarters import joined, views_of
+from neva.registry import VISION_FAMILIES
 
 
 class VisionTower(nn.Module):
-    """Hidden states of one layer of a Hugging Face tower, without its class token.
+    """Selected hidden states of a Hugging Face tower, joined, without their leading tokens that are no patches.
 
     Layers behind the selected one are kept, so that the tower can be saved whole, but neither run nor trained.
 
@@ -29,13 +33,15 @@ class VisionTower(nn.Module):
         self.config, self.has_thumbnail = config, has_thumbnail
         self.family = vision_family(config.model_type)
         num_layers_run(config)  # raises when there is no such hidden state
+        if config.model_type not in VISION_FAMILIES:
+            check_tokens(self.family, config)
         self.model: Any = self.family.build(config)
 
-    @property
-    def used(self) -> list[nn.Module]:
-        """The modules that take part in the forward pass."""
-        modules = self.family.modules_run(self.model, self.config)
-        return [self.model] if modules is None else modules
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the parameters that take part in the forward pass."""
+        for name, parameter in self.model.named_parameters():
+            if self.family.is_used(name, self.config):
+                yield parameter
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -43,21 +49,15 @@ class VisionTower(nn.Module):
         return self.family.blocks(self.model)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Encodes images [N, 3, height, width] to features [N, P, H]; quarters of them lie as `joined` says."""
+        """Encodes images [N, 3, height, width] of any one size to features [N, P, H]; quarters lie as `joined` says."""
         if self.config.image_tiles:
             features = self._encode(views_of(pixel_values, self.has_thumbnail))
             return joined(features, self.has_thumbnail)
         return self._encode(pixel_values)
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
-        """Encodes pictures of the tower's side."""
-        pixel_values = pixel_values.to(self.model.dtype)
-        modules = self.family.modules_run(self.model, self.config)
-        if modules is None:
-            states = self.model(pixel_values, output_hidden_states=True).hidden_states
-            return states[self.config.select_layer][:, self.config.class_token_length :]
-        layers = set(self.blocks)
-        hidden = pixel_values
-        for module in modules:
-            hidden = module(hidden, attention_mask=None) if module in layers else module(hidden)
-        return hidden[:, self.config.class_token_length :]
+        """Encodes pictures as the tower sees them."""
+        states = self.family.hidden_states(self.model, pixel_values.to(self.model.dtype), self.config)
+        if self.config.post_layernorm:
+            states = [self.family.normalised(self.model, hidden) for hidden in states]
+        return torch.cat([hidden[:, self.config.class_token_length :] for hidden in states], dim=-1)

@@ -165,8 +165,8 @@ def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     is_trained = PROJECTOR in model.trained_parts
     if not is_trained and TOWER not in model.trained_parts:
         return 0
-    patches = _images(split, work) * model.vision.num_features
-    sizes = (model.vision.hidden_size, model.language.hidden_size)
+    patches = _images(split, work) * model.vision.map_tokens
+    sizes = (model.vision.feature_size, model.language.hidden_size)
     return patches * connector_named(model.adapter_type).saved_width(*sizes, is_trained) * work.width
 
 
@@ -182,7 +182,7 @@ def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     # Input and output of the activation, and QuickGELU's sigmoid.
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
     sums = vision.num_heads * FLOAT_BYTES
-    pixels = 3 * vision.image_size**2 * views * work.width
+    pixels = 3 * vision.side**2 * views * work.width
     return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
 
 

@@ -56,7 +56,7 @@ def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_sh
         global_batch_size=model.global_batch_size,
         sequence_length=row_length(model),
         images_per_sample=images,
-        tiles_per_image=media_rules_of(model, vision).largest_image.tiles,
+        tiles_per_image=media_rules_of(model, vision).most_squares,
         label_share=label_share,
         recompute_method=model.activations_checkpoint_method or UNIFORM,
         recompute_layers=model.activations_checkpoint_num_layers or ONE_LAYER,

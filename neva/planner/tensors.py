@@ -105,5 +105,5 @@ def _tower(model: ModelSpec) -> Iterator[Weight]:
 def _projector(model: ModelSpec) -> Iterator[Weight]:
     """Every tensor-parallel rank holds the whole projector."""
     connector = connector_named(model.adapter_type)
-    for shape in connector.parameter_shapes(model.vision.hidden_size, model.language.hidden_size).values():
+    for shape in connector.parameter_shapes(model.vision.feature_size, model.language.hidden_size).values():
         yield Weight(PROJECTOR, shape, PROJECTOR in model.trained_parts)

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neva.data.collate import feature_order
+from neva.data.collate import feature_order, picture_shapes
 from neva.inference.continuation import Continuation, Limits
 from neva.inference.generate import ContinuousBatch, encode
 from neva.inference.load import Assistant
@@ -150,7 +150,7 @@ class Worker(threading.Thread):
         if new:
             pixels = torch.cat([picture.pixels for picture in new.values()]).to(self._assistant.device)
             layouts = [picture.layout for picture in new.values()]
-            features = encode(self._assistant.model, pixels, feature_order(layouts))
+            features = encode(self._assistant.model, pixels, feature_order(layouts), picture_shapes(layouts))
             self._features |= zip(new, features.split([layout.tokens for layout in layouts]), strict=True)
         found = [self._features[picture.digest] for picture in pictures]
         for picture in pictures:

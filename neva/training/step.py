@@ -148,6 +148,7 @@ def _forward_step(
         labels=micro.labels,
         feature_order=micro.feature_order,
         sample_lengths=micro.packed_lengths,
+        pictures=micro.pictures,
     )
     return losses_L, loss_of
 

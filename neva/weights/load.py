@@ -18,7 +18,6 @@ from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import ConversionError
 from neva.families.naming import LANGUAGE, TOWER
-from neva.families.vision import POOLING
 from neva.formats.nemo import VOCABULARY, open_nemo
 from neva.weights.lazy import Filtered
 from neva.weights.parts import language_weights, tower_weights
@@ -66,13 +65,9 @@ def load_vision_tower(model: nn.Module, source: str | Path) -> None:
     Raises:
         CheckpointError: names or shapes do not fit; it names the tensors.
     """
-    shapes = {
-        name.removeprefix(TOWER): tuple(parameter.shape)
-        for name, parameter in model.named_parameters()
-        if name.startswith(TOWER)
-    }
-    if shapes:
-        load_native(model, tower_weights(source, shapes), prefixes=(TOWER,))
+    tower = getattr(model, VISION_TOWER)
+    if tower is not None:
+        load_native(model, tower_weights(source, tower.config), prefixes=(TOWER,))
 
 
 def load_native(
@@ -131,9 +126,15 @@ def load_sharded(
             remaining.discard(name)
         elif not _lives_elsewhere(model, name):
             raise ConversionError(f"the model has no parameter {name}")
-    missing = sorted(name for name in remaining if not name.startswith(TOWER + POOLING))
+    missing = sorted(name for name in remaining if not name.startswith(_unused(model)))
     if missing:
         raise ConversionError(f"no weights for {len(missing)} parameters: {', '.join(missing[:5])}")
+
+
+def _unused(model: nn.Module) -> tuple[str, ...]:
+    """Returns what the names of tensors begin with that no hidden state of the tower depends on."""
+    tower = getattr(model, VISION_TOWER, None)
+    return () if tower is None else tuple(TOWER + name for name in tower.family.unused)
 
 
 def global_name(model: nn.Module, name: str) -> str:

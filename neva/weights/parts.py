@@ -6,18 +6,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import projector_table
 from neva.families.language import language_prefixes, language_table
-from neva.families.mapping import Shape
-from neva.families.naming import LANGUAGE, LLAVA_HF, LLAVA_ORIGINAL, TEXT, TOWER, HFNaming, tower_prefix
-from neva.families.vision import POOLING, tower_table
+from neva.families.naming import (
+    LANGUAGE,
+    LLAVA_HF,
+    LLAVA_ORIGINAL,
+    TEXT,
+    TOWER,
+    VISION_MODEL,
+    HFNaming,
+    tower_prefix,
+)
+from neva.families.vision import POOLING, tower_shapes, tower_table, vision_family
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo
-from neva.weights.lazy import Converted, Filtered, Renamed
+from neva.weights.lazy import Chained, Converted, Filtered, Renamed
 
 
 def language_weights(source: str | Path, language: LanguageConfig) -> Mapping[str, Tensor]:
@@ -38,24 +47,40 @@ def language_weights(source: str | Path, language: LanguageConfig) -> Mapping[st
     return Converted(table, language_part(weights, naming, language), source)
 
 
-def tower_weights(source: str | Path, shapes: Mapping[str, Shape]) -> Mapping[str, Tensor]:
+def tower_weights(source: str | Path, vision: VisionConfig) -> Mapping[str, Tensor]:
     """Returns the tensors of a vision tower.
+
+    What no hidden state depends on may be missing: SigLIP's pooling head is left out then, and what other towers
+    always have is zeros.
 
     Args:
         source: a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a `.nemo`.
-        shapes: names and shapes of the tower's tensors; its pooling head is left out where the folder has none.
+        vision: its sizes.
 
     Raises:
         CheckpointError: names that do not fit; a tensor whose shape does not fit raises when it is read.
     """
     if is_nemo(source):
         return Filtered(open_nemo(source).weights, TOWER)
-    weights = folder_weights(source)
-    prefix = tower_prefix(weights)
-    if not any(prefix + POOLING in name for name in weights):
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(POOLING)}
-    stored = Filtered(weights, prefix) if "vision_tower" in prefix else weights
-    return Converted(tower_table(shapes, prefix), stored, source)
+    weights, family = folder_weights(source), vision_family(vision.model_type)
+    shapes, names = tower_shapes(vision, pooling_head=True), family.file_names(vision)
+    first = next(iter(shapes))
+    prefix = tower_prefix(weights, names.get(first, first))
+    if not any(prefix + name in weights for name in names.values()):
+        names = {}  # a file that has the names of transformers' memory
+    lacking = {
+        name: shape
+        for name, shape in shapes.items()
+        if name.startswith(family.unused) and prefix + names.get(name, name) not in weights
+    }
+    shapes = {name: shape for name, shape in shapes.items() if name not in lacking}
+    # what a bare CLIPModel has beside its tower is told apart by name
+    stored = weights if prefix in ("", VISION_MODEL) else Filtered(weights, prefix)
+    found = Converted(tower_table(shapes, prefix, names), stored, source)
+    if all(name.startswith(POOLING) for name in lacking):
+        return found
+    dtype = found[TOWER + first].dtype
+    return Chained(found, {TOWER + name: torch.zeros(shape, dtype=dtype) for name, shape in lacking.items()})
 
 
 def projector_weights(
@@ -67,7 +92,7 @@ def projector_weights(
     where: str | Path,
 ) -> Mapping[str, Tensor]:
     """Returns the tensors of a projector among `weights` in `layout`; messages name `where` they lie."""
-    table = projector_table(kind, vision.hidden_size, language.hidden_size, layout)
+    table = projector_table(kind, vision.feature_size, language.hidden_size, layout)
     return Converted(table, Filtered(weights, layout.projector), where)
 
 

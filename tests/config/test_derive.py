@@ -113,6 +113,30 @@ def test_the_sizes_of_a_shipped_recipe_give_way_to_a_checkpoint(llm: str, tower:
     assert load("llava_7b_pretrain", parts) == load("llava_7b_pretrain", [*parts, *groups])
 
 
+def test_a_kept_class_token_and_joined_layers_are_resolved_and_recorded() -> None:
+    tower = "model.mm_cfg.vision_encoder"
+    given = [f"{tower}.class_token_length=0", f"{tower}.vision_select_layer=[-2,5]"]
+    model = load("llava_7b_pretrain", given).model
+    vision = vision_config_of(model)
+    assert (vision.select_layers, vision.feature_size, vision.kept_tokens) == ((-2, 5), 2048, 1)
+    assert model.data.image_token_len == 577
+    with pytest.raises(
+        ConfigError, match=r"vision_select_layer=\[-2,99\]: a tower of 24 layers has hidden states"
+    ):
+        load("llava_7b_pretrain", [f"{tower}.vision_select_layer=[-2,99]"])
+
+
+def test_another_input_size_decides_over_positions_and_crop_and_leaves_the_checkpoints_size() -> None:
+    model = load("llava_7b_pretrain", ["model.mm_cfg.vision_encoder.input_size=448"]).model
+    assert (model.data.image_token_len, model.data.image_size) == (1024, [448, 448])
+    assert model.mm_cfg.vision_encoder.image_size == 336
+    with pytest.raises(ConfigError, match=r"but the tower \(input_size 448, patch_dim 14\) gives 1024"):
+        load(
+            "llava_7b_pretrain",
+            ["model.mm_cfg.vision_encoder.input_size=448", "model.data.image_token_len=576"],
+        )
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -123,7 +147,7 @@ def test_the_sizes_of_a_shipped_recipe_give_way_to_a_checkpoint(llm: str, tower:
         ("model.data.image_size=[384,384]", "model.data.image_size=[384,384] but the tower"),
         ("model.mm_cfg.vision_encoder.crop_size=[224,224]", "crop_size=[224,224] but the tower's image_size gives "
          "[336,336]"),
-        ("model.mm_cfg.vision_encoder.class_token_length=0", "class_token_length=0 but a clip tower gives 1"),
+        ("model.mm_cfg.vision_encoder.class_token_length=2", "class_token_length=2 but a clip tower gives 1"),
         ("exp_manager.checkpoint_callback_params.model_parallel_size=4", "model_parallel_size=4 but tensor x pipeline "
          "parallel gives 1"),
     ],

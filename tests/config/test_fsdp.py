@@ -24,6 +24,10 @@ def test_one_key_chooses_full_sharding_with_sums_in_float32_and_sharded_checkpoi
             "model.tensor_model_parallel_size=2 with model.fsdp=true is refused: neva's FSDP cuts whole weights",
         ),
         ("parallel=fsdp model.pipeline_model_parallel_size=2", "model.pipeline_model_parallel_size=2 with"),
+        (
+            "parallel=fsdp model.data.image_aspect_ratio=keep",
+            "image_aspect_ratio=keep with model.fsdp=true is refused",
+        ),
         ("parallel=fsdp trainer.precision=16", "trainer.precision=16 with model.fsdp=true is refused"),
         ("parallel=fsdp_hybrid", "trainer.num_nodes=1: use full"),
         (

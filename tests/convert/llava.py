@@ -62,10 +62,12 @@ def llava_nemo(
     kind: str = "clip",
     *,
     dtype: torch.dtype = torch.float32,
-    select_layer: int = -2,
+    select_layer: int | tuple[int, ...] = -2,
     aspect_ratio: str = "square",
     template: str = "v1",
     system: str | None = None,
+    input_size: int | None = None,
+    tower_changes: dict[str, Any] | None = None,
     parts: tuple[str, ...] = ("language_model", "projector", "vision_tower"),
     changes: dict[str, Any] | None = None,
 ) -> Path:
@@ -76,6 +78,7 @@ def llava_nemo(
     text = config_class(**{**SIZES, **family_changes, **(changes or {})}).to_dict()
     language = language_config_from_hf(text)
     vision = vision_config_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
+    vision = replace(vision, **tower_changes or {})
     model = scramble(
         native_model(vision, replace(language, padded_vocab_size=language.vocab_size)), seed=3
     ).to(dtype)
@@ -84,7 +87,8 @@ def llava_nemo(
     tokenizer = write_tokenizer(folder / "tokenizer", language.vocab_size)
     section = model_section(language_section(language), vision_section(vision), aspect_ratio, template)
     section.data.system = system
-    processor = image_processor(kind, vision.image_size)
+    section.mm_cfg.vision_encoder.input_size = input_size
+    processor = image_processor(kind, input_size or vision.image_size)
     write_nemo(path, section, weights, tokenizer, processor, "test", dict.fromkeys(parts, "trained"))
     return path
 

@@ -86,8 +86,8 @@ LLAVA_1_5 = {
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end is True, expected None"),
         ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type is 'spatial_unpad', expected 'flat'"),
         (
-            {"mm_vision_select_feature": "cls_patch"},
-            "mm_vision_select_feature is 'cls_patch', expected 'patch'",
+            {"mm_vision_select_feature": "cls"},
+            "mm_vision_select_feature is 'cls', expected 'patch' or 'cls_patch'",
         ),
         ({"mm_resampler_type": "perceiver"}, "mm_resampler_type is 'perceiver'"),
         ({"mm_spatial_pool_stride": 2}, "mm_spatial_pool_stride is 2"),

@@ -86,18 +86,20 @@ def test_what_transformers_takes_for_granted_need_not_be_said(exported, tmp_path
     assert_same_model(tmp_path / "other", exported)
 
 
-def test_a_strategy_that_does_not_fit_the_tower_is_refused_at_once(exported):
-    kind = json.loads((exported / "config.json").read_text())["vision_config"]["model_type"]
-    wrong, why = ("full", "keeps its class token") if "clip" in kind else ("default", "drops its first patch")
-    change(exported, lambda config: config.update(vision_feature_select_strategy=wrong))
-    with pytest.raises(CheckpointError, match=f"vision_feature_select_strategy is '{wrong}', which {why}"):
+@pytest.mark.parametrize("exported", ["siglip"], indirect=True)
+def test_a_strategy_that_drops_a_patch_is_refused_at_once(exported):
+    change(exported, lambda config: config.update(vision_feature_select_strategy="default"))
+    with pytest.raises(ConfigError, match="is 'default', which drops the first patch of a siglip tower"):
+        llava_hf.read(exported, Options())
+    change(exported, lambda config: config.update(vision_feature_select_strategy="some"))
+    with pytest.raises(ConfigError, match="is 'some', expected 'default' or 'full'"):
         llava_hf.read(exported, Options())
 
 
 @pytest.mark.parametrize("exported", ["clip"], indirect=True)
-def test_several_feature_layers_are_refused(exported):
-    change(exported, lambda config: config.update(vision_feature_layer=[-2, -5]))
-    with pytest.raises(ConfigError, match=r"vision_feature_layer: found \[-2, -5\], expected one layer"):
+def test_feature_layers_that_are_no_numbers_are_refused(exported):
+    change(exported, lambda config: config.update(vision_feature_layer=[-2, "x"]))
+    with pytest.raises(ConfigError, match="vision_feature_layer: found .*, expected a layer or a list"):
         llava_hf.read(exported, Options())
 
 

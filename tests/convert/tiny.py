@@ -2,10 +2,13 @@
 powers of two.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -66,6 +69,19 @@ TOWER_SIZES = {
 }
 
 
+TOWERS: dict[str, dict[str, Any]] = {
+    "dinov2": {"mlp_ratio": 2},
+    "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 3, "qkv_bias": False},
+    "vit": {"qkv_bias": False},
+    "deit": {},
+    "dinov3_vit": {"num_register_tokens": 2, "use_gated_mlp": True},
+    "internvl_vision": {"use_qk_norm": True, "norm_type": "rms_norm", "attention_bias": True},
+    "vit_msn": {},
+    "ijepa": {},
+}
+"""What is not the default of towers that are more than their sizes; the last two have no family of their own here."""
+
+
 def scramble(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Every parameter random, norms and biases too: two that were exchanged would show."""
     generator = torch.Generator().manual_seed(seed)
@@ -83,7 +99,13 @@ def language_model(family: str, seed: int = 0, changes: dict[str, Any] | None = 
 
 
 def tower(kind: str, seed: int = 1) -> torch.nn.Module:
-    """A random transformers vision tower, `clip` or `siglip`."""
+    """A random transformers vision tower: `clip`, `siglip`, or a model type with sizes of `TOWERS`."""
+    if kind in TOWERS:
+        with warnings.catch_warnings():  # of registers that are none
+            warnings.simplefilter("ignore")
+            return scramble(
+                AutoModel.from_config(AutoConfig.for_model(kind, **TOWER_SIZES | TOWERS[kind])), seed
+            )
     if kind == "clip":
         return scramble(CLIPVisionModel(CLIPVisionConfig(**TOWER_SIZES)), seed)
     return scramble(SiglipVisionModel(SiglipVisionConfig(**TOWER_SIZES)), seed)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
-from neva.data.collate import feature_order
+from neva.data.collate import feature_order, picture_shapes
 from neva.data.dataset import NO_RECORD, Sample
 from neva.data.loader import build_loader
 from neva.data.validation import ValidationBatchDataset, validation_steps
@@ -27,8 +27,8 @@ from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
-from neva.families.media_tokens import media_rules
-from neva.families.tiling import AnyResolution
+from neva.families.media_tokens import MediaRules, media_rules
+from neva.families.tiling import AnyResolution, KeptShape
 from neva.formats.nemo import VOCABULARY
 from neva.model.build import build_model
 from neva.model.language import transformer_config
@@ -67,11 +67,13 @@ class Case:
     tiles: bool = False
     quarters: bool = False
     packed: bool = False
+    own_shape: bool = False
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
-        return "tiles" if self.tiles else "quarters" if self.quarters else str(self.tied)
+        changed = [name for name in ("tiles", "quarters", "own_shape") if getattr(self, name)]
+        return changed[0] if changed else str(self.tied)
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
@@ -86,7 +88,7 @@ class Case:
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed",
+            "packed", "own_shape",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
@@ -158,6 +160,11 @@ CASES = [
     Case(2, packed=True, context=2, recompute="full"),
     Case(2, packed=True, fsdp="full"),
     Case(4, packed=True, tensor=2, pipeline=2, virtual=2, micro_batch=1, sequence_parallel=True),
+    Case(2, own_shape=True),
+    Case(2, own_shape=True, tensor=2, sequence_parallel=True),
+    Case(2, own_shape=True, pipeline=2, micro_batch=1),
+    Case(2, own_shape=True, context=2),
+    Case(4, own_shape=True, tensor=2, context=2, packed=True),
 ]
 
 
@@ -194,8 +201,14 @@ def samples(side: int = SIDE) -> list[Sample]:
 
 def tiled_samples() -> list[Sample]:
     """The same texts, with none, one or two images cut into any resolution's tiles in the middle of them."""
+    return samples_with_media(
+        media_rules(VISION, NEWLINE, AnyResolution(((SIDE, 2 * SIDE), (2 * SIDE, SIDE))))
+    )
+
+
+def samples_with_media(rules: MediaRules) -> list[Sample]:
+    """The same texts with images of four shapes in the middle of them."""
     draw = torch.Generator().manual_seed(8)
-    rules = media_rules(VISION, NEWLINE, AnyResolution(((SIDE, 2 * SIDE), (2 * SIDE, SIDE))))
     sizes = [(70, 30), (20, 41), (28, 28), (33, 90)]
     made: list[Sample] = []
     for number, row in enumerate(samples()):
@@ -203,11 +216,14 @@ def tiled_samples() -> list[Sample]:
         is_text = row.input_ids != IMAGE_TOKEN_ID
         images = torch.full((sum(medium.tokens for medium in media),), IMAGE_TOKEN_ID)
         no_labels = torch.full_like(images, IGNORE_INDEX)
+        shape = (sum(medium.tiles for medium in media), 3, SIDE, SIDE)
+        if rules.tiling.keeps_shape:
+            shape = (sum(3 * shape.height * shape.width for shape in picture_shapes(media)),)  # type: ignore[assignment]
         made.append(
             Sample(
                 torch.cat([row.input_ids[is_text][:2], images, row.input_ids[is_text][2:]]),
                 torch.cat([row.labels[is_text][:2], no_labels, row.labels[is_text][2:]]),
-                torch.randn(sum(medium.tiles for medium in media), 3, SIDE, SIDE, generator=draw),
+                torch.randn(shape, generator=draw),
                 row.record_id,
                 media,
                 row.source,
@@ -218,6 +234,8 @@ def tiled_samples() -> list[Sample]:
 
 def rows_of(case: Case) -> list[Sample]:
     """The samples of a case."""
+    if case.own_shape:
+        return samples_with_media(media_rules(VISION, "mlp2x_gelu", KeptShape()))
     return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
 
 
@@ -243,6 +261,7 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
             feature_order=feature_order([medium for row in part for medium in row.media]),
             sample_lengths=[[len(row.input_ids)] for row in part],
             sample_sources=[[row.source] for row in part],
+            pictures=picture_shapes([medium for row in part for medium in row.media]),
         )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
     ]
@@ -268,6 +287,7 @@ def packed_share(case: Case, rows: list[Sample], dtype: torch.dtype) -> list[Bat
                 batch,
                 sample_lengths=[[len(row.input_ids) for row in pack] for pack in part],
                 sample_sources=[[row.source for row in pack] for pack in part],
+                pictures=picture_shapes([medium for pack in part for row in pack for medium in row.media]),
             )
         )
     return batches
@@ -408,7 +428,7 @@ def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
 def reference(folder: Path) -> None:
     """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
     groups.init_process_group(0, 1)
-    for changes in ({}, {"tied": True}, {"tiles": True}, {"quarters": True}):
+    for changes in ({}, {"tied": True}, {"tiles": True}, {"quarters": True}, {"own_shape": True}):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant
         groups.init_model_parallel(groups.ParallelSizes(), seed=1234)

@@ -109,7 +109,7 @@ def write_table(found: Found) -> None:
         "tp, pp, cp, dp: tensor, pipeline, context, data parallel; mbs: micro batch; vpp: virtual stages of a stage;",
         "tiles: images of any resolution, cut into tiles, with LLaVA-NeXT's newline;",
         "quarters: images of twice the tower's side, joined by `mlp2x_gelu_downsample`;",
-        "packed: the same samples, two in a row.",
+        "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep.",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",

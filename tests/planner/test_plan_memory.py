@@ -73,7 +73,7 @@ def micro_batch(vision: VisionConfig, rows: int, length: int, labels: int, vocab
     input_ids[:, 1 : 1 + vision.num_tokens] = IMAGE_TOKEN_ID
     targets = torch.full_like(input_ids, IGNORE_INDEX)
     targets[:, length - labels :] = 5
-    side = vision.input_size
+    side = vision.image_side
     return unnamed_batch(input_ids, targets, torch.randn(rows, 3, side, side, generator=draw))
 
 

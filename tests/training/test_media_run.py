@@ -73,12 +73,36 @@ def answers_of(nemo: Path, folder: Path, asked: list[dict[str, object]]) -> dict
 def test_images_of_any_resolution_and_videos_are_learnt_saved_and_answered(
     tmp_path: Path, colours: list[str]
 ) -> None:
+    path = run(
+        tmp_path,
+        colours,
+        "model.data.image_aspect_ratio=anyres",
+        "model.mm_cfg.mm_mlp_adapter_type=mlp2x_gelu_newline",
+    )
+    newline = open_nemo(path).weights["projector.image_newline"]
+    assert newline.shape == (32,) and torch.count_nonzero(newline) == 32
+    ask(tmp_path, path)
+
+
+def test_images_of_their_own_shape_at_another_input_size_are_learnt_saved_and_answered(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    path = run(
+        tmp_path, colours, "model.data.image_aspect_ratio=keep", "model.mm_cfg.vision_encoder.input_size=24"
+    )
+    file = open_nemo(path)
+    assert file.weights["vision_tower.model.embeddings.position_embedding.weight"].shape == (1 + 4, 16)
+    assert file.image_processor is not None and file.image_processor["crop_size"]["height"] == 24
+    ask(tmp_path, path)
+
+
+def run(tmp_path: Path, colours: list[str], *more: str) -> Path:
+    """Trains until the data is known, and returns the `.nemo`."""
     write_data(tmp_path)
     media = [
         f"model.data.data_path={tmp_path}/media.json",
         f"model.data.image_folder={tmp_path}",
-        "model.data.image_aspect_ratio=anyres",
-        "model.mm_cfg.mm_mlp_adapter_type=mlp2x_gelu_newline",
+        *more,
         "model.data.media_type=video",
         "model.data.num_frames=3",
         "model.data.video_reader=pyav",
@@ -92,10 +116,11 @@ def test_images_of_any_resolution_and_videos_are_learnt_saved_and_answered(
     folder = train(load("quickstart_finetune", [*colours, *media]))
     losses = [row["loss"] for row in read_metrics(folder)]
     assert losses[-1] < 0.1 * losses[0]
-    path = next((folder / "checkpoints").glob("*.nemo"))
-    newline = open_nemo(path).weights["projector.image_newline"]
-    assert newline.shape == (32,) and torch.count_nonzero(newline) == 32
+    return next((folder / "checkpoints").glob("*.nemo"))
 
+
+def ask(tmp_path: Path, path: Path) -> None:
+    """The model answers as it was taught, and names what it cannot read."""
     asked: list[dict[str, object]] = [
         *({"prompt": f"<image>\n{QUESTION}", "image": f"{colour}.png"} for colour in SHAPES),
         {"prompt": f"<image> is <image>\n{QUESTION}", "image": ["red.png", "blue.png"]},

@@ -8,8 +8,6 @@ from neva.registry import SAMPLERS
 from neva.templates.choice import template_choices
 from neva.templates.template import names_elsewhere
 
-_NO_ASPECT = {"keep": "neva gives every image the tower's square size: use pad, which keeps the aspect ratio"}
-
 
 @dataclass
 class Data:
@@ -38,9 +36,8 @@ class Data:
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
         "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image; "
-        "anyres, dynamic, grid: cut into tiles, see docs/data.md.",
-        choices=("square", "pad", "pad_right_bottom", "anyres", "dynamic", "grid"),
-        not_yet=_NO_ASPECT,
+        "keep: whole, in its own shape; anyres, dynamic, grid: cut into tiles; see docs/data.md.",
+        choices=("square", "pad", "pad_right_bottom", "keep", "anyres", "dynamic", "grid"),
     )
     image_grid_pinpoints: list[list[int]] | None = key(
         "With anyres: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles."

@@ -47,7 +47,11 @@ class VisionEncoder:
     freeze: bool = key("Do not train the tower.", common=True)
     vision_encoder_lr_ratio: float = key("Its learning rate as a share of optim.lr, when trained.", above=0)
     model_type: str | None = key("Hugging Face model type: clip, siglip, …")
-    image_size: int | None = key("Side of its input, pixels.", low=1)
+    image_size: int | None = key("Side of the images that it was trained with, pixels.", low=1)
+    input_size: int | None = key(
+        "Side of the images that it is shown, pixels; its learned positions are interpolated; null: image_size.",
+        low=1,
+    )
     patch_dim: int | None = key("Side of a patch, pixels.", low=1)
     hidden_size: int | None = key("Width.", low=1)
     num_layers: int | None = key("Layers.", low=1)
@@ -55,8 +59,17 @@ class VisionEncoder:
     ffn_hidden_size: int | None = key("Width of the feed-forward layer.", low=1)
     hidden_act: str | None = key("Activation.", choices=ACTIVATIONS)
     layernorm_epsilon: float | None = key("Epsilon of its layer norms.", above=0)
-    vision_select_layer: int = key("Hidden state that is projected: -1 the last, -2 the one before.")
-    class_token_length: int | None = key("Leading tokens to drop; follows from the tower's type.", low=0)
+    config: dict[str, Any] | None = key(
+        "What else its config.json says, of towers that are more than their sizes; follows from the checkpoint."
+    )
+    vision_select_layer: int | list[int] = key(
+        "Hidden state that is projected: -1 the last, -2 the one before; a list: their features are joined."
+    )
+    class_token_length: int | None = key(
+        "Leading tokens to drop, class tokens and registers; null: all that the tower's type has; 0: none.",
+        low=0,
+    )
+    post_layernorm: bool = key("Apply the tower's last norm to the hidden state that is projected.")
     crop_size: list[int] | None = key("Height, width; follows from image_size.", low=1, length=2)
     image_mean: list[float] | None = key("Mean of each colour, 0 to 1.", low=0, high=1, length=3)
     image_std: list[float] | None = key("Standard deviation of each colour.", above=0, length=3)

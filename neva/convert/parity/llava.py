@@ -24,7 +24,7 @@ def prove_llava(model: LazyModel, folder: Path) -> None:
         ParityError: a figure is not as it must be.
     """
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    inputs = chat_inputs(processor, model.vision.image_size)
+    inputs = chat_inputs(processor, model.vision.side)
     answered, not_loaded = reference_outputs(LlavaForConditionalGeneration, folder, inputs)
     native = native_logits(model, answered)
     with model.tokenizer_dir() as tokenizer_dir:

@@ -21,7 +21,7 @@ from neva.convert.parity.samples import original_inputs
 from neva.families.connector import connector_named
 from neva.families.language import language_prefixes
 from neva.families.naming import LLAVA_ORIGINAL
-from neva.families.vision import stored_tower, vision_config_from_hf
+from neva.families.vision import keeping_leading_tokens, stored_tower, vision_config_from_hf
 from neva.formats.hf_files import read_config
 from neva.formats.hf_folder import FolderWeights
 
@@ -45,6 +45,8 @@ def prove_llava_original(model: LazyModel, folder: Path) -> None:
     answered = greedy_outputs(_original_model(model, folder, tower, image_id), inputs)
     native = native_logits(model, answered)
     vision = vision_config_from_hf(read_config(tower), config["mm_vision_select_layer"])
+    if config["mm_vision_select_feature"] == "cls_patch":
+        vision = keeping_leading_tokens(vision)
     configuration = configuration_differences(folder, model.language, None)
     if vision != model.vision:
         configuration.append(f"the tower in {tower} is {vision}, the model has {model.vision}")
@@ -61,6 +63,7 @@ def _original_model(model: LazyModel, folder: Path, tower: Path, image_token_id:
         vision_config=read_config(tower),
         image_token_index=image_token_id,
         vision_feature_layer=text["mm_vision_select_layer"],
+        vision_feature_select_strategy="default" if model.vision.class_token_length else "full",
         tie_word_embeddings=text["tie_word_embeddings"],
     )
     result = LlavaForConditionalGeneration(config).float().eval()

@@ -85,7 +85,7 @@ def image_processor_differences(model: LazyModel, processor: Any) -> list[str]:
     """Returns the pictures whose pixels from the export are not bit-equal to those that training saw."""
     native = native_processor(model)
     differences = []
-    for image in parity_images(model.vision.image_size):
+    for image in parity_images(model.vision.side):
         found = processor.image_processor(image, return_tensors="pt")["pixel_values"]
         if model.config.data.image_aspect_ratio == "pad":
             image = _on_square(image, tuple(int(mean * 255) for mean in native.image_mean))

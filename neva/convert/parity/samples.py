@@ -73,7 +73,7 @@ def original_inputs(model: LazyModel, tokenizer_dir: Path) -> list[ParityInput]:
     image_id = next(number for number in range(model.language.vocab_size) if number not in used)
     processor = native_processor(model)
     inputs = []
-    for (before, after), image in zip(prompts, parity_images(model.vision.image_size), strict=True):
+    for (before, after), image in zip(prompts, parity_images(model.vision.side), strict=True):
         ids = [*before, *[image_id] * tokens_per_image(model.vision, model.connector), *after]
         pixels = processor(image, return_tensors="pt")["pixel_values"]
         inputs.append(ParityInput(torch.tensor([ids]), pixels, image_id))

@@ -22,7 +22,7 @@ from neva.families.naming import LLAVA_HF
 from neva.families.vision import read_vision_config, vision_family
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
-from neva.formats.json import decode_text, json_text, shown
+from neva.formats.json import decode_text, json_text
 from neva.formats.vocabulary import parse_tokenizer
 from neva.templates.jinja import known_template
 from neva.weights.lazy import Chained, Converted
@@ -45,7 +45,6 @@ def read(folder: Path, options: Options) -> LazyModel:
             f"{folder}: the projector is not linear, GELU, linear with biases; neva has no such projector"
         )
     stored, vision = read_language_config(folder), read_vision_config(folder)
-    _refuse_other_strategy(folder, config.get("vision_feature_select_strategy", "default"), vision)
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
@@ -70,17 +69,6 @@ def read(folder: Path, options: Options) -> LazyModel:
         image_processor=checked_settings(_native_processor(processor, vision), vision.image_size, folder),
         tower_reference=None,
     )
-
-
-def _refuse_other_strategy(folder: Path, strategy: Any, vision: VisionConfig) -> None:
-    """Raises CheckpointError when patches are dropped, or a class token kept, that the tower has or has not."""
-    expected = "default" if vision.class_token_length else "full"
-    if strategy != expected:
-        why = "drops its first patch" if strategy == "default" else "keeps its class token among the patches"
-        raise CheckpointError(
-            f"{folder}: vision_feature_select_strategy is {shown(strategy)}, which {why}; expected {expected!r} for a "
-            f"{vision.model_type} tower"
-        )
 
 
 def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:

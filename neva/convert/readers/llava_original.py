@@ -16,7 +16,7 @@ from neva.errors import CheckpointError, naming
 from neva.families.language import language_table, read_language_config
 from neva.families.naming import LLAVA_ORIGINAL
 from neva.families.values import MOST_LAYERS, text, whole
-from neva.families.vision import read_vision_config
+from neva.families.vision import keeping_leading_tokens, read_vision_config
 from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor
 from neva.formats.hf_folder import FolderWeights
 from neva.weights.lazy import Chained, Converted
@@ -25,7 +25,7 @@ from neva.weights.parts import language_part, projector_weights
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "image_aspect_ratio": ("square", "pad"),
     "mm_patch_merge_type": ("flat",),
-    "mm_vision_select_feature": ("patch",),
+    "mm_vision_select_feature": ("patch", "cls_patch"),
 }
 """Keys of `config.json` and the values of LLaVA-1.5; one that is absent, null or false says the same."""
 
@@ -66,6 +66,8 @@ def read(folder: Path, options: Options) -> LazyModel:
             f"{folder} takes its vision tower from {tower}, which is no folder here; give --vision_encoder_path"
         )
     vision = read_vision_config(tower, select_layer)
+    if config.get("mm_vision_select_feature") == "cls_patch":
+        vision = keeping_leading_tokens(vision)
     is_trained = any(name.startswith(LLAVA_ORIGINAL.tower) for name in weights)
     section = model_section(language, vision, kind, "v1", config.get("image_aspect_ratio") or "square")
     section.mm_cfg.vision_encoder.from_pretrained = None if is_trained else str(tower)

@@ -50,7 +50,7 @@ def require_tensors(
     pooling = any(name.startswith(TOWER + POOLING) for name in held)
     tables = {
         LANGUAGE_MODEL: language_table(replace(language, padded_vocab_size=language.vocab_size)),
-        PROJECTOR: native_projector_table(connector, vision.hidden_size, language.hidden_size),
+        PROJECTOR: native_projector_table(connector, vision.feature_size, language.hidden_size),
         VISION_TOWER: tower_table(tower_shapes(vision, pooling), ""),
     }
     prefixes = {LANGUAGE_MODEL: LANGUAGE, PROJECTOR: PROJECTOR_PREFIX, VISION_TOWER: TOWER}
@@ -99,7 +99,7 @@ def open_model(
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
     settings = nemo.image_processor
     if settings is not None:
-        settings = dict(checked_settings(settings, vision.image_size, f"{IMAGE_PROCESSOR_FILE} of {source}"))
+        settings = dict(checked_settings(settings, vision.side, f"{IMAGE_PROCESSOR_FILE} of {source}"))
     return LazyModel(
         name=str(source),
         config=nemo.config,

@@ -13,12 +13,14 @@ from neva.convert.part_weights import checked_language_weights, vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
+from neva.families.built_tower import tokens
 from neva.families.connector import connector_named
 from neva.families.language import read_language_config
 from neva.families.naming import PROJECTOR
-from neva.families.vision import read_vision_config
+from neva.families.vision import read_vision_config, vision_family
 from neva.formats.hf_files import read_image_processor
 from neva.formats.vocabulary import check_vocabulary
+from neva.registry import VISION_FAMILIES
 from neva.weights.lazy import Chained
 
 
@@ -29,11 +31,14 @@ def read(folder: Path, options: Options) -> LazyModel:
     language = read_language_config(folder)
     connector = connector_named(options.adapter_type)
     vision = read_vision_config(tower, options.select_layer)
+    if vision.model_type not in VISION_FAMILIES:
+        number, _ = tokens(vision_family(vision.model_type), vision)
+        vision = replace(vision, class_token_length=max(0, number - vision.num_tokens))
     vision = replace(vision, image_tiles=connector.quarters == "needed")
     check_vocabulary(folder, language.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        projector = connector.build(vision.hidden_size, language.hidden_size)
+        projector = connector.build(vision.feature_size, language.hidden_size)
     drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
     return LazyModel(
         name=f"{folder} + {tower}",

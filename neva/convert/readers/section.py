@@ -41,7 +41,7 @@ def model_section(
         )
     section = OmegaConf.create(OmegaConf.to_container(recipe, resolve=True)).model
     tokens = tokens_per_image(vision, adapter_type)
-    side = [vision.input_size, vision.input_size]
+    side = [vision.image_side, vision.image_side]
     section.data.merge_with({"image_token_len": tokens, "crop_size": side, "image_size": side})
     section.mm_cfg.vision_encoder.crop_size = [vision.image_size, vision.image_size]
     return section

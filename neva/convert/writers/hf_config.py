@@ -15,7 +15,7 @@ from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import exported_family
-from neva.families.vision import vision_family
+from neva.families.vision import listed, vision_family
 
 
 def text_config(language: LanguageConfig, dtype: torch.dtype, token_ids: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,8 +61,11 @@ def vision_section(vision: VisionConfig) -> dict[str, Any]:
     keys = {key: getattr(vision, field) for key, field in TOWER_KEYS.items()}
     return {
         **keys,
-        "vision_select_layer": vision.select_layer,
+        "input_size": vision.input_size,
+        "config": {key: listed(value) for key, value in vision.others} or None,
+        "vision_select_layer": listed(vision.select_layer),
         "class_token_length": vision.class_token_length,
+        "post_layernorm": vision.post_layernorm,
     }
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
+from neva.convert.at_input_size import at_input_size
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -25,7 +26,7 @@ from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
 from neva.families.naming import LLAVA_HF
-from neva.families.vision import stored_tower, tower_table
+from neva.families.vision import listed, stored_tower, tower_table
 from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (
@@ -53,6 +54,7 @@ class ImageToken:
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
+    model = at_input_size(model)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.llava import prove_llava
@@ -77,8 +79,8 @@ def write_llava_hf(
     `vocab_multiple` rows.
 
     Raises:
-        CheckpointError: the model has what a llava-hf folder cannot hold: another projector than mlp2x_gelu, another
-            tower than CLIP or SigLIP.
+        CheckpointError: the model has what a llava-hf folder cannot hold: another projector than mlp2x_gelu, a
+            tower of which more than one leading token is dropped.
     """
     with model.tokenizer_dir() as tokenizer_dir:
         image, ids = _write_tokenizer(model, tokenizer_dir, folder, vocab_multiple)
@@ -93,11 +95,11 @@ def write_llava_hf(
 
 def llava_table(model: LazyModel, image: ImageToken) -> Table:
     """Returns the table of all three parts in the llava-hf layout."""
-    width = model.vision.hidden_size
+    width = model.vision.feature_size
     return (
         language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
         + projector_table(model.connector, width, model.language.hidden_size, LLAVA_HF)
-        + tower_table(model.tower_shapes, stored_tower(model.vision, LLAVA_HF))
+        + tower_table(model.tower_shapes, stored_tower(model.vision, LLAVA_HF), model.tower_file_names)
     )
 
 
@@ -114,7 +116,7 @@ def llava_config(
         "image_seq_length": tokens_per_image(model.vision, model.connector),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
-        "vision_feature_layer": model.vision.select_layer,
+        "vision_feature_layer": listed(model.vision.select_layer),
         "vision_feature_select_strategy": _select_strategy(model),
         "tie_word_embeddings": model.language.tied,
         "torch_dtype": dtype_name(dtype),
@@ -143,13 +145,13 @@ def preprocessor_config(model: LazyModel) -> dict[str, Any]:
 
 
 def _processor_config(model: LazyModel) -> dict[str, Any]:
-    # These two only count image tokens. One more and one less is none, for towers with and without a class token;
+    # These two only count image tokens. One more and one less is none, whatever leading tokens are dropped;
     # transformers before 4.46 always adds the one and would be a token off with "full".
     return {
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE_PLACEHOLDER,
         "patch_size": model.vision.patch_size,
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": 1 + model.vision.kept_tokens,
         "vision_feature_select_strategy": "default",
     }
 
@@ -168,7 +170,13 @@ def _select_strategy(model: LazyModel) -> str:
     length = model.vision.class_token_length
     if length > 1:
         raise CheckpointError(
-            f"class_token_length is {length}; a llava-hf folder can drop one class token or none"
+            f"class_token_length is {length}; a llava-hf folder can drop one leading token or none: train with "
+            "model.mm_cfg.vision_encoder.class_token_length=1, which keeps the others among the patches"
+        )
+    if model.vision.post_layernorm:
+        raise CheckpointError(
+            f"{model.name} was trained with model.mm_cfg.vision_encoder.post_layernorm=true, which a llava-hf folder "
+            "cannot say: there is no export"
         )
     return "default" if length == 1 else "full"
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from neva.config.model_config import IMAGE_TAGS, image_tags_of
+from neva.convert.at_input_size import at_input_size
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import begins_with_bos
@@ -35,6 +36,7 @@ TOWER_FOLDER = "vision_tower"
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
+    model = at_input_size(model)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.original import prove_llava_original
@@ -70,7 +72,7 @@ def write_llava_original(
         _begin_as_trained(file, roles.get("bos_token"), begins_with_bos(model.config))
     ids = token_ids(Tokenizer.from_file(str(file)) if file.is_file() else None, roles)
     written = model.dtype
-    width = model.vision.hidden_size
+    width = model.vision.feature_size
     table = language_table(model.language, LLAVA_ORIGINAL)
     table += projector_table(model.connector, width, model.language.hidden_size, LLAVA_ORIGINAL)
     reference = model.tower_reference
@@ -109,9 +111,14 @@ def name_advice(name: str) -> str | None:
 
 def check_exportable(model: LazyModel) -> None:
     """Raises CheckpointError for a model that haotian-liu/LLaVA has no classes for."""
-    if model.vision.model_type != "clip" or model.vision.class_token_length != 1:
+    if model.vision.model_type != "clip":
         raise CheckpointError(
             f"the original LLaVA layout has CLIP towers only, not {model.vision.model_type!r}"
+        )
+    if len(model.vision.select_layers) > 1 or model.vision.post_layernorm:
+        raise CheckpointError(
+            "the original LLaVA layout takes one hidden state of the tower as it is; export the llava-hf layout, which "
+            "joins several"
         )
     if image_tags_of(model.config) not in (None, IMAGE_TAGS[None]):
         raise CheckpointError(
@@ -136,7 +143,7 @@ def original_config(
         "mm_hidden_size": model.vision.hidden_size,
         "mm_vision_tower": tower,
         "mm_vision_select_layer": model.vision.select_layer,
-        "mm_vision_select_feature": "patch",
+        "mm_vision_select_feature": "patch" if model.vision.class_token_length else "cls_patch",
         "mm_use_im_start_end": image_tags_of(model.config) is not None,
         "mm_use_im_patch_token": False,
         "image_aspect_ratio": "pad" if model.config.data.image_aspect_ratio == "pad" else "square",

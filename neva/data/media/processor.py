@@ -18,9 +18,9 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from neva.data.media.image import expand_to_square
-from neva.data.media.processor_settings import check_settings
+from neva.data.media.processor_settings import check_settings, scaled
 from neva.data.media.resize import FILTERS, resized_middle
-from neva.data.media.tiles import cut_into_tiles
+from neva.data.media.tiles import cut_into_tiles, stretched
 from neva.errors import ConfigError, DataError, reason
 from neva.families.tiling import TileGrid
 from neva.families.vision import vision_family
@@ -31,7 +31,7 @@ LARGEST_WHOLE = 2**24
 LONG = 20
 """A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
-AspectRatio: TypeAlias = Literal["square", "pad", "pad_right_bottom", "anyres", "dynamic", "grid"]
+AspectRatio: TypeAlias = Literal["square", "pad", "pad_right_bottom", "keep", "anyres", "dynamic", "grid"]
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
 
@@ -40,13 +40,21 @@ def build_image_processor(vision_cfg: DictConfig) -> ImageProcessor:
     """Builds the image processor of `model.mm_cfg.vision_encoder`: the tower folder's, or one of the YAML's sizes.
 
     Raises:
-        ConfigError: its images are not `image_size` pixels square.
+        ConfigError: its images are not squares of the tower's size.
         DataError: the folder has none, and neither has the tower's family.
     """
     folder = None if vision_cfg.from_pretrained is None else Path(vision_cfg.from_pretrained)
     settings = None if folder is None else image_processor_settings(folder)
-    processor = _default_processor(vision_cfg) if settings is None else load_image_processor(settings, folder)
-    require_square(processor, vision_cfg.image_size, folder)
+    side = vision_cfg.get("input_size") or vision_cfg.image_size
+    if settings is None:
+        processor = _default_processor(vision_cfg, side)
+    else:
+        processor = load_image_processor(settings, folder)
+        if side != vision_cfg.image_size:
+            require_square(processor, vision_cfg.image_size, folder)
+            whole = json.loads(processor.to_json_string())
+            processor = load_image_processor(scaled(whole, side / vision_cfg.image_size), folder)
+    require_square(processor, side, folder)
     return processor
 
 
@@ -105,7 +113,7 @@ def load_image_processor(settings: Mapping[str, Any], where: str | Path | None =
             ) from error
 
 
-def _default_processor(vision_cfg: DictConfig) -> ImageProcessor:
+def _default_processor(vision_cfg: DictConfig, side: int) -> ImageProcessor:
     family = vision_family(vision_cfg.model_type)
     if family.image_processor is None:
         known = " and ".join(member.model_type for member in VISION_FAMILIES if member.image_processor)
@@ -113,7 +121,7 @@ def _default_processor(vision_cfg: DictConfig) -> ImageProcessor:
             f"no preprocessor_config.json at {vision_cfg.from_pretrained} for a tower of type "
             f"{vision_cfg.model_type!r}; only {known} have a known default: add the file to the tower's folder"
         )
-    return family.build_image_processor(vision_cfg.image_size, vision_cfg.image_mean, vision_cfg.image_std)
+    return family.build_image_processor(side, vision_cfg.image_mean, vision_cfg.image_std)
 
 
 def to_pixels(image: Image.Image, processor: ImageProcessor, aspect_ratio: AspectRatio) -> torch.Tensor:
@@ -146,6 +154,16 @@ def to_tile_pixels(
     _require_standard_steps(processor, "anyres, dynamic or grid")
     tiles = cut_into_tiles(image, grid, tile_size, pads, processor.resample)
     return torch.from_numpy(np.stack([_normalised(np.asarray(tile), processor) for tile in tiles]))
+
+
+def to_whole_pixels(image: Image.Image, processor: ImageProcessor, height: int, width: int) -> torch.Tensor:
+    """Returns normalised pixels of a whole RGB image at that size, float32 `[3, height, width]`.
+
+    They are bit-equal to `processor.preprocess(image)` with this size and without a crop.
+    """
+    _require_standard_steps(processor, "keep")
+    array = np.asarray(stretched(image, (width, height), processor.resample))
+    return torch.from_numpy(_normalised(array, processor))
 
 
 def _require_standard_steps(processor: ImageProcessor, aspect_ratio: str) -> None:

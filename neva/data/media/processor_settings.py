@@ -44,6 +44,16 @@ def check_settings(settings: Mapping[str, Any], where: str | Path) -> None:
         raise DataError(f"{where}: image_std is {shown(std)}, expected numbers above 0")
 
 
+def scaled(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Returns the settings with each length in pixels, before and after a crop, `factor` times as long."""
+    sides = {
+        name: {edge: round(length * factor) for edge, length in settings[name].items() if length}
+        for name in SIDES
+        if settings.get(name)
+    }
+    return {**settings, **sides}
+
+
 def _are_sides(value: Any) -> bool:
     sides = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
     given = [side for side in sides if side is not None]

@@ -17,7 +17,14 @@ from torch import Tensor
 from neva.config.model_config import VideoChoice, media_rules_of, turns_images, video_choice
 from neva.data.media.image import image_size, load_image, require_file
 from neva.data.media.placeholders import ImageInput, Medium
-from neva.data.media.processor import AspectRatio, ImageProcessor, enlarged, to_pixels, to_tile_pixels
+from neva.data.media.processor import (
+    AspectRatio,
+    ImageProcessor,
+    enlarged,
+    to_pixels,
+    to_tile_pixels,
+    to_whole_pixels,
+)
 from neva.data.media.video import chosen_frames, frame_count, read_frames, require_library
 from neva.errors import SampleError
 from neva.families.configs import VisionConfig
@@ -46,7 +53,7 @@ class MediaReader:
         source = medium.source
         if medium.kind == "video":
             return self.rules.video(self._num_frames(source))
-        if not self.rules.tiling.cuts:
+        if not (self.rules.tiling.cuts or self.rules.tiling.keeps_shape):
             return self.rules.image(self.rules.tile_size, self.rules.tile_size)
         size = image_size(source, self.exif_transpose) if not isinstance(source, Image.Image) else source.size
         return self.rules.image(*size)
@@ -57,7 +64,7 @@ class MediaReader:
             require_file(medium.source, medium.kind)
 
     def pixels(self, medium: Medium, layout: MediumLayout) -> Tensor:
-        """Returns the pixels [T, 3, H, W] of a medium that has this layout.
+        """Returns the pixels [T, 3, H, W] of a medium that has this layout; all in one row where media differ in shape.
 
         Raises:
             SampleError: the file is missing or broken.
@@ -67,6 +74,8 @@ class MediaReader:
         if medium.kind == "video":
             return torch.cat([self._whole(frame) for frame in self._frames(source)])
         image = _rgb(source, self.exif_transpose)
+        if layout.shape is not None:
+            return to_whole_pixels(image, self.processor, *layout.shape).flatten()
         if not self.rules.tiling.cuts:
             return self._whole(image)
         assert layout.grid is not None
@@ -78,11 +87,16 @@ class MediaReader:
         return 1 if self.video is None else self.video.usual_frames
 
     def no_pixels(self) -> Tensor:
-        """Returns the pixels [0, 3, H, W] of a sample without media."""
+        """Returns the pixels [0, 3, H, W] of a sample without media; [0] where media differ in shape."""
+        if self.rules.tiling.keeps_shape:
+            return torch.empty(0)
         return torch.empty(0, 3, self.rules.tile_size, self.rules.tile_size)
 
     def _whole(self, image: Image.Image) -> Tensor:
         """Returns the pixels of an image as one tile; in a grid, the whole image has the same."""
+        if self.rules.tiling.keeps_shape:
+            side = self.rules.tile_size
+            return to_whole_pixels(image, self.processor, side, side).flatten()
         if self.rules.tiling.cuts:
             return self._tiles(image, TileGrid(1, 1), pads=False)
         return to_pixels(image, self.processor, self.aspect_ratio)[None]
@@ -120,7 +134,7 @@ def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: I
         require_library(video.library)
     return MediaReader(
         rules=media_rules_of(model_cfg, vision),
-        processor=enlarged(processor, vision.input_size // vision.image_size),
+        processor=enlarged(processor, vision.image_side // vision.side),
         aspect_ratio=model_cfg.data.image_aspect_ratio,
         exif_transpose=turns_images(model_cfg),
         video=video,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
 from neva.families.naming import VISION_MODEL
-from neva.families.vision import VisionFamily, num_layers_run, vision_family
+from neva.families.vision import VisionFamily, vision_family
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
@@ -18,6 +20,10 @@ class EncoderFamily(VisionFamily):
     """A tower of CLIP's make; a family says its tensors and their order in the module."""
 
     wrapper: str = VISION_MODEL
+    before_layers: tuple[str, ...] = ("embeddings", "pre_layrnorm")
+    last_norm: str | None = "post_layernorm"
+    layers: str | None = "encoder.layers"
+    positions: str | None = "embeddings.position_embedding.weight"
 
     module_order: tuple[str, ...] = ()
     """Prefixes of the tensors in the order in which the built module holds them."""
@@ -35,11 +41,17 @@ class EncoderFamily(VisionFamily):
         shapes = self.tensor_shapes(vision, pooling_head=True)
         return {name: shapes[name] for name in sorted(shapes, key=place)}
 
-    def is_used(self, name: str, vision: VisionConfig) -> bool:
+    def file_names(self, vision: VisionConfig) -> Mapping[str, str]:
         """See `VisionFamily`."""
-        if layer := _LAYER.match(name):
-            return int(layer[1]) < num_layers_run(vision)
-        return name.startswith(tuple(f"{module}." for module in self.before_layers))
+        return {}
+
+    def write(self, vision: VisionConfig, pooling_head: bool) -> dict[str, Any]:
+        """See `VisionFamily`."""
+        return {**super().write(vision, pooling_head), "attention_dropout": 0.0}
+
+    def layer_arguments(self, tower: Any, pixel_values: Any) -> dict[str, Any]:
+        """See `VisionFamily`."""
+        return {"attention_mask": None}
 
 
 def _first(prefixes: tuple[str, ...], name: str) -> int:
@@ -59,7 +71,8 @@ def norm_shapes(name: str, width: int) -> dict[str, Shape]:
 def embedding_shapes(vision: VisionConfig) -> dict[str, Shape]:
     """Returns the patch embedding's weight and the positions of patches and class tokens."""
     hidden, patch = vision.hidden_size, vision.patch_size
-    positions = vision.num_tokens + vision_family(vision.model_type).class_tokens
+    patches = (vision.image_size // patch) ** 2
+    positions = patches + vision_family(vision.model_type).class_tokens
     return {
         "embeddings.patch_embedding.weight": (hidden, 3, patch, patch),
         "embeddings.position_embedding.weight": (positions, hidden),

@@ -15,6 +15,7 @@ from neva.families.clip.encoder import (
 )
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
+from neva.families.vision import POOLING
 from neva.registry import VISION_FAMILIES
 
 
@@ -52,6 +53,7 @@ VISION_FAMILIES.register(
         classes=("SiglipVisionConfig", "SiglipVisionModel"),
         exported_type="siglip_vision_model",
         image_processor="SiglipImageProcessor",
+        unused=(POOLING,),
         module_order=(
             "embeddings.patch_embedding.",
             "embeddings.",
