@@ -1,10 +1,14 @@
-"""Images per second from file to tensors: neva's dataset beside the Hugging Face processor called per sample.
+"""Images per second from file to tensors: neva's dataset beside others that call the Hugging Face processor.
 
-The same JPEG photographs and conversations, the same tokenizer and image processor, each in a torch DataLoader of its
-own with 1 and 2 workers; the two take turns, so that a noisy machine slows both. Prints the median of each, their
-ratio, whether the pixels are bit-equal, and the memory of a worker at the quarters of a pass.
+The same JPEG photographs and conversations, the same tokenizer and image processor: in a torch DataLoader that calls
+the processor per sample and, in shards of `neva data convert`, by megatron-energon's loader with the processor in its
+task encoder. Each has 1 and 2 workers; they take turns, so that a noisy machine slows all. Prints medians of images/s
+and of processor time an image, which other work on the machine disturbs least, their ratios, whether the pixels are
+bit-equal, and the memory of a worker at the quarters of a pass.
 
-    python bench/data.py [--images 96] [--rounds 5]
+    python bench/data.py [--images 96] [--rounds 5] [--energon-python energon/bin/python]
+
+The Python is one with megatron-energon 7, torch and transformers; without it energon is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,14 +29,23 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, Dataset
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.processor_sample import (
+    PATCH,
+    SIDE,
+    fingerprint,
+    image_processor,
+    processor_of,
+    processor_time_s,
+    tensors_of,
+)
+from neva.cli import main as neva_main
 from neva.commands.scratch import scratch
 
-SIDE, PATCH, WIDTH, HEIGHT = 336, 14, 640, 480
+WIDTH, HEIGHT = 640, 480
 WORDS = [
     "what",
     "is",
@@ -95,47 +109,65 @@ def write_data(folder: Path, count: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-def image_processor() -> CLIPImageProcessorPil:
-    """Returns CLIP's, at the size of LLaVA-1.5."""
-    return CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-
-
 class ProcessorPerSample(Dataset[Any]):
     """What a user of transformers writes: open, put the turns together, call the processor."""
 
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = json.loads((folder / "data.json").read_text())
-        self.processor = LlavaProcessor(
-            image_processor(),
-            tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-        )
+        self.processor = processor_of(folder / "tokenizer")
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Any:
         record = self.records[index]
-        names = {"human": "USER: ", "gpt": "ASSISTANT: "}
-        text = " ".join(names[turn["from"]] + turn["value"] for turn in record["conversations"])
         with Image.open(self.folder / record["image"]) as image:
-            return self.processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+            return tensors_of(self.processor, record, image)
 
 
-def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset[Any]:
-    """Returns what training reads, labels included."""
+class EnergonPasses:
+    """Passes of megatron-energon over shards of the same records, in a process of another Python."""
+
+    def __init__(self, python: Path, folder: Path, count: int) -> None:
+        shards = folder / "shards"
+        words = ["data", "convert", folder / "data.json", shards, "--image-folder", folder]
+        per_shard = max(1, count // 8)  # energon deals whole shards out to its workers
+        assert neva_main([*map(str, words), "--samples-per-shard", str(per_shard)]) == 0
+        reader = Path(__file__).resolve().parent / "energon_reader.py"
+        command = [str(word) for word in (python, reader, shards, folder / "tokenizer", count)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pixels: set[str] = set()
+
+    def one_pass(self, workers: int) -> tuple[float, float]:
+        """Returns images/s behind the first of each worker, and ms of processor time an image."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{workers}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"energon's process ended with {self.process.wait()}, see above")
+        answer = json.loads(line)
+        self.pixels |= set(answer["pixels"])
+        return answer["speed"], answer["processor_ms"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast, records: str, images: str) -> Dataset[Any]:
+    """Returns what training reads, labels included, of records and an image folder, which may be null."""
     from neva.config.load import load
     from neva.config.model_config import vision_config_of
     from neva.data.build import build_dataset
 
     tower = "model.mm_cfg.vision_encoder"
-    tokenizer.save_pretrained(folder / "tokenizer")
     overrides = [
-        f"model.data.data_path={folder}/data.json",
-        f"model.data.image_folder={folder}",
+        f"model.data.data_path={records}",
+        f"model.data.image_folder={images}",
         f"model.tokenizer.type={folder}/tokenizer",
         "model.vocab_size=null",
         "model.encoder_seq_length=2048",
@@ -150,8 +182,10 @@ def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Dataset[An
     return build_dataset(model, vision_config_of(model), tokenizer)
 
 
-def one_pass(dataset: Dataset[Any], workers: int) -> tuple[float, list[float]]:
-    """Returns images/s behind the first of each worker, and MiB of a worker's own at the quarters of the pass."""
+def one_pass(dataset: Dataset[Any], workers: int) -> tuple[float, float, list[float]]:
+    """Returns images/s behind the first of each worker, ms of processor time an image, and MiB of a worker's own at
+    the quarters of the pass."""
+    before_s = processor_time_s()
     loader = DataLoader(dataset, batch_size=None, num_workers=workers, generator=torch.Generator())
     samples: Iterator[Any] = iter(loader)
     count, memory, started = len(dataset), [], 0.0  # type: ignore[arg-type]
@@ -160,7 +194,9 @@ def one_pass(dataset: Dataset[Any], workers: int) -> tuple[float, list[float]]:
             started = time.perf_counter()
         if number % (count // 4) == 0 and number < count:
             memory.append(private_mib(samples._workers[0].pid))  # type: ignore[attr-defined]
-    return (count - workers) / (time.perf_counter() - started), memory
+    elapsed_s = time.perf_counter() - started
+    del samples  # its workers end
+    return (count - workers) / elapsed_s, (processor_time_s() - before_s) / count * 1e3, memory
 
 
 def private_mib(process: int) -> float:
@@ -176,28 +212,61 @@ def main() -> int:
     )
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--energon-python", type=Path, metavar="PATH", help="of an environment with energon")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with scratch(), tempfile.TemporaryDirectory() as name:
-        tokenizer = write_data(Path(name), options.images)
-        ours, theirs = neva_dataset(Path(name), tokenizer), ProcessorPerSample(Path(name), tokenizer)
-        equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))
-        sys.stdout.write(f"{options.images} JPEGs of {WIDTH} x {HEIGHT}; pixels bit-equal: {equal}\n")
-        for workers in WORKERS:
-            speeds: dict[str, list[float]] = {"neva": [], "processor": []}
-            memory: list[float] = []
-            for _ in range(options.rounds):
-                for side, dataset in (("neva", ours), ("processor", theirs)):
-                    speed, used = one_pass(dataset, workers)
-                    speeds[side].append(speed)
-                    memory = used if side == "neva" else memory
-            medians = {side: statistics.median(values) for side, values in speeds.items()}
-            quarters = ", ".join(f"{value:.0f}" for value in memory)
-            sys.stdout.write(
-                f"{workers} workers: neva {medians['neva']:.1f} images/s, processor {medians['processor']:.1f}, ratio "
-                f"{medians['neva'] / medians['processor']:.2f}; a worker at the quarters: {quarters} MiB\n"
-            )
-    return 0 if equal else 1
+        return compare(Path(name), options.images, options.rounds, options.energon_python)
+
+
+def compare(folder: Path, images: int, rounds: int, energon_python: Path | None) -> int:
+    """Prints the lines; see `main`."""
+    tokenizer = write_data(folder, images)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    datasets = {
+        "neva": neva_dataset(folder, tokenizer, f"{folder}/data.json", str(folder)),
+        "processor": ProcessorPerSample(folder),
+    }
+    ours, theirs = datasets["neva"], datasets["processor"]
+    energon = None if energon_python is None else EnergonPasses(energon_python, folder, images)
+    if energon is not None:
+        datasets["neva on shards"] = neva_dataset(folder, tokenizer, f"{folder}/shards", "null")
+    equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))
+    sys.stdout.write(f"{images} JPEGs of {WIDTH} x {HEIGHT}; pixels bit-equal: {equal}\n")
+    for workers in WORKERS:
+        passes: dict[str, list[tuple[float, float]]] = {}
+        memory: list[float] = []
+        for _ in range(rounds):
+            for side, dataset in datasets.items():
+                *measured, used = one_pass(dataset, workers)
+                passes.setdefault(side, []).append((measured[0], measured[1]))
+                memory = used if side == "neva" else memory
+            if energon is not None:
+                passes.setdefault("energon", []).append(energon.one_pass(workers))
+        quarters = ", ".join(f"{value:.0f}" for value in memory)
+        sys.stdout.write(
+            f"{workers} workers: {beside(passes, 'neva', 'processor')}; a worker at the quarters: {quarters} MiB\n"
+        )
+        if energon is not None:
+            sys.stdout.write(f"{workers} workers on shards: {beside(passes, 'neva on shards', 'energon')}\n")
+    if energon is None:
+        sys.stdout.write("energon: left out; --energon-python names a Python that has megatron-energon 7\n")
+        return 0 if equal else 1
+    energon.close()
+    known = {fingerprint(ours[n].pixel_values[0]) for n in range(images)}
+    sys.stdout.write(f"energon's pixels bit-equal: {energon.pixels <= known}\n")
+    return 0 if equal and energon.pixels <= known else 1
+
+
+def beside(passes: dict[str, list[tuple[float, float]]], ours: str, theirs: str) -> str:
+    """Returns the medians of two sides, and how many times as good the first is."""
+    (speed, time_ms), (other_speed, other_ms) = (
+        [statistics.median(values) for values in zip(*passes[side], strict=True)] for side in (ours, theirs)
+    )
+    return (
+        f"neva {speed:.1f} images/s, {theirs} {other_speed:.1f}, ratio {speed / other_speed:.2f}; processor time "
+        f"{time_ms:.1f} and {other_ms:.1f} ms an image, ratio {other_ms / time_ms:.2f}"
+    )
 
 
 if __name__ == "__main__":

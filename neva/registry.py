@@ -99,7 +99,7 @@ SOURCES: Registry[Any] = Registry("data source", "neva.data.sources")
 METRICS: Registry[Any] = Registry("metric", "neva.metrics")
 """`neva.metrics.metric.Metric` by the name that `neva evaluate --metric` gives."""
 
-KITS: Registry[Any] = Registry("evaluation kit", "neva.evaluation.kits")
+KITS: Registry[Any] = Registry("kit for evaluation", "neva.evaluation.kits")
 """`neva.evaluation.kits.kit.Kit` by the name that `neva evaluate --kit` gives."""
 
 

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="measure again what results.json has already")
     parser.add_argument(
-        "--plugins", nargs="+", default=[], metavar="NAME", help="your packages that register metrics"
+        "--plugins", nargs="+", default=[], metavar="NAME", help="your packages that register metrics or kits"
     )
     own = parser.add_argument_group("scoring answers")
     own.add_argument(
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--partial", action="store_true", help="score what is answered, leave out the rest")
     kit = parser.add_argument_group("running a kit (what stands behind -- is handed to it)")
-    kit.add_argument("--kit", choices=KITS.names(), help="who asks and scores")
+    kit.add_argument("--kit", metavar="NAME", help=f"who asks and scores: {', '.join(KITS.names())}")
     kit.add_argument(
         "--model", help=".nemo or llava-hf folder; with --base-url the server's name for its model"
     )
@@ -119,8 +119,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "neva evaluate wants either a file of answers or --kit; neva evaluate --help shows both"
         )
-    if options.metric is not None and not options.plugins:
-        METRICS[options.metric]  # raises for one that is unknown
+    if not options.plugins:  # raises for one that is unknown
+        _ = [registry[name] for registry, name in ((METRICS, options.metric), (KITS, options.kit)) if name]
     if options.answers and not (options.reference and options.metric):
         raise ConfigError(
             f"answers are scored with --reference FILE and --metric, one of {', '.join(METRICS.names())}"

@@ -193,10 +193,11 @@ def _language(model_cfg: DictConfig) -> None:
 def _data(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
     vision = vision_config_of(model_cfg)
-    side = [vision.side, vision.side]
-    tokens = media_rules_of(model_cfg, vision).tile_tokens
-    expected = {"image_token_len": tokens, "crop_size": side, "image_size": side}
-    source = f"the tower ({_size_key(tower)} {vision.side}, patch_dim {tower.patch_dim})"
+    rules = media_rules_of(model_cfg, vision)
+    side = [rules.tile_size, rules.tile_size]
+    expected = {"image_token_len": rules.tile_tokens, "crop_size": side, "image_size": side}
+    quarters = ", use_image_tile=true" * vision.image_tiles
+    source = f"the tower ({_size_key(tower)} {vision.side}, patch_dim {tower.patch_dim}{quarters})"
     _fill_or_compare(model_cfg.data, expected, "model.data", source)
     _template(model_cfg)
 

@@ -49,7 +49,7 @@ LANGUAGE_KEYS = {
 
 
 def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
-    """Returns the tower of a resolved `model` section."""
+    """Returns the tower of a resolved `model` section; one that was recorded without `use_image_tile` has it off."""
     tower = model_cfg.mm_cfg.vision_encoder
     sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
     sizes["layer_norm_eps"] = float(sizes["layer_norm_eps"])  # a YAML may say 1
@@ -64,6 +64,7 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
         input_size=tower.get("input_size"),
         kept_tokens=leading - dropped,
         post_layernorm=bool(tower.get("post_layernorm")),
+        image_tiles=bool(OmegaConf.select(model_cfg, "mm_cfg.use_image_tile")),
         others=in_order(others),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from neva.constants import IGNORE_INDEX
 from neva.families.media_tokens import PictureShape
 
 
@@ -34,11 +35,29 @@ class Batch:
     """Those of them that are `IMAGE_TOKEN_ID`."""
     sample_lengths: list[list[int]] = field(default_factory=list)
     """Tokens of each sample in each row; none: a row is one sample, of a length that is not told."""
+    sample_sources: list[list[int]] = field(default_factory=list)
+    """Numbers of the sources that they are of, in a mixture."""
 
     @property
     def packed_lengths(self) -> list[list[int]] | None:
         """`sample_lengths` where a row holds several samples, which do not see each other; None: each is one sample."""
         return self.sample_lengths if any(len(row) > 1 for row in self.sample_lengths) else None
+
+    def label_sources(self, positions: Tensor | None = None) -> Tensor:
+        """Returns for each label the number of its source, int64 [L]: in the order of the model's losses, column by
+        column.
+
+        Args:
+            positions: int64 [s], those of the sequence that are read; None: all.
+        """
+        sources_BS = torch.zeros_like(self.labels)
+        for row, (sources, lengths) in enumerate(zip(self.sample_sources, self.sample_lengths, strict=True)):
+            of_tokens = torch.tensor(sources).repeat_interleave(torch.tensor(lengths))
+            sources_BS[row, : len(of_tokens)] = of_tokens
+        is_label_BS = self.labels != IGNORE_INDEX
+        if positions is not None:
+            sources_BS, is_label_BS = sources_BS[:, positions], is_label_BS[:, positions]
+        return sources_BS.t()[is_label_BS.t()]
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch with its tensors on `device`; a copy from pinned memory does not wait."""

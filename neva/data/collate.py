@@ -77,6 +77,7 @@ def _fill(group: Sequence[Row], block_2BS: Tensor, pixel_values: Tensor, pad_id:
         pictures=picture_shapes(media),
         num_image_tokens=int((input_ids == IMAGE_TOKEN_ID).sum()),
         sample_lengths=[[len(sample.input_ids) for sample in row] for row in group],
+        sample_sources=[[sample.source for sample in row] for row in group],
     )
 
 

@@ -43,6 +43,8 @@ class Sample(NamedTuple):
     record_id: str
     media: tuple[MediumLayout, ...] = ()
     """What each medium became, in that order."""
+    source: int = 0
+    """Number of the source that it is of, in a mixture."""
 
 
 class ConversationDataset(Dataset[Sample]):
@@ -164,6 +166,7 @@ class ConversationDataset(Dataset[Sample]):
             torch.cat(pixels) if pixels else self.media.no_pixels(),
             record.id,
             media,
+            record.source,
         )
 
     def num_positions(self, index: int) -> int:

@@ -64,6 +64,13 @@ def kept_beside(records: Records) -> Path:
     return records.path if records.path.exists() else paths_of(str(records.path))[0]
 
 
+def source_names(records: Records) -> list[str]:
+    """Returns the names of the sources that records are of, in the order of their numbers; none: there is but one."""
+    while isinstance(records, RecordsPart):
+        records = records.records
+    return [part.name for part in records.parts] if isinstance(records, Mixture) else []
+
+
 def training_records(data_cfg: DictConfig) -> Records:
     """Returns the records of a `model.data` section that train: all that are not held out.
 

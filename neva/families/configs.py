@@ -30,6 +30,8 @@ class VisionConfig:
 
     kept_tokens: int = 0
     """Leading tokens that are no patches and are not dropped either."""
+    image_tiles: bool = False
+    """Whether images have twice the side, and the tower sees their quarters."""
     post_layernorm: bool = False
     """Whether the tower's last norm is applied to what is selected."""
     others: tuple[tuple[str, Any], ...] = ()
@@ -52,12 +54,22 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Features of one square image; the connector makes positions of them."""
+        """Features of one square picture that the tower sees."""
         return self.num_features(self.side, self.side)
 
     def num_features(self, height: int, width: int) -> int:
         """Returns the features of a picture of that many pixels, without the leading tokens that are dropped."""
         return self.kept_tokens + (height // self.patch_size) * (width // self.patch_size)
+
+    @property
+    def map_tokens(self) -> int:
+        """Features of the map of one square image, of which the connector makes positions."""
+        return self.num_tokens * (4 if self.image_tiles else 1)
+
+    @property
+    def image_side(self) -> int:
+        """Pixels of a side of a square image, of which the tower sees the whole or the quarters."""
+        return self.side * (2 if self.image_tiles else 1)
 
 
 @dataclass(frozen=True)

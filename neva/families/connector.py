@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from neva.errors import CheckpointError, ConfigError
 from neva.families.mapping import Rename, Shape, Table
@@ -14,6 +14,9 @@ from neva.registry import CONNECTORS
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+Quarters: TypeAlias = Literal["none", "optional", "needed"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Connector(ABC):
     """How messages write the kinds of a regular expression."""
     has_newline: ClassVar[bool] = False
     """Whether the module gives one feature more for each tile, the newline, which `tokens_out` does not count."""
+    quarters: ClassVar[Quarters] = "none"
+    """Whether the module takes the map that the quarters of an image make together (`use_image_tile`)."""
+    has_thumbnail: ClassVar[bool] = False
+    """Whether it takes, in front of that map, the features of the image at half size."""
 
     needs_square: ClassVar[bool] = False
     """Whether the module needs the features of a square image, row by row, and nothing else among them."""
@@ -42,7 +49,7 @@ class Connector(ABC):
         """Returns names and shapes of the parameters, in the order of the module."""
 
     def tokens_out(self, tokens_in: int) -> int:
-        """Returns the positions that one image takes, of whose patch features there are `tokens_in`."""
+        """Returns the positions that one image takes, of whose map of patch features there are `tokens_in`."""
         return tokens_in
 
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:

@@ -7,13 +7,14 @@ each of which is one feature that the connector makes of a tile.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
-from neva.families.connector import Connector, connector_named
+from neva.families.connector import Connector, connector_named, connector_pattern
 from neva.families.tiling import KeptShape, TileGrid, Tiling, WholeImage
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def tokens_per_image(vision: VisionConfig, connector: str) -> int:
     """Returns the positions of one tile, whose patch features go through a connector of that kind."""
-    return connector_named(connector).tokens_out(vision.num_tokens)
+    return connector_named(connector).tokens_out(vision.map_tokens)
 
 
 class PictureShape(NamedTuple):
@@ -167,8 +168,8 @@ def media_rules(
     rules = MediaRules(
         vision=vision,
         connector=kind,
-        tile_size=vision.side,
-        tile_tokens=kind.tokens_out(vision.num_tokens),
+        tile_size=vision.image_side,
+        tile_tokens=kind.tokens_out(vision.map_tokens),
         has_newline=kind.has_newline,
         tiling=tiling or WholeImage(),
         separates_frames=separates_frames,
@@ -176,7 +177,7 @@ def media_rules(
     if rules.tiling.is_map and not kind.has_newline:
         raise ConfigError(
             f"model.data.image_aspect_ratio=anyres needs a projector with a learned newline, found "
-            f"model.mm_cfg.mm_mlp_adapter_type={connector}: take {connector}_newline"
+            f"model.mm_cfg.mm_mlp_adapter_type={connector}: take {_with_newline(connector)}"
         )
     if rules.tiling.is_map and math.isqrt(rules.tile_tokens) ** 2 != rules.tile_tokens:
         raise ConfigError(
@@ -189,7 +190,36 @@ def media_rules(
             f"{connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
         )
     rules.tiling.check(vision.side)
+    _check_quarters(vision, kind, rules.tiling)
     return rules
+
+
+def _with_newline(connector: str) -> str:
+    """Returns the connector of that kind with a newline, or, where there is none, a usual one."""
+    wanted = f"{connector}_newline"
+    return wanted if re.fullmatch(connector_pattern(), wanted) else "mlp2x_gelu_newline"
+
+
+def _check_quarters(vision: VisionConfig, connector: Connector, tiling: Tiling) -> None:
+    """Raises ConfigError when the tower sees quarters that the connector does not join, or sees none that it needs."""
+    key, kind = "model.mm_cfg.use_image_tile", f"model.mm_cfg.mm_mlp_adapter_type={connector.kind}"
+    if vision.image_tiles and connector.quarters == "none":
+        raise ConfigError(
+            f"{key}=true needs a projector that joins the quarters of an image, found {kind}: take "
+            "mlp2x_gelu_downsample or mlp_downsample, or set it to false"
+        )
+    if connector.quarters == "needed" and not vision.image_tiles:
+        raise ConfigError(f"{kind} joins the quarters of an image: set {key}=true")
+    if vision.image_tiles and (tiling.cuts or tiling.keeps_shape):
+        raise ConfigError(
+            f"{key}=true cuts every image into quarters itself: model.data.image_aspect_ratio must be square, pad or "
+            "pad_right_bottom, not one that cuts into tiles or keeps shapes"
+        )
+    if vision.image_tiles and vision.kept_tokens:
+        raise ConfigError(
+            f"{key}=true joins the patches of quarters, among which the tower's {vision.kept_tokens} leading tokens "
+            "have no place: raise model.mm_cfg.vision_encoder.class_token_length by as many"
+        )
 
 
 def _unpadded(grid: TileGrid, side: int, width: int, height: int) -> tuple[int, int, int, int]:

@@ -38,8 +38,8 @@ def build_model(
         but what the forward pass does not use.
     """
     config = config or transformer_config(language)
-    tower = VisionTower(vision) if pre_process else None
     connector = connector_named(adapter_type)
+    tower = VisionTower(vision, connector.has_thumbnail) if pre_process else None
     projector = connector.build(vision.feature_size, language.hidden_size) if pre_process else None
     for part in (tower, projector):
         if part is not None:

@@ -48,6 +48,7 @@ def find_image(model_cfg: DictConfig, found: Findings) -> None:
     )
     found.add(
         "image",
-        f"{positions} ({vision.side} px, patches of {vision.patch_size} px{interpolated}) "
+        f"{positions} ({rules.tile_size} px{', in quarters' * vision.image_tiles}, patches of {vision.patch_size} px"
+        f"{interpolated}) "
         f"of at most {model_cfg.encoder_seq_length:,} in a sequence",
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from neva.families.built_tower import check_tokens
 from neva.families.configs import VisionConfig
 from neva.families.vision import num_layers_run, vision_family
+from neva.model.quarters import joined, views_of
 from neva.registry import VISION_FAMILIES
 
 
@@ -21,11 +22,15 @@ class VisionTower(nn.Module):
     """Selected hidden states of a Hugging Face tower, joined, without their leading tokens that are no patches.
 
     Layers behind the selected one are kept, so that the tower can be saved whole, but neither run nor trained.
+
+    Args:
+        config: its sizes, and whether it sees the quarters of images of twice its side.
+        has_thumbnail: with quarters, whether it sees the image at half size too.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, has_thumbnail: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.has_thumbnail = config, has_thumbnail
         self.family = vision_family(config.model_type)
         num_layers_run(config)  # raises when there is no such hidden state
         if config.model_type not in VISION_FAMILIES:
@@ -44,7 +49,14 @@ class VisionTower(nn.Module):
         return self.family.blocks(self.model)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Encodes images [N, 3, height, width] of any one size to features [N, P, H]."""
+        """Encodes images [N, 3, height, width] of any one size to features [N, P, H]; quarters lie as `joined` says."""
+        if self.config.image_tiles:
+            features = self._encode(views_of(pixel_values, self.has_thumbnail))
+            return joined(features, self.has_thumbnail)
+        return self._encode(pixel_values)
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """Encodes pictures as the tower sees them."""
         states = self.family.hidden_states(self.model, pixel_values.to(self.model.dtype), self.config)
         if self.config.post_layernorm:
             states = [self.family.normalised(self.model, hidden) for hidden in states]

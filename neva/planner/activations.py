@@ -165,7 +165,7 @@ def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     is_trained = PROJECTOR in model.trained_parts
     if not is_trained and TOWER not in model.trained_parts:
         return 0
-    patches = _images(split, work) * model.vision.num_tokens
+    patches = _images(split, work) * model.vision.map_tokens
     sizes = (model.vision.feature_size, model.language.hidden_size)
     return patches * connector_named(model.adapter_type).saved_width(*sizes, is_trained) * work.width
 
@@ -175,19 +175,25 @@ def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     if TOWER not in model.trained_parts:
         return 0
     vision = model.vision
-    tokens = _images(split, work) * _tower_tokens(vision)
+    views = _images(split, work) * _views(model)
+    tokens = views * _tower_tokens(vision)
     # Norms: 2 inputs, 2 outputs; queries, keys, values; attention's output.
     widths = 8 * vision.hidden_size
     # Input and output of the activation, and QuickGELU's sigmoid.
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
     sums = vision.num_heads * FLOAT_BYTES
-    pixels = 3 * vision.side**2 * _images(split, work) * work.width
+    pixels = 3 * vision.side**2 * views * work.width
     return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
 
 
 def _images(split: Split, work: MicroBatchSpec) -> int:
     """Images that a rank encodes: tensor- and context-parallel ranks share them out."""
     return -(-work.images // (split.tensor * work.context))
+
+
+def _views(model: ModelSpec) -> int:
+    """Pictures that the tower sees of an image: itself, or its quarters and perhaps the whole of them."""
+    return 4 + connector_named(model.adapter_type).has_thumbnail if model.vision.image_tiles else 1
 
 
 def _tower_tokens(vision: VisionConfig) -> int:
@@ -213,6 +219,7 @@ def peak_workspace(model: ModelSpec, split: Split, work: MicroBatchSpec) -> Peak
         images = _images(split, work)
         tower = (
             images
+            * _views(model)
             * _tower_tokens(vision)
             * (3 * vision.hidden_size + 2 * vision.ffn_hidden_size)
             * work.width

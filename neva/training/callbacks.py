@@ -28,14 +28,18 @@ _PLAIN_LINE_EVERY_S = 10.0
 _WINDOW_STEPS = 50
 
 
-class Aside(Protocol):
+class Measured(Protocol):
+    """What measures something now and then."""
+
+    def values(self, step: int) -> dict[str, float]:
+        """Returns what was measured after this step; nothing when it was not due."""
+
+
+class Aside(Measured, Protocol):
     """What a run does between two steps without training."""
 
     seconds: float
     """Spent so far."""
-
-    def values(self, step: int) -> dict[str, float]:
-        """Returns what was measured after this step; nothing when it was not due."""
 
 
 def plain(metrics: dict[str, Any], *names: str) -> dict[str, float]:
@@ -117,9 +121,9 @@ class Progress(Callback):
 class MetricsFile(Callback):
     """Appends each step's numbers to `metrics.jsonl` and draws the loss curve at the end, also over resumed runs."""
 
-    def __init__(self, run_dir: Path, asides: Sequence[Aside]) -> None:
+    def __init__(self, run_dir: Path, measured: Sequence[Measured]) -> None:
         self.run_dir = run_dir
-        self.asides = asides
+        self.measured = measured
         self.file: TextIO | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +152,8 @@ class MetricsFile(Callback):
                 **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
                 **{
                     name: value
-                    for aside in self.asides
-                    for name, value in aside.values(trainer.global_step).items()
+                    for source in self.measured
+                    for name, value in source.values(trainer.global_step).items()
                 },
                 "time_s": time.time(),
             }

@@ -19,6 +19,7 @@ from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.parts import trained_parts
 from neva.constants import PARTS
 from neva.data.batch import Batch
+from neva.data.held_out import source_names
 from neva.data.loader import train_loader
 from neva.data.position import saved_position
 from neva.data.tokenizer import load_tokenizer
@@ -143,6 +144,7 @@ class MegatronNevaModel(ModelPT):
         sampler: Any = loader.sampler
         self.behind_next_step, self.position = sampler.behind, sampler.start
         self.data_identity = loader.identity
+        self.source_names = source_names(loader.dataset.samples.records)  # type: ignore[attr-defined]
         if self.trainer.global_step >= self.trainer.max_steps:
             self._write_missing_nemo()
         self.loader = UnsizedLoader(loader)
@@ -175,6 +177,7 @@ class MegatronNevaModel(ModelPT):
             batch,
             self.trainer.strategy.root_device,
             loss_average=self.cfg.loss_average,
+            num_sources=len(self.source_names),
         )
         self._refuse_nan(loss, batch)
         lr = optimizer.set_step(self.trainer.global_step)

@@ -32,6 +32,7 @@ from neva.training.cluster import cluster_environment
 from neva.training.module import MegatronNevaModel
 from neva.training.run_folder import finished_step, locked, resume_points
 from neva.training.samples import Samples
+from neva.training.source_losses import SourceLosses
 from neva.training.strategy import MegatronStrategy
 from neva.training.validation import Validation
 from neva.training.waste import WasteReport
@@ -81,12 +82,13 @@ def _train(cfg: DictConfig) -> Path:
         strategy: Any = trainer.strategy
         trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    source_losses = SourceLosses(cfg.trainer.log_every_n_steps)
     asides: list[Validation | Samples] = [Validation(cfg.trainer)]
     if cfg.trainer.samples.prompt_file is not None:
         asides.append(Samples(cfg.trainer.samples, run_dir))
-    callbacks[:0] = asides
+    callbacks[:0] = [*asides, source_losses]
     callbacks += [
-        MetricsFile(run_dir, asides),
+        MetricsFile(run_dir, [source_losses, *asides]),
         Progress(asides),
         SkippedRecords(),
         WasteReport(row_length(cfg.model)),

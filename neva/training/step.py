@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,19 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from neva.data.batch import Batch
+from neva.model.context import positions
+
+
+class SourceLoss(NamedTuple):
+    """Losses of one source of a mixture, summed over its label tokens."""
+
+    loss_sum: float
+    num_label_tokens: int
+
+    @classmethod
+    def total(cls, losses: Iterable[SourceLoss]) -> SourceLoss:
+        """Returns several of one source as one."""
+        return cls(*(sum(each) for each in zip(*losses, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,25 @@ class StepLoss:
     """Padding counted."""
     num_tokens: int = 0
     num_image_tokens: int = 0
+    by_source: tuple[SourceLoss, ...] = ()
+    """By the number of the source; none where the sources were not counted."""
 
     @property
     def mean(self) -> float:
         """Loss per label token, or per micro batch; 0 for a batch without labels."""
         return self.loss_sum / max(1, self.num_terms)
+
+    @classmethod
+    def total(cls, losses: Sequence[StepLoss]) -> StepLoss:
+        """Returns the losses of several global batches, one at least, as those of one."""
+        sums = {
+            field.name: sum(getattr(loss, field.name) for loss in losses)
+            for field in fields(cls)
+            if field.name != "by_source"
+        }
+        of_each = zip(*(loss.by_source for loss in losses), strict=True)
+        by_source = tuple(SourceLoss.total(of_source) for of_source in of_each)
+        return cls(**sums, by_source=by_source)
 
 
 def run_global_batch(
@@ -45,6 +72,7 @@ def run_global_batch(
     device: torch.device,
     forward_only: bool = False,
     loss_average: Literal["token", "micro_batch"] = "token",
+    num_sources: int = 0,
 ) -> StepLoss:
     """Runs this rank's share of a global batch, micro batch by micro batch.
 
@@ -58,9 +86,13 @@ def run_global_batch(
         forward_only: no backward pass (validation).
         loss_average: `micro_batch` averages within each micro batch first, as NeVA, Megatron-VLM and others do: a label
             token then weighs the more the fewer its micro batch has, and the result depends on the split.
+        num_sources: of the mixture whose sources are counted apart; 0: they are not. Their sums travel with those that
+            every step adds up anyway, so that they cost no message of their own.
     """
     losses = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, device=device, loss_of=LOSSES[loss_average]),
+        forward_step_func=partial(
+            _forward_step, device=device, loss_of=LOSSES[loss_average], sources=num_sources
+        ),
         data_iterator=[iter(batch) for _ in chunks] if len(chunks) > 1 else iter(batch),
         model=chunks,
         num_microbatches=len(batch),
@@ -68,15 +100,25 @@ def run_global_batch(
         micro_batch_size=batch[0].input_ids.shape[0],
         forward_only=forward_only,
     )
-    total = torch.zeros(7, dtype=torch.float64, device=device)
+    total = torch.zeros(7 + 2 * num_sources, dtype=torch.float64, device=device)
     for reported in losses:  # only the last pipeline stage has any
-        total[:3] += reported
+        total[4:] += reported
     if losses and parallel_state.get_context_parallel_rank() == 0:
-        total[3:] = torch.tensor(_counts(batch), dtype=torch.float64)
+        total[:4] = torch.tensor(_counts(batch), dtype=torch.float64)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(total, group=parallel_state.get_pipeline_model_parallel_group())
-    loss_sum, *counts = total.tolist()
-    return StepLoss(loss_sum, *map(int, counts))
+    summed = total.tolist()
+    num_samples, num_positions, num_tokens, num_image_tokens = map(int, summed[:4])
+    return StepLoss(
+        loss_sum=summed[4],
+        num_terms=int(summed[5]),
+        num_label_tokens=int(summed[6]),
+        num_samples=num_samples,
+        num_positions=num_positions,
+        num_tokens=num_tokens,
+        num_image_tokens=num_image_tokens,
+        by_source=tuple(map(SourceLoss, summed[7::2], map(int, summed[8::2]))),
+    )
 
 
 def _counts(batch: list[Batch]) -> list[int]:
@@ -89,8 +131,17 @@ def _counts(batch: list[Batch]) -> list[int]:
     ]
 
 
-def _forward_step(data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_of: Any) -> Any:
-    micro = next(data).to(device)
+def _forward_step(
+    data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_of: Any, sources: int
+) -> Any:
+    micro = next(data)
+    if sources:
+        # where the labels lie already: no wait for a device
+        shard = positions(
+            micro.labels.shape[1], parallel_state.get_context_parallel_group(), micro.labels.device
+        )
+        loss_of = partial(_with_sources, loss_of, sources, micro.label_sources(shard))
+    micro = micro.to(device)
     losses_L = model(
         micro.input_ids,
         micro.pixel_values,
@@ -118,6 +169,17 @@ def _reported(loss: Tensor, terms: int, losses_L: Tensor, shown: Tensor) -> tupl
     num_terms = torch.tensor(terms, dtype=torch.int, device=losses_L.device)
     report = [shown, num_terms.double(), num_terms.new_tensor(losses_L.numel()).double()]
     return loss, num_terms, torch.stack(report)
+
+
+def _with_sources(
+    loss_of: Any, number: int, sources_L: Tensor, losses_L: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what `loss_of` does, and behind what it reports loss and label tokens of each source."""
+    loss, terms, report = loss_of(losses_L)
+    is_of_KL = torch.arange(number)[:, None] == sources_L
+    of_each = is_of_KL.to(losses_L.device, torch.float64, non_blocking=True)
+    sums = torch.stack([of_each @ losses_L.detach().double(), of_each.sum(1)], dim=1)
+    return loss, terms, torch.cat([report, sums.flatten()])
 
 
 LOSSES = {"token": _sum_of_tokens, "micro_batch": _mean_of_micro_batch}

@@ -20,10 +20,12 @@ from omegaconf import DictConfig
 
 from neva.config.derive import validation_interval
 from neva.constants import VALIDATION_LOSS
+from neva.data.held_out import source_names
 from neva.data.loader import RankBatchLoader
 from neva.data.validation import build_validation_dataset, validation_loader, validation_steps
 from neva.distributed import groups
-from neva.training.step import run_global_batch
+from neva.training.source_losses import by_name
+from neva.training.step import StepLoss, run_global_batch
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Validation(Callback):
     def __init__(self, trainer_cfg: DictConfig) -> None:
         self.trainer_cfg = trainer_cfg
         self.loader: RankBatchLoader | None = None
-        self.step, self.loss = -1, float("nan")
+        self.step, self.losses = -1, dict[str, float]()
         self.seconds = 0.0
         """Spent so far."""
 
@@ -49,6 +51,7 @@ class Validation(Callback):
         dataset = build_validation_dataset(module.cfg, module.vision, module.tokenizer)
         if dataset is None:
             return
+        self.source_names = source_names(dataset.records)
         steps = validation_steps(
             len(dataset),
             module.cfg.global_batch_size,
@@ -82,37 +85,41 @@ class Validation(Callback):
             return
         started = time.monotonic()
         module: Any = pl_module
-        self.loss = held_out_loss(module.chunks, self.loader, trainer.strategy.root_device)
-        self.step = step
+        found = held_out_loss(
+            module.chunks, self.loader, trainer.strategy.root_device, len(self.source_names)
+        )
+        by_source = by_name(VALIDATION_LOSS, self.source_names, found.by_source)
+        self.step, self.losses = step, {VALIDATION_LOSS: found.mean, **by_source}
         self.seconds += time.monotonic() - started
         # for the checkpoints; the loggers would be told again at every step
-        pl_module.log(VALIDATION_LOSS, self.loss, logger=False, batch_size=1)
+        pl_module.log(VALIDATION_LOSS, found.mean, logger=False, batch_size=1)
         for log in trainer.loggers:
-            log.log_metrics(
-                {VALIDATION_LOSS: self.loss}, step - 1
-            )  # as Lightning numbers the step's own loss
+            log.log_metrics(self.losses, step - 1)  # as Lightning numbers the step's own loss
         if trainer.is_global_zero:
-            logger.info("step %s: validation loss %.4f", step, self.loss)
+            logger.info("step %s: validation loss %.4f", step, found.mean)
 
     def values(self, step: int) -> dict[str, float]:
         """Returns what was measured after this step; nothing when it did not validate."""
-        return {VALIDATION_LOSS: self.loss} if step == self.step else {}
+        return self.losses if step == self.step else {}
 
 
-def held_out_loss(chunks: Sequence[MegatronModule], loader: RankBatchLoader, device: torch.device) -> float:
-    """Returns the loss per label token over all batches, equal on every rank; every rank takes part.
+def held_out_loss(
+    chunks: Sequence[MegatronModule], loader: RankBatchLoader, device: torch.device, num_sources: int = 0
+) -> StepLoss:
+    """Returns the loss over all batches, equal on every rank; every rank takes part.
 
     Args:
         chunks: wrapped model chunks of this rank.
         loader: this rank's share of the held-out set, a step an item.
         device: where the batches are moved to.
+        num_sources: of the mixture whose sources are counted apart.
     """
-    loss_sum, label_tokens = 0.0, 0
     with evaluating(chunks):
-        for batch in loader:
-            found = run_global_batch(list(chunks), batch, device, forward_only=True)
-            loss_sum, label_tokens = loss_sum + found.loss_sum, label_tokens + found.num_label_tokens
-    return loss_sum / max(1, label_tokens)
+        steps = [
+            run_global_batch(list(chunks), batch, device, forward_only=True, num_sources=num_sources)
+            for batch in loader
+        ]
+    return StepLoss.total(steps)
 
 
 @contextmanager

@@ -92,10 +92,23 @@ def test_the_inference_yaml_is_taken_with_its_knobs() -> None:
 
 def test_what_is_not_built_is_refused_in_one_report() -> None:
     with pytest.raises(ConfigError) as caught:
-        load("llava_llama3_8b_finetune", [], YAMLS)
+        load("llava_llama3_8b_finetune", ["model.fp8=true", "model.hidden_dropout=0.1"], YAMLS)
     lines = str(caught.value).splitlines()
-    assert all(" is refused: " in line for line in lines)
-    assert any(line.startswith("model.mm_cfg.use_image_tile=true is refused") for line in lines)
+    assert len(lines) == 2 and all(" is refused: " in line for line in lines)
+
+
+def test_tiles_that_no_projector_joins_are_refused_and_those_that_one_joins_are_taken() -> None:
+    given = ["model.vocab_size=128256"]
+    with pytest.raises(
+        ConfigError, match=r"^model\.mm_cfg\.use_image_tile=true needs a projector that joins"
+    ):
+        load("llava_llama3_8b_finetune", given, YAMLS)
+    joined = [*given, "model.mm_cfg.mm_mlp_adapter_type=mlp2x_gelu_downsample"]
+    with pytest.raises(ConfigError, match=r"model\.data\.crop_size=.336,336. but the tower .*_tile=true"):
+        load("llava_llama3_8b_finetune", joined, YAMLS)
+    twice = ["model.data.crop_size=[672,672]", "model.data.image_size=[672,672]"]
+    data = load("llava_llama3_8b_finetune", [*joined, *twice], YAMLS).model.data
+    assert (data.image_token_len, list(data.image_size)) == (576, [672, 672])
 
 
 def test_adapters_are_refused_in_one_sentence() -> None:

@@ -187,6 +187,10 @@ def test_new_model_from_a_text_model_and_a_tower(tmp_path):
         assert convert(text, tmp_path / target, "--vision_encoder_path", eye, "--select_layer", "-1") == 0
     assert convert(tmp_path / "a.nemo", tmp_path / "hf2") == 0
     assert_same_weights(FolderWeights(tmp_path / "hf"), FolderWeights(tmp_path / "hf2"))
+    fresh = ["--vision_encoder_path", eye, "--adapter_type", "mlp2x_gelu_downsample"]
+    assert convert(text, tmp_path / "quarters.nemo", *fresh) == 0
+    section = open_nemo(tmp_path / "quarters.nemo").config
+    assert (section.mm_cfg.use_image_tile, list(section.data.image_size)) == (True, [56, 56])
 
 
 def test_vocabulary_is_padded_to_a_multiple_and_computes_the_same(tmp_path, capsys):

@@ -24,7 +24,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from neva.data.media import processor as processor_module
 from neva.data.media.image import expand_to_square, load_image
 from neva.data.media.placeholders import Medium
-from neva.data.media.processor import build_image_processor, to_pixels
+from neva.data.media.processor import build_image_processor, enlarged, to_pixels
 from neva.data.media.reader import MediaReader
 from neva.errors import ConfigError, DataError, SampleError
 from neva.families.configs import VisionConfig
@@ -127,6 +127,20 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert int(done.stdout) < 300  # MiB
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
+def test_an_image_of_twice_the_side_is_what_the_processor_of_such_a_tower_makes(
+    name: str, aspect_ratio: Any
+) -> None:
+    for size in ((64, 64), (333, 501), (200, 31)):
+        image = random_image(*size, seed=3)
+        twice: Any = build_image_processor(vision_cfg(model_type=name, image_size=128))
+        ours = enlarged(build_image_processor(vision_cfg(model_type=name)), 2)
+        found = to_pixels(image, ours, aspect_ratio)
+        assert found.shape == (3, 128, 128)
+        assert torch.equal(found, reference(image, twice, aspect_ratio))
 
 
 def test_pixels_of_real_photos_are_those_of_transformers() -> None:

@@ -39,8 +39,8 @@ from neva.training.validation import held_out_loss
 from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 
-VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE = 99, 8, 5, 3, 28
-NEWLINE = "mlp2x_gelu_newline"
+VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE, SOURCES = 99, 8, 5, 3, 28, 3
+NEWLINE, QUARTERS = "mlp2x_gelu_newline", "mlp2x_gelu_downsample"
 VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
     ffn_hidden_size=40, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
@@ -65,13 +65,15 @@ class Case:
     tied: bool = False
     fsdp: str | None = None
     tiles: bool = False
+    quarters: bool = False
     packed: bool = False
     own_shape: bool = False
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
-        return "tiles" if self.tiles else "own_shape" if self.own_shape else str(self.tied)
+        changed = [name for name in ("tiles", "quarters", "own_shape") if getattr(self, name)]
+        return changed[0] if changed else str(self.tied)
 
     def __str__(self) -> str:
         data = self.processes // (self.tensor * self.pipeline * self.context)
@@ -85,8 +87,8 @@ class Case:
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         switches = (
-            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "packed",
-            "own_shape",
+            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
+            "packed", "own_shape",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
@@ -150,6 +152,10 @@ CASES = [
     Case(2, pipeline=2, tiles=True, micro_batch=1),
     Case(2, context=2, tiles=True),
     Case(2, fsdp="full", tiles=True),
+    Case(2, tensor=2, quarters=True, sequence_parallel=True),
+    Case(2, pipeline=2, quarters=True, micro_batch=1),
+    Case(2, context=2, quarters=True),
+    Case(2, fsdp="full", quarters=True),
     Case(1, packed=True),
     Case(2, packed=True, context=2, recompute="full"),
     Case(2, packed=True, fsdp="full"),
@@ -171,7 +177,7 @@ def language(tensor: int, tied: bool) -> LanguageConfig:
     )  # fmt: skip
 
 
-def samples() -> list[Sample]:
+def samples(side: int = SIDE) -> list[Sample]:
     """Ragged samples: one turn or two, images at the front or in the middle, every third without an image.
 
     Their labels are shifted already.
@@ -188,8 +194,8 @@ def samples() -> list[Sample]:
         labels[-2 - number : -1] = input_ids[-1 - number :]
         if number == 4:
             labels[at : at + 2] = text[at : at + 2]
-        pixels = torch.randn(images, 3, SIDE, SIDE, generator=draw)
-        made.append(Sample(input_ids, labels, pixels, str(number)))
+        pixels = torch.randn(images, 3, side, side, generator=draw)
+        made.append(Sample(input_ids, labels, pixels, str(number), source=number % SOURCES))
     return made
 
 
@@ -220,21 +226,23 @@ def samples_with_media(rules: MediaRules) -> list[Sample]:
                 torch.randn(shape, generator=draw),
                 row.record_id,
                 media,
+                row.source,
             )
         )
     return made
 
 
-def samples_of(case: Case) -> list[Sample]:
+def rows_of(case: Case) -> list[Sample]:
+    """The samples of a case."""
     if case.own_shape:
         return samples_with_media(media_rules(VISION, "mlp2x_gelu", KeptShape()))
-    return tiled_samples() if case.tiles else samples()
+    return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
 
 
 def share(case: Case, dtype: torch.dtype) -> list[Batch]:
     """This data-parallel rank's micro batches, all of one length that every layout can cut."""
     rank, size = groups.data_parallel_rank(), groups.data_parallel_size()
-    rows = samples_of(case)
+    rows = rows_of(case)
     if case.packed:
         return packed_share(case, rows, dtype)
     length = -(-max(len(row.input_ids) for row in rows) // 8) * 8
@@ -251,6 +259,8 @@ def share(case: Case, dtype: torch.dtype) -> list[Batch]:
                 torch.cat([row.pixel_values for row in part]).to(dtype),
             ),
             feature_order=feature_order([medium for row in part for medium in row.media]),
+            sample_lengths=[[len(row.input_ids)] for row in part],
+            sample_sources=[[row.source] for row in part],
             pictures=picture_shapes([medium for row in part for medium in row.media]),
         )
         for part in (mine[first : first + micro_batch] for first in range(0, len(mine), micro_batch))
@@ -272,9 +282,14 @@ def packed_share(case: Case, rows: list[Sample], dtype: torch.dtype) -> list[Bat
             ),
             torch.cat([row.pixel_values for pack in part for row in pack]).to(dtype),
         )
-        shapes = picture_shapes([medium for pack in part for row in pack for medium in row.media])
-        lengths = [[len(row.input_ids) for row in pack] for pack in part]
-        batches.append(replace(batch, sample_lengths=lengths, pictures=shapes))
+        batches.append(
+            replace(
+                batch,
+                sample_lengths=[[len(row.input_ids) for row in pack] for pack in part],
+                sample_sources=[[row.source for row in pack] for pack in part],
+                pictures=picture_shapes([medium for pack in part for row in pack for medium in row.media]),
+            )
+        )
     return batches
 
 
@@ -302,9 +317,9 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     )
     return [
         build_model(
-            VISION,
+            replace(VISION, image_tiles=case.quarters),
             shape,
-            NEWLINE if case.tiles else "mlp2x_gelu",
+            NEWLINE if case.tiles else QUARTERS if case.quarters else "mlp2x_gelu",
             config,
             piece.is_first,
             piece.is_last,
@@ -317,10 +332,9 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
     """Takes `STEPS` optimizer steps in float32, or one forward and backward pass in float64.
 
-    Returns losses, gradient norms, and this rank's gradients of the first step and parameters after the last.
+    Returns losses, those of sources, gradient norms, and this rank's gradients of the first step and parameters after
+    the last.
     """
-    layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
-    groups.init_model_parallel(layout, seed=1234)
     models = build(case, dtype)
     initial = {name: value.detach().clone() for name, value in named(models)}
     for model in models:
@@ -330,7 +344,14 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
     optim = OmegaConf.create(
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
     )
-    found: dict[str, Any] = {"losses": [], "norms": [], "gradients": {}, "models": models, "initial": initial}
+    found: dict[str, Any] = {
+        "losses": [],
+        "sources": [],
+        "norms": [],
+        "gradients": {},
+        "models": models,
+        "initial": initial,
+    }
     exact = dtype == torch.float64
     optimizer: Any = None
     if not exact and case.fsdp:
@@ -342,8 +363,9 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
             chunk.zero_grad_buffer()
         if optimizer is not None:
             optimizer.zero_grad()
-        loss = run_global_batch(chunks, batch, torch.device("cpu"))
+        loss = run_global_batch(chunks, batch, torch.device("cpu"), num_sources=SOURCES)
         found["losses"].append(loss.mean)
+        found["sources"] += [of.loss_sum / of.num_label_tokens for of in loss.by_source]
         if step == 0 and not case.distributed_optimizer:
             trained = [(name, value) for name, value in named(models) if value.requires_grad]
             gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}
@@ -352,7 +374,7 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
             found["held_out"] = held_out(case, chunks, dtype)
         if optimizer is not None:
             found["norms"].append(optimizer.step()[1])
-    found["after"] = {name: joined(value.detach()) for name, value in named(models)}
+    found["after"] = {name: joined(value.detach()).clone() for name, value in named(models)}
     return found
 
 
@@ -371,10 +393,10 @@ class HeldOutSamples:
         return Sample(ids, labels, self.rows[0].pixel_values[:0], NO_RECORD, ())
 
 
-def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
-    """The validation loss of five samples in a global batch of eight places."""
+def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> list[float]:
+    """The validation loss of five samples in a global batch of eight places, and those of their sources."""
     batches = ValidationBatchDataset(
-        HeldOutSamples(samples_of(case), dtype),  # type: ignore[arg-type]
+        HeldOutSamples(rows_of(case), dtype),  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch,
         pad_id=0,
         pad_to_multiple_of=8,
@@ -382,7 +404,8 @@ def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> float:
     )
     steps = validation_steps(HELD_OUT, SAMPLES, limit=None, drop_last=False)
     shards = [step[groups.data_parallel_rank() :: groups.data_parallel_size()] for step in steps]
-    return held_out_loss(chunks, build_loader(batches, shards, 0), torch.device("cpu"))
+    loss = held_out_loss(chunks, build_loader(batches, shards, 0), torch.device("cpu"), SOURCES)
+    return [loss.mean, *(of.loss_sum / of.num_label_tokens for of in loss.by_source)]
 
 
 def wrapped(models: list[NevaModel], case: Case) -> list[Any]:
@@ -405,7 +428,7 @@ def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
 def reference(folder: Path) -> None:
     """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
     groups.init_process_group(0, 1)
-    for changes in ({}, {"tied": True}, {"tiles": True}, {"own_shape": True}):
+    for changes in ({}, {"tied": True}, {"tiles": True}, {"quarters": True}, {"own_shape": True}):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant
         groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
@@ -425,7 +448,8 @@ def reference(folder: Path) -> None:
             write(folder, f"after{variant}{name}", found["after"])
             norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
             numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
-            numbers[f"{name} held out"] = torch.tensor(found["held_out"], dtype=torch.float64)
+            for kind in ("sources", "held_out"):
+                numbers[f"{name} {kind}"] = torch.tensor(found[kind], dtype=torch.float64)
         save_file(numbers, folder / f"numbers{variant}.safetensors")
     groups.destroy()
 
@@ -443,11 +467,13 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     numbers = load_file(folder / f"numbers{case.variant}.safetensors")
     losses, norms = numbers[name]
     worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
-    worst["held out"] = abs(found["held_out"] - float(numbers[f"{name} held out"]))
+    for kind in ("sources", "held_out"):
+        expected_numbers = numbers[f"{name} {kind}"].tolist()
+        worst[kind] = max(abs(a - b) for a, b in zip(found[kind], expected_numbers, strict=True))
     if found["norms"]:
         worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
     if found["gradients"]:
-        expected = whole(case, dtype, folder / f"gradients{case.variant}{name}.safetensors")
+        expected = whole(case, dtype, found["models"], folder / f"gradients{case.variant}{name}.safetensors")
         for part in ("vision_tower", "projector", "language_model"):
             pairs = [(g, expected[n]) for n, g in found["gradients"].items() if n.startswith(part)]
             largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
@@ -455,13 +481,13 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
                 max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
             )
     if dtype == torch.float32:
-        expected = whole(case, dtype, folder / f"after{case.variant}{name}.safetensors")
+        expected = whole(case, dtype, found["models"], folder / f"after{case.variant}{name}.safetensors")
         # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
         compared = [
             (n, v) for n, v in found["after"].items() if "k_proj.bias" not in n and n not in VOCABULARY
         ]
         worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
-        expected = whole(case, dtype, folder / f"initial{case.variant}.safetensors")
+        expected = whole(case, dtype, found["models"], folder / f"initial{case.variant}.safetensors")
         filled = {n: v.any(dim=-1, keepdim=True) if n in VOCABULARY else 1 for n, v in expected.items()}
         worst["initial"] = max(
             float(((v - expected[n]) * filled[n]).abs().max()) for n, v in found["initial"].items()
@@ -469,12 +495,12 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     return worst
 
 
-def whole(case: Case, dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
-    """This rank's share of what a file holds for one process."""
-    models = build(case, dtype)
+def whole(case: Case, dtype: torch.dtype, models: list[NevaModel], path: Path) -> dict[str, Tensor]:
+    """This rank's share of what a file holds for one process; `models`, which are done with, take it in."""
+    models = build(case, dtype) if case.fsdp else models
     for model in models:
         load_native(model, load_file(path), VOCAB)
-    return dict(named(models))
+    return {name: value.detach().clone() for name, value in named(models)}
 
 
 def worker(
@@ -484,6 +510,8 @@ def worker(
     torch.set_num_threads(1)
     mutate(mutation)
     for case, _ in zip(cases, meetings(rank, size, port), strict=False):
+        layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
+        groups.init_model_parallel(layout, seed=1234)
         for dtype in (torch.float64, torch.float32):
             worst: list[Any] = [None] * size
             dist.all_gather_object(worst, differences(case, folder, dtype))

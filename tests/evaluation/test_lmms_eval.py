@@ -37,6 +37,12 @@ def samples(folder, name):
     return [json.loads(line)["filtered_resps"].strip() for line in newest.read_text().splitlines()]
 
 
+def first_token(folder, text):
+    """The id of the token that a text begins with."""
+    vocabulary = json.loads((folder / "out/hf/tokenizer.json").read_text())["model"]["vocab"]
+    return vocabulary[max((token for token in vocabulary if text.startswith(token)), key=len)]
+
+
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("lmms-eval", marks=needs_the_kit)])
 def python(request):
     """The Python that has the kit."""
@@ -79,11 +85,18 @@ def test_a_file_that_fails_fails_no_other(answered):
 
 @pytest.mark.usefixtures("answered")
 @pytest.mark.parametrize("python", ["stand-in"], indirect=True)
-def test_questions_are_asked_as_they_stand_when_that_is_wanted(folder, python, capsys):
+def test_questions_are_asked_as_they_stand_and_answers_end_where_the_export_says(folder, python, capsys):
     plain = generated(folder, "")
     assert plain != generated(folder, INSTRUCTION)
-    file = asked(folder, [*plain[:2], "?"])
+    settings = folder / "out/hf/generation_config.json"
+    before = settings.read_text()
+    ends = [json.loads(before)["eos_token_id"], first_token(folder, plain[0])]
+    settings.write_text(json.dumps({**json.loads(before), "eos_token_id": ends}))
+    ended = generated(folder, "")
+    file = asked(folder, [*ended[:2], "?"])
     assert evaluate(python, folder, file, more=["--plain-prompts", "--force"]) == 0
+    settings.write_text(before)
+    assert samples(folder, "neva_mine") == ended != plain
     found = entries(folder)["lmms-eval/mine"]
     assert (found["score"], found["prompts"]) == (pytest.approx(2 / 3), "the question alone")
     assert f"transformers {transformers.__version__}" in capsys.readouterr().out

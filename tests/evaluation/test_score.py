@@ -182,6 +182,10 @@ def test_a_local_file_says_how_the_kit_scores_it(tmp_path):
         (["a.jsonl"], "--reference FILE and --metric, one of"),
         (["a.jsonl", "--metric", "bleu", "--reference", "b"], "'bleu' is not a metric"),
         (["--kit", "vlmevalkit"], "--kit wants --model and --data"),
+        (
+            ["--kit", "lm-eval"],
+            "'lm-eval' is not a kit for evaluation that neva knows; expected one of lmms-eval",
+        ),
         (["--kit", "vlmevalkit", "--model", "m", "--data", "d", "--nproc", "0"], "expected 1 or more"),
         (["--kit", "vlmevalkit", "--model", "m", "--data", "d", "--base-url", "u"], "pass --output"),
         (["--kit", "vlmevalkit", "--model", "m", "--data", "d"], "in no package registry"),

@@ -51,8 +51,10 @@ OPTIM = OmegaConf.create({"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.95],
 SMALL_CHANGE = 0.03
 
 
-def described(vision: VisionConfig, language: LanguageConfig, trained: frozenset[str]) -> ModelSpec:
-    return ModelSpec(vision, language, "mlp2x_gelu", 128, trained)
+def described(
+    vision: VisionConfig, language: LanguageConfig, trained: frozenset[str], connector: str = "mlp2x_gelu"
+) -> ModelSpec:
+    return ModelSpec(vision, language, connector, 128, trained)
 
 
 def built(model: ModelSpec, precision: str, **switches: Any) -> NevaModel:
@@ -71,7 +73,7 @@ def micro_batch(vision: VisionConfig, rows: int, length: int, labels: int, vocab
     input_ids[:, 1 : 1 + vision.num_tokens] = IMAGE_TOKEN_ID
     targets = torch.full_like(input_ids, IGNORE_INDEX)
     targets[:, length - labels :] = 5
-    side = vision.image_size
+    side = vision.image_side
     return unnamed_batch(input_ids, targets, torch.randn(rows, 3, side, side, generator=draw))
 
 
@@ -241,6 +243,23 @@ def test_activations_match_saved_tensors(
     planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
     measured = count_saved(real, batch)
     assert planned == pytest.approx(measured, rel=SMALL_CHANGE)
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("connector", ["mlp2x_gelu_downsample", "mlp_downsample"])
+def test_weights_and_activations_of_quarters_are_those_of_the_built_model(
+    single_process: None, connector: str, trained: frozenset[str]
+) -> None:
+    vision, language = wide()
+    vision = dataclasses.replace(vision, image_tiles=True)
+    model = described(vision, language, trained, connector)
+    real = built(model, "bf16")
+    found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
+    assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]
+    batch, work = work_of(vision, language, "bf16", None)
+    kept = saved_activations(model, WHOLE, work)
+    planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
+    assert planned == pytest.approx(count_saved(real, batch), rel=SMALL_CHANGE)
 
 
 def count_share(rank: int, port: int, results: Any) -> None:

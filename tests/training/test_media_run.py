@@ -7,9 +7,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from neva.cli import main
 from neva.config.load import load
 from neva.distributed import groups
 from neva.formats.nemo import open_nemo
@@ -47,6 +49,25 @@ def write_data(folder: Path) -> None:
     records.append({"video": "white.mp4", "conversations": turns("<video>", "white")})
     records.append({"conversations": turns("it", "is")})
     (folder / "media.json").write_text(json.dumps(records))
+
+
+def answers_of(nemo: Path, folder: Path, asked: list[dict[str, object]]) -> dict[int, object]:
+    """Answers to prompts whose media lie in the folder, or why there is none, by the number of the prompt."""
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    cfg = load(
+        "llava_7b_inference",
+        [f"neva_model_file={nemo}", f"prompt_file={folder}/prompts.jsonl", f"output_file={folder}/out.jsonl",
+         f"inference.images_base_path={folder}", "inference.greedy=true", "inference.tokens_to_generate=4",
+         "trainer.precision=32", "trainer.accelerator=cpu"],
+    )  # fmt: skip
+    groups.init_process_group(rank=0, world_size=1)  # training has left its own
+    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
+    requests = read_requests(folder / "prompts.jsonl", folder, None)
+    assistant = load_configured(cfg, torch.device("cpu"))
+    found: dict[int, object] = {}
+    for some in answer_all(assistant, cfg.inference, dict(enumerate(requests))):
+        found |= some
+    return found
 
 
 def test_images_of_any_resolution_and_videos_are_learnt_saved_and_answered(
@@ -100,29 +121,71 @@ def run(tmp_path: Path, colours: list[str], *more: str) -> Path:
 
 def ask(tmp_path: Path, path: Path) -> None:
     """The model answers as it was taught, and names what it cannot read."""
-    asked = [
+    asked: list[dict[str, object]] = [
         *({"prompt": f"<image>\n{QUESTION}", "image": f"{colour}.png"} for colour in SHAPES),
         {"prompt": f"<image> is <image>\n{QUESTION}", "image": ["red.png", "blue.png"]},
         {"prompt": QUESTION, "video": "white.mp4"},
         {"prompt": f"<video> <video>\n{QUESTION}", "video": ["white.mp4", "gone.mp4"]},
     ]
     (tmp_path / "gone.mp4").write_text("no video")
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    cfg = load(
-        "llava_7b_inference",
-        [f"neva_model_file={path}", f"prompt_file={tmp_path}/prompts.jsonl", f"output_file={tmp_path}/out.jsonl",
-         f"inference.images_base_path={tmp_path}", "inference.greedy=true", "inference.tokens_to_generate=4",
-         "trainer.precision=32", "trainer.accelerator=cpu"],
-    )  # fmt: skip
-    groups.init_process_group(rank=0, world_size=1)  # training has left its own
-    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
-    requests = read_requests(tmp_path / "prompts.jsonl", tmp_path, None)
-    assistant = load_configured(cfg, torch.device("cpu"))
-    found: dict[int, object] = {}
-    for some in answer_all(assistant, cfg.inference, dict(enumerate(requests))):
-        found |= some
+    found = answers_of(path, tmp_path, asked)
     answers = [found[number] for number in range(5)]
     assert all(isinstance(answer, Answer) for answer in answers)
     said = [answer.text for answer in answers if isinstance(answer, Answer)]
     assert said == [*SHAPES, "red blue", "white"]
     assert "video file" in str(found[5]) and "cannot be decoded" in str(found[5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_tiled", "positions", "reason"),
+    [
+        ("mlp2x_gelu_downsample", True, 4, "was trained with use_image_tile=true, which neither layout"),
+        ("mlp_downsample", True, 4, "was trained with use_image_tile=true, which neither layout"),
+        ("mlp_downsample", False, 1, "neither layout of LLaVA has a mlp_downsample projector"),
+    ],
+)
+def test_a_downsampling_projector_is_learnt_saved_and_answers_and_is_not_exported(
+    tmp_path: Path,
+    colours: list[str],
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    is_tiled: bool,
+    positions: int,
+    reason: str,
+) -> None:
+    records = []
+    for colour, size in SHAPES.items():
+        Image.new("RGB", size, COLOURS[colour]).save(tmp_path / f"{colour}.png")
+        records.append({"image": f"{colour}.png", "conversations": turns("<image>", colour)})
+    records.append({"conversations": turns("it", "is")})
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    changes = [
+        f"model.data.data_path={tmp_path}/data.json",
+        f"model.data.image_folder={tmp_path}",
+        "model.data.image_aspect_ratio=pad",
+        f"model.mm_cfg.mm_mlp_adapter_type={kind}",
+        f"model.mm_cfg.use_image_tile={is_tiled}",
+        "model.optim.lr=5e-3",
+        "trainer.max_steps=25",
+        f"exp_manager.exp_dir={tmp_path}",
+        "exp_manager.name=run",
+    ]
+    folder = train(load("quickstart_finetune", [*colours, *changes]))
+    path = next((folder / "checkpoints").glob("*.nemo"))
+    nemo = open_nemo(path)
+    assert nemo.config.data.image_token_len == positions
+    assert nemo.config.data.image_size == [16 * (1 + is_tiled)] * 2
+    if kind == "mlp2x_gelu_downsample":
+        assert nemo.weights["projector.alpha"].abs().item() > 1e-3
+    asked: list[dict[str, object]] = [
+        {"prompt": f"<image>\n{QUESTION}", "image": f"{colour}.png"} for colour in SHAPES
+    ]
+    said = [
+        answer.text for answer in answers_of(path, tmp_path, asked).values() if isinstance(answer, Answer)
+    ]
+    assert said == [*SHAPES]
+    for layout in ("original", "llava-hf"):
+        target = tmp_path / f"llava-{layout}"
+        assert main(["convert", str(path), str(target), "--layout", layout]) == 1
+        assert reason in capsys.readouterr().err
+        assert not target.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,16 +42,21 @@ def samples(image_tokens: int) -> list[Sample]:
         if number != 5:
             labels[-2 - 2 * number : -1] = input_ids[-1 - 2 * number :]
         pixels = torch.randn(images, 3, 28, 28, generator=draw)
-        made.append(Sample(input_ids, labels, pixels, str(number)))
+        made.append(Sample(input_ids, labels, pixels, str(number), source=number % 2))
     return made
 
 
 def together(rows: list[Sample]) -> Batch:
     pad = torch.nn.utils.rnn.pad_sequence
-    return unnamed_batch(
+    batch = unnamed_batch(
         pad([row.input_ids for row in rows], batch_first=True),
         pad([row.labels for row in rows], batch_first=True, padding_value=IGNORE_INDEX),
         torch.cat([row.pixel_values for row in rows]),
+    )
+    return replace(
+        batch,
+        sample_lengths=[[len(row.input_ids)] for row in rows],
+        sample_sources=[[row.source] for row in rows],
     )
 
 
@@ -121,6 +127,25 @@ def test_the_mean_of_micro_batches_equals_a_computation_by_hand(single_process: 
     torch.testing.assert_close(loss.mean, expected_loss.item(), atol=TOLERANCE, rtol=TOLERANCE)
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients[name], gradient, atol=TOLERANCE, rtol=1e-4, msg=name)
+
+
+def test_losses_of_sources_are_sums_over_their_own_label_tokens(single_process: None) -> None:
+    model, image_tokens = build()
+    rows = samples(image_tokens)
+    sums, counts = [0.0, 0.0, 0.0], [0, 0, 0]
+    for row in rows:  # one sample at a time, every logit, the textbook formula
+        logits = model(row.input_ids[None], row.pixel_values)[0]
+        for position in (row.labels != IGNORE_INDEX).nonzero().flatten():
+            sums[row.source] -= logits[position].log_softmax(-1)[row.labels[position]].item()
+            counts[row.source] += 1
+    split = [together(rows[:3]), together(rows[3:7]), together(rows[7:])]
+    loss, gradients = one_step(model, split, num_sources=3)
+    assert [found.num_label_tokens for found in loss.by_source] == counts and counts[2] == 0 < min(counts[:2])
+    # float32: sums over other lengths of padding
+    torch.testing.assert_close([found.loss_sum for found in loss.by_source], sums, atol=0, rtol=1e-6)
+    without, same = one_step(model, split)
+    assert without == replace(loss, by_source=())
+    assert all(torch.equal(gradients[name], same[name]) for name in same)
 
 
 def data_parallel_rank(rank: int, size: int, port: int, results: mp.Queue) -> None:

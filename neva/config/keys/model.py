@@ -16,7 +16,6 @@ from neva.registry import LANGUAGE_FAMILIES
 
 _NO_PROJECTOR = {
     "identity": "neva always projects: the tower's width is not the language model's",
-    "mlp_downsample": "neva does not have downsampling projectors yet: use mlp2x_gelu",
 }
 _TOKENIZER = "neva reads tokenizer.json (model.tokenizer.type) and sentencepiece (model.tokenizer.model) only"
 _SPECIAL_TOKENS = "image positions have ids outside the vocabulary, so no special tokens are needed"
@@ -97,10 +96,9 @@ class MmCfg:
     use_im_start_end: bool = key(
         "Put a token of the vocabulary before and behind each image, as LLaVA and NeVA can."
     )
-    use_image_tile: Any = refused(
-        False,
-        why="it belongs to a projector that joins tiles, which neva has not: cut images with "
-        "model.data.image_aspect_ratio=anyres, dynamic or grid",
+    use_image_tile: bool = key(
+        "Images of twice the tower's side, which sees their quarters; a downsampling projector joins them to the "
+        "positions of one tile."
     )
 
 

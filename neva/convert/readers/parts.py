@@ -29,14 +29,16 @@ def read(folder: Path, options: Options) -> LazyModel:
     tower = options.tower_path
     assert tower is not None
     language = read_language_config(folder)
+    connector = connector_named(options.adapter_type)
     vision = read_vision_config(tower, options.select_layer)
     if vision.model_type not in VISION_FAMILIES:
         number, _ = tokens(vision_family(vision.model_type), vision)
         vision = replace(vision, class_token_length=max(0, number - vision.num_tokens))
+    vision = replace(vision, image_tiles=connector.quarters == "needed")
     check_vocabulary(folder, language.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        projector = connector_named(options.adapter_type).build(vision.feature_size, language.hidden_size)
+        projector = connector.build(vision.feature_size, language.hidden_size)
     drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
     return LazyModel(
         name=f"{folder} + {tower}",

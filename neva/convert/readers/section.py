@@ -33,6 +33,7 @@ def model_section(
                     "llm": {"from_pretrained": None, **family_key(language)},
                     "vision_encoder": {"from_pretrained": None, **vision_section(vision)},
                     "mm_mlp_adapter_type": adapter_type,
+                    "use_image_tile": vision.image_tiles,
                     "pretrain_mm_mlp_adapter": None,
                 },
                 "data": {"conv_template": template, "system": system, "image_aspect_ratio": aspect_ratio},
@@ -40,7 +41,7 @@ def model_section(
         )
     section = OmegaConf.create(OmegaConf.to_container(recipe, resolve=True)).model
     tokens = tokens_per_image(vision, adapter_type)
-    side = [vision.image_size, vision.image_size]
+    side = [vision.image_side, vision.image_side]
     section.data.merge_with({"image_token_len": tokens, "crop_size": side, "image_size": side})
-    section.mm_cfg.vision_encoder.crop_size = side
+    section.mm_cfg.vision_encoder.crop_size = [vision.image_size, vision.image_size]
     return section

@@ -83,6 +83,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def check_aspect_ratio(model: LazyModel) -> None:
     """Raises CheckpointError for pixels that no image processor of transformers makes."""
+    if model.vision.image_tiles:
+        raise CheckpointError(
+            f"{model.name} was trained with use_image_tile=true, which neither layout of LLaVA has: there is no "
+            "export; models to be exported are trained without it"
+        )
     if media_rules_of(model.config, model.vision).tiling.cuts:
         raise CheckpointError(
             f"{model.name} was trained with image_aspect_ratio={model.config.data.image_aspect_ratio}, whose tiles "

@@ -84,6 +84,17 @@ def checked_settings(settings: Mapping[str, Any], size: int, where: str | Path) 
     return settings
 
 
+def enlarged(processor: ImageProcessor, factor: int) -> ImageProcessor:
+    """Returns the processor that does the same on images `factor` times as high and wide."""
+    if factor == 1:
+        return processor
+    settings = json.loads(processor.to_json_string())
+    for name in ("size", "crop_size"):
+        if settings.get(name):
+            settings[name] = {edge: factor * pixels for edge, pixels in settings[name].items() if pixels}
+    return load_image_processor(settings)
+
+
 def load_image_processor(settings: Mapping[str, Any], where: str | Path | None = None) -> ImageProcessor:
     """Loads the processor of a preprocessor_config.json's content, in its PIL form (no torchvision).
 

@@ -20,6 +20,7 @@ from neva.data.media.placeholders import ImageInput, Medium
 from neva.data.media.processor import (
     AspectRatio,
     ImageProcessor,
+    enlarged,
     to_pixels,
     to_tile_pixels,
     to_whole_pixels,
@@ -133,7 +134,7 @@ def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: I
         require_library(video.library)
     return MediaReader(
         rules=media_rules_of(model_cfg, vision),
-        processor=processor,
+        processor=enlarged(processor, vision.image_side // vision.side),
         aspect_ratio=model_cfg.data.image_aspect_ratio,
         exif_transpose=turns_images(model_cfg),
         video=video,

@@ -150,7 +150,11 @@ class Mixture:
             error.place = self._place(part, (record.place if record else error.place) or f"record {number}")
             raise
         return replace(
-            record, images=images, videos=videos, place=self._place(part, record.place or f"record {number}")
+            record,
+            images=images,
+            videos=videos,
+            place=self._place(part, record.place or f"record {number}"),
+            source=self.parts.index(part),
         )
 
     def _place(self, part: Part, place: str) -> str:

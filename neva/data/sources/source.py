@@ -32,6 +32,8 @@ class Record:
     """Names in the video folder, or files."""
     odd: tuple[str, ...] = field(default=(), compare=False)
     """What is odd about it and was read as LLaVA does: kinds of `neva.data.odd_records`."""
+    source: int = field(default=0, compare=False)
+    """Number of the source that it is of, in a mixture."""
 
 
 class Records(Protocol):

@@ -188,7 +188,8 @@ def start(words: Sequence[str], folder: Path, log: Path, environment: Mapping[st
         finally:
             process.kill()  # of no effect on one that has ended
     if code:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LINES:]
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = [line for line in lines if not BAR.fullmatch(line)][-SHOWN_LINES:]
         raise UserError("\n".join([*last, f"the kit ended with exit code {code}; its output is in {log}"]))
 
 

@@ -72,4 +72,4 @@ class NewlineConnector(Connector):
         )
 
 
-CONNECTORS.register(r"(?:linear|mlp\w+)" + SUFFIX, NewlineConnector)
+CONNECTORS.register(r"(?:linear|mlp[1-9]\d*x_gelu(?:_h[1-9]\d*(?:_nobias)?)?)" + SUFFIX, NewlineConnector)
