@@ -189,6 +189,12 @@ def media_rules(
             f"model.data.image_aspect_ratio=keep shows pictures that are no squares, which a projector of type "
             f"{connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
         )
+    if vision.kept_tokens and (kind.needs_square or rules.tiling.is_map):
+        raise ConfigError(
+            f"model.mm_cfg.mm_mlp_adapter_type={connector} lays the patches of an image out as a map, in which the "
+            f"tower's {vision.kept_tokens} leading tokens have no place: raise "
+            "model.mm_cfg.vision_encoder.class_token_length by as many"
+        )
     rules.tiling.check(vision.side)
     _check_quarters(vision, kind, rules.tiling)
     return rules
@@ -214,11 +220,6 @@ def _check_quarters(vision: VisionConfig, connector: Connector, tiling: Tiling) 
         raise ConfigError(
             f"{key}=true cuts every image into quarters itself: model.data.image_aspect_ratio must be square, pad or "
             "pad_right_bottom, not one that cuts into tiles or keeps shapes"
-        )
-    if vision.image_tiles and vision.kept_tokens:
-        raise ConfigError(
-            f"{key}=true joins the patches of quarters, among which the tower's {vision.kept_tokens} leading tokens "
-            "have no place: raise model.mm_cfg.vision_encoder.class_token_length by as many"
         )
 
 

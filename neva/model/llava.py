@@ -166,7 +166,7 @@ class NevaModel(MegatronModule):
 
     def _zero_image(self, pixel_values: Tensor) -> Tensor:
         assert self.vision_tower is not None
-        side = self.vision_tower.config.side
+        side = self.vision_tower.config.image_side
         return pixel_values.new_zeros((1, 3, side, side))
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:

@@ -287,9 +287,9 @@ def test_an_image_that_many_prompts_show_is_read_and_encoded_once(
     encoded, read = [], []
     encode, load_image = shared.encode, reader.load_image
 
-    def counted(model: NevaModel, pixels: Tensor, order: Tensor | None) -> Tensor:
+    def counted(model: NevaModel, pixels: Tensor, *arguments: Any) -> Tensor:
         encoded.append(len(pixels))
-        return encode(model, pixels, order)
+        return encode(model, pixels, *arguments)
 
     def noted(path: Path, *arguments: bool) -> Image.Image:
         read.append(path.name)

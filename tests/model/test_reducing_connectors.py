@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -199,7 +200,10 @@ def test_pictures_of_their_own_shape_go_with_a_perceiver_and_with_no_map() -> No
     vision = shapes("clip", 2, False)[0]
     rules = media_rules(vision, KINDS[-1], KeptShape())
     assert {rules.image(*size).tokens for size in ((28, 28), (100, 20), (9, 500))} == {3}
-    for kind in ("pixel_shuffle2_linear", "concat4_linear", "bilinear2x2_linear"):
+    with_token = replace(vision, class_token_length=0, kept_tokens=1)
+    for kind in ("pixel_shuffle2_linear", "concat4_linear", "bilinear2x2_linear", "mlp_downsample"):
         with pytest.raises(ConfigError, match="keep shows pictures that are no squares"):
             media_rules(vision, kind, KeptShape())
+        with pytest.raises(ConfigError, match="1 leading tokens have no place|17 features|65 features"):
+            media_rules(with_token, kind)
     assert not Connector.needs_square

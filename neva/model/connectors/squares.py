@@ -22,6 +22,8 @@ SUFFIX = "_downsample"
 class DownsamplingConnector(Connector):
     """Four features that lie in a square make one position."""
 
+    needs_square: ClassVar[bool] = True
+
     def tokens_out(self, tokens_in: int) -> int:
         """See `Connector`. A side of an odd number is filled up."""
         half: int = (math.isqrt(tokens_in) + 1) // 2
