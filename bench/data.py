@@ -158,7 +158,9 @@ class EnergonPasses:
         self.process.wait()
 
 
-def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast, records: str, images: str) -> Dataset[Any]:
+def neva_dataset(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, records: str, images: str, decoder: str = "pillow"
+) -> Dataset[Any]:
     """Returns what training reads, labels included, of records and an image folder, which may be null."""
     from neva.config.load import load
     from neva.config.model_config import vision_config_of
@@ -177,6 +179,7 @@ def neva_dataset(folder: Path, tokenizer: PreTrainedTokenizerFast, records: str,
         f"{tower}.image_mean={list(image_processor().image_mean)}",
         f"{tower}.image_std={list(image_processor().image_std)}",
         "model.data.image_aspect_ratio=square",
+        f"model.data.jpeg_decoder={decoder}",
     ]
     model = load("quickstart_finetune", overrides).model
     return build_dataset(model, vision_config_of(model), tokenizer)
@@ -226,12 +229,18 @@ def compare(folder: Path, images: int, rounds: int, energon_python: Path | None)
     datasets = {
         "neva": neva_dataset(folder, tokenizer, f"{folder}/data.json", str(folder)),
         "processor": ProcessorPerSample(folder),
+        "simplejpeg": neva_dataset(folder, tokenizer, f"{folder}/data.json", str(folder), "simplejpeg"),
     }
     ours, theirs = datasets["neva"], datasets["processor"]
     energon = None if energon_python is None else EnergonPasses(energon_python, folder, images)
     if energon is not None:
         datasets["neva on shards"] = neva_dataset(folder, tokenizer, f"{folder}/shards", "null")
-    equal = all(torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0]) for n in range(8))
+    faster = datasets["simplejpeg"]
+    equal = all(
+        torch.equal(ours[n].pixel_values[0], theirs[n]["pixel_values"][0])
+        and torch.equal(ours[n].pixel_values[0], faster[n].pixel_values[0])
+        for n in range(8)
+    )
     sys.stdout.write(f"{images} JPEGs of {WIDTH} x {HEIGHT}; pixels bit-equal: {equal}\n")
     for workers in WORKERS:
         passes: dict[str, list[tuple[float, float]]] = {}
@@ -246,6 +255,7 @@ def compare(folder: Path, images: int, rounds: int, energon_python: Path | None)
         quarters = ", ".join(f"{value:.0f}" for value in memory)
         sys.stdout.write(
             f"{workers} workers: {beside(passes, 'neva', 'processor')}; a worker at the quarters: {quarters} MiB\n"
+            f"{workers} workers, jpeg_decoder=simplejpeg: {beside(passes, 'simplejpeg', 'processor')}\n"
         )
         if energon is not None:
             sys.stdout.write(f"{workers} workers on shards: {beside(passes, 'neva on shards', 'energon')}\n")
