@@ -108,6 +108,11 @@ def turns_images(model_cfg: DictConfig) -> bool:
     return bool(OmegaConf.select(model_cfg, "data.exif_transpose"))
 
 
+def jpeg_decoder_of(model_cfg: DictConfig) -> Literal["pillow", "simplejpeg"]:
+    """Returns what decodes JPEG files; models recorded before there was a choice say nothing of it."""
+    return OmegaConf.select(model_cfg, "data.jpeg_decoder") or "pillow"
+
+
 def media_rules_of(model_cfg: DictConfig, vision: VisionConfig) -> MediaRules:
     """Returns what media become in a resolved `model` section, or in one that a `.nemo` recorded, with its tower.
 

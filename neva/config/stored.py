@@ -38,6 +38,7 @@ MEDIA = (
     "splice_single_frame",
     "sep_token_between_frames",
     "video_reader",
+    "jpeg_decoder",
 )
 OPTIONAL = (
     *(f"mm_cfg.vision_encoder.{key}" for key in ("input_size", "config", "post_layernorm")),

@@ -23,6 +23,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from neva.data.media import processor as processor_module
 from neva.data.media.image import expand_to_square, load_image
+from neva.data.media.jpeg import decoded
 from neva.data.media.placeholders import Medium
 from neva.data.media.processor import build_image_processor, enlarged, to_pixels
 from neva.data.media.reader import MediaReader
@@ -224,10 +225,8 @@ def test_openais_own_preprocessor_config_is_read(tmp_path: Path) -> None:
 
 
 def test_a_tower_of_another_type_needs_its_preprocessor_config() -> None:
-    with pytest.raises(
-        ValueError, match=r"no preprocessor_config\.json at None for a tower of type 'dinov2'"
-    ):
-        build_image_processor(vision_cfg(model_type="dinov2"))
+    with pytest.raises(ValueError, match=r"no preprocessor_config\.json at None for a tower of type 'hiera'"):
+        build_image_processor(vision_cfg(model_type="hiera"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "YCbCr"])
@@ -253,6 +252,37 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "grey.png")
     found = np.asarray(load_image(tmp_path / "grey.png"))
     assert np.array_equal(found, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (90, 131)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("is_progressive", [False, True])
+def test_the_faster_decoder_gives_the_same_pixels(
+    tmp_path: Path, size: tuple[int, int], mode: str, subsampling: int, is_progressive: bool
+) -> None:
+    path = tmp_path / "image.jpg"
+    image = random_image(*size).convert(mode)
+    image.save(path, quality=70, subsampling=subsampling, progressive=is_progressive)
+    with path.open("rb") as file, Image.open(file) as opened:
+        assert (decoded(opened, file) is not None) == (mode == "RGB")
+    assert load_image(path, jpeg_decoder="simplejpeg").tobytes() == load_image(path).tobytes()
+
+
+def test_the_faster_decoder_turns_and_refuses_as_pillow_does(tmp_path: Path) -> None:
+    image, exif = random_image(40, 30), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    for turns in (False, True):
+        found = load_image(tmp_path / "turned.jpg", turns, "simplejpeg")
+        assert found.size == load_image(tmp_path / "turned.jpg", turns).size
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:-200])
+    errors = []
+    for decoder in ("pillow", "simplejpeg"):
+        with pytest.raises(SampleError, match="cannot be decoded") as caught:
+            load_image(tmp_path / "torn.jpg", jpeg_decoder=decoder)  # type: ignore[arg-type]
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])

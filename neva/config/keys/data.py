@@ -62,6 +62,10 @@ class Data:
     splice_single_frame: str | None = key("Only this frame of a video.", choices=("first", "middle", "last"))
     sep_token_between_frames: bool = key("A new line between two frames of a video.")
     video_reader: str = key("Library that decodes videos.", choices=("decord", "pyav"))
+    jpeg_decoder: str = key(
+        "Library that decodes JPEG files, to the same pixels; simplejpeg is faster.",
+        choices=("pillow", "simplejpeg"),
+    )
     exif_transpose: bool = key("Turn images by their EXIF orientation, as transformers' loaders do.")
     sep_image_conv_front: bool = key("Move <image> to the front of its turn, on a line of its own.")
     image_token_len: int | None = key("Positions of an image; follows from the tower.", low=1)

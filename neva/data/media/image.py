@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
+from neva.data.media.jpeg import JpegDecoder, decoded
 from neva.errors import DataError, SampleError
 from neva.formats.stored_file import StoredFile
 
@@ -24,7 +25,9 @@ ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)
 """EXIF's tag of how an image is turned, and the values that change places of width and height."""
 
 
-def load_image(path: Path | StoredFile, exif_transpose: bool = False) -> Image.Image:
+def load_image(
+    path: Path | StoredFile, exif_transpose: bool = False, jpeg_decoder: JpegDecoder = "pillow"
+) -> Image.Image:
     """Reads an image as 8-bit RGB.
 
     Transparency is dropped; of 16-bit grey the high byte is kept.
@@ -32,12 +35,16 @@ def load_image(path: Path | StoredFile, exif_transpose: bool = False) -> Image.I
     Args:
         path: the file, or its content.
         exif_transpose: turn the image by its EXIF orientation, as transformers' loaders do and LLaVA does not.
+        jpeg_decoder: what decodes JPEG files; the pixels are the same.
 
     Raises:
         SampleError: the file is missing or broken.
         DataError: this machine cannot read it.
     """
     with _one_sentence(path), path.open("rb") as file, Image.open(file) as image:
+        is_upright = not exif_transpose or image.getexif().get(ORIENTATION, 1) == 1
+        if jpeg_decoder == "simplejpeg" and is_upright and (found := decoded(image, file)) is not None:
+            return found
         return _to_rgb(_turned(image) if exif_transpose else image)
 
 

@@ -116,7 +116,7 @@ def load_image_processor(settings: Mapping[str, Any], where: str | Path | None =
 def _default_processor(vision_cfg: DictConfig, side: int) -> ImageProcessor:
     family = vision_family(vision_cfg.model_type)
     if family.image_processor is None:
-        known = " and ".join(member.model_type for member in VISION_FAMILIES if member.image_processor)
+        known = ", ".join(member.model_type for member in VISION_FAMILIES if member.image_processor)
         raise DataError(
             f"no preprocessor_config.json at {vision_cfg.from_pretrained} for a tower of type "
             f"{vision_cfg.model_type!r}; only {known} have a known default: add the file to the tower's folder"

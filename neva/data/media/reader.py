@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from neva.config.model_config import VideoChoice, media_rules_of, turns_images, video_choice
+from neva.config.model_config import VideoChoice, jpeg_decoder_of, media_rules_of, turns_images, video_choice
 from neva.data.media.image import image_size, load_image, require_file
+from neva.data.media.jpeg import JpegDecoder, available
 from neva.data.media.placeholders import ImageInput, Medium
 from neva.data.media.processor import (
     AspectRatio,
@@ -42,6 +43,7 @@ class MediaReader:
     exif_transpose: bool
     video: VideoChoice | None
     """None: videos are not read."""
+    jpeg_decoder: JpegDecoder = "pillow"
 
     def layout(self, medium: Medium) -> MediumLayout:
         """Returns what a medium becomes, decoding nothing; its file is opened where its size or length matters.
@@ -73,7 +75,7 @@ class MediaReader:
         source = medium.source
         if medium.kind == "video":
             return torch.cat([self._whole(frame) for frame in self._frames(source)])
-        image = _rgb(source, self.exif_transpose)
+        image = _rgb(source, self.exif_transpose, self.jpeg_decoder)
         if layout.shape is not None:
             return to_whole_pixels(image, self.processor, *layout.shape).flatten()
         if not self.rules.tiling.cuts:
@@ -119,8 +121,10 @@ class MediaReader:
         return read_frames(path, chosen_frames(count, choice.num_frames, choice.single), choice.library)
 
 
-def _rgb(image: ImageInput, exif_transpose: bool) -> Image.Image:
-    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(image, exif_transpose)
+def _rgb(image: ImageInput, exif_transpose: bool, decoder: JpegDecoder) -> Image.Image:
+    return (
+        image.convert("RGB") if isinstance(image, Image.Image) else load_image(image, exif_transpose, decoder)
+    )
 
 
 def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: ImageProcessor) -> MediaReader:
@@ -137,5 +141,6 @@ def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: I
         processor=enlarged(processor, vision.image_side // vision.side),
         aspect_ratio=model_cfg.data.image_aspect_ratio,
         exif_transpose=turns_images(model_cfg),
+        jpeg_decoder=available(jpeg_decoder_of(model_cfg)),
         video=video,
     )
