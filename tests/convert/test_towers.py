@@ -14,6 +14,7 @@ from neva.convert.readers.nemo import open_model
 from neva.errors import CheckpointError, ConfigError
 from neva.families.naming import TOWER
 from neva.families.vision import read_vision_config, vision_config_from_hf
+from neva.formats.hf_folder import FolderWeights
 from neva.model.vision import VisionTower
 from neva.weights.parts import tower_weights
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
@@ -63,6 +64,9 @@ def test_an_export_is_proven_and_comes_back_bit_for_bit(tmp_path, kind):
     assert all(torch.equal(back.weights[name], trained.weights[name]) for name in trained.weights)
     saved = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf")
     saved.save_pretrained(tmp_path / "again")
+    tower(kind).save_pretrained(tmp_path / "alone")
+    names = {f"vision_tower.{name}" for name in FolderWeights(tmp_path / "alone")}
+    assert names == {name for name in FolderWeights(tmp_path / "hf") if name.startswith("vision_tower.")}
     again = tower_weights(tmp_path / "again", trained.vision)
     assert all(torch.equal(again[name], trained.weights[name]) for name in again)
 
