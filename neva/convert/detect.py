@@ -44,7 +44,7 @@ FOLDERS = (
     SourceKind(
         "LLaVA model in llava-hf layout",
         "llava_hf",
-        recognizes=lambda config: config.get("model_type") == "llava",
+        recognizes=lambda config: config.get("model_type") in ("llava", "llava_next"),
     ),
 )
 """Layouts of LLaVA folders: the first that recognizes a folder reads it."""
@@ -87,6 +87,6 @@ def _refuse_other_senses(source: Path, config: Mapping[str, Any]) -> None:
     if keys:
         raise CheckpointError(
             f"{source} is a {config.get('model_type')!r} model with more than a language model "
-            f"({', '.join(keys[:4])}); expected a language model, a llava-hf folder (model_type 'llava') or one in the "
-            "original LLaVA layout"
+            f"({', '.join(keys[:4])}); expected a language model, a llava-hf folder (model_type 'llava' or "
+            "'llava_next') or one in the original LLaVA layout"
         )

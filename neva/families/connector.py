@@ -70,6 +70,10 @@ class Connector(ABC):
             )
         return {name: name for name in names}
 
+    def stored_apart(self, naming: HFNaming) -> dict[str, str]:
+        """Returns the whole name of each parameter that a Hugging Face folder stores beside the projector's."""
+        return {}
+
 
 def connector_named(kind: str) -> Connector:
     """Returns the connector of a kind.
@@ -107,9 +111,7 @@ def projector_table(kind: str, vision_hidden_size: int, hidden_size: int, naming
     """
     connector = connector_named(kind)
     shapes = connector.parameter_shapes(vision_hidden_size, hidden_size)
-    stored = connector.stored_names(list(shapes), naming)
-    return Table(
-        tuple(
-            Rename(naming.projector + stored[name], PROJECTOR + name, shape) for name, shape in shapes.items()
-        )
-    )
+    apart = connector.stored_apart(naming)
+    within = connector.stored_names([name for name in shapes if name not in apart], naming)
+    stored = {name: naming.projector + short for name, short in within.items()} | apart
+    return Table(tuple(Rename(stored[name], PROJECTOR + name, shape) for name, shape in shapes.items()))

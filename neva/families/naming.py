@@ -6,7 +6,7 @@ Sources: transformers `models/llava`, the hub's llava-hf folders, and https://gi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LANGUAGE, TOWER, PROJECTOR = "language_model.", "vision_tower.model.", "projector."
 """Prefixes of the native names."""
@@ -26,6 +26,8 @@ class HFNaming:
     """The one kind of projector that the layout holds; None: any, under its own names."""
     linear_layers: tuple[str, ...] = ()
     """What the layers of that one are called."""
+    newline: str | None = None
+    """Name of the newline behind the rows of an image's tiles, which stands beside the projector; None: no place."""
 
 
 TEXT = HFNaming()
@@ -39,6 +41,9 @@ LLAVA_HF = HFNaming(
     linear_layers=("linear_1", "linear_2"),
 )
 """The hub's llava-hf names, which transformers 4.45 to 5.x all load."""
+
+LLAVA_NEXT = replace(LLAVA_HF, newline="image_newline")
+"""The same, of models with tiles."""
 
 LLAVA_ORIGINAL = HFNaming(tower="model.vision_tower.vision_tower.", projector="model.mm_projector.")
 """The names of haotian-liu/LLaVA."""

@@ -93,7 +93,8 @@ def projector_weights(
 ) -> Mapping[str, Tensor]:
     """Returns the tensors of a projector among `weights` in `layout`; messages name `where` they lie."""
     table = projector_table(kind, vision.feature_size, language.hidden_size, layout)
-    return Converted(table, Filtered(weights, layout.projector), where)
+    prefixes = (layout.projector, *([layout.newline] if layout.newline else []))
+    return Converted(table, Filtered(weights, *prefixes), where)
 
 
 def folder_weights(folder: str | Path) -> Mapping[str, Tensor]:

@@ -70,6 +70,7 @@ def llava_nemo(
     tower_changes: dict[str, Any] | None = None,
     parts: tuple[str, ...] = ("language_model", "projector", "vision_tower"),
     changes: dict[str, Any] | None = None,
+    pinpoints: list[list[int]] | None = None,
 ) -> Path:
     """Writes a `.nemo` of random weights holding `parts`, and returns its path. Megatron's groups must be
     there.
@@ -79,14 +80,17 @@ def llava_nemo(
     language = language_config_from_hf(text)
     vision = vision_config_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
     vision = replace(vision, **tower_changes or {})
+    connector = "mlp2x_gelu_newline" if aspect_ratio == "anyres" else "mlp2x_gelu"
     model = scramble(
-        native_model(vision, replace(language, padded_vocab_size=language.vocab_size)), seed=3
+        native_model(vision, replace(language, padded_vocab_size=language.vocab_size), connector), seed=3
     ).to(dtype)
     weights = [(name, tensor) for name, tensor in model.named_parameters() if name.startswith(parts)]
     path = folder / "model.nemo"
     tokenizer = write_tokenizer(folder / "tokenizer", language.vocab_size)
     section = model_section(language_section(language), vision_section(vision), aspect_ratio, template)
     section.data.system = system
+    section.data.image_grid_pinpoints = pinpoints
+    section.mm_cfg.mm_mlp_adapter_type = connector
     section.mm_cfg.vision_encoder.input_size = input_size
     processor = image_processor(kind, input_size or vision.image_size)
     write_nemo(path, section, weights, tokenizer, processor, "test", dict.fromkeys(parts, "trained"))

@@ -33,10 +33,10 @@ def shapes_of(config: dict[str, Any], padded: int | None = None) -> tuple[Vision
     return vision, replace(language, padded_vocab_size=padded or language.vocab_size)
 
 
-def native_model(vision: VisionConfig, language: LanguageConfig) -> NevaModel:
+def native_model(vision: VisionConfig, language: LanguageConfig, connector: str = "mlp2x_gelu") -> NevaModel:
     """A model whose weights no other has: what is not loaded shows."""
     torch.manual_seed(next(SEEDS))
-    return build_model(vision, language, "mlp2x_gelu").eval()
+    return build_model(vision, language, connector).eval()
 
 
 @torch.no_grad()

@@ -20,7 +20,12 @@ PYTHONS = [path for path in os.environ.get("NEVA_OTHER_PYTHONS", "").split(":") 
 SCRIPT = Path(__file__).with_name("answer.py")
 # Families and processors that transformers 4.45 knows; the others are for 4.49 and later.
 OLD = [("llama", "clip", "square"), ("llama3", "siglip", "square"), ("mistral", "clip", "square")]
-NEWER = [("qwen2", "siglip", "pad"), ("qwen3", "clip", "pad"), ("smollm2", "clip", "pad")]
+NEWER = [
+    ("qwen2", "siglip", "pad"),
+    ("qwen3", "clip", "pad"),
+    ("smollm2", "clip", "pad"),
+    ("llama", "clip", "anyres"),
+]
 
 pytestmark = [
     pytest.mark.usefixtures("megatron"),

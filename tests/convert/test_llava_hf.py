@@ -2,6 +2,7 @@
 computes.
 """
 
+import copy
 import json
 from dataclasses import replace
 
@@ -11,7 +12,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from neva.config.model_config import media_rules_of
 from neva.convert.options import Options
+from neva.convert.parity.figures import ParityError
 from neva.convert.parity.llava import prove_llava
 from neva.convert.parity.reference import greedy_outputs
 from neva.convert.parity.samples import ParityInput
@@ -22,10 +25,12 @@ from neva.errors import CheckpointError
 from neva.formats.hf_folder import FolderWeights
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn, render
+from neva.weights.lazy import Chained
 from tests.convert.llava import llava_nemo
 from tests.convert.tiny import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("megatron")
+NEWLINE = "projector.image_newline"
 QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
 
 
@@ -55,6 +60,76 @@ def test_every_family_and_tower_is_proven(tmp_path, family, kind):
 def test_templates_and_aspect_ratios_are_proven(tmp_path, template, aspect_ratio):
     model, folder = export(tmp_path, template=template, aspect_ratio=aspect_ratio)
     prove_llava(model, folder)
+
+
+PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28]]
+
+
+@pytest.mark.parametrize("pinpoints", [None, PINPOINTS])
+@pytest.mark.parametrize(("family", "kind"), [("llama", "clip"), ("qwen2", "siglip")])
+def test_models_with_tiles_are_proven_as_llava_next_and_come_back_bit_for_bit(
+    tmp_path, family, kind, pinpoints
+):
+    model, folder = export(tmp_path, family=family, kind=kind, aspect_ratio="anyres", pinpoints=pinpoints)
+    prove_llava(model, folder)
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["verified"] is True and report["samples"] == report["greedy_answers_equal"] == 4
+    assert report["max_abs_logit_difference"] <= 2e-5
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "llava_next"
+    if pinpoints:
+        assert config["image_grid_pinpoints"] == PINPOINTS
+    back = llava_hf.read(folder, Options())
+    assert back.connector == "mlp2x_gelu_newline" and back.config.data.image_aspect_ratio == "anyres"
+    assert (
+        media_rules_of(back.config, back.vision) == media_rules_of(model.config, model.vision)
+        or pinpoints is None
+    )
+    assert set(back.weights) == set(model.weights)
+    for name in model.weights:
+        rows = min(len(back.weights[name]), len(model.weights[name]))
+        assert torch.equal(back.weights[name][:rows], model.weights[name][:rows]), name
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    {
+        "no newline": lambda model: replace(
+            model, weights=Chained({NEWLINE: torch.zeros(32)}, model.weights)
+        ),
+        "other resolutions": lambda model: replace(
+            model, config=with_pinpoints(model.config, PINPOINTS[2:3])
+        ),
+    }.values(),
+    ids=["no newline", "other resolutions"],
+)
+def test_the_proof_sees_what_is_wrong_with_tiles(tmp_path, break_it):
+    model, folder = export(tmp_path, aspect_ratio="anyres", pinpoints=PINPOINTS)
+    with pytest.raises((ParityError, ValueError, IndexError)):
+        prove_llava(break_it(model), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_grid_pinpoints": None}, "image_grid_pinpoints is None, expected a list of height, width"),
+        ({"image_grid_pinpoints": [[28, "56"]]}, "expected a list of height, width"),
+        ({"image_grid_pinpoints": [[28, 56]]}, "the image processor have other image_grid_pinpoints"),
+        ({"use_image_newline_parameter": False}, "use_image_newline_parameter is false"),
+    ],
+)
+def test_a_folder_with_tiles_that_neva_cannot_have_is_refused(tmp_path, changes, message):
+    _, folder = export(tmp_path, aspect_ratio="anyres", pinpoints=PINPOINTS)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=message):
+        llava_hf.read(folder, Options())
+
+
+def with_pinpoints(config, pinpoints):
+    changed = copy.deepcopy(config)
+    changed.data.image_grid_pinpoints = pinpoints
+    return changed
 
 
 @pytest.mark.parametrize("system", ["", "Be brief.", None])

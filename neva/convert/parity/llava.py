@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+import transformers
+from transformers import AutoProcessor
 
+from neva.convert.hf_layouts import layout_of
 from neva.convert.lazy_model import LazyModel
 from neva.convert.parity.figures import configuration_differences, write_parity
 from neva.convert.parity.native import native_logits
@@ -24,8 +26,9 @@ def prove_llava(model: LazyModel, folder: Path) -> None:
         ParityError: a figure is not as it must be.
     """
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    inputs = chat_inputs(processor, model.vision.side)
-    answered, not_loaded = reference_outputs(LlavaForConditionalGeneration, folder, inputs)
+    inputs = chat_inputs(processor, model)
+    model_class = getattr(transformers, layout_of(model).model_class)
+    answered, not_loaded = reference_outputs(model_class, folder, inputs)
     native = native_logits(model, answered)
     with model.tokenizer_dir() as tokenizer_dir:
         tokenizer = tokenizer_differences(folder, tokenizer_dir)

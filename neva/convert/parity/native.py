@@ -41,7 +41,10 @@ def _logits(native: NevaModel, answered: Sequence[ReferenceOutput]) -> list[Tens
         ids = item.sample.input_ids.clone()
         if item.sample.image_token_id is not None:
             ids[ids == item.sample.image_token_id] = IMAGE_TOKEN_ID
-        logits.append(native(ids, item.sample.pixel_values)[0].float())
+        pixels, order = item.sample.pixel_values, item.sample.feature_order
+        if pixels is not None and pixels.ndim == 5:  # tiles below their image
+            pixels = pixels.flatten(0, 1)
+        logits.append(native(ids, pixels, feature_order=order)[0].float())
     return logits
 
 

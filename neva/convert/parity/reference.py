@@ -6,7 +6,7 @@ Dimensions: S sequence, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from neva.config.model_config import media_rules_of
+from neva.convert.hf_layouts import layout_of
 from neva.convert.lazy_model import LazyModel
 from neva.convert.parity.samples import ROUND_TRIP_TEXTS, ParityInput, native_processor, parity_images
+from neva.data.media.processor import to_tile_pixels
 
 NEW_TOKENS = 16
 
@@ -51,7 +54,8 @@ def greedy_outputs(model: Any, inputs: Sequence[ParityInput]) -> list[ReferenceO
     """Returns greedy answers without the image token: one that stood in an answer would be asked for an image."""
     answered = []
     for sample in inputs:
-        images = {} if sample.pixel_values is None else {"pixel_values": sample.pixel_values}
+        given = {"pixel_values": sample.pixel_values, "image_sizes": sample.image_sizes}
+        images = {name: value for name, value in given.items() if value is not None}
         never = None if sample.image_token_id is None else [sample.image_token_id]
         mask = torch.ones_like(sample.input_ids)
         ids = model.generate(
@@ -63,7 +67,7 @@ def greedy_outputs(model: Any, inputs: Sequence[ParityInput]) -> list[ReferenceO
             **images,
         )
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits[0].float()
-        continued = ParityInput(ids, sample.pixel_values, sample.image_token_id)
+        continued = replace(sample, input_ids=ids)
         answered.append(ReferenceOutput(continued, logits, ids.shape[1] - sample.input_ids.shape[1] + 1))
     return answered
 
@@ -87,12 +91,25 @@ def image_processor_differences(model: LazyModel, processor: Any) -> list[str]:
     differences = []
     for image in parity_images(model.vision.side):
         found = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        if layout_of(model).has_tiles:
+            grid = media_rules_of(model.config, model.vision).image(*image.size).grid
+            assert grid is not None
+            expected = to_tile_pixels(image, native, grid, model.vision.side, pads=True)[None]
+            differences += _differing(image, found, expected)
+            continue
         if model.config.data.image_aspect_ratio == "pad":
             image = _on_square(image, tuple(int(mean * 255) for mean in native.image_mean))
-        largest = (found - native(image, return_tensors="pt")["pixel_values"]).abs().max().item()
-        if largest != 0.0:
-            differences.append(f"pixels of a picture of {image.size} differ by {largest}")
+        differences += _differing(image, found, native(image, return_tensors="pt")["pixel_values"])
     return differences
+
+
+def _differing(image: Image.Image, found: Tensor, expected: Tensor) -> list[str]:
+    if found.shape != expected.shape:
+        return [
+            f"pixels of a picture of {image.size} have shape {[*found.shape]}, training saw {[*expected.shape]}"
+        ]
+    largest = (found - expected).abs().max().item()
+    return [f"pixels of a picture of {image.size} differ by {largest}"] if largest else []
 
 
 def _on_square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:

@@ -13,7 +13,9 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from neva.config.model_config import media_rules_of
 from neva.convert.lazy_model import LazyModel
+from neva.data.collate import feature_order
 from neva.data.media.processor import load_image_processor
 from neva.families.media_tokens import tokens_per_image
 
@@ -29,11 +31,17 @@ ROUND_TRIP_TEXTS = (
 
 @dataclass(frozen=True)
 class ParityInput:
-    """Inputs as transformers takes them; `image_token_id` marks image positions in `input_ids` [1, S]."""
+    """Inputs as transformers takes them; `image_token_id` marks image positions in `input_ids` [1, S].
+
+    With tiles, `image_sizes` are height and width of the picture, and `feature_order` is what
+    `neva.data.batch.Batch` has for the native model.
+    """
 
     input_ids: Tensor
     pixel_values: Tensor | None = None
     image_token_id: int | None = None
+    image_sizes: Tensor | None = None
+    feature_order: Tensor | None = None
 
 
 def text_input(tokenizer_dir: Path, vocab_size: int) -> ParityInput:
@@ -44,17 +52,21 @@ def text_input(tokenizer_dir: Path, vocab_size: int) -> ParityInput:
     return ParityInput(torch.tensor([Tokenizer.from_file(str(file)).encode(TEXT).ids]))
 
 
-def chat_inputs(processor: Any, size: int) -> list[ParityInput]:
+def chat_inputs(processor: Any, model: LazyModel) -> list[ParityInput]:
     """Returns a question about each picture, and one without a picture, in the export's own chat template."""
     inputs = []
     image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    for question, image in zip(QUESTIONS, parity_images(size), strict=True):
+    rules = media_rules_of(model.config, model.vision)
+    for question, image in zip(QUESTIONS, parity_images(model.vision.side), strict=True):
         content = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         encoded = processor(images=image, text=prompt, return_tensors="pt")
-        inputs.append(ParityInput(encoded["input_ids"], encoded["pixel_values"], image_token_id))
+        sizes, order = encoded.get("image_sizes"), feature_order([rules.image(*image.size)])
+        inputs.append(
+            ParityInput(encoded["input_ids"], encoded["pixel_values"], image_token_id, sizes, order)
+        )
     inputs.append(ParityInput(processor(text=TEXT, return_tensors="pt")["input_ids"], None, image_token_id))
     return inputs
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from neva.config.model_config import media_rules_of
 from neva.constants import IMAGE_PLACEHOLDER
+from neva.convert.hf_layouts import LAYOUTS
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import vision_weights
@@ -22,8 +24,9 @@ from neva.families.naming import LLAVA_HF
 from neva.families.vision import read_vision_config, vision_family
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
-from neva.formats.json import decode_text, json_text
+from neva.formats.json import decode_text, json_text, shown
 from neva.formats.vocabulary import parse_tokenizer
+from neva.model.connectors.newline import SUFFIX
 from neva.templates.jinja import known_template
 from neva.weights.lazy import Chained, Converted
 from neva.weights.parts import folder_weights, language_part, projector_weights
@@ -48,27 +51,60 @@ def read(folder: Path, options: Options) -> LazyModel:
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
-    weights, kind = folder_weights(folder), str(LLAVA_HF.connector)
+    weights, layout = folder_weights(folder), LAYOUTS[str(config["model_type"])]
+    kind = str(LLAVA_HF.connector) + SUFFIX * layout.has_tiles
     template, system = _template_of(folder)
     processor = read_image_processor(folder)
     aspect_ratio = "pad" if processor.get("do_pad") else "square"
+    if layout.has_tiles:
+        aspect_ratio = "anyres"
+    section = model_section(language, vision, kind, template, aspect_ratio, system)
+    if layout.has_tiles:
+        section.data.image_grid_pinpoints = _pinpoints(folder, config, processor)
+        media_rules_of(section, vision)  # refuses what are no tiles of the tower
     return LazyModel(
         name=str(folder),
-        config=model_section(language, vision, kind, template, aspect_ratio, system),
+        config=section,
         language=language,
         vision=vision,
         connector=kind,
         weights=Chained(
             Converted(
-                language_table(language, LLAVA_HF, rows), language_part(weights, LLAVA_HF, language), folder
+                language_table(language, layout.naming, rows),
+                language_part(weights, layout.naming, language),
+                folder,
             ),
-            projector_weights(weights, kind, vision, language, LLAVA_HF, folder),
+            projector_weights(weights, kind, vision, language, layout.naming, folder),
             vision_weights(folder, vision),
         ),
         tokenizer=_tokenizer(folder, drop_image_token=vocab_size < rows),
         image_processor=checked_settings(_native_processor(processor, vision), vision.image_size, folder),
         tower_reference=None,
     )
+
+
+def _pinpoints(folder: Path, config: Mapping[str, Any], processor: Mapping[str, Any]) -> list[list[int]]:
+    """Returns the resolutions in which a model of any resolution sees images.
+
+    Raises:
+        CheckpointError: they are none, model and image processor name others, or it has no newline.
+    """
+    named: list[list[int]] = config.get("image_grid_pinpoints", [])
+    is_list = isinstance(named, list) and all(isinstance(sides, list) and len(sides) == 2 for sides in named)
+    if not is_list or not named or any(type(side) is not int for sides in named for side in sides):
+        raise CheckpointError(
+            f"{folder}: image_grid_pinpoints is {shown(named)}, expected a list of height, width"
+        )
+    if processor.get("image_grid_pinpoints", named) != named:
+        raise CheckpointError(
+            f"{folder}: config.json and the image processor have other image_grid_pinpoints; expected the same, those "
+            "of the training"
+        )
+    if not config.get("use_image_newline_parameter", True):
+        raise CheckpointError(
+            f"{folder}: use_image_newline_parameter is false; neva has no model of any resolution without a newline"
+        )
+    return named
 
 
 def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:
@@ -84,8 +120,9 @@ def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:
 
 def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict[str, Any]:
     """Returns the tower's own image processor: padding to a square is the recipe's `image_aspect_ratio` here."""
-    settings = {key: value for key, value in exported.items() if key not in ("do_pad", "processor_class")}
-    if exported.get("do_pad"):
+    others = ("do_pad", "processor_class", "image_grid_pinpoints")
+    settings = {key: value for key, value in exported.items() if key not in others}
+    if exported.get("do_pad") or "image_grid_pinpoints" in exported:
         settings["image_processor_type"] = vision_family(vision.model_type).image_processor
     return settings
 

@@ -1,4 +1,4 @@
-"""A LLaVA model as a llava-hf folder: what transformers 4.45 to 5.x load as `LlavaForConditionalGeneration`."""
+"""A LLaVA model as a llava-hf folder: what transformers 4.45 to 5.x load as one of `neva.convert.hf_layouts`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
+from neva.convert.hf_layouts import layout_of, pinpoints
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -25,7 +26,6 @@ from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
-from neva.families.naming import LLAVA_HF
 from neva.families.vision import listed, stored_tower, tower_table
 from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
@@ -95,11 +95,11 @@ def write_llava_hf(
 
 def llava_table(model: LazyModel, image: ImageToken) -> Table:
     """Returns the table of all three parts in the llava-hf layout."""
-    width = model.vision.feature_size
+    width, naming = model.vision.feature_size, layout_of(model).naming
     return (
-        language_table(model.language, LLAVA_HF, image.rows, image.fill_row)
-        + projector_table(model.connector, width, model.language.hidden_size, LLAVA_HF)
-        + tower_table(model.tower_shapes, stored_tower(model.vision, LLAVA_HF), model.tower_file_names)
+        language_table(model.language, naming, image.rows, image.fill_row)
+        + projector_table(model.connector, width, model.language.hidden_size, naming)
+        + tower_table(model.tower_shapes, stored_tower(model.vision, naming), model.tower_file_names)
     )
 
 
@@ -107,10 +107,12 @@ def llava_config(
     model: LazyModel, image: ImageToken, ids: Mapping[str, int | None], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Returns the content of `config.json`."""
-    language = replace(model.language, vocab_size=image.rows)
+    language, layout = replace(model.language, vocab_size=image.rows), layout_of(model)
+    tiles = {"image_grid_pinpoints": pinpoints(model), "use_image_newline_parameter": True}
     return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        **(tiles if layout.has_tiles else {}),
+        "architectures": [layout.model_class],
+        "model_type": layout.model_type,
         "ignore_index": -100,
         "image_token_index": image.id,
         "image_seq_length": tokens_per_image(model.vision, model.connector),
@@ -131,10 +133,21 @@ def preprocessor_config(model: LazyModel) -> dict[str, Any]:
     stored = model.image_processor
     if stored is None:
         raise CheckpointError(f"{model.name} has no image processor; expected a preprocessor_config.json")
-    check_aspect_ratio(model)
-    settings = {**stored, "processor_class": "LlavaProcessor"}
+    layout = layout_of(model)
+    if not layout.has_tiles:
+        check_aspect_ratio(model)
+    settings = {**stored, "processor_class": f"{layout.processor}Processor"}
     settings.pop("image_processor_class", None)
-    if model.config.data.image_aspect_ratio == "pad":
+    if layout.has_tiles:
+        settings |= {
+            "image_processor_type": f"{layout.processor}ImageProcessor",
+            "image_grid_pinpoints": pinpoints(model),
+            "do_pad": True,
+            "crop_size": {"height": model.vision.side, "width": model.vision.side},  # of a tile
+        }
+        settings.setdefault("do_center_crop", False)
+        settings.setdefault("do_convert_rgb", True)
+    elif model.config.data.image_aspect_ratio == "pad":
         settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
         settings.setdefault("do_center_crop", False)
         settings.setdefault("do_convert_rgb", True)
@@ -148,7 +161,7 @@ def _processor_config(model: LazyModel) -> dict[str, Any]:
     # These two only count image tokens. One more and one less is none, whatever leading tokens are dropped;
     # transformers before 4.46 always adds the one and would be a token off with "full".
     return {
-        "processor_class": "LlavaProcessor",
+        "processor_class": f"{layout_of(model).processor}Processor",
         "image_token": IMAGE_PLACEHOLDER,
         "patch_size": model.vision.patch_size,
         "num_additional_image_tokens": 1 + model.vision.kept_tokens,

@@ -125,14 +125,14 @@ def exported(run: KitRun) -> Path:
     model = Path(run.model)
     if not model.exists():
         raise CheckpointError(f"--model: nothing at {model}; expected a .nemo file or a llava-hf folder")
-    if is_nemo(model):
-        return _export(model, run.folder / "hf")
-    kind = read_config(model).get("model_type")
+    folder = _export(model, run.folder / "hf") if is_nemo(model) else model
+    kind = read_config(folder).get("model_type")
     if kind != "llava":
         raise CheckpointError(
-            f"--model: {model} is a {kind!r} model; expected a .nemo, or the llava-hf folder that neva convert writes"
+            f"--model: {model} is a {kind!r} model; expected a .nemo without tiles, or the llava-hf folder that neva "
+            "convert writes of one; neva serve and --base-url ask any model"
         )
-    return model
+    return folder
 
 
 def _export(nemo: Path, folder: Path) -> Path:

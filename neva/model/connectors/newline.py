@@ -65,11 +65,18 @@ class NewlineConnector(Connector):
         """See `Connector`.
 
         Raises:
-            CheckpointError: the layouts that there are have no place for a newline.
+            CheckpointError: the layout has no place for a newline.
         """
-        raise CheckpointError(
-            f"neither layout of LLaVA has a place for the newline of a {self.kind} projector"
-        )
+        if naming.newline is None:
+            raise CheckpointError(
+                f"this layout has no place for the newline of a {self.kind} projector: only models that are trained "
+                "with model.data.image_aspect_ratio=anyres have an export, in the llava-hf layout"
+            )
+        return self.inner.stored_names(names, naming)
+
+    def stored_apart(self, naming: HFNaming) -> dict[str, str]:
+        """See `Connector`."""
+        return {} if naming.newline is None else {NEWLINE: naming.newline}
 
 
 CONNECTORS.register(r"(?:linear|mlp[1-9]\d*x_gelu(?:_h[1-9]\d*(?:_nobias)?)?)" + SUFFIX, NewlineConnector)
