@@ -29,7 +29,7 @@ LONGEST = 1200
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny model as llava-hf folder of two shards, as folder in the original layout, and as `.nemo`."""
+    """A tiny model as llava-hf folder of two shards, in the original layout, as `.nemo`; one with tiles as a folder."""
     from tests.megatron import groups
 
     groups.init_process_group(rank=0, world_size=1)
@@ -38,6 +38,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     nemo = llava_nemo(folder, changes={"num_hidden_layers": 1}).rename(folder / "nemo.nemo")
     for layout in ("llava-hf", "original"):
         convert(nemo, folder / layout, Options(layout=layout, verify=False))
+    tiled = tmp_path_factory.mktemp("tiled")
+    tiles = {"aspect_ratio": "anyres", "pinpoints": [[28, 56], [56, 28]]}
+    convert(
+        llava_nemo(tiled, changes={"num_hidden_layers": 1}, **tiles),
+        folder / "llava-next",
+        Options(verify=False),
+    )
     weights = dict(FolderWeights(folder / "llava-hf").items())
     (folder / "llava-hf" / "model.safetensors").unlink()
     write_weights(folder / "llava-hf", weights.items(), shard_bytes=120_000)
@@ -59,7 +66,9 @@ def copy_of(whole: Path, kind: str, folder: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("llava-hf", 25), ("original", 20), ("nemo", 50)])
+@pytest.mark.parametrize(
+    ("kind", "examples"), [("llava-hf", 25), ("llava-next", 25), ("original", 20), ("nemo", 50)]
+)
 def test_any_harm_to_a_source_is_a_conversion_or_one_sentence(
     whole: Path, tmp_path: Path, kind: str, examples: int
 ) -> None:
