@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from omegaconf import DictConfig
 
@@ -121,7 +122,21 @@ def locked(folder: Path, is_writer: bool) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         file.flush()
-        yield
+        _held.append(file)
+        try:
+            yield
+        finally:
+            _held.remove(file)
+
+
+def _let_go() -> None:
+    """Closes what a data worker has inherited: it may outlive a run that is killed, and would keep the next one out."""
+    for file in _held:
+        file.close()
+
+
+_held: list[TextIO] = []
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _owner(text: str) -> str:

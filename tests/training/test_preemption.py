@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import pytest
 
 from neva.config.load import load
 from neva.training import run as run_module
-from neva.training.callbacks import Progress, read_metrics
+from neva.training.callbacks import METRICS, Progress, read_metrics
+from tests.megatron import launcher_free
 
 
 def train(folder: Path, overrides: list[str]) -> Path:
@@ -41,3 +45,39 @@ def test_a_run_that_is_told_to_stop_saves_and_continues_bit_for_bit(
     assert [row["step"] for row in found] == list(range(1, 8))
     for name in ("loss", "lr", "grad_norm", "consumed_samples"):
         assert [row[name] for row in found] == [row[name] for row in expected]
+
+
+def test_a_signal_to_all_processes_of_a_run_leaves_it_the_workers_that_it_needs(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    """As schedulers send it, and timeout(1)."""
+    fixed = [f"exp_manager.exp_dir={tmp_path}", "exp_manager.name=run", "trainer.max_steps=100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "neva",
+        "train",
+        "--config-name",
+        "quickstart_finetune",
+        *colours,
+        *fixed,
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "model.data.num_workers=2"],
+            env={**launcher_free(os.environ), "OMP_NUM_THREADS": "1"},
+            stderr=log,
+            start_new_session=True,
+        )
+        metrics, stop = tmp_path / "run" / METRICS, time.monotonic() + 200
+        while (
+            not (metrics.exists() and metrics.read_text())
+            and process.poll() is None
+            and time.monotonic() < stop
+        ):
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGTERM)
+        code = process.wait(100)
+    assert code == run_module.PREEMPTED, (tmp_path / "log").read_text()[-3000:]
+    (saved,) = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.is_dir()]
+    assert f"step={len(read_metrics(tmp_path / 'run'))}-" in saved

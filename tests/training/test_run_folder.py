@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,24 @@ def test_a_run_that_lacks_its_nemo_is_not_finished(three_steps: tuple[Path, list
     nemo.unlink()
     run(folder, overrides, steps=3)
     assert nemo.is_file()
+
+
+def test_a_worker_that_outlives_its_run_keeps_no_other_out(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def work() -> None:
+        theirs.send("begun")
+        time.sleep(60)
+
+    with locked(tmp_path, is_writer=True):
+        worker = context.Process(target=work)
+        worker.start()
+        assert ours.recv() == "begun"
+    with locked(tmp_path, is_writer=True):
+        assert worker.is_alive()
+    worker.terminate()
+    worker.join()
 
 
 def test_a_second_run_in_a_folder_is_refused_with_the_first_ones_process(
