@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,9 +96,12 @@ def validation_records(data_cfg: DictConfig) -> Records | None:
 
 
 def content_hash(record: Record) -> int:
-    """Returns 64 bits that stand for turns, images and system prompt of a record, whatever its id and place."""
+    """Returns 64 bits that stand for turns, images and system prompt of a record, whatever its id and place.
+
+    Of media the names alone: a split is the same wherever the data is copied to.
+    """
     turns = [[turn.role, turn.text] for turn in record.turns]
-    media = [[str(file) for file in files] for files in (record.images, record.videos)]
+    media = [[PurePath(str(file)).name for file in files] for files in (record.images, record.videos)]
     content = json.dumps([turns, *media, record.system])
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "little")
 

@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from neva.constants import IGNORE_INDEX
 from neva.data.build import build_dataset
 from neva.data.dataset import NO_RECORD
-from neva.data.held_out import training_records, validation_records
+from neva.data.held_out import content_hash, training_records, validation_records
+from neva.data.sources.source import Record
 from neva.data.validation import NO_SAMPLE, build_validation_dataset, validation_loader, validation_steps
 from neva.errors import ConfigError, DataError
+from neva.formats.stored_file import StoredFile
+from neva.templates.template import Turn
 from tests.conftest import conversation, write_records
 from tests.data import tokenizers
 from tests.data.test_dataset import VISION, model_cfg
@@ -50,6 +53,15 @@ def test_a_share_is_split_off_by_content_and_neither_part_has_a_record_of_the_ot
     more = section(again, validation_split=0.25)
     assert set(held_out) == {name for name in ids(validation_records(more)) if int(name) < 400}
     assert set(held_out) < set(ids(validation_records(section(again, validation_split=0.5))))
+
+
+def test_a_record_keeps_its_side_where_its_files_lie_elsewhere() -> None:
+    turns = [Turn("human", "<image> what?"), Turn("gpt", "red")]
+    places = [["0.png"], [Path("/a/0.png")], [StoredFile("/b/shard.tar/0.png", lambda: b"")]]
+    (known,) = {
+        content_hash(Record(str(number), turns, images, None)) for number, images in enumerate(places)
+    }
+    assert known != content_hash(Record("0", turns, ["1.png"], None))
 
 
 def test_places_in_messages_are_those_of_the_file(tmp_path: Path) -> None:
