@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -203,12 +202,5 @@ def build_loader(
 
 def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, _outlive)
-
-
-def _outlive(number: int, frame: object) -> None:
-    """Lets a worker outlive a signal that every process of a run gets: the run still needs it for the step that saves.
-
-    The next one, by which multiprocessing ends workers that do not end themselves, is obeyed.
-    """
-    signal.signal(number, signal.SIG_DFL)
+    # A signal to the run's process group, as timeout(1) sends it, leaves the run the workers that it needs to save.
+    os.setpgid(0, 0)
