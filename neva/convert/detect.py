@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neva.errors import CheckpointError
+from neva.families.naming import LLAVA_TYPES
 from neva.formats.atomic_write import check_source
 from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo, is_nemo1, nemo_config, nemo_members
@@ -44,7 +45,7 @@ FOLDERS = (
     SourceKind(
         "LLaVA model in llava-hf layout",
         "llava_hf",
-        recognizes=lambda config: config.get("model_type") in ("llava", "llava_next"),
+        recognizes=lambda config: config.get("model_type") in LLAVA_TYPES,
     ),
 )
 """Layouts of LLaVA folders: the first that recognizes a folder reads it."""

@@ -15,13 +15,11 @@ class HFLayout:
     """A model of transformers.
 
     Attributes:
-        model_type: in `config.json`.
         model_class: that loads it.
         processor: its classes of processor and image processor begin with this.
         naming: names of its tensors.
     """
 
-    model_type: str
     model_class: str
     processor: str
     naming: HFNaming
@@ -32,9 +30,9 @@ class HFLayout:
         return self.naming.newline is not None
 
 
-LLAVA = HFLayout("llava", "LlavaForConditionalGeneration", "Llava", LLAVA_HF)
-NEXT = HFLayout("llava_next", "LlavaNextForConditionalGeneration", "LlavaNext", LLAVA_NEXT)
-LAYOUTS = {layout.model_type: layout for layout in (LLAVA, NEXT)}
+LLAVA = HFLayout("LlavaForConditionalGeneration", "Llava", LLAVA_HF)
+NEXT = HFLayout("LlavaNextForConditionalGeneration", "LlavaNext", LLAVA_NEXT)
+LAYOUTS = {layout.naming.model_type: layout for layout in (LLAVA, NEXT)}
 
 
 def layout_of(model: LazyModel) -> HFLayout:

@@ -19,6 +19,8 @@ VISION_MODEL = "vision_model."
 class HFNaming:
     """Prefixes of the parts in a Hugging Face folder; a layout without tower and projector leaves theirs empty."""
 
+    model_type: str | None = None
+    """Of the one model of transformers that has these names; None: several have."""
     language: str = ""
     tower: str = ""
     projector: str = ""
@@ -34,6 +36,7 @@ TEXT = HFNaming()
 """A language model alone: `LlamaForCausalLM` and its relatives."""
 
 LLAVA_HF = HFNaming(
+    model_type="llava",
     language="language_model.",
     tower="vision_tower.",
     projector="multi_modal_projector.",
@@ -42,8 +45,11 @@ LLAVA_HF = HFNaming(
 )
 """The hub's llava-hf names, which transformers 4.45 to 5.x all load."""
 
-LLAVA_NEXT = replace(LLAVA_HF, newline="image_newline")
+LLAVA_NEXT = replace(LLAVA_HF, model_type="llava_next", newline="image_newline")
 """The same, of models with tiles."""
+
+LLAVA_TYPES = (LLAVA_HF.model_type, LLAVA_NEXT.model_type)
+"""`model_type` of transformers' LLaVA models."""
 
 LLAVA_ORIGINAL = HFNaming(tower="model.vision_tower.vision_tower.", projector="model.mm_projector.")
 """The names of haotian-liu/LLaVA."""

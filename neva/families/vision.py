@@ -12,7 +12,7 @@ from neva.errors import CheckpointError, ConfigError, naming
 from neva.families import built_tower
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Rename, Shape, Table
-from neva.families.naming import TOWER, HFNaming
+from neva.families.naming import LLAVA_TYPES, TOWER, HFNaming
 from neva.families.values import MOST_LAYERS, activation, number, section, selected_layers, side, text, whole
 from neva.formats.hf_files import MODEL_CONFIG, read_config
 from neva.formats.json import shown
@@ -220,7 +220,9 @@ def vision_config_from_hf(
     """
     part = section(config, "vision_config") if "vision_config" in config else config
     # transformers takes a LLaVA's tower without a type for CLIP
-    fallback = "clip_vision_model" if config.get("model_type") == "llava" else config.get("model_type", "")
+    fallback = (
+        "clip_vision_model" if config.get("model_type") in LLAVA_TYPES else config.get("model_type", "")
+    )
     stored_type = text({"model_type": fallback, **part}, "model_type")
     layers = selected_layers(config.get("vision_feature_layer", select_layer))
     for family in VISION_FAMILIES:
@@ -250,7 +252,7 @@ def _as_selected(vision: VisionConfig, config: Mapping[str, Any]) -> VisionConfi
     Raises:
         ConfigError: it drops patches.
     """
-    if config.get("model_type") != "llava":
+    if config.get("model_type") not in LLAVA_TYPES:
         return vision
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):

@@ -21,7 +21,7 @@ from neva.convert.parity.samples import ParityInput
 from neva.convert.readers import llava_hf
 from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
-from neva.errors import CheckpointError
+from neva.errors import CheckpointError, ConfigError
 from neva.formats.hf_folder import FolderWeights
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn, render
@@ -123,6 +123,26 @@ def test_a_folder_with_tiles_that_neva_cannot_have_is_refused(tmp_path, changes,
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(CheckpointError, match=message):
+        llava_hf.read(folder, Options())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_feature_select_strategy": "full"}, r"export: .* features are a square, found 17 of a tile"),
+        (
+            {"vision_feature_select_strategy": "most"},
+            r"config\.json: vision_feature_select_strategy is 'most'",
+        ),
+        ({"image_grid_pinpoints": [[28, 57]]}, r"export: model\.data\.image_grid_pinpoints has \[28, 57\]"),
+    ],
+)
+def test_a_folder_with_tiles_that_do_not_fit_its_tower_is_refused_by_name(tmp_path, changes, message):
+    _, folder = export(tmp_path, aspect_ratio="anyres", pinpoints=PINPOINTS)
+    for name in ("config.json", "preprocessor_config.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | changes))
+    with pytest.raises(ConfigError, match=message):
         llava_hf.read(folder, Options())
 
 

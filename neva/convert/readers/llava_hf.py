@@ -17,7 +17,7 @@ from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
-from neva.errors import CheckpointError
+from neva.errors import CheckpointError, naming
 from neva.families.configs import VisionConfig
 from neva.families.language import language_table, read_language_config
 from neva.families.naming import LLAVA_HF
@@ -61,7 +61,8 @@ def read(folder: Path, options: Options) -> LazyModel:
     section = model_section(language, vision, kind, template, aspect_ratio, system)
     if layout.has_tiles:
         section.data.image_grid_pinpoints = _pinpoints(folder, config, processor)
-        media_rules_of(section, vision)  # refuses what are no tiles of the tower
+        with naming(folder):
+            media_rules_of(section, vision)  # refuses what are no tiles of the tower
     return LazyModel(
         name=str(folder),
         config=section,

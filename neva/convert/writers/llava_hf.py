@@ -112,7 +112,7 @@ def llava_config(
     return {
         **(tiles if layout.has_tiles else {}),
         "architectures": [layout.model_class],
-        "model_type": layout.model_type,
+        "model_type": layout.naming.model_type,
         "ignore_index": -100,
         "image_token_index": image.id,
         "image_seq_length": tokens_per_image(model.vision, model.connector),

@@ -16,6 +16,7 @@ from pathlib import Path
 from neva.errors import CheckpointError, ConfigError, UserError
 from neva.evaluation.kits.local_data import is_local
 from neva.evaluation.results import Entry
+from neva.families.naming import LLAVA_HF
 from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo
 from neva.registry import KITS
@@ -127,7 +128,7 @@ def exported(run: KitRun) -> Path:
         raise CheckpointError(f"--model: nothing at {model}; expected a .nemo file or a llava-hf folder")
     folder = _export(model, run.folder / "hf") if is_nemo(model) else model
     kind = read_config(folder).get("model_type")
-    if kind != "llava":
+    if kind != LLAVA_HF.model_type:
         raise CheckpointError(
             f"--model: {model} is a {kind!r} model; expected a .nemo without tiles, or the llava-hf folder that neva "
             "convert writes of one; neva serve and --base-url ask any model"
