@@ -75,6 +75,20 @@ class Connector(ABC):
         return {}
 
 
+class NativeConnector(Connector):
+    """A connector that no layout of Hugging Face folders holds."""
+
+    def stored_names(self, names: list[str], naming: HFNaming) -> dict[str, str]:
+        """See `Connector`.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            f"neither layout of LLaVA has a projector of type {self.kind}: there is no export, convert to a .nemo file"
+        )
+
+
 def connector_named(kind: str) -> Connector:
     """Returns the connector of a kind.
 

@@ -45,7 +45,9 @@ LLAVA_HF = HFNaming(
 )
 """The hub's llava-hf names, which transformers 4.45 to 5.x all load."""
 
-LLAVA_NEXT = replace(LLAVA_HF, model_type="llava_next", newline="image_newline")
+LLAVA_NEXT = replace(
+    LLAVA_HF, model_type="llava_next", connector=f"{LLAVA_HF.connector}_newline", newline="image_newline"
+)
 """The same, of models with tiles."""
 
 LLAVA_TYPES = (LLAVA_HF.model_type, LLAVA_NEXT.model_type)

@@ -25,16 +25,12 @@ SIZES = (
     *("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "hidden_act", "layer_norm_eps"),
 )
-SAYS_NOTHING = frozenset(
-    {*SIZES, "model_type", "num_channels", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
-    | {"_attn_implementation", "use_cache", "output_hidden_states", "output_attentions", "return_dict"}
-    | {
-        "initializer_range",
-        "initializer_factor",
-        "problem_type",
-        "is_encoder_decoder",
-        "chunk_size_feed_forward",
-    }
+SAYS_NOTHING = (
+    *SIZES,
+    *("model_type", "num_channels", "transformers_version", "torch_dtype", "dtype", "_name_or_path"),
+    *("_attn_implementation", "use_cache", "output_hidden_states", "output_attentions", "return_dict"),
+    *("initializer_range", "initializer_factor", "problem_type", "is_encoder_decoder"),
+    "chunk_size_feed_forward",
 )
 """Keys of a `config.json` that change nothing of a tower beside its sizes."""
 POOLING = "head."

@@ -84,12 +84,14 @@ def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yields where each prompt stands, and its JSON value, of a .jsonl its text."""
+    """Yields where each prompt stands, and its JSON value, or why a line of a .jsonl has none."""
     text = decode_text(path.read_bytes(), path, ConfigError)
     if path.suffix == ".jsonl":
         # cut at new lines alone: JSON text may contain other line separators, such as U+2028
         lines = enumerate(text.split("\n"), 1)
-        yield from ((f"line {number}", _Line(line)) for number, line in lines if line.strip())
+        for number, line in lines:
+            if line.strip():
+                yield f"line {number}", _value(line, f"line {number}")
         return
     rows = parse_line(text, str(path))
     if not isinstance(rows, list):
@@ -97,8 +99,11 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"prompt {number}", row) for number, row in enumerate(rows, 1))
 
 
-class _Line(str):
-    """A line of JSON, not yet read."""
+def _value(line: str, place: str) -> Any:
+    try:
+        return parse_line(line, place)
+    except ConfigError as error:
+        return error
 
 
 def parse_line(text: str | bytes, place: str) -> Any:
@@ -111,13 +116,12 @@ def parse_line(text: str | bytes, place: str) -> Any:
 
 def _request(place: str, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:
     """Returns a prompt, with its error where it cannot be asked."""
-    keys: dict[str, Any] = {}
     try:
-        value = parse_line(row, place) if isinstance(row, _Line) else row
-        keys = value if isinstance(value, dict) else {}
-        return _asked(place, value, image_folder, insert)
+        if isinstance(row, ConfigError):
+            raise row
+        return _asked(place, row, image_folder, insert)
     except ConfigError as error:
-        return Request(keys, "", (), error=str(error))
+        return Request(row if isinstance(row, dict) else {}, "", (), error=str(error))
 
 
 def _asked(place: str, row: Any, image_folder: Path, insert: Literal["left", "right"] | None) -> Request:

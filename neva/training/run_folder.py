@@ -94,6 +94,19 @@ def _set_aside(path: Path, folder: Path) -> None:
         )
 
 
+_held: list[TextIO] = []
+"""Locks of this process."""
+
+
+def _let_go() -> None:
+    """Closes what a data worker has inherited: it may outlive a run that is killed, and would keep the next one out."""
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def locked(folder: Path, is_writer: bool) -> Iterator[None]:
     """Keeps other runs out of a run folder until the block or the process ends.
@@ -127,16 +140,6 @@ def locked(folder: Path, is_writer: bool) -> Iterator[None]:
             yield
         finally:
             _held.remove(file)
-
-
-def _let_go() -> None:
-    """Closes what a data worker has inherited: it may outlive a run that is killed, and would keep the next one out."""
-    for file in _held:
-        file.close()
-
-
-_held: list[TextIO] = []
-os.register_at_fork(after_in_child=_let_go)
 
 
 def _owner(text: str) -> str:

@@ -21,7 +21,7 @@ LONGEST_SIDE = 256
 
 def log_samples(
     loggers: Iterable[Logger],
-    requests: Sequence[Request],
+    pictures: Sequence[Image.Image | None],
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, float],
     step: int,
@@ -30,8 +30,8 @@ def log_samples(
 
     Args:
         loggers: of the trainer.
-        requests: what was asked.
-        rows: a result line for each.
+        pictures: of each prompt, see `picture`.
+        rows: their result lines.
         figures: scores by name, maybe none.
         step: number of the step.
     """
@@ -39,30 +39,32 @@ def log_samples(
         if figures:
             log.log_metrics(dict(figures), step - 1)  # as Lightning numbers the step's own loss
         if isinstance(log, TensorBoardLogger):
-            _to_tensorboard(log, requests, rows, step)
+            _to_tensorboard(log, pictures, rows, step)
         elif isinstance(log, WandbLogger):
-            _to_wandb(log, requests, rows, step)
+            _to_wandb(log, pictures, rows, step)
 
 
 def _to_tensorboard(
-    log: TensorBoardLogger, requests: Sequence[Request], rows: Sequence[Mapping[str, Any]], step: int
+    log: TensorBoardLogger,
+    pictures: Sequence[Image.Image | None],
+    rows: Sequence[Mapping[str, Any]],
+    step: int,
 ) -> None:
-    for number, (request, row) in enumerate(zip(requests, rows, strict=True)):
+    for number, (shown, row) in enumerate(zip(pictures, rows, strict=True)):
         tag = f"samples/{number + 1:03d}"
         text = "\n\n".join(f"**{name}** {value}" for name, value in _cells(row).items())
         log.experiment.add_text(tag, text.replace("<image>", "&lt;image&gt;"), step)
-        if (shown := picture(request)) is not None:
+        if shown is not None:
             log.experiment.add_image(tag, np.asarray(shown), step, dataformats="HWC")
 
 
 def _to_wandb(
-    log: WandbLogger, requests: Sequence[Request], rows: Sequence[Mapping[str, Any]], step: int
+    log: WandbLogger, pictures: Sequence[Image.Image | None], rows: Sequence[Mapping[str, Any]], step: int
 ) -> None:
     log.log_table(
         "samples", list(_cells(rows[0])), [list(_cells(row).values()) for row in rows], step=step - 1
     )
-    pictures = [(picture(request), row) for request, row in zip(requests, rows, strict=True)]
-    shown = [(image, row) for image, row in pictures if image is not None]
+    shown = [(image, row) for image, row in zip(pictures, rows, strict=True) if image is not None]
     captions = [" | ".join(_cells(row).values()) for _, row in shown]
     log.log_image("sample images", [image for image, _ in shown], step=step - 1, caption=captions)
 

@@ -27,7 +27,7 @@ from neva.inference.results import result_row
 from neva.metrics.metric import Metric, Verdict
 from neva.metrics.reference import reference_of
 from neva.registry import METRICS
-from neva.training.sample_logging import log_samples
+from neva.training.sample_logging import log_samples, picture
 from neva.training.validation import evaluating
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Samples(Callback):
         """Spent so far."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the prompts."""
+        """Reads the prompts, and the images that loggers show."""
         module: Any = pl_module
         folder = self.settings.images_base_path or module.cfg.data.image_folder
         prompts = read_requests(Path(self.settings.prompt_file), Path(folder or "."), None)
@@ -73,6 +73,10 @@ class Samples(Callback):
         if self.metric is not None:
             for number, request in enumerate(self.requests, 1):
                 _require_reference(self.metric, request, f"{self.settings.prompt_file}, prompt {number}")
+        self.pictures = [picture(request) for request in self.requests] if trainer.is_global_zero else []
+        self.encoder = build_encoder(module.cfg, module.tokenizer)
+        processor = build_image_processor(module.cfg.mm_cfg.vision_encoder)
+        self.media = build_media_reader(module.cfg, module.vision, processor)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -106,7 +110,7 @@ class Samples(Callback):
         session = trainer.strategy.session  # type: ignore[attr-defined]
         with evaluating(module.chunks), module.backend.unsharded(module.models):
             mine = {number: self.requests[number] for number in share(numbers)}
-            assistant = assistant_of(module, trainer.strategy.root_device)
+            assistant = self._assistant(module, trainer.strategy.root_device)
             for said in at_rank_0(session.store, numbers, answer_all(assistant, settings, mine)):
                 found |= said
         return found
@@ -127,22 +131,14 @@ class Samples(Callback):
         file.parent.mkdir(exist_ok=True)
         with finished_target(file, overwrite=True) as temporary:  # a resumed run takes the step again
             temporary.write_text("".join(map(json_line, rows)), encoding="utf-8")
-        log_samples(trainer.loggers, self.requests, rows, self.figures, step)
+        log_samples(trainer.loggers, self.pictures, rows, self.figures, step)
 
-
-def assistant_of(module: Any, device: torch.device) -> Assistant:
-    """Returns the model as it is now, ready to answer; its weights are read, not copied, where they need not be."""
-    (model,) = module.models
-    processor = build_image_processor(module.cfg.mm_cfg.vision_encoder)
-    return Assistant(
-        model=model,
-        decoder=Decoder(model),
-        model_cfg=module.cfg,
-        tokenizer=module.tokenizer,
-        encoder=build_encoder(module.cfg, module.tokenizer),
-        media=build_media_reader(module.cfg, module.vision, processor),
-        device=device,
-    )
+    def _assistant(self, module: Any, device: torch.device) -> Assistant:
+        """Returns the model as it is now, ready to answer; its weights are read, not copied, where they need not be."""
+        (model,) = module.models
+        return Assistant(
+            model, Decoder(model), module.cfg, module.tokenizer, self.encoder, self.media, device
+        )
 
 
 def _require_reference(metric: Metric, request: Request, place: str) -> None:

@@ -91,25 +91,25 @@ def image_processor_differences(model: LazyModel, processor: Any) -> list[str]:
     differences = []
     for image in parity_images(model.vision.side):
         found = processor.image_processor(image, return_tensors="pt")["pixel_values"]
-        if layout_of(model).has_tiles:
-            grid = media_rules_of(model.config, model.vision).image(*image.size).grid
-            assert grid is not None
-            expected = to_tile_pixels(image, native, grid, model.vision.side, pads=True)[None]
-            differences += _differing(image, found, expected)
-            continue
-        if model.config.data.image_aspect_ratio == "pad":
-            image = _on_square(image, tuple(int(mean * 255) for mean in native.image_mean))
-        differences += _differing(image, found, native(image, return_tensors="pt")["pixel_values"])
+        expected = _seen_in_training(model, native, image)
+        if found.shape != expected.shape:
+            differences.append(
+                f"pixels of a picture of {image.size} have shape {[*found.shape]}, training saw {[*expected.shape]}"
+            )
+        elif largest := (found - expected).abs().max().item():
+            differences.append(f"pixels of a picture of {image.size} differ by {largest}")
     return differences
 
 
-def _differing(image: Image.Image, found: Tensor, expected: Tensor) -> list[str]:
-    if found.shape != expected.shape:
-        return [
-            f"pixels of a picture of {image.size} have shape {[*found.shape]}, training saw {[*expected.shape]}"
-        ]
-    largest = (found - expected).abs().max().item()
-    return [f"pixels of a picture of {image.size} differ by {largest}"] if largest else []
+def _seen_in_training(model: LazyModel, native: Any, image: Image.Image) -> Tensor:
+    if layout_of(model).has_tiles:
+        grid = media_rules_of(model.config, model.vision).image(*image.size).grid
+        assert grid is not None
+        return to_tile_pixels(image, native, grid, model.vision.side, pads=True)[None]
+    if model.config.data.image_aspect_ratio == "pad":
+        image = _on_square(image, tuple(int(mean * 255) for mean in native.image_mean))
+    pixels: Tensor = native(image, return_tensors="pt")["pixel_values"]
+    return pixels
 
 
 def _on_square(image: Image.Image, background: tuple[int, ...]) -> Image.Image:

@@ -20,13 +20,11 @@ from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
 from neva.families.configs import VisionConfig
 from neva.families.language import language_table, read_language_config
-from neva.families.naming import LLAVA_HF
 from neva.families.vision import read_vision_config, vision_family
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
 from neva.formats.json import decode_text, json_text, shown
 from neva.formats.vocabulary import parse_tokenizer
-from neva.model.connectors.newline import SUFFIX
 from neva.templates.jinja import known_template
 from neva.weights.lazy import Chained, Converted
 from neva.weights.parts import folder_weights, language_part, projector_weights
@@ -52,7 +50,7 @@ def read(folder: Path, options: Options) -> LazyModel:
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
     weights, layout = folder_weights(folder), LAYOUTS[str(config["model_type"])]
-    kind = str(LLAVA_HF.connector) + SUFFIX * layout.has_tiles
+    kind = str(layout.naming.connector)
     template, system = _template_of(folder)
     processor = read_image_processor(folder)
     aspect_ratio = "pad" if processor.get("do_pad") else "square"

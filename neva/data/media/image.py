@@ -42,8 +42,8 @@ def load_image(
         DataError: this machine cannot read it.
     """
     with _one_sentence(path), path.open("rb") as file, Image.open(file) as image:
-        is_upright = not exif_transpose or image.getexif().get(ORIENTATION, 1) == 1
-        if jpeg_decoder == "simplejpeg" and is_upright and (found := decoded(image, file)) is not None:
+        is_faster = jpeg_decoder == "simplejpeg" and not (exif_transpose and _is_turned(image))
+        if is_faster and (found := decoded(image, file)) is not None:
             return found
         return _to_rgb(_turned(image) if exif_transpose else image)
 
@@ -124,6 +124,10 @@ def expand_to_square(image: Image.Image, background: tuple[int, ...]) -> Image.I
     square = Image.new(image.mode, (side, side), background)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ORIENTATION, 1) != 1
 
 
 def _turned(image: Image.Image) -> Image.Image:

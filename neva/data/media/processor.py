@@ -52,8 +52,7 @@ def build_image_processor(vision_cfg: DictConfig) -> ImageProcessor:
         processor = load_image_processor(settings, folder)
         if side != vision_cfg.image_size:
             require_square(processor, vision_cfg.image_size, folder)
-            whole = json.loads(processor.to_json_string())
-            processor = load_image_processor(scaled(whole, side / vision_cfg.image_size), folder)
+            processor = enlarged(processor, side / vision_cfg.image_size, folder)
     require_square(processor, side, folder)
     return processor
 
@@ -84,15 +83,11 @@ def checked_settings(settings: Mapping[str, Any], size: int, where: str | Path) 
     return settings
 
 
-def enlarged(processor: ImageProcessor, factor: int) -> ImageProcessor:
-    """Returns the processor that does the same on images `factor` times as high and wide."""
+def enlarged(processor: ImageProcessor, factor: float, where: Path | None = None) -> ImageProcessor:
+    """Returns the processor that does the same on images `factor` times as high and wide; its settings lie `where`."""
     if factor == 1:
         return processor
-    settings = json.loads(processor.to_json_string())
-    for name in ("size", "crop_size"):
-        if settings.get(name):
-            settings[name] = {edge: factor * pixels for edge, pixels in settings[name].items() if pixels}
-    return load_image_processor(settings)
+    return load_image_processor(scaled(json.loads(processor.to_json_string()), factor), where)
 
 
 def load_image_processor(settings: Mapping[str, Any], where: str | Path | None = None) -> ImageProcessor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from neva.errors import CheckpointError
@@ -72,7 +72,8 @@ class NewlineConnector(Connector):
                 f"this layout has no place for the newline of a {self.kind} projector: only models that are trained "
                 "with model.data.image_aspect_ratio=anyres have an export, in the llava-hf layout"
             )
-        return self.inner.stored_names(names, naming)
+        within = replace(naming, connector=(naming.connector or "").removesuffix(SUFFIX))
+        return self.inner.stored_names(names, within)
 
     def stored_apart(self, naming: HFNaming) -> dict[str, str]:
         """See `Connector`."""

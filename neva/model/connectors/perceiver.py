@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neva.errors import CheckpointError, ConfigError
-from neva.families.connector import Connector
+from neva.errors import ConfigError
+from neva.families.connector import NativeConnector
 from neva.families.mapping import Shape
-from neva.families.naming import HFNaming
 from neva.registry import CONNECTORS
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ _PATTERN = (
 
 
 @dataclass(frozen=True)
-class PerceiverConnector(Connector):
+class PerceiverConnector(NativeConnector):
     """`perceiver_n<LATENTS>_d<DEPTH>_h<HEADS>x<HEAD_DIM>[_g<GROUPS>][_m<WIDTH>][_separate]`.
 
     Features are projected to the language model's width, by one matrix or, with `_m`, by a gated layer of that width
@@ -85,16 +84,6 @@ class PerceiverConnector(Connector):
         sizes = self.sizes
         projection = vision_hidden_size * is_trained + 3 * sizes["inner"] + hidden_size
         return projection + sizes["depth"] * (2 * hidden_size + 2 * sizes["groups"] * sizes["head_dim"])
-
-    def stored_names(self, names: list[str], naming: HFNaming) -> dict[str, str]:
-        """See `Connector`.
-
-        Raises:
-            CheckpointError: the layouts that there are have no such projector.
-        """
-        raise CheckpointError(
-            f"neither layout of LLaVA has a projector of type {self.kind}: there is no export, convert to a .nemo file"
-        )
 
 
 def _gated(name: str, inputs: int, inner: int, outputs: int) -> dict[str, Shape]:

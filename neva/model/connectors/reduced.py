@@ -17,10 +17,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from neva.errors import CheckpointError, ConfigError
-from neva.families.connector import Connector
+from neva.errors import ConfigError
+from neva.families.connector import NativeConnector
 from neva.families.mapping import Shape
-from neva.families.naming import HFNaming
 from neva.registry import CONNECTORS
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _KIND = re.compile(
 
 
 @dataclass(frozen=True)
-class ReducedConnector(Connector):
+class ReducedConnector(NativeConnector):
     """A reduction, a layer norm or none, and a projection."""
 
     forms = ("pixel_shuffle2_ln_mlp2x_gelu", "concat8_ln_mlp2x_silu", "bilinear9x9_mlp2x_gelu", "…")
@@ -130,16 +129,6 @@ class ReducedConnector(Connector):
         inputs = wide[0] * (bool(self._parts["norm"]) + is_trained)
         inputs += sum(outputs for _, outputs in widths[:-1]) * (1 + is_trained)
         return -(-inputs // self._joined)
-
-    def stored_names(self, names: list[str], naming: HFNaming) -> dict[str, str]:
-        """See `Connector`.
-
-        Raises:
-            CheckpointError: the layouts that there are have no such projector.
-        """
-        raise CheckpointError(
-            f"neither layout of LLaVA has a projector of type {self.kind}: there is no export, convert to a .nemo file"
-        )
 
 
 CONNECTORS.register(
