@@ -21,7 +21,8 @@ from neva.config.schema import NULLABLE
 from neva.config.show import as_override
 from neva.errors import ConfigError, naming
 from neva.families.language import language_config_from_hf
-from neva.families.vision import listed, vision_config_from_hf
+from neva.families.vision import listed
+from neva.families.vision_reading import vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings, read_chat_template
 from neva.formats.json import read_object
 from neva.formats.nemo_header import nemo_config

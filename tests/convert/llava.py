@@ -14,7 +14,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from neva.convert.writers.hf_config import language_section, vision_section
 from neva.families.language import language_config_from_hf
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision_reading import vision_config_from_hf
 from neva.formats.json import write_json
 from neva.formats.nemo import write_nemo
 from tests.convert.native import native_model

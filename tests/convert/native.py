@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import language_config_from_hf
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision_reading import vision_config_from_hf
 from neva.model.build import build_model
 from neva.model.llava import NevaModel
 from tests.convert.tiny import TOWER_SIZES

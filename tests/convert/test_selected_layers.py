@@ -12,7 +12,7 @@ from neva.convert.options import Options
 from neva.convert.readers import llava_hf
 from neva.convert.readers.nemo import open_model
 from neva.errors import CheckpointError, ConfigError
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision_reading import vision_config_from_hf
 from neva.model.build import build_model, set_trainable
 from neva.model.vision import VisionTower
 from tests.convert.llava import llava_nemo

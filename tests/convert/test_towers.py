@@ -13,7 +13,7 @@ from neva.convert.readers import llava_hf
 from neva.convert.readers.nemo import open_model
 from neva.errors import CheckpointError, ConfigError
 from neva.families.naming import TOWER
-from neva.families.vision import read_vision_config, vision_config_from_hf
+from neva.families.vision_reading import read_vision_config, vision_config_from_hf
 from neva.formats.hf_folder import FolderWeights
 from neva.model.vision import VisionTower
 from neva.weights.parts import tower_weights

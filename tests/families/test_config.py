@@ -12,7 +12,7 @@ from transformers.models.siglip import SiglipVisionConfig
 from neva.convert.writers.hf_config import text_config
 from neva.errors import ConfigError
 from neva.families.language import language_config_from_hf
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision_reading import vision_config_from_hf
 from tests.convert.tiny import FAMILIES, SIZES
 
 CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}

@@ -17,7 +17,7 @@ from torch import Tensor
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import language_config_from_hf
-from neva.families.vision import vision_config_from_hf
+from neva.families.vision_reading import vision_config_from_hf
 from neva.formats.hf_files import PARITY_REPORT, read_config
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.json import write_json

@@ -20,7 +20,8 @@ from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
 from neva.families.configs import VisionConfig
 from neva.families.language import language_table, read_language_config
-from neva.families.vision import read_vision_config, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_reading import read_vision_config
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
 from neva.formats.json import decode_text, json_text, shown

@@ -16,7 +16,7 @@ from neva.errors import CheckpointError, naming
 from neva.families.language import language_table, read_language_config
 from neva.families.naming import LLAVA_ORIGINAL
 from neva.families.values import MOST_LAYERS, text, whole
-from neva.families.vision import keeping_leading_tokens, read_vision_config
+from neva.families.vision_reading import keeping_leading_tokens, read_vision_config
 from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor
 from neva.formats.hf_folder import FolderWeights
 from neva.weights.lazy import Chained, Converted

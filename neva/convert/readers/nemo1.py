@@ -17,7 +17,7 @@ from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError
 from neva.families.configs import VisionConfig
-from neva.families.vision import read_vision_config
+from neva.families.vision_reading import read_vision_config
 from neva.formats.hf_files import read_image_processor
 from neva.formats.nemo1 import open_nemo1
 from neva.registry import TEMPLATES

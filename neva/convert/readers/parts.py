@@ -17,7 +17,8 @@ from neva.families.built_tower import tokens
 from neva.families.connector import connector_named
 from neva.families.language import read_language_config
 from neva.families.naming import PROJECTOR
-from neva.families.vision import read_vision_config, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_reading import read_vision_config
 from neva.formats.hf_files import read_image_processor
 from neva.formats.vocabulary import check_vocabulary
 from neva.registry import VISION_FAMILIES
