@@ -57,7 +57,7 @@ lmms-eval: $(INSTALLED)
 cross-version: $(OTHERS:%=%/installed)
 	NEVA_OTHER_PYTHONS="$$(printf '%s/bin/python:' $(abspath $(OTHERS)))" $(BIN)/python -m pytest tests/convert/test_cross_version.py
 
-$(VENV)-transformers-%/installed: scripts/cross_version.sh $(INSTALLED)
+$(VENV)-transformers-%/installed: scripts/cross_version.sh scripts/side_environment.sh $(INSTALLED)
 	bash scripts/cross_version.sh $(VENV) $*
 	touch $@
 

@@ -1,31 +1,14 @@
 #!/usr/bin/env bash
 # Usage: scripts/lmms_eval.sh VENV VERSION      (through `make lmms-eval`)
 # Creates VENV-lmms-eval beside VENV: lmms-eval and what it declares, in front of the packages of VENV, whose torch and
-# transformers it shares. pip's output goes to a log; what goes wrong is said in one sentence.
-set -uo pipefail
-
-venv=$1 version=$2
+# transformers it shares.
+target=lmms-eval venv=$1 version=$2
 side=$venv-lmms-eval
-log=$side/install.log
+# shellcheck source=side_environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/side_environment.sh"
 
-fail() {
-    tail -n 5 "$log" >&2 2>/dev/null
-    echo "make lmms-eval: $1 (log: $log)." >&2
-    exit 1
-}
-
-packages_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-
-put() {
-    "$side/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1 ||
-        fail "pip could not install $*"
-}
-
-rm -rf "$side"
-"$venv/bin/python" -m venv "$side" || fail "$venv/bin/python could not create $side"
-packages_of "$venv/bin/python" >"$(packages_of "$side/bin/python")/rest.pth"
-
-put --no-deps "lmms-eval==$version"
+create
+put "$side/bin/python" --no-deps "lmms-eval==$version"
 # Left out: torch and transformers, which are VENV's; torchvision, and what brings it or a torch for CUDA; linters, trackers,
 # and what only some models or benchmarks of videos and proofs ask for.
 "$side/bin/python" -c '
@@ -38,4 +21,4 @@ transformers=$("$venv/bin/python" -c 'from importlib.metadata import version; pr
 printf '%s\n' "torch==$torch" "transformers==$transformers" >"$side/constraints.txt"
 # The kit reaches into filelock, which has changed inside since version 4.
 echo "filelock<4" >>"$side/requirements.txt"
-put --constraint "$side/constraints.txt" --requirement "$side/requirements.txt"
+put "$side/bin/python" --constraint "$side/constraints.txt" --requirement "$side/requirements.txt"

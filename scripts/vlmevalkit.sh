@@ -1,34 +1,18 @@
 #!/usr/bin/env bash
 # Usage: scripts/vlmevalkit.sh VENV CHECKOUT      (through `make vlmevalkit KIT=CHECKOUT`)
 # Creates VENV-vlmevalkit beside VENV: what the checkout of VLMEvalKit asks for, in front of the packages of VENV, whose torch
-# and transformers it shares. The checkout is not changed. pip's output goes to a log; what goes wrong is said in one sentence.
-set -uo pipefail
-
-venv=$1 checkout=$2
+# and transformers it shares. The checkout is not changed.
+target=vlmevalkit venv=$1 checkout=$2
 side=$venv-vlmevalkit
-log=$side/install.log
-
-fail() {
-    tail -n 5 "$log" >&2 2>/dev/null
-    echo "make vlmevalkit: $1 (log: $log)." >&2
-    exit 1
-}
+# shellcheck source=side_environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/side_environment.sh"
 
 [ -f "$checkout/run.py" ] && [ -f "$checkout/requirements.txt" ] || {
     echo "make vlmevalkit: no checkout of VLMEvalKit at '$checkout': clone it (git clone https://github.com/open-compass/VLMEvalKit) and give its folder, 'make vlmevalkit KIT=../VLMEvalKit'." >&2
     exit 1
 }
 
-packages_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-
-put() {
-    "$side/bin/python" -m pip install --no-input --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1 ||
-        fail "pip could not install $*"
-}
-
-rm -rf "$side"
-"$venv/bin/python" -m venv "$side" || fail "$venv/bin/python could not create $side"
-packages_of "$venv/bin/python" >"$(packages_of "$side/bin/python")/rest.pth"
+create
 
 # Left out: torch and transformers, which are VENV's; and what scores made pictures and video, runs other models or opens pages.
 grep -viE '^(torch|torchvision|torchmetrics|transformers|cd-fvd|lpips|openai-clip|timm|sentence_transformers|bert_score|gradio|google-genai|litellm|ipdb|polygon3)([^a-z_-]|$)' \
@@ -36,7 +20,7 @@ grep -viE '^(torch|torchvision|torchmetrics|transformers|cd-fvd|lpips|openai-cli
 torch=$("$venv/bin/python" -c 'import torch; print(torch.__version__.split("+")[0])')
 echo "torch==$torch" >"$side/constraints.txt"
 # rouge_score and ipdb are imported by the kit's benchmarks wherever it starts.
-put --constraint "$side/constraints.txt" --requirement "$side/requirements.txt" rouge_score ipdb
+put "$side/bin/python" --constraint "$side/constraints.txt" --requirement "$side/requirements.txt" rouge_score ipdb
 # Its minor version is tied to torch's: 2.13 goes with 0.28. Its own requirement would replace the torch of a CPU.
 minor=${torch#*.}
-put --no-deps "torchvision==0.$((${minor%%.*} + 15)).*"
+put "$side/bin/python" --no-deps "torchvision==0.$((${minor%%.*} + 15)).*"
