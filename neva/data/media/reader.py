@@ -24,13 +24,13 @@ from neva.data.media.processor import (
     enlarged,
     to_pixels,
     to_tile_pixels,
-    to_whole_pixels,
+    to_view_pixels,
 )
 from neva.data.media.video import chosen_frames, frame_count, read_frames, require_library
 from neva.errors import SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediaRules, MediumLayout
-from neva.families.tiling import TileGrid
+from neva.families.tiling import TileGrid, View
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class MediaReader:
         if medium.kind == "video":
             return torch.cat([self._whole(frame) for frame in self._frames(source)])
         image = _rgb(source, self.exif_transpose, self.jpeg_decoder)
-        if layout.shape is not None:
-            return to_whole_pixels(image, self.processor, *layout.shape).flatten()
+        if layout.views:
+            return torch.cat([to_view_pixels(image, self.processor, view).flatten() for view in layout.views])
         if not self.rules.tiling.cuts:
             return self._whole(image)
         assert layout.grid is not None
@@ -98,7 +98,7 @@ class MediaReader:
         """Returns the pixels of an image as one tile; in a grid, the whole image has the same."""
         if self.rules.tiling.keeps_shape:
             side = self.rules.tile_size
-            return to_whole_pixels(image, self.processor, side, side).flatten()
+            return to_view_pixels(image, self.processor, View(side, side, (side, side))).flatten()
         if self.rules.tiling.cuts:
             return self._tiles(image, TileGrid(1, 1), pads=False)
         return to_pixels(image, self.processor, self.aspect_ratio)[None]
