@@ -189,8 +189,8 @@ def media_rules(
         )
     if rules.tiling.keeps_shape and kind.needs_square:
         raise ConfigError(
-            f"model.data.image_aspect_ratio={rules.tiling.name} shows pictures that are no squares, which a projector of "
-            f"type {connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
+            f"model.data.image_aspect_ratio={rules.tiling.name} shows pictures that are no squares, which a projector "
+            f"of type {connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
         )
     if vision.kept_tokens and (kind.needs_square or rules.tiling.is_map):
         raise ConfigError(

@@ -75,13 +75,19 @@ class MediaReader:
         source = medium.source
         if medium.kind == "video":
             return torch.cat([self._whole(frame) for frame in self._frames(source)])
-        image = _rgb(source, self.exif_transpose, self.jpeg_decoder)
+        image = self.image(source)
         if layout.views:
             return torch.cat([to_view_pixels(image, self.processor, view).flatten() for view in layout.views])
         if not self.rules.tiling.cuts:
             return self._whole(image)
         assert layout.grid is not None
         return self._tiles(image, layout.grid, self.rules.tiling.pads)
+
+    def image(self, source: ImageInput) -> Image.Image:
+        """Returns an image as it is before it is resized or cut; raises as `pixels`."""
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        return load_image(source, self.exif_transpose, self.jpeg_decoder)
 
     @property
     def usual_frames(self) -> int:
@@ -119,12 +125,6 @@ class MediaReader:
         assert choice is not None and isinstance(path, Path)
         count = frame_count(path, choice.library)
         return read_frames(path, chosen_frames(count, choice.num_frames, choice.single), choice.library)
-
-
-def _rgb(image: ImageInput, exif_transpose: bool, decoder: JpegDecoder) -> Image.Image:
-    return (
-        image.convert("RGB") if isinstance(image, Image.Image) else load_image(image, exif_transpose, decoder)
-    )
 
 
 def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: ImageProcessor) -> MediaReader:
