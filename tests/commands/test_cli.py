@@ -200,7 +200,7 @@ def test_a_verb_is_a_module_of_commands(
     assert cli.main(["--help"]) == 0
     assert "  greet      say hello" in capsys.readouterr().out
     assert cli.main(["options"]) == 2
-    names = "config, convert, data, evaluate, infer, plan, serve, train, greet"
+    names = "check-loss, config, convert, data, evaluate, infer, plan, serve, train, greet"
     assert f"no verb 'options'; there are {names}" in capsys.readouterr().err
 
 

@@ -1,8 +1,8 @@
 """The loss of a folder's model on records of a data set: by transformers, and by the native model.
 
 Both get the ids and labels that training would learn. transformers makes its own pixels of the images, by the
-folder's image processor, and its own mean. The row of a vocabulary that holds a LLaVA's image token alone, which training
-has not, is left out of its softmax.
+folder's image processor, and its own mean. The row of a vocabulary that holds a LLaVA's image token alone, which
+training has not, is left out of its softmax.
 """
 
 from __future__ import annotations
