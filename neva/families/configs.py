@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -89,13 +89,20 @@ class LanguageConfig:
     padded_vocab_size: int
     max_positions: int
     rope_theta: float
-    rope_scaling: Mapping[str, Any] | None
+    rope_scaling: Mapping[str, Any] | None = field(hash=False)
     rms_norm_eps: float
     tied: bool
     qkv_bias: bool
     qk_norm: bool
     sliding_window: int | None
     family: str | None = None
+    hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
+    """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
+
+    def with_vocabulary(self, rows: int) -> LanguageConfig:
+        """Returns the same model with another number of vocabulary rows, and no padding."""
+        config = None if self.hf_config is None else {**self.hf_config, "vocab_size": rows}
+        return replace(self, vocab_size=rows, padded_vocab_size=rows, hf_config=config)
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:
