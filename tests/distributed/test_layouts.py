@@ -31,7 +31,8 @@ def bounds(case: Case, dtype: str) -> dict[str, float]:
     Initial weights are drawn, so they are the same bits.
     The losses of what is held out, which fills five of eight places, and of its three sources are summed in float64:
     equal but for that softmax.
-    float32: rounding (of the mean over a third of the labels after two steps too), and for parameters Adam's quotient of two small numbers over three steps of 1e-2.
+    float32: rounding (in the mean of a third of the labels after two steps too), and for parameters Adam's quotient of
+    two small numbers over three steps of 1e-2.
     """
     gradient = 2e-6 if dtype == "float32" else 2e-7 if case.tensor > 1 else 1e-13
     held_out = 1e-12 if dtype == "float64" and case.tensor == 1 else 4e-6
