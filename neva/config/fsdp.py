@@ -40,8 +40,8 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if (kept := model.data.image_aspect_ratio) in ("keep", "native"):
         yield (
             f"model.data.image_aspect_ratio={kept} with model.fsdp=true is refused: ranks whose pictures have "
-            "different shapes would gather the tower's weights at different times; take pad or anyres, or model.fsdp=false with "
-            "model.optim.name=distributed_fused_adam"
+            "different shapes would gather the tower's weights at different times; take pad or anyres, or "
+            "model.fsdp=false with model.optim.name=distributed_fused_adam"
         )
     if trainer.precision not in (32, "bf16"):
         yield (
