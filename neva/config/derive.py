@@ -110,7 +110,11 @@ def tower_sizes(folder: str | None, wanted: str | None = None) -> dict[str, Any]
     if shape is None:
         return {}
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
-    if wanted is not None and wanted in VISION_FAMILIES and shape.model_type in VISION_FAMILIES[wanted].also_loads:
+    if (
+        wanted is not None
+        and wanted in VISION_FAMILIES
+        and shape.model_type in VISION_FAMILIES[wanted].also_loads
+    ):
         del sizes["model_type"]
     if shape.others:
         sizes["config"] = {key: listed(value) for key, value in shape.others}
