@@ -30,7 +30,7 @@ def test_every_flag_is_a_key_that_the_recipe_takes(recipe):
     cfg = load(recipe, command.words[2:])
     assert (cfg.model.data.longest_edge, cfg.model.data.shortest_edge, cfg.model.data.max_image_num) == (
         980,
-        8,
+        378,
         8,
     )
     assert cfg.model.mm_cfg.llm.freeze and cfg.model.data.answer_loss_only and cfg.trainer.skip_train
