@@ -103,9 +103,8 @@ def connector_named(kind: str) -> Connector:
 
 def connector_pattern() -> str:
     """Returns the regular expression of all kinds."""
-    unnamed = (
-        re.sub(r"\(\?P<\w+>", "(?:", name) for name in CONNECTORS.names()
-    )  # two may name a group alike
+    # two kinds may name a group alike
+    unnamed = (re.sub(r"\(\?P<\w+>", "(?:", name) for name in CONNECTORS.names())
     return rf"^({'|'.join(unnamed)})$"
 
 
