@@ -10,8 +10,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import (
+    FORM_KEYS,
     LANGUAGE_KEYS,
+    SAME_ACTIVATION,
     TOWER_KEYS,
+    decoder_form_of,
+    differing_form_keys,
+    form_keys,
     media_rules_of,
     own_template_of,
     recorded_family,
@@ -113,9 +118,13 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
     recorded = nemo_config(source)
     if recorded is not None:
-        return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+        sizes = {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+        return sizes | differing_form_keys(decoder_form_of(recorded))
     shape = _read(source, language_config_from_hf)
-    return {} if shape is None else {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
+    if shape is None:
+        return {}
+    sizes = {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
+    return sizes | differing_form_keys(shape.form)
 
 
 def language_family(source: str | None) -> str | None:
@@ -169,7 +178,11 @@ def _size_key(tower: DictConfig) -> str:
 
 def _language(model_cfg: DictConfig) -> None:
     folder = model_cfg.mm_cfg.llm.from_pretrained
-    sizes = language_sizes(folder)
+    if sizes := language_sizes(folder):
+        sizes |= form_keys(decoder_form_of(sizes))
+    for key in FORM_KEYS:
+        model_cfg[key] = model_cfg.get(key)  # trees of one's own may be without
+    model_cfg.activation = SAME_ACTIVATION.get(model_cfg.activation, model_cfg.activation)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
     _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
     if (family := language_family(folder)) is not None:

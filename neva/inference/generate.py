@@ -65,6 +65,8 @@ class ContinuousBatch:
         """
         if fresh := self._refill(waiting):
             self._begin(fresh, [self.running[row] for row in fresh])
+        elif turning := self._turning():
+            self._read(turning, [self.running[row] for row in turning])
         elif self.running:
             self._go_on()
         return [continuation for continuation in self.running if continuation.has_ended]
@@ -89,18 +91,36 @@ class ContinuousBatch:
         running += added
         return fresh
 
-    @torch.inference_mode()
+    def _turning(self) -> list[int]:
+        """Returns the rows whose positions have other angles from this length on (see `Rotary`).
+
+        Prompt and answer are read anew, as transformers does.
+        """
+        length = self.decoder.turning_length
+        if length is None:
+            return []
+        return [row for row, one in enumerate(self.running) if len(one.input_ids) + len(one.answer) == length]
+
     def _begin(self, rows: Sequence[int], continuations: Sequence[Continuation]) -> None:
+        for continuation in continuations:
+            _prepare(continuation, self.decoder.language.vocab_size_without_padding)
+        self._read(rows, continuations)
+
+    @torch.inference_mode()
+    def _read(self, rows: Sequence[int], continuations: Sequence[Continuation]) -> None:
         with cuda_on_cpu.suspended():
             logits = self.decoder.prefill(
                 self.cache,
                 rows,
-                [continuation.input_ids for continuation in continuations],
+                [
+                    torch.cat(
+                        [continuation.input_ids, continuation.input_ids.new_tensor(continuation.answer)]
+                    )
+                    for continuation in continuations
+                ],
                 [continuation.features for continuation in continuations],
                 max(continuation.limits.max_new_tokens for continuation in continuations),
             )
-            for continuation in continuations:
-                _prepare(continuation, logits)
             _choose(continuations, logits)
 
     @torch.inference_mode()
@@ -111,14 +131,14 @@ class ContinuousBatch:
             _choose(self.running, self.decoder.decode(self.cache, tokens, positions))
 
 
-def _prepare(continuation: Continuation, logits: Tensor) -> None:
+def _prepare(continuation: Continuation, vocabulary: int) -> None:
     """Seeds the draws and marks the tokens of the prompt, where the sampling asks for them."""
     sampling = continuation.limits.sampling
     if not sampling.greedy:
-        continuation.draws = torch.Generator(logits.device).manual_seed(continuation.seed)
+        continuation.draws = torch.Generator(continuation.input_ids.device).manual_seed(continuation.seed)
     if sampling.repetition_penalty != 1.0:
         text = continuation.input_ids[continuation.input_ids >= 0]
-        continuation.seen_V = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
+        continuation.seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=continuation.input_ids.device)
         continuation.seen_V[text] = True
 
 
