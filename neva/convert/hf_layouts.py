@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from neva.config.model_config import media_rules_of
 from neva.convert.lazy_model import LazyModel
+from neva.errors import CheckpointError
+from neva.families.configs import LanguageConfig
 from neva.families.naming import LLAVA_HF, LLAVA_NEXT, HFNaming
 from neva.families.tiling import AnyResolution
 
@@ -39,6 +41,15 @@ def layout_of(model: LazyModel) -> HFLayout:
     """Returns the layout that holds a model whose images are cut so; whether it holds the rest is for the writer."""
     tiling = media_rules_of(model.config, model.vision).tiling
     return NEXT if isinstance(tiling, AnyResolution) else LLAVA
+
+
+def check_logits(language: LanguageConfig, name: object) -> None:
+    """Raises CheckpointError for logits that transformers' LLaVA models do not compute."""
+    if language.form.logit_cap is not None:
+        raise CheckpointError(
+            f"{name}: final_logit_softcapping is {language.form.logit_cap}, which transformers' LLaVA models leave "
+            "out, expected none: keep such a model as a .nemo"
+        )
 
 
 def pinpoints(model: LazyModel) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -147,6 +147,8 @@ class LanguageConfig:
     sliding_window: int | None
     family: str | None = None
     form: DecoderForm = LLAMA_FORM
+    hf_config: Mapping[str, Any] | None = None
+    """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
 
     @property
     def rotary_dim(self) -> int:
@@ -161,6 +163,11 @@ class LanguageConfig:
     def window_of(self, layer: int) -> int | None:
         """Returns how many keys a layer, counted from 0, sees; None: all."""
         return self.sliding_window if self.has_window(layer) else None
+
+    def with_vocabulary(self, rows: int) -> LanguageConfig:
+        """Returns the same model with another number of vocabulary rows, and no padding."""
+        config = None if self.hf_config is None else {**self.hf_config, "vocab_size": rows}
+        return replace(self, vocab_size=rows, padded_vocab_size=rows, hf_config=config)
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:

@@ -65,7 +65,7 @@ class Decoder:
         weight = self.layers[0].qkv
         self.dtype, self.device = weight.dtype, weight.device
         self._rotary = RotaryTable(self.language.rotary, weight)
-        self.turning_length = self.language.rotary.turning_length
+        self.turning_length: int | None = self.language.rotary.turning_length
         self._windows = {layer.core_attention.window for layer in self.layers}
 
     def cache(self, rows: int) -> KeyValueCache:

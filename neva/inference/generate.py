@@ -18,7 +18,7 @@ from torch import Tensor
 from neva.distributed import cuda_on_cpu
 from neva.families.media_tokens import PictureShape
 from neva.inference.continuation import Continuation, Limits
-from neva.inference.decoder import Decoder
+from neva.inference.hugging_face import AnyDecoder, decoder_of
 from neva.inference.sampling import Sampling, next_tokens
 from neva.model.llava import NevaModel
 
@@ -44,7 +44,7 @@ class ContinuousBatch:
         rows: how many at a time.
     """
 
-    def __init__(self, decoder: Decoder, rows: int) -> None:
+    def __init__(self, decoder: AnyDecoder, rows: int) -> None:
         self.decoder, self.cache, self.rows = decoder, decoder.cache(rows), rows
         self.running: list[Continuation] = []
 
@@ -64,9 +64,9 @@ class ContinuousBatch:
             The answers that have ended; until the next step they are among those that run.
         """
         if fresh := self._refill(waiting):
-            self._begin(fresh, [self.running[row] for row in fresh])
+            self._read(fresh)
         elif turning := self._turning():
-            self._read(turning, [self.running[row] for row in turning])
+            self._read(turning)
         elif self.running:
             self._go_on()
         return [continuation for continuation in self.running if continuation.has_ended]
@@ -101,13 +101,9 @@ class ContinuousBatch:
             return []
         return [row for row, one in enumerate(self.running) if len(one.input_ids) + len(one.answer) == length]
 
-    def _begin(self, rows: Sequence[int], continuations: Sequence[Continuation]) -> None:
-        for continuation in continuations:
-            _prepare(continuation, self.decoder.language.vocab_size_without_padding)
-        self._read(rows, continuations)
-
     @torch.inference_mode()
-    def _read(self, rows: Sequence[int], continuations: Sequence[Continuation]) -> None:
+    def _read(self, rows: Sequence[int]) -> None:
+        continuations = [self.running[row] for row in rows]
         with cuda_on_cpu.suspended():
             logits = self.decoder.prefill(
                 self.cache,
@@ -121,6 +117,9 @@ class ContinuousBatch:
                 [continuation.features for continuation in continuations],
                 max(continuation.limits.max_new_tokens for continuation in continuations),
             )
+            for continuation in continuations:
+                if not continuation.answer:
+                    _prepare(continuation, logits)
             _choose(continuations, logits)
 
     @torch.inference_mode()
@@ -131,14 +130,14 @@ class ContinuousBatch:
             _choose(self.running, self.decoder.decode(self.cache, tokens, positions))
 
 
-def _prepare(continuation: Continuation, vocabulary: int) -> None:
+def _prepare(continuation: Continuation, logits: Tensor) -> None:
     """Seeds the draws and marks the tokens of the prompt, where the sampling asks for them."""
     sampling = continuation.limits.sampling
     if not sampling.greedy:
-        continuation.draws = torch.Generator(continuation.input_ids.device).manual_seed(continuation.seed)
+        continuation.draws = torch.Generator(logits.device).manual_seed(continuation.seed)
     if sampling.repetition_penalty != 1.0:
         text = continuation.input_ids[continuation.input_ids >= 0]
-        continuation.seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=continuation.input_ids.device)
+        continuation.seen_V = torch.zeros(logits.size(1), dtype=torch.bool, device=logits.device)
         continuation.seen_V[text] = True
 
 
@@ -222,7 +221,7 @@ def generate(
         )
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     )
-    batch = ContinuousBatch(Decoder(model), rows or len(prompts))
+    batch = ContinuousBatch(decoder_of(model), rows or len(prompts))
     answers = {continuation.number: continuation.answer for continuation in batch.answers(asked)}
     return [answers[number] for number in range(len(prompts))]
 

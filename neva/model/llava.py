@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from megatron.core.tensor_parallel import (
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from neva.constants import LANGUAGE_MODEL, PARTS
 from neva.families.media_tokens import PictureShape
 from neva.model.context import positions
+from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
 from neva.model.of_own_shape import encode_pictures
 from neva.model.packed import packed_samples
 from neva.model.vision import VisionTower
+
+AnyLanguageModel: TypeAlias = LanguageModel | HuggingFaceLanguageModel
 
 
 class NevaModel(MegatronModule):
@@ -33,7 +37,7 @@ class NevaModel(MegatronModule):
     """
 
     def __init__(
-        self, language_model: LanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
+        self, language_model: AnyLanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
     ) -> None:
         super().__init__(config=language_model.config)
         self.model_type = language_model.model_type

@@ -23,6 +23,7 @@ from neva.families.configs import (
     SILU,
 )
 from neva.families.connector import connector_forms, connector_pattern
+from neva.families.language import HUGGING_FACE, MEGATRON
 from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES
 
@@ -49,6 +50,10 @@ class Llm:
     family: str | None = key(
         "Hugging Face model type of the language model; null: follows from the checkpoint or the sizes.",
         choices=LANGUAGE_FAMILIES.names,
+        optional=True,
+    )
+    config: dict[str, Any] | None = key(
+        "With language_backend=huggingface: what its config.json says; follows from the checkpoint.",
         optional=True,
     )
     model_type: str | None = key(
@@ -191,6 +196,12 @@ class ModelKeys(RefusedModelKeys):
     )
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
+    language_backend: str = key(
+        "Who runs the language model: megatron, in every layout; huggingface, any that transformers has, with data "
+        "parallel and FSDP.",
+        choices=(MEGATRON, HUGGING_FACE),
+        common=True,
+    )
     mm_cfg: MmCfg = section()
     encoder_seq_length: int = key("Longest sequence; longer samples are cut.", low=1, common=True)
     max_position_embeddings: int = key("Longest position.", low=1)

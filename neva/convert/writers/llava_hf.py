@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
-from neva.convert.hf_layouts import layout_of, pinpoints
+from neva.convert.hf_layouts import check_logits, layout_of, pinpoints
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -55,6 +55,7 @@ class ImageToken:
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
     model = at_input_size(model)
+    check_logits(model.language, model.name)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.llava import prove_llava
@@ -107,7 +108,7 @@ def llava_config(
     model: LazyModel, image: ImageToken, ids: Mapping[str, int | None], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Returns the content of `config.json`."""
-    language, layout = replace(model.language, vocab_size=image.rows), layout_of(model)
+    language, layout = model.language.with_vocabulary(image.rows), layout_of(model)
     tiles = {"image_grid_pinpoints": pinpoints(model), "use_image_newline_parameter": True}
     return {
         **(tiles if layout.has_tiles else {}),
