@@ -1,4 +1,4 @@
-"""Configurations of published checkpoints, as far as sizes go: Vicuna 7B v1.5 and CLIP ViT-L/14-336."""
+"""Configurations of published checkpoints, as far as sizes go: Vicuna 7B v1.5, StarCoder2 3B and CLIP ViT-L/14-336."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,19 @@ VICUNA = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-05,
     "tie_word_embeddings": False,
+}
+STARCODER2 = {
+    "model_type": "starcoder2",
+    "vocab_size": 49152,
+    "hidden_size": 3072,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "sliding_window": 4096,
+    "rope_theta": 999999.4420358813,
+    "use_bias": True,
 }
 CLIP = {
     "model_type": "clip_vision_model",
@@ -34,9 +47,10 @@ STATISTICS = {
 
 
 def write_configs(folder: Path) -> None:
-    """Writes the configuration files of both below a folder, by their names."""
+    """Writes the configuration files of all below a folder, by their names."""
     files: dict[str, dict[str, Any]] = {
         "vicuna-7b-v1.5/config.json": VICUNA,
+        "starcoder2-3b/config.json": STARCODER2,
         "clip-vit-large-patch14-336/config.json": CLIP,
         "clip-vit-large-patch14-336/preprocessor_config.json": STATISTICS,
     }
