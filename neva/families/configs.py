@@ -84,6 +84,9 @@ SILU, GELU_TANH = "swiglu", "approx-geglu"
 EACH_HEAD, ALL_HEADS = "head", "all"
 """What a norm of queries or keys is taken over."""
 
+CAPPED_CHUNK = 256
+"""Queries whose scores are in memory at a time where these have a soft cap."""
+
 
 @dataclass(frozen=True)
 class DecoderForm:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 256
-"""Queries whose scores are there at a time."""
+from neva.families.configs import CAPPED_CHUNK
 
 
 def capped_attention(
@@ -39,8 +38,8 @@ def capped_attention(
     scale = query_SBHD.size(-1) ** -0.5 if scale is None else scale
     first = len(key_KBGD) - len(query_SBHD)
     attended = []
-    for start in range(0, len(query_SBHD), CHUNK):
-        query = query_SBHD[start : start + CHUNK]
+    for start in range(0, len(query_SBHD), CAPPED_CHUNK):
+        query = query_SBHD[start : start + CAPPED_CHUNK]
         end = first + start + len(query)
         begin = 0 if window is None else max(0, first + start + 1 - window)
         attended.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,8 @@ class SeededLayer(TransformerLayer):
             sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
             self.post_self_attn_layernorm = norm_after(config=config, **sizes)
             self.post_mlp_layernorm = norm_after(config=config, **sizes)
+            # Megatron's turns gradients on where a checkpointed layer has them off, for sums that keep nothing.
+            self.bias_dropout_add_exec_handler = nullcontext
             self.self_attn_bda, self.mlp_bda = self._add_attended, self._add_transformed
 
     def _add_attended(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
