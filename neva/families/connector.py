@@ -103,7 +103,10 @@ def connector_named(kind: str) -> Connector:
 
 def connector_pattern() -> str:
     """Returns the regular expression of all kinds."""
-    return rf"^({'|'.join(CONNECTORS.names())})$"
+    unnamed = (
+        re.sub(r"\(\?P<\w+>", "(?:", name) for name in CONNECTORS.names()
+    )  # two may name a group alike
+    return rf"^({'|'.join(unnamed)})$"
 
 
 def connector_forms() -> str:
