@@ -31,8 +31,8 @@ def bounds(case: Case, dtype: str) -> dict[str, float]:
     Initial weights are drawn, so they are the same bits.
     The losses of what is held out, which fills five of eight places, and of its three sources are summed in float64:
     equal but for that softmax.
-    float32: rounding, twice as much with caps and norms around each part, and for parameters Adam's quotient of two small
-    numbers over three steps of 1e-2.
+    float32: rounding, twice as much with caps and norms around each part, and for parameters Adam's quotient of two
+    small numbers over three steps of 1e-2.
     """
     float32 = 2e-6 if case.form is None else 4e-6
     gradient = float32 if dtype == "float32" else 2e-7 if case.tensor > 1 else 1e-13
@@ -112,8 +112,9 @@ def write_table(found: Found) -> None:
         "tiles: images of any resolution, cut into tiles, with LLaVA-NeXT's newline;",
         "quarters: images of twice the tower's side, joined by `mlp2x_gelu_downsample`;",
         "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep.",
-        "form-around: norms around each part, all heads normed together, half of each head turned, longrope, soft caps,",
-        "windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of three layers.",
+        "form-around: norms around each part, all heads normed together, half of each head turned, longrope, soft",
+        "caps, windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of",
+        "three layers.",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",
