@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from neva.inference.continuation import Continuation, Limits
 from neva.inference.decoder import Decoder
 from neva.inference.generate import ContinuousBatch
 from neva.inference.sampling import Sampling
+from neva.model import capped
 from neva.model import language as language_room
 from neva.model.language import LanguageModel
 from tests.model.relatives import RELATIVES, ids, in_float64, ours, theirs
@@ -62,6 +64,32 @@ def test_gradients_are_those_of_transformers_in_float64(single_process: None, na
     for key, gradient in native.items():
         assert gradient.abs().max() > 0, key
         torch.testing.assert_close(found[key], gradient, atol=1e-9, rtol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_capped_attention_by_chunks_is_that_of_a_slow_loop(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Three chunks of seven queries, which stand at the last of nine keys more, with gradients."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(17, 2, 4, 3), (26, 2, 2, 3), (26, 2, 2, 3)]
+    query, key, value = (
+        torch.randn(size, generator=draw, dtype=torch.float64, requires_grad=True) for size in sizes
+    )
+    monkeypatch.setattr(capped, "CAPPED_CHUNK", 7)
+    found = capped.capped_attention(query, key, value, window, 0.7, 1.5)
+    rows = []
+    for at, row, head in itertools.product(range(17), range(2), range(4)):
+        first = 0 if window is None else max(0, at + 10 - window)
+        keys, values = (part[first : at + 10, row, head // 2] for part in (key, value))
+        scores = 1.5 * torch.tanh(keys @ query[at, row, head] * 0.7 / 1.5)
+        rows.append(scores.softmax(0) @ values)
+    expected = torch.stack(rows).view(17, 2, 12)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    weight = torch.randn(17, 2, 12, generator=draw, dtype=torch.float64)
+    gradients = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
 MUTATIONS = {
