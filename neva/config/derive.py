@@ -11,8 +11,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import (
+    FORM_KEYS,
     LANGUAGE_KEYS,
+    SAME_ACTIVATION,
     TOWER_KEYS,
+    decoder_form_of,
+    differing_form_keys,
+    form_keys,
     language_backend_of,
     language_config_of,
     media_rules_of,
@@ -128,13 +133,15 @@ def language_sizes(source: str | None, backend: str | None = None) -> dict[str, 
     """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
     recorded = nemo_config(source)
     if recorded is not None:
-        return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+        sizes = {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+        return sizes | differing_form_keys(decoder_form_of(recorded))
     shape = _read(source, partial(language_config_from_hf, backend=backend))
     return {} if shape is None else _keys_of(shape)
 
 
 def _keys_of(language: LanguageConfig) -> dict[str, Any]:
-    return {key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()}
+    sizes = {key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()}
+    return sizes | differing_form_keys(language.form)
 
 
 def language_record(source: str | None, backend: str) -> dict[str, Any]:
@@ -205,7 +212,11 @@ def _size_key(tower: DictConfig) -> str:
 def _language(model_cfg: DictConfig) -> None:
     folder, backend = model_cfg.mm_cfg.llm.from_pretrained, language_backend_of(model_cfg)
     llm = model_cfg.mm_cfg.llm
-    sizes = language_sizes(folder, backend)
+    if sizes := language_sizes(folder, backend):
+        sizes |= form_keys(decoder_form_of(sizes))
+    for key in FORM_KEYS:
+        model_cfg[key] = model_cfg.get(key)  # trees of one's own may be without
+    model_cfg.activation = SAME_ACTIVATION.get(model_cfg.activation, model_cfg.activation)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
     _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
     for key, value in language_record(folder, backend).items():

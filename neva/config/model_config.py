@@ -9,7 +9,14 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from neva.errors import ConfigError
-from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.configs import (
+    LLAMA_FORM,
+    SILU,
+    DecoderForm,
+    LanguageConfig,
+    VisionConfig,
+    padded_vocab_size,
+)
 from neva.families.language import HUGGING_FACE, MEGATRON, language_config_from_hf
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import (
@@ -55,6 +62,24 @@ LANGUAGE_KEYS = {
     "window_size": "sliding_window",
 }
 """Key of `model` -> field of LanguageConfig."""
+
+FORM_KEYS = {
+    "normalization": "norm",
+    "transformer_block_type": "norm_place",
+    "activation": "activation",
+    "rotary_percentage": "rotary_share",
+    "qk_layernorm_scope": "qk_norm_over",
+    "query_pre_attn_scalar": "query_scalar",
+    "attn_logit_softcapping": "score_cap",
+    "final_logit_softcapping": "logit_cap",
+    "scale_embeddings": "scales_embeddings",
+    "global_attention_interval": "global_interval",
+    "rotary_base_local": "local_rope_theta",
+}
+"""Key of `model` -> field of DecoderForm. One that is null or absent, as in older models, is LLaMA's."""
+
+SAME_ACTIVATION = {"fast-swiglu": SILU}
+"""What NeMo calls a fused kernel of the same arithmetic."""
 
 
 def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
@@ -190,12 +215,35 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
         sizes["rope_scaling"] = OmegaConf.to_container(sizes["rope_scaling"])
     return LanguageConfig(
         **sizes,
+        form=decoder_form_of(model_cfg),
         padded_vocab_size=padded_vocab_size(
             model_cfg.vocab_size, model_cfg.make_vocab_size_divisible_by, model_cfg.tensor_model_parallel_size
         ),
         max_positions=model_cfg.max_position_embeddings,
         family=recorded_family(model_cfg),
     )
+
+
+def decoder_form_of(model_cfg: Mapping[str, Any] | DictConfig) -> DecoderForm:
+    """Returns how the decoder of a `model` section differs from LLaMA's."""
+    given = {field: model_cfg.get(key) for key, field in FORM_KEYS.items()}
+    chosen: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    if "activation" in chosen:
+        chosen["activation"] = SAME_ACTIVATION.get(chosen["activation"], chosen["activation"])
+    floats = ("rotary_share", "query_scalar", "score_cap", "logit_cap", "local_rope_theta")
+    chosen |= {field: float(chosen[field]) for field in floats if field in chosen}
+    return DecoderForm(**chosen)
+
+
+def form_keys(form: DecoderForm) -> dict[str, Any]:
+    """Returns the keys of `model` that say a form."""
+    return {key: getattr(form, field) for key, field in FORM_KEYS.items()}
+
+
+def differing_form_keys(form: DecoderForm) -> dict[str, Any]:
+    """Returns those of them that are not LLaMA's: what a `.nemo` records."""
+    usual = form_keys(LLAMA_FORM)
+    return {key: value for key, value in form_keys(form).items() if value != usual[key]}
 
 
 def language_backend_of(section: Mapping[str, Any] | DictConfig) -> str:

@@ -10,10 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neva.config.keys.field import Key
 from neva.config.keys.model import Training
-from neva.config.model_config import LANGUAGE_KEYS, TOWER_KEYS
+from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, TOWER_KEYS
 from neva.config.schema import NULLABLE, value_problems, walk
 from neva.errors import CheckpointError, ConfigError
-from neva.families.llama.config import check_scaling
+from neva.families.rope import check_scaling
 from neva.families.values import LARGEST, MOST_LAYERS
 
 LANGUAGE = (*LANGUAGE_KEYS, "max_position_embeddings")
@@ -44,6 +44,7 @@ MEDIA = (
     "jpeg_decoder",
 )
 OPTIONAL = (
+    *FORM_KEYS,
     *(f"mm_cfg.vision_encoder.{key}" for key in ("input_size", "config", "post_layernorm")),
     *("language_backend", *(f"mm_cfg.llm.{key}" for key in ("family", "config", "model_type"))),
     *("mm_cfg.use_im_start_end", "mm_cfg.use_image_tile"),

@@ -13,7 +13,7 @@ from neva.config.model_config import language_backend_of, plain, recorded_family
 from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.language import HUGGING_FACE
-from neva.families.llama.config import check_scaling
+from neva.families.rope import check_scaling
 from neva.families.vision import hidden_states, vision_family
 from neva.registry import LANGUAGE_FAMILIES, SAMPLERS
 
@@ -76,7 +76,7 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
         )
     if model.rope_scaling is not None:
         try:
-            check_scaling(model.rope_scaling)
+            check_scaling(plain(model.rope_scaling), int(model.kv_channels * (model.rotary_percentage or 1)))
         except ConfigError as error:
             yield f"model.rope_scaling: {error}"
     family = recorded_family(model)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from neva.config.model_config import media_rules_of
 from neva.convert.lazy_model import LazyModel
+from neva.errors import CheckpointError
+from neva.families.configs import LanguageConfig
 from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, HFNaming
 from neva.families.tiling import AnyResolution, NativeShape
 
@@ -42,6 +44,15 @@ def layout_of(model: LazyModel) -> HFLayout:
     if isinstance(tiling, NativeShape):
         return IDEFICS
     return NEXT if isinstance(tiling, AnyResolution) else LLAVA
+
+
+def check_logits(language: LanguageConfig, name: object) -> None:
+    """Raises CheckpointError for logits that transformers' LLaVA models do not compute."""
+    if language.form.logit_cap is not None:
+        raise CheckpointError(
+            f"{name}: final_logit_softcapping is {language.form.logit_cap}, which transformers' LLaVA models leave "
+            "out, expected none: keep such a model as a .nemo"
+        )
 
 
 def pinpoints(model: LazyModel) -> list[list[int]]:

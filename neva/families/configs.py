@@ -72,9 +72,62 @@ class VisionConfig:
         return self.side * (2 if self.image_tiles else 1)
 
 
+RMS_NORM, RMS_NORM_PLUS_ONE, LAYER_NORM = "rmsnorm", "rmsnorm1p", "layernorm"
+"""Norms: root mean square; the same with a weight that counts from one; centred, with a bias."""
+
+BEFORE, AFTER, AROUND = "pre_ln", "sublayer_post_ln", "sandwich_ln"
+"""Where the norms of a layer stand: in front of attention and feed-forward, behind both, or before and behind."""
+
+SILU, GELU_TANH = "swiglu", "approx-geglu"
+"""What the gate of the feed-forward layer goes through."""
+
+EACH_HEAD, ALL_HEADS = "head", "all"
+"""What a norm of queries or keys is taken over."""
+
+CAPPED_CHUNK = 256
+"""Queries whose scores are in memory at a time where these have a soft cap."""
+
+
+@dataclass(frozen=True)
+class DecoderForm:
+    """How the arithmetic of a decoder differs from LLaMA's, which is what the defaults say."""
+
+    norm: str = RMS_NORM
+    norm_place: str = BEFORE
+    activation: str = SILU
+    rotary_share: float = 1.0
+    """Of each head, from its first element on, how much is turned by its position."""
+    qk_norm_over: str = EACH_HEAD
+    query_scalar: float | None = None
+    """Scores are divided by its root; None: the width of a head."""
+    score_cap: float | None = None
+    """Scores s become `cap * tanh(s / cap)`; None: they stay."""
+    logit_cap: float | None = None
+    """The same of the logits."""
+    scales_embeddings: bool = False
+    """Whether embeddings of tokens are multiplied by the root of the hidden size."""
+    global_interval: int | None = None
+    """Each so many layers, the last of them sees the whole sequence, not the window; None: all have the window."""
+    local_rope_theta: float | None = None
+    """RoPE's base in layers with the window, never scaled; None: as in the others."""
+
+    @property
+    def norms_before(self) -> bool:
+        """Whether what enters attention and feed-forward is normed."""
+        return self.norm_place != AFTER
+
+    @property
+    def norms_after(self) -> bool:
+        """Whether what they add to the residual stream is normed."""
+        return self.norm_place != BEFORE
+
+
+LLAMA_FORM = DecoderForm()
+
+
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Sizes of a LLaMA-type language model; `padded_vocab_size` counts the rows of embedding and head.
+    """Sizes and form of a language model; `padded_vocab_size` counts the rows of embedding and head.
 
     `family` is the Hugging Face `model_type` of a family that the sizes do not tell; None: they do.
     """
@@ -96,8 +149,23 @@ class LanguageConfig:
     qk_norm: bool
     sliding_window: int | None
     family: str | None = None
+    form: DecoderForm = LLAMA_FORM
     hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
     """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
+
+    @property
+    def rotary_dim(self) -> int:
+        """Elements of each head that are turned by its position."""
+        return int(self.head_dim * self.form.rotary_share)
+
+    def has_window(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, sees `sliding_window` keys alone."""
+        interval = self.form.global_interval
+        return self.sliding_window is not None and (interval is None or (layer + 1) % interval != 0)
+
+    def window_of(self, layer: int) -> int | None:
+        """Returns how many keys a layer, counted from 0, sees; None: all."""
+        return self.sliding_window if self.has_window(layer) else None
 
     def with_vocabulary(self, rows: int) -> LanguageConfig:
         """Returns the same model with another number of vocabulary rows, and no padding."""

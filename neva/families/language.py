@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from neva.errors import CheckpointError, ConfigError, naming
-from neva.families.configs import LanguageConfig
+from neva.families.configs import LLAMA_FORM, LanguageConfig
 from neva.families.hugging_face import HuggingFaceFamily
 from neva.families.mapping import Shape, Table
 from neva.families.naming import IDEFICS2, TEXT, HFNaming
@@ -133,6 +133,11 @@ def exported_family(language: LanguageConfig) -> LanguageFamily:
     """
     if language.family is not None or language.hf_config is not None:
         return family_of(language)
+    if language.form != LLAMA_FORM:
+        raise CheckpointError(
+            "the model is none of LLaMA's make and records no family; export needs mm_cfg.llm.family, the model_type "
+            f"that has this arithmetic: one of {sorted(LANGUAGE_FAMILIES.names())}"
+        )
     for family in LANGUAGE_FAMILIES:
         if family.follows_from_sizes and family.computes(language):
             return family

@@ -114,6 +114,41 @@ class FusedQKV:
 
 
 @dataclass(frozen=True)
+class JoinedQKV:
+    """Reorders one matrix of [all queries, all keys, all values] (Phi-3's `qkv_proj`) by query group."""
+
+    hf_name: str
+    native_name: str
+    heads: int
+    groups: int
+    head_dim: int
+    columns: Shape
+    optional = ()
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.hf_name,)
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.native_name,)
+
+    @property
+    def _split(self) -> FusedQKV:
+        """The same rule of the three parts apart."""
+        parts = ("q", "k", "v")
+        return FusedQKV(parts, self.native_name, self.heads, self.groups, self.head_dim, self.columns)
+
+    def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        rows = [self.heads * self.head_dim, *[self.groups * self.head_dim] * 2]
+        whole = expect_shape(self.hf_name, tensors[self.hf_name], (sum(rows), *self.columns))
+        yield from self._split.to_native(dict(zip(self._split.hf, whole.split(rows), strict=True)))
+
+    def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield self.hf_name, _concatenate([part for _, part in self._split.to_hf(tensors)])
+
+
+@dataclass(frozen=True)
 class GatedMLP:
     """Stacks gate and up projections, each of `shape`, as [gate, up]."""
 

@@ -9,11 +9,10 @@ size, K key positions, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from megatron.core.tensor_parallel import (
     gather_from_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
@@ -34,13 +33,12 @@ class _Step:
     """What all layers share: tokens' cos and sin, where their keys go, and how they attend."""
 
     cache: KeyValueCache
-    cos_T11D: Tensor
-    sin_T11D: Tensor
+    waves: Sequence[tuple[Tensor, Tensor]]  # cos and sin [T, 1, 1, R] of each set of angles
     slots: Tensor
     lengths: Sequence[int] | None  # of whole prompts; None: one token a row
     rows: int
     keys: int
-    mask_R11K: Tensor | None
+    masks_R11K: Mapping[int | None, Tensor | None]  # by the window of a layer
 
 
 class Decoder:
@@ -66,7 +64,9 @@ class Decoder:
         self.queries = attention.num_attention_heads_per_partition // self.groups
         weight = self.layers[0].qkv
         self.dtype, self.device = weight.dtype, weight.device
-        self._rotary = RotaryTable(self.language.rotary_pos_emb, weight)
+        self._rotary = RotaryTable(self.language.rotary, weight)
+        self.turning_length: int | None = self.language.rotary.turning_length
+        self._windows = {layer.core_attention.window for layer in self.layers}
 
     def cache(self, rows: int) -> KeyValueCache:
         """Returns an empty cache for that many answers at a time."""
@@ -97,7 +97,7 @@ class Decoder:
         positions = torch.cat([torch.arange(length) for length in lengths]).to(ids_1T.device)
         rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(ids_1T.device)
         cache.reserve(max(lengths) + room)
-        step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), None)
+        step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), {})
         embedded = self._embedded(ids_1T, features) if self.stage.is_first else None
         ends = torch.tensor(lengths, device=ids_1T.device).cumsum(0) - 1
         return self._logits(self._run(embedded, ids_1T.size(1), step), ends)
@@ -114,21 +114,27 @@ class Decoder:
         device, keys = self.device, max(positions) + 1
         cache.reserve(keys)
         positions_R = torch.tensor(positions, device=device)
-        is_whole = min(positions) + 1 == keys and keys <= (self.language.window or keys)
-        mask = None if is_whole else self._mask(positions_R, keys)
+        masks = {}
+        for window in self._windows:
+            masks[window] = self._mask(positions_R, keys, min(positions), window)
         step = self._step(
-            cache, torch.arange(len(tokens), device=device), positions_R, None, len(tokens), keys, mask
+            cache, torch.arange(len(tokens), device=device), positions_R, None, len(tokens), keys, masks
         )
         ids = torch.tensor(tokens, device=device)
         embedded = self.language.embed(ids) if self.stage.is_first else None
         return self._logits(self._run(embedded, len(tokens), step), slice(None))
 
-    def _mask(self, positions_R: Tensor, keys: int) -> Tensor:
-        """Returns what is added to the scores: minus infinity behind a row's token, and in front of its window."""
+    def _mask(self, positions_R: Tensor, keys: int, first: int, window: int | None) -> Tensor | None:
+        """Returns what is added to the scores: minus infinity behind a row's token, and in front of a window.
+
+        `first` is the least of the positions. None: all keys are seen.
+        """
+        if first + 1 == keys and keys <= (window or keys):
+            return None
         distance_RK = positions_R[:, None] - torch.arange(keys, device=positions_R.device)
         hidden_RK = distance_RK < 0
-        if self.language.window is not None:
-            hidden_RK |= distance_RK >= self.language.window
+        if window is not None:
+            hidden_RK |= distance_RK >= window
         mask = torch.zeros(hidden_RK.shape, dtype=self.dtype, device=hidden_RK.device)
         return mask.masked_fill_(hidden_RK, -torch.inf)[:, None, None]
 
@@ -140,10 +146,13 @@ class Decoder:
         lengths: Sequence[int] | None,
         rows: int,
         keys: int,
-        mask: Tensor | None,
+        masks: Mapping[int | None, Tensor | None],
     ) -> _Step:
-        cos, sin = self._rotary.at(positions_T, cache.capacity)
-        return _Step(cache, cos, sin, cache.slots(rows_T, positions_T), lengths, rows, keys, mask)
+        if lengths is None:
+            waves = self._rotary.at(positions_T, cache.capacity)
+        else:
+            waves = self._rotary.of_whole(lengths, positions_T, cache.capacity)
+        return _Step(cache, waves, cache.slots(rows_T, positions_T), lengths, rows, keys, masks)
 
     def _run(self, embedded_TH: Tensor | None, tokens: int, step: _Step) -> Tensor:
         """Returns the hidden states [T, H] behind the last layer of this stage, which the next one is sent."""
@@ -152,10 +161,13 @@ class Decoder:
             self.stage.received(shape, self.dtype, self.device) if embedded_TH is None else embedded_TH
         )
         for number, layer in enumerate(self.layers):
-            attended = self._attend(number, layer, layer.attention_norm(hidden_TH), step)
-            hidden_TH = hidden_TH + self._row_parallel(attended, layer.projection)
-            gate, up = linear(layer.mlp_norm(hidden_TH), layer.gate_up).chunk(2, -1)
-            hidden_TH = hidden_TH + self._row_parallel(F.silu(gate).mul_(up), layer.down)
+            normed = layer.attention_norm(hidden_TH) if layer.attention_norm else hidden_TH
+            added = self._row_parallel(self._attend(number, layer, normed, step), layer.projection)
+            hidden_TH = hidden_TH + (layer.attended_norm(added) if layer.attended_norm else added)
+            normed = layer.mlp_norm(hidden_TH) if layer.mlp_norm else hidden_TH
+            gate, up = linear(normed, layer.gate_up).chunk(2, -1)
+            added = self._row_parallel(layer.activation(gate).mul_(up), layer.down)
+            hidden_TH = hidden_TH + (layer.transformed_norm(added) if layer.transformed_norm else added)
         if not self.stage.is_last:
             self.stage.send(hidden_TH)
         return hidden_TH
@@ -165,15 +177,17 @@ class Decoder:
         qkv = linear(normed_TH, layer.qkv, layer.qkv_bias)
         qkv_TGhD = qkv.view(len(qkv), self.groups, self.queries + 2, self.head_size)  # h: queries, key, value
         if layer.query_norm is not None and layer.key_norm is not None:
-            qkv_TGhD[:, :, :-2] = layer.query_norm(qkv_TGhD[:, :, :-2])
+            queries = qkv_TGhD[:, :, :-2]  # heads in one dimension: a norm may be over all of them
+            qkv_TGhD[:, :, :-2] = layer.query_norm(queries.flatten(1, 2)).view_as(queries)
             qkv_TGhD[:, :, -2] = layer.key_norm(qkv_TGhD[:, :, -2])
-        turn(qkv_TGhD[:, :, :-1], step.cos_T11D, step.sin_T11D)
+        turn(qkv_TGhD[:, :, :-1], *step.waves[layer.angles])
         step.cache.write(number, step.slots, qkv_TGhD[:, :, -2:])
         if step.lengths is not None:
             return torch.cat([self._prompt(layer, part) for part in qkv_TGhD.split(step.lengths)])
         key, value = step.cache.read(number, step.rows, step.keys)
-        attended = F.scaled_dot_product_attention(qkv_TGhD[:, :, :-2], key, value, attn_mask=step.mask_R11K)
-        return attended.flatten(1)
+        return layer.core_attention.of_last(
+            qkv_TGhD[:, :, :-2], key, value, step.masks_R11K[layer.core_attention.window]
+        )
 
     def _prompt(self, layer: LayerWeights, qkv_SGhD: Tensor) -> Tensor:
         """Returns the causal attention [S, G * Q * D] of one prompt, as in training."""
@@ -192,7 +206,8 @@ class Decoder:
         """Returns logits [R, V] over the whole vocabulary, without its padding, behind the tokens that are wanted."""
         hidden_RH, vocabulary, logits = hidden_TH[wanted], self.language.vocab_size_without_padding, None
         if self.stage.is_last:
-            logits = self.head(self.final_norm(hidden_RH))
+            assert self.final_norm is not None
+            logits = self.language.capped(self.head(self.final_norm(hidden_RH)))
             if self.tensor_group.size() > 1:
                 logits = gather_from_tensor_model_parallel_region(logits, self.tensor_group)
             logits = logits[:, :vocabulary]

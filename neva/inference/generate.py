@@ -64,7 +64,9 @@ class ContinuousBatch:
             The answers that have ended; until the next step they are among those that run.
         """
         if fresh := self._refill(waiting):
-            self._begin(fresh, [self.running[row] for row in fresh])
+            self._read(fresh)
+        elif turning := self._turning():
+            self._read(turning)
         elif self.running:
             self._go_on()
         return [continuation for continuation in self.running if continuation.has_ended]
@@ -89,18 +91,35 @@ class ContinuousBatch:
         running += added
         return fresh
 
+    def _turning(self) -> list[int]:
+        """Returns the rows whose positions have other angles from this length on (see `Rotary`).
+
+        Prompt and answer are read anew, as transformers does.
+        """
+        length = self.decoder.turning_length
+        if length is None:
+            return []
+        return [row for row, one in enumerate(self.running) if len(one.input_ids) + len(one.answer) == length]
+
     @torch.inference_mode()
-    def _begin(self, rows: Sequence[int], continuations: Sequence[Continuation]) -> None:
+    def _read(self, rows: Sequence[int]) -> None:
+        continuations = [self.running[row] for row in rows]
         with cuda_on_cpu.suspended():
             logits = self.decoder.prefill(
                 self.cache,
                 rows,
-                [continuation.input_ids for continuation in continuations],
+                [
+                    torch.cat(
+                        [continuation.input_ids, continuation.input_ids.new_tensor(continuation.answer)]
+                    )
+                    for continuation in continuations
+                ],
                 [continuation.features for continuation in continuations],
                 max(continuation.limits.max_new_tokens for continuation in continuations),
             )
             for continuation in continuations:
-                _prepare(continuation, logits)
+                if not continuation.answer:
+                    _prepare(continuation, logits)
             _choose(continuations, logits)
 
     @torch.inference_mode()

@@ -42,6 +42,7 @@ class HuggingFaceDecoder:
     def __init__(self, model: NevaModel) -> None:
         assert isinstance(model.language_model, HuggingFaceLanguageModel)
         self.language = model.language_model
+        self.turning_length: int | None = None
 
     def cache(self, rows: int) -> RowCaches:
         """Returns empty caches; rows get theirs when they begin."""
@@ -86,6 +87,9 @@ class HuggingFaceDecoder:
 
 class AnyDecoder(Protocol):
     """What both are to the rest of inference; `Decoder` says more."""
+
+    turning_length: int | None
+    """Length at which prompt and answer are read anew, since all positions have other angles; None: there is none."""
 
     def cache(self, rows: int) -> Any:
         """Returns an empty cache for that many answers at a time."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,33 +12,30 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
+from neva.model.norms import RMSNorm
 
-@dataclass(frozen=True)
-class Norm:
-    """A root-mean-square norm."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Returns hidden states [..., H], normed."""
-        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """What a layer multiplies by, this rank's shard; `query_norm` and `key_norm` None where heads are not normed."""
+    """What a layer multiplies by, this rank's shard; a norm is None where the form has none."""
 
-    attention_norm: Norm
+    attention_norm: Function | None
     qkv: Tensor
     qkv_bias: Tensor | None
-    query_norm: Norm | None
-    key_norm: Norm | None
+    query_norm: Function | None
+    key_norm: Function | None
     projection: Tensor
-    mlp_norm: Norm
+    attended_norm: Function | None
+    mlp_norm: Function | None
     gate_up: Tensor
+    activation: Function
     down: Tensor
+    transformed_norm: Function | None
     core_attention: Any
+    angles: int
+    """Which set of angles turns its queries and keys."""
 
 
 def weights_of(layer: Any) -> LayerWeights:
@@ -46,23 +45,29 @@ def weights_of(layer: Any) -> LayerWeights:
         attention_norm=norm_of(layer.input_layernorm),
         qkv=_weight(attention.linear_qkv, ColumnParallelLinear),
         qkv_bias=attention.linear_qkv.bias,
-        query_norm=_head_norm(attention.q_layernorm),
-        key_norm=_head_norm(attention.k_layernorm),
+        query_norm=norm_of(attention.q_layernorm),
+        key_norm=norm_of(attention.k_layernorm),
         projection=_weight(attention.linear_proj, RowParallelLinear),
+        attended_norm=norm_of(getattr(layer, "post_self_attn_layernorm", None)),
         mlp_norm=norm_of(layer.pre_mlp_layernorm),
         gate_up=_weight(mlp.linear_fc1, ColumnParallelLinear),
+        activation=layer.config.activation_func,
         down=_weight(mlp.linear_fc2, RowParallelLinear),
+        transformed_norm=norm_of(getattr(layer, "post_mlp_layernorm", None)),
         core_attention=attention.core_attention,
+        angles=attention.angles,
     )
 
 
-def norm_of(module: Any) -> Norm:
-    """Returns a norm with a module's weight."""
-    return Norm(module.weight, module.eps)
-
-
-def _head_norm(module: Any) -> Norm | None:
-    return None if isinstance(module, IdentityOp) else norm_of(module)
+def norm_of(module: Any) -> Function | None:
+    """Returns the arithmetic of a norm, without what modules do around it; None where there is none."""
+    if module is None or isinstance(module, IdentityOp):
+        return None
+    if type(module) is RMSNorm:
+        shape = module.normalized_shape
+        return partial(F.rms_norm, normalized_shape=shape, weight=module.weight, eps=module.eps)
+    forward: Function = module.forward
+    return forward
 
 
 def _weight(module: Any, kind: type) -> Tensor:

@@ -1,8 +1,8 @@
-"""Core attention over `scaled_dot_product_attention`, and a norm, for Megatron's layer spec.
+"""Core attention over `scaled_dot_product_attention` for Megatron's layer spec.
 
-Megatron's local attention builds its mask with a literal CUDA device and materialises the scores; its local norm
-refuses sequence parallel. On a GPU, SDPA picks the FlashAttention kernel, so Transformer Engine is not needed. Packed
-samples attend each to itself alone: in one call of FlashAttention for all, where it has a kernel, else one by one.
+Megatron's local attention builds its mask with a literal CUDA device and materialises the scores. On a GPU, SDPA picks
+the FlashAttention kernel, so Transformer Engine is not needed. Packed samples attend each to itself alone: in one call
+of FlashAttention for all, where it has a kernel, else one by one.
 
 Dimensions: S query positions, K key positions (under context parallel S is a shard of K), B micro batch,
 H heads of this rank, G query groups of this rank, D head size.
@@ -19,9 +19,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from neva.families.configs import LanguageConfig
+from neva.model.capped import attend_capped, capped_attention
 from neva.model.context import chunk_ends, gather_sequence
 from neva.model.packed import PackedSamples
 
@@ -33,7 +35,9 @@ flash_attention = torch.ops.aten._flash_attention_forward
 
 
 class SDPAttention(MegatronModule):
-    """Causal (optionally sliding-window) attention; the slot `core_attention` of a Megatron layer."""
+    """Causal attention, with a layer's window and soft cap if there are; the slot `core_attention` of Megatron."""
+
+    cap: float | None = None
 
     def __init__(
         self,
@@ -43,6 +47,8 @@ class SDPAttention(MegatronModule):
         attention_type: str,
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        *,
+        language: LanguageConfig,
         **_: Any,  # cp_comm_type: keys and values are gathered
     ) -> None:
         super().__init__(config=config)
@@ -50,7 +56,8 @@ class SDPAttention(MegatronModule):
         self.context_group = pg_collection.cp
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout
-        self.window = config.window_size[0] + 1 if config.window_size is not None else None
+        self.window = language.window_of(layer_number - 1)
+        self.cap = language.form.score_cap
 
     def forward(
         self,
@@ -77,10 +84,13 @@ class SDPAttention(MegatronModule):
         if isinstance(packed_seq_params, PackedSamples):
             if self.context_group.size() > 1:
                 key, value = self._whole(key, value)
-            attend = self._attend_at_once if takes_flash(query) else self._attend_one_by_one
+            is_one_call = takes_flash(query) and self.cap is None
+            attend = self._attend_at_once if is_one_call else self._attend_one_by_one
             return attend(query, key, value, packed_seq_params)
         if self.context_group.size() > 1:
             return self._attend_to_whole_sequence(query, key, value)
+        if attention_mask is None and self.cap is not None:
+            return self._attend_to_last(query, key, value)
         if attention_mask is None and self.window is not None and key.size(0) > self.window:
             attention_mask = sliding_window_mask(query.size(0), key.size(0), self.window, query.device)
         return self._attend(query, key, value, attention_mask)
@@ -104,6 +114,8 @@ class SDPAttention(MegatronModule):
 
     def _attend_to_last(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attends with queries that stand at the last of the keys."""
+        if self.cap is not None:
+            return capped_attention(query, key, value, self.window, self.softmax_scale, self.cap)
         if self.window is not None and len(key) > self.window:
             return self._attend(
                 query, key, value, sliding_window_mask(len(query), len(key), self.window, query.device)
@@ -145,6 +157,23 @@ class SDPAttention(MegatronModule):
         )
         return out_THD.view(query.size(1), query.size(0), -1).transpose(0, 1).contiguous()
 
+    def of_last(
+        self, query_RGQD: Tensor, key_RGKD: Tensor, value_RGKD: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attends while text is generated: one token a row, whose queries of a group stand beside one another.
+
+        `mask` [R, 1, 1, K] is added to the scores; None: all keys are seen. Returns [R, G*Q*D].
+        """
+        if self.cap is None:
+            attended = F.scaled_dot_product_attention(
+                query_RGQD, key_RGKD, value_RGKD, attn_mask=mask, scale=self.softmax_scale
+            )
+            return attended.flatten(1)
+        scale = query_RGQD.size(-1) ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        query_RGQ1D = query_RGQD[:, :, :, None]
+        mask = None if mask is None else mask[:, None]
+        return attend_capped(query_RGQ1D, key_RGKD, value_RGKD, mask, scale, self.cap).flatten(1)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out_BHSD = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
@@ -175,11 +204,3 @@ def sliding_window_mask(num_queries: int, num_keys: int, window: int, device: to
     query_positions = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     distance = query_positions - torch.arange(num_keys, device=device)[None, :]
     return (distance >= 0) & (distance < window)
-
-
-class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm` that tells Megatron to sum its gradient over ranks under sequence parallel."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

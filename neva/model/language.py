@@ -1,4 +1,4 @@
-"""The language model: a Megatron `GPTModel` with LLaMA-type layers.
+"""The language model: a Megatron `GPTModel` with layers of LLaMA's make and its relatives'.
 
 Dimensions: B micro batch, S sequence, L label positions, D hidden, V vocabulary (of this tensor-parallel rank where
 logits are parallel). `_SBD` is Megatron's order.
@@ -6,7 +6,7 @@ logits are parallel). `_SBD` is Megatron's order.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     vocab_parallel_cross_entropy,
 )
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -29,11 +29,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor, nn
 
 from neva.constants import IGNORE_INDEX
-from neva.errors import ConfigError
-from neva.families.configs import LanguageConfig
-from neva.model.attention import RMSNorm, SDPAttention
+from neva.families.configs import EACH_HEAD, GELU_TANH, LAYER_NORM, SILU, LanguageConfig
+from neva.model.attention import SDPAttention
+from neva.model.context import positions
+from neva.model.norms import norm_of_form, qk_norm
 from neva.model.packed import PackedSamples
+from neva.model.rotary import Rotary
 from neva.model.seeding import SeededLayer, seed_for
+from neva.model.self_attention import DecoderAttention
 
 
 class LanguageModel(GPTModel):
@@ -58,22 +61,24 @@ class LanguageModel(GPTModel):
             post_process=post_process,
             parallel_output=True,
             share_embeddings_and_output_weights=language.tied,
-            position_embedding_type="rope",
-            rotary_base=language.rope_theta,  # a float serves: Hugging Face's bases are floats
+            position_embedding_type="none",  # of Megatron's: `Rotary` has the angles
             # The merge needs whole sequences; under sequence parallel it scatters afterwards.
             scatter_embedding_sequence_parallel=False,
             vp_stage=virtual_stage,
         )
         torch.manual_seed(seed)  # the next virtual stage of a pipeline starts from the same seed
         self.vocab_size_without_padding = language.vocab_size
-        self.window = language.sliding_window
-        scale_rope(self.rotary_pos_emb, language)
+        self.rotary = Rotary(language)
+        self.form = language.form
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 
     def embed(self, ids_BS: Tensor) -> Tensor:
         """Returns token embeddings [B, S, D]."""
-        return self.embedding.word_embeddings(ids_BS)
+        embedded_BSD = self.embedding.word_embeddings(ids_BS)
+        if self.form.scales_embeddings:  # by a number of the model's precision, as transformers does
+            embedded_BSD = embedded_BSD * embedded_BSD.new_tensor(self.config.hidden_size**0.5)
+        return embedded_BSD
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -109,25 +114,29 @@ class LanguageModel(GPTModel):
             Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
             order when labels are given, else logits [B, S, V].
         """
-        length = self.rotary_pos_emb.get_rotary_seq_len(
-            None, self.decoder, decoder_input_SBD, self.config, None
-        )
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
             attention_mask=None,
-            rotary_pos_emb=self._rotary(length, packed),
+            rotary_pos_emb=self._angles(decoder_input_SBD, packed),
             packed_seq_params=packed,
         )
         if not self.post_process:
             return hidden_SBD
         return self._output(hidden_SBD, labels_BS)
 
-    def _rotary(self, length: int, packed: PackedSamples | None) -> Tensor:
-        """Returns the rotary angles [s, 1, 1, D] of this rank's positions, or [s, B, 1, D] of those in each sample."""
-        if packed is None:
-            return self.rotary_pos_emb(length)
-        whole_S11D = self.rotary_pos_emb(length, packed_seq=True)  # not this rank's shard
-        return whole_S11D[:, 0][packed.positions_sB]
+    def _angles(self, decoder_input_SBD: Tensor | None, packed: PackedSamples | None) -> Tensor:
+        """Returns the angles [s, 1, 1, T * R] of this rank's positions, or [s, B, 1, T * R] of those in each sample.
+
+        Where they depend on the length of a sequence, that is the length of the rows, or of their longest sample.
+        """
+        hidden = self.decoder.input_tensor if decoder_input_SBD is None else decoder_input_SBD
+        group = self.pg_collection.cp
+        ways = self.pg_collection.tp.size() if self.config.sequence_parallel else 1
+        if packed is not None:
+            return self.rotary.angles(packed.longest, hidden.device)[:, 0][packed.positions_sB]
+        length = hidden.size(0) * ways * group.size()
+        whole_S11D, shard = self.rotary.angles(length, hidden.device), positions(length, group, hidden.device)
+        return whole_S11D if shard is None else whole_S11D[shard]
 
     def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None) -> Tensor:
         if self.config.sequence_parallel:
@@ -146,7 +155,12 @@ class LanguageModel(GPTModel):
         weight = (
             self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         )
-        return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+        return self.capped(self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0])
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Returns logits with the soft cap of the form, if it has one."""
+        cap = self.form.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _without_padding(self, logits_LV: Tensor) -> Tensor:
         """Takes the padding rows of the vocabulary out of the softmax: their number depends on the layout."""
@@ -169,25 +183,27 @@ def block_spec(
 
     `seed` is that of the initial weights.
     """
-    qk_norm = RMSNorm if language.qk_norm else IdentityOp
+    norm, form = norm_of_form(language), language.form
+    norm_before = norm if form.norms_before else IdentityOp
+    attention = {"language": language, "attention_factor": Rotary(language).attention_factor}
     layer = ModuleSpec(
         module=SeededLayer,
-        params={"seed": seed},
+        params={"seed": seed, "norm_after": norm if form.norms_after else None},
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm_before,
             self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
+                module=DecoderAttention,
+                params={"attn_mask_type": AttnMaskType.causal, **attention},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
-                    core_attention=SDPAttention,
+                    core_attention=partial(SDPAttention, language=language),
                     linear_proj=RowParallelLinear,
-                    q_layernorm=qk_norm,
-                    k_layernorm=qk_norm,
+                    q_layernorm=qk_norm(language, language.num_heads),
+                    k_layernorm=qk_norm(language, language.num_query_groups),
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=norm_before,
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
@@ -196,36 +212,21 @@ def block_spec(
         ),
     )
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, virtual_stage), layer_norm=RMSNorm
+        layer_specs=[layer] * get_num_layers_to_build(config, virtual_stage), layer_norm=norm
     )
 
 
-def scale_rope(rotary: Any, language: LanguageConfig) -> None:
-    """Applies a `rope_scaling` of Hugging Face's kinds `linear` and `llama3` to Megatron's frequencies.
-
-    Raises:
-        ConfigError: for a kind that is not one of the two.
-    """
-    scaling = language.rope_scaling
-    if scaling is None:
-        return
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind == "linear":
-        rotary.inv_freq = rotary.inv_freq / scaling["factor"]
-    elif kind == "llama3":
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, **{name: scaling[name] for name in names})
-    elif kind != "default":
-        raise ConfigError(f"rope_scaling: found rope_type {kind!r}, expected 'linear', 'llama3' or 'default'")
+ACTIVATIONS = {SILU: F.silu, GELU_TANH: partial(F.gelu, approximate="tanh")}
 
 
 def transformer_config(language: LanguageConfig, **overrides: object) -> TransformerConfig:
-    """Returns Megatron's configuration of a LLaMA-type decoder.
+    """Returns Megatron's configuration of a decoder.
 
     Args:
         language: sizes of the model.
         overrides: fields of Megatron's `TransformerConfig`: parallel sizes, dtype, recomputation, initialisation.
     """
+    form = language.form
     fields: dict[str, object] = {
         "num_layers": language.num_layers,
         "hidden_size": language.hidden_size,
@@ -233,14 +234,15 @@ def transformer_config(language: LanguageConfig, **overrides: object) -> Transfo
         "num_attention_heads": language.num_heads,
         "num_query_groups": language.num_query_groups,
         "kv_channels": language.head_dim,
-        "normalization": "RMSNorm",
+        "normalization": "LayerNorm" if form.norm == LAYER_NORM else "RMSNorm",
         "layernorm_epsilon": language.rms_norm_eps,
         "gated_linear_unit": True,
-        "activation_func": F.silu,
+        "activation_func": ACTIVATIONS[form.activation],
         "add_bias_linear": False,
         "add_qkv_bias": language.qkv_bias,
-        "qk_layernorm": language.qk_norm,
-        "window_size": (language.sliding_window - 1, 0) if language.sliding_window else None,
+        # Megatron sums the gradients of such norms over tensor-parallel ranks, unless they are sharded themselves.
+        "qk_layernorm": language.qk_norm and form.qk_norm_over == EACH_HEAD,
+        "softmax_scale": None if form.query_scalar is None else form.query_scalar**-0.5,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         # Weights are drawn on the CPU as a whole and then sharded: every layout starts from the same numbers.

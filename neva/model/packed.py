@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,8 @@ class PackedSamples(PackedSeqParams):
     """How the rows of a micro batch are divided, as Megatron hands it through its layers (recomputation too)."""
 
     qkv_format: str = ROWS
+    longest: int = 0
+    """Positions of the longest sample of all rows."""
     spans: list[Span] = field(default_factory=list)
     """All queries of row 0 in their order, then those of row 1, …"""
     positions_sB: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -65,6 +67,7 @@ def packed_samples(
     chunk = length if shard is None else length // (2 * group.size())
     ends = (length,) if shard is None else chunk_ends(length, group)
     spans, within = [], []
+    longest = max(chain([1], *lengths))
     for row, of_row in enumerate(lengths):
         padding = length - sum(of_row)
         samples = [*of_row, padding] if padding else [*of_row]
@@ -73,10 +76,11 @@ def packed_samples(
             for number, end in enumerate(ends)
             for span in _spans(row, number * chunk, end - chunk, end, samples)
         ]
-        within.append(torch.cat([torch.arange(sample) for sample in samples]))
+        within.append(torch.cat([torch.arange(sample) % longest for sample in samples]))
     positions_SB = torch.stack(within, dim=1)
     key_index = [torch.arange(span.first_key, span.end_key) + span.row * length for span in spans]
     return PackedSamples(
+        longest=longest,
         spans=spans,
         positions_sB=(positions_SB if shard is None else positions_SB[shard]).to(device, non_blocking=True),
         query_ends=_ends([span.end - span.first for span in spans], device),

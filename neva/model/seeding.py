@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, get_transformer_layer_offset
+from torch import Tensor, nn
 
 
 def seed_for(seed: int, name: str) -> None:
@@ -17,7 +21,13 @@ def seed_for(seed: int, name: str) -> None:
 
 
 class SeededLayer(TransformerLayer):
-    """A decoder layer that starts from the same weights on whichever pipeline stage it stands."""
+    """A decoder layer that starts from the same weights on whichever pipeline stage it stands.
+
+    Args:
+        config, submodules, layer_number, arguments: see Megatron's.
+        seed: of the initial weights.
+        norm_after: norm of what attention and feed-forward add to the residual stream; None: there is none.
+    """
 
     def __init__(
         self,
@@ -26,9 +36,35 @@ class SeededLayer(TransformerLayer):
         layer_number: int = 1,
         *,
         seed: int,
+        norm_after: type[nn.Module] | None = None,
         **arguments: Any,
     ) -> None:
         stage = arguments["pg_collection"].pp.rank()
         first = get_transformer_layer_offset(config, arguments.get("vp_stage"), stage)
         seed_for(seed, f"language_model.decoder.layers.{layer_number + first}")
         super().__init__(config, submodules, layer_number, **arguments)
+        if norm_after is not None:
+            sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
+            self.post_self_attn_layernorm = norm_after(config=config, **sizes)
+            self.post_mlp_layernorm = norm_after(config=config, **sizes)
+            # Megatron's turns gradients on where a checkpointed layer has them off, for sums that keep nothing.
+            self.bias_dropout_add_exec_handler = nullcontext
+            self.self_attn_bda, self.mlp_bda = self._add_attended, self._add_transformed
+
+    def _add_attended(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
+        """See `get_bias_dropout_add`, whose place it takes."""
+        return partial(_add_normed, self.post_self_attn_layernorm)
+
+    def _add_transformed(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
+        """The same behind the feed-forward layer."""
+        return partial(_add_normed, self.post_mlp_layernorm)
+
+
+def _add_normed(
+    norm: nn.Module, output: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float
+) -> Tensor:
+    """Returns the residual stream with what a part of the layer adds, normed; the model has no dropout."""
+    assert dropout == 0
+    added, bias = output
+    normed: Tensor = norm(added if bias is None else added + bias)
+    return residual + normed

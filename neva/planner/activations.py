@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from neva.families.configs import VisionConfig, padded_vocab_size
+from neva.families.configs import (
+    ALL_HEADS,
+    CAPPED_CHUNK,
+    LAYER_NORM,
+    RMS_NORM_PLUS_ONE,
+    VisionConfig,
+    padded_vocab_size,
+)
 from neva.families.connector import connector_named
 from neva.families.language import layer_shapes
 from neva.families.media_tokens import tokens_per_image
@@ -115,9 +122,14 @@ def _hidden(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
 
 
 def _norm_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
-    """Counts what an RMSNorm of the decoder saves."""
+    """Counts what a norm of the decoder saves."""
+    if (
+        model.language.form.norm == LAYER_NORM
+    ):  # one kernel everywhere, which keeps mean and deviation of a row
+        return _hidden(model, split, work) + 2 * work.tokens * FLOAT_BYTES
     if work.fused_norm:
-        return _hidden(model, split, work) + work.tokens * FLOAT_BYTES
+        kept = FLOAT_BYTES if model.language.form.norm == RMS_NORM_PLUS_ONE else work.width
+        return _hidden(model, split, work) * kept // work.width + work.tokens * FLOAT_BYTES
     copies = 1 + (LANGUAGE in model.trained_parts)
     return copies * FLOAT_BYTES * _hidden(model, split, work) // work.width
 
@@ -126,7 +138,9 @@ def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Counts what one decoder layer saves when it is not recomputed as a whole."""
     hidden = _hidden(model, split, work)
     inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
-    total = 2 * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
+    form = model.language.form
+    norms = 2 * (form.norms_before + form.norms_after)
+    total = norms * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
     total += (
         4 * inner
     )  # output of linear_fc1 (gate and up), SiLU of the gate, up plus Megatron's offset of zero
@@ -148,17 +162,35 @@ def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     )  # and keys; under context parallel those of all ranks
     if not is_gathered or language.qk_norm:
         total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
-    if language.qk_norm and language.num_heads != language.num_query_groups:
-        total += queries  # grouped queries are copied before their norm
+    if language.qk_norm:
+        total += _head_norm_bytes(model, work, queries, keys)
     # Cosine and sine, for queries and for keys.
-    total += 4 * work.sequence_length // work.context * language.head_dim * work.width
+    total += 4 * work.sequence_length // work.context * language.rotary_dim * work.width
     # Attention's output and the input of linear_proj, which are one tensor where the sequence is whole.
+    if language.form.score_cap is not None:  # scores, mask and what is made of them are computed anew
+        return total + queries * is_trained
     total += queries * (is_kept + is_trained if work.context > 1 else is_kept or is_trained)
     if is_kept:
         total += tokens * language.num_heads // split.tensor * FLOAT_BYTES  # attention's log sums
     if language.sliding_window and work.sequence_length > language.sliding_window:
-        total += work.sequence_length**2 // work.context * work.width  # the mask
+        masked = sum(map(language.has_window, range(language.num_layers)))
+        mask = work.sequence_length**2 // work.context * work.width
+        total += mask * masked // language.num_layers
     return total
+
+
+def _head_norm_bytes(model: ModelSpec, work: MicroBatchSpec, queries: int, keys: int) -> int:
+    """Counts what norms of queries and keys save beside the output of linear_qkv."""
+    language, form = model.language, model.language.form
+    is_cast = work.width != FLOAT_BYTES
+    # grouped queries are copied before their norm
+    copied = queries * (language.num_heads != language.num_query_groups)
+    is_written_out = form.qk_norm_over == ALL_HEADS or not work.fused_norm
+    if not is_written_out and form.norm != RMS_NORM_PLUS_ONE:
+        return copied
+    # In float32: what is normed, where it was not, and the result before its weight.
+    floats = is_cast + (is_written_out and LANGUAGE in model.trained_parts)
+    return copied * (not is_cast) + floats * (queries + keys) * FLOAT_BYTES // work.width
 
 
 def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -202,8 +234,11 @@ def _tower_tokens(vision: VisionConfig) -> int:
 
 def _logits_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Softmax over the vocabulary in float32 and the hidden states of the label positions."""
-    rows = work.label_tokens * model.language.hidden_size * work.width
-    return work.label_tokens * _columns(model, split) * FLOAT_BYTES + rows * (LANGUAGE in model.trained_parts)
+    rows, logits = work.label_tokens * model.language.hidden_size, work.label_tokens * _columns(model, split)
+    total = logits * FLOAT_BYTES + rows * work.width * (LANGUAGE in model.trained_parts)
+    if model.language.form.logit_cap is not None:
+        total += logits * work.width  # its tanh
+    return total
 
 
 def _columns(model: ModelSpec, split: Split) -> int:
@@ -234,7 +269,18 @@ def peak_workspace(model: ModelSpec, split: Split, work: MicroBatchSpec) -> Peak
         if columns * split.tensor != language.vocab_size:
             logits += work.label_tokens * columns * FLOAT_BYTES  # with the padding masked
         logits += columns * language.hidden_size * work.width * (LANGUAGE in model.trained_parts)
-    return PeakWorkspace(tower, logits, _layer_moment(model, split, work))
+    return PeakWorkspace(
+        tower, logits, max(_layer_moment(model, split, work), _scores_moment(model, split, work))
+    )
+
+
+def _scores_moment(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Estimates one chunk of attention with a soft cap: scores, their tanh and their shares, and gradients of two."""
+    language = model.language
+    if language.form.score_cap is None:
+        return 0
+    heads = work.micro_batch_size * language.num_heads // split.tensor
+    return 5 * heads * min(CAPPED_CHUNK, work.sequence_length) * work.sequence_length * work.width
 
 
 def _layer_moment(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:

@@ -14,6 +14,7 @@ from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_siz
 from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
 from neva.families.language import layer_shapes
+from neva.families.llama.sizes import FINAL, norm_shapes
 from neva.families.vision import vision_family
 
 TOWER, PROJECTOR, LANGUAGE = "vision_tower", "projector", "language_model"
@@ -86,7 +87,9 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
             for shape in layer_shapes(model.language, split.tensor).values()
         ]
     if split.is_last:
-        weights.append(Weight(LANGUAGE, (model.language.hidden_size,), is_trained))
+        weights += [
+            Weight(LANGUAGE, shape, is_trained) for shape in norm_shapes(model.language, FINAL).values()
+        ]
         if not (model.language.tied and split.is_first):
             weights.append(Weight(LANGUAGE, vocabulary, is_trained, is_shared))
     return weights

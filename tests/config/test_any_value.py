@@ -116,7 +116,7 @@ def test_any_override_is_a_tree_or_a_sentence(key: str, sign: str, text: str) ->
         ),
         (
             "model.rope_scaling={rope_type:yarn}",
-            "rope_scaling: rope_type is 'yarn', expected one of default, linear",
+            "rope_scaling: factor is None, expected a number above 0",
         ),
     ],
 )

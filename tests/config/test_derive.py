@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from neva.config.derive import language_sizes, resolve, total_steps
 from neva.config.load import load
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.errors import ConfigError
-from neva.families.configs import padded_vocab_size
+from neva.families.configs import DecoderForm, padded_vocab_size
+from neva.families.language import language_config_from_hf
 from neva.formats.vocabulary import tokenizer_size
+from tests.planner.test_published_sizes import PUBLISHED
 
 LLAMA = {
     "model_type": "llama",
@@ -209,6 +212,26 @@ def test_a_nemo_of_a_language_model_gives_its_sizes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.num_layers=32 but .*llm\.nemo gives 3"):
         source = f"model.mm_cfg.llm.from_pretrained={tmp_path}/llm.nemo"
         load("llava_7b_pretrain", [source, "model.num_layers=32"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_form_of_a_decoder_comes_from_its_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name][1]))
+    folder = f"model.mm_cfg.llm.from_pretrained={tmp_path}"
+    model = load("llava_7b_finetune", [folder, "model.activation=null"]).model
+    found, expected = language_config_of(model), language_config_from_hf(PUBLISHED[name][1])
+    kept = {"padded_vocab_size": found.padded_vocab_size, "max_positions": 2048}
+    assert found == replace(expected, **kept)
+    with pytest.raises(ConfigError, match=r"model\.rotary_percentage=0\.125 but .* gives"):
+        load("llava_7b_finetune", [folder, "model.rotary_percentage=0.125"])
+
+
+def test_a_form_of_ones_own_needs_no_checkpoint_and_nemos_names_are_understood() -> None:
+    form = ["model.normalization=layernorm", "model.activation=fast-swiglu", "model.rotary_percentage=0.5"]
+    language = language_config_of(load("quickstart_pretrain", form).model)
+    assert language.form == DecoderForm(norm="layernorm", rotary_share=0.5)
+    with pytest.raises(ConfigError, match="activation=squared-relu is refused: neva has no such decoder yet"):
+        load("quickstart_pretrain", ["model.activation=squared-relu"])
 
 
 def test_a_broken_config_json_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from neva.families.vision_reading import vision_config_from_hf
 from neva.formats.json import write_json
 from neva.formats.nemo import write_nemo
 from tests.convert.native import native_model
-from tests.convert.tiny import FAMILIES, SIZES, language_model, scramble, tower
+from tests.convert.tiny import FAMILIES, RELATIVES, SIZES, language_model, scramble, tower
 
 CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "▁\n"
 
@@ -75,7 +75,7 @@ def llava_nemo(
     """Writes a `.nemo` of random weights holding `parts`, and returns its path. Megatron's groups must be
     there.
     """
-    config_class, _, family_changes = FAMILIES[family]
+    config_class, _, family_changes = (FAMILIES | RELATIVES)[family]
     text = config_class(**{**SIZES, **family_changes, **(changes or {})}).to_dict()
     language = language_config_from_hf(text)
     vision = vision_config_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
@@ -102,9 +102,9 @@ def model_section(
 ) -> DictConfig:
     return OmegaConf.create(
         {
-            **language,
+            **{key: value for key, value in language.items() if key != "family"},
             "mm_cfg": {
-                "llm": {"from_pretrained": None},
+                "llm": {"from_pretrained": None, "family": language.get("family")},
                 "vision_encoder": {"from_pretrained": None, **vision},
                 "mm_mlp_adapter_type": "mlp2x_gelu",
             },

@@ -19,7 +19,7 @@ from neva.convert.writers.llava_original import name_advice
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo, write_nemo
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
-from tests.convert.tiny import FAMILIES, language_model, tower
+from tests.convert.tiny import FAMILIES, RELATIVES, language_model, tower
 
 pytestmark = pytest.mark.usefixtures("megatron")
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,22 @@ def test_text_round_trip_is_bit_equal(tmp_path, family, dtype, vocab_size):
     open_nemo(tmp_path / "m.nemo").verify()
 
 
+@pytest.mark.parametrize("family", RELATIVES)
+def test_relatives_of_llama_come_back_bit_equal_and_with_proof(tmp_path, family):
+    original = tmp_path / "original"
+    language_model(family, changes={"vocab_size": 133}).to(torch.bfloat16).save_pretrained(original)
+    write_tokenizer(original, 133)
+    assert convert(original, tmp_path / "m.nemo") == 0
+    assert convert(tmp_path / "m.nemo", tmp_path / "back") == 0
+    assert_same_weights(FolderWeights(original), FolderWeights(tmp_path / "back"))
+    report = json.loads((tmp_path / "back" / "parity.json").read_text())
+    assert report["verified"] is True and report["max_kl_per_position"] <= 1e-8
+    ids = torch.arange(40)[None]
+    loaded, back = (AutoModelForCausalLM.from_pretrained(folder) for folder in (original, tmp_path / "back"))
+    with torch.no_grad():
+        assert torch.equal(back(ids).logits, loaded(ids).logits)
+
+
 @pytest.mark.parametrize(("family", "model_type"), [("smollm2", "llama"), ("qwen3", "qwen3")])
 def test_minimind_round_trip_keeps_every_tensor(tmp_path, family, model_type):
     """MiniMind's weights have LLaMA's names, since its version with head_dim Qwen3's q/k norms too."""
@@ -95,6 +111,10 @@ LLAVA_FAMILIES = ["llama", "llama3", "qwen2", "qwen3", "mistral"]
 @pytest.mark.parametrize(
     ("family", "kind", "vocab_size", "dtype"),
     [(family, kind, 133, torch.bfloat16) for family in LLAVA_FAMILIES for kind in ("clip", "siglip")]
+    + [
+        (family, "siglip", 133, torch.bfloat16)
+        for family in ("stablelm", "phi3", "olmo2", "gemma2_uncapped", "gemma3")
+    ]
     + [("llama", "siglip", 32003, torch.float32), ("smollm2", "clip", 32003, torch.float32)],
 )
 def test_llava_round_trip_is_bit_equal(tmp_path, family, kind, vocab_size, dtype):
@@ -109,6 +129,12 @@ def test_llava_round_trip_is_bit_equal(tmp_path, family, kind, vocab_size, dtype
     assert_same_weights(FolderWeights(tmp_path / "hf"), FolderWeights(tmp_path / "hf2"))
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         assert (tmp_path / "hf" / file).read_text() == (tmp_path / "hf2" / file).read_text(), file
+
+
+def test_a_llava_with_capped_logits_is_refused_since_transformers_leaves_the_cap_out(tmp_path, capsys):
+    source = llava_nemo(tmp_path, "gemma2", "siglip", aspect_ratio="pad", template="chatml")
+    assert convert(source, tmp_path / "hf") == 1
+    assert "final_logit_softcapping is 30.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["llama", "smollm2", "llama3"])

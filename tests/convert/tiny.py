@@ -9,14 +9,24 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 from transformers.models.clip import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.siglip import SiglipVisionConfig, SiglipVisionModel
@@ -41,6 +51,16 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.25, 1.5],
+    "long_factor": [2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+GEMMA = {"head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 20, "tie_word_embeddings": True}
 FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 6, "rms_norm_eps": 1e-5}),
     "llama3": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
@@ -59,6 +79,25 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "qwen2_untied": (Qwen2Config, Qwen2ForCausalLM, {"rms_norm_eps": 1e-5}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 10, "tie_word_embeddings": True}),
 }
+RELATIVES: dict[str, tuple[type, type, dict[str, Any]]] = {
+    "stablelm": (StableLmConfig, StableLmForCausalLM, {"use_qkv_bias": True, "hidden_size": 48}),
+    "phi3": (
+        Phi3Config,
+        Phi3ForCausalLM,
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    ),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, {**GEMMA, "attn_logit_softcapping": 0.9}),
+    "gemma2_uncapped": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {**GEMMA, "attn_logit_softcapping": 0.9, "final_logit_softcapping": None},
+    ),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, GEMMA),
+    "yarn": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": YARN}),
+    "dynamic": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 10, "rope_parameters": DYNAMIC}),
+}
+"""Families that are not LLaMA's make, and kinds of RoPE."""
 TOWER_SIZES = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -93,8 +132,8 @@ def scramble(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def language_model(family: str, seed: int = 0, changes: dict[str, Any] | None = None) -> torch.nn.Module:
-    """A random transformers causal language model of a family in `FAMILIES`."""
-    config_class, model_class, family_changes = FAMILIES[family]
+    """A random transformers causal language model of a family in `FAMILIES` or `RELATIVES`."""
+    config_class, model_class, family_changes = (FAMILIES | RELATIVES)[family]
     return scramble(model_class(config_class(**{**SIZES, **family_changes, **(changes or {})})), seed)
 
 

@@ -26,7 +26,7 @@ from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
-from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.configs import DecoderForm, LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import AnyResolution, KeptShape, NativeShape
 from neva.model.build import build_model
@@ -73,10 +73,13 @@ class Case:
     packed: bool = False
     own_shape: bool = False
     idefics2: bool = False
+    form: str | None = None
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
+        if self.form is not None:
+            return self.form
         changed = [name for name in ("tiles", "quarters", "own_shape", "idefics2") if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
@@ -96,6 +99,7 @@ class Case:
             "packed", "own_shape", "idefics2",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
+        words += [f"form-{self.form}"] * (self.form is not None)
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
 
@@ -173,7 +177,30 @@ CASES = [
     Case(2, idefics2=True, tensor=2, sequence_parallel=True),
     Case(2, idefics2=True, pipeline=2, micro_batch=1),
     Case(2, idefics2=True, context=2),
+    Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
+    Case(2, form="around", pipeline=2, micro_batch=1),
+    Case(2, form="around", context=2, packed=True),
+    Case(4, form="centred", tensor=2, context=2, sequence_parallel=True),
 ]
+LONGROPE = {
+    "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16, "short_factor": [1.0],
+    "long_factor": [2.5],
+}  # fmt: skip
+FORMS: dict[str, dict[str, Any]] = {
+    "around": {
+        "form": DecoderForm(
+            norm="rmsnorm1p", norm_place="sandwich_ln", activation="approx-geglu", rotary_share=0.5, qk_norm_over="all",
+            query_scalar=7.0, score_cap=2.0, logit_cap=3.0, scales_embeddings=True, global_interval=2,
+            local_rope_theta=50.0,
+        ),
+        "qk_norm": True, "sliding_window": 9, "rope_scaling": LONGROPE,
+    },
+    "centred": {
+        "form": DecoderForm(norm="layernorm", global_interval=3, qk_norm_over="all"), "qk_norm": True,
+        "sliding_window": 9,
+    },
+}  # fmt: skip
+"""Of decoders that are not LLaMA's make, each with what several families have."""
 
 
 def language(tensor: int, tied: bool) -> LanguageConfig:
@@ -309,7 +336,7 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
 
 def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     """The pieces of the model that this rank holds."""
-    shape = language(case.tensor, case.tied)
+    shape = replace(language(case.tensor, case.tied), **FORMS.get(case.form or "", {}))
     recompute: dict[str, Any] = {"recompute_granularity": case.recompute}
     if case.recompute == "full":
         recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
@@ -415,7 +442,7 @@ def held_out(case: Case, chunks: list[Any], dtype: torch.dtype) -> list[float]:
         HeldOutSamples(rows_of(case), dtype),  # type: ignore[arg-type]
         micro_batch_size=case.micro_batch,
         pad_id=0,
-        pad_to_multiple_of=8,
+        pad_to_multiple_of=8 if case.form is None else 48,  # angles depend on the length of a row
         same_length=case.pipeline > 1,
     )
     steps = validation_steps(HELD_OUT, SAMPLES, limit=None, drop_last=False)
@@ -451,6 +478,7 @@ def reference(folder: Path) -> None:
         {"quarters": True},
         {"own_shape": True},
         {"idefics2": True},
+        *({"form": form} for form in FORMS),
     ):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant

@@ -31,10 +31,11 @@ def bounds(case: Case, dtype: str) -> dict[str, float]:
     Initial weights are drawn, so they are the same bits.
     The losses of what is held out, which fills five of eight places, and of its three sources are summed in float64:
     equal but for that softmax.
-    float32: rounding (in the mean of a third of the labels after two steps too), and for parameters Adam's quotient of
-    two small numbers over three steps of 1e-2.
+    float32: rounding (in the mean of a third of the labels after two steps too), twice as much with caps and norms
+    around each part, and for parameters Adam's quotient of two small numbers over three steps of 1e-2.
     """
-    gradient = 2e-6 if dtype == "float32" else 2e-7 if case.tensor > 1 else 1e-13
+    float32 = 2e-6 if case.form is None else 4e-6
+    gradient = float32 if dtype == "float32" else 2e-7 if case.tensor > 1 else 1e-13
     held_out = 1e-12 if dtype == "float64" and case.tensor == 1 else 4e-6
     parts = ("vision_tower", "projector", "language_model")
     others = {
@@ -111,7 +112,10 @@ def write_table(found: Found) -> None:
         "tiles: images of any resolution, cut into tiles, with LLaVA-NeXT's newline;",
         "quarters: images of twice the tower's side, joined by `mlp2x_gelu_downsample`;",
         "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep;",
-        "idefics2: its tower on images in their own shapes and on their quarters, with its perceiver.",
+        "idefics2: its tower on images in their own shapes and on their quarters, with its perceiver;",
+        "form-around: norms around each part, all heads normed together, half of each head turned, longrope, soft",
+        "caps, windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of",
+        "three layers.",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",

@@ -92,7 +92,16 @@ def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "axial", "factor": 4.0}}, "rope_type is 'axial'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "four"}}, "factor is 'four'"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            "short_factor has 1 numbers, expected 64",
+        ),
+        ({"model_type": "stablelm", "use_parallel_residual": True}, "use_parallel_residual is True"),
+        ({"model_type": "stablelm", "partial_rotary_factor": 0.0125}, "1 of the 80 elements"),
+        ({"model_type": "gemma2", "layer_types": ["full_attention"] * 26}, "layer_types is"),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
         (
             {
                 "model_type": "qwen2",

@@ -47,7 +47,7 @@ def saved(folder: Path, kind: str, **changes: Any) -> torch.nn.Module:
     return model
 
 
-def loaded(folder: Path, backend: str | None = None) -> AnyLanguageModel:
+def loaded(folder: Path, backend: str = HUGGING_FACE) -> AnyLanguageModel:
     language = read_language_config(folder, backend)
     model = build_language_model(language)
     load_language_model(NevaModel(model, None, None), folder, language)
@@ -87,14 +87,14 @@ def test_any_model_computes_what_transformers_computes(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_comes_back_as_it_was(single_process: None, tmp_path: Path, kind: str) -> None:
     theirs = saved(tmp_path, kind)
-    language = read_language_config(tmp_path)
+    language = read_language_config(tmp_path, HUGGING_FACE)
     written = dict(language_table(language).to_hf(language_weights(tmp_path, language)))
     stored = load_file(tmp_path / "model.safetensors")
     assert written.keys() == stored.keys()
     assert all(written[name].equal(stored[name]) for name in stored)
     (tmp_path / "again").mkdir()
     write_json(tmp_path / "again" / "config.json", HuggingFaceFamily(kind).write(language))
-    assert read_language_config(tmp_path / "again") == language
+    assert read_language_config(tmp_path / "again", HUGGING_FACE) == language
     assert type(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "again"))) is type(
         theirs
     )

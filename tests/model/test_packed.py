@@ -75,7 +75,7 @@ def core(window: int | None, groups: int = 2) -> SDPAttention:
     language = replace(shapes("clip", groups, False)[1], sliding_window=window)
     config = transformer_config(language)
     collection = ProcessGroupCollection.use_mpu_process_groups(["cp"])
-    return SDPAttention(config, 1, AttnMaskType.causal, "self", pg_collection=collection)
+    return SDPAttention(config, 1, AttnMaskType.causal, "self", pg_collection=collection, language=language)
 
 
 def reference_kernel(

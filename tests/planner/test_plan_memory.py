@@ -23,7 +23,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, PARTS
 from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.megatron_ddp import data_parallel
-from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.configs import DecoderForm, LanguageConfig, VisionConfig
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
@@ -111,6 +111,53 @@ def test_weights_are_those_of_the_built_model_in_its_order(
     found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
     real = [(tuple(p.shape), p.requires_grad) for p in built(model, "32").parameters()]
     assert found == real
+
+
+FORMS = {
+    "stablelm": {"form": DecoderForm(norm="layernorm", rotary_share=0.5), "qkv_bias": True},
+    "olmo2": {"form": DecoderForm(norm_place="sublayer_post_ln", qk_norm_over="all"), "qk_norm": True},
+    "gemma2": {
+        "form": DecoderForm(
+            norm="rmsnorm1p",
+            norm_place="sandwich_ln",
+            activation="approx-geglu",
+            score_cap=5.0,
+            logit_cap=3.0,
+            global_interval=2,
+        ),
+        "sliding_window": 12,
+        "num_layers": 4,
+    },
+    "gemma3": {
+        "form": DecoderForm(
+            norm="rmsnorm1p", norm_place="sandwich_ln", global_interval=2, local_rope_theta=9.0
+        ),
+        "sliding_window": 12,
+        "num_layers": 4,
+        "qk_norm": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_weights_and_activations_of_other_forms_are_those_of_the_built_model(
+    single_process: None, name: str
+) -> None:
+    vision, language = wide()
+    language = dataclasses.replace(language, num_query_groups=2, **FORMS[name])
+    for precision, recompute, trained in itertools.product(DTYPES, RECOMPUTE, (TRAINED[0], TRAINED[2])):
+        model = described(vision, language, trained)
+        real = built(model, precision, **RECOMPUTE[recompute])
+        found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
+        assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]
+        batch, work = work_of(vision, language, precision, recompute)
+        kept = saved_activations(model, WHOLE, work)
+        planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
+        assert planned == pytest.approx(count_saved(real, batch), rel=SMALL_CHANGE), (
+            precision,
+            recompute,
+            trained,
+        )
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])

@@ -9,7 +9,19 @@ from neva.config.keys.field import ignored, key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
-from neva.config.model_config import IMAGE_TAGS
+from neva.config.model_config import IMAGE_TAGS, SAME_ACTIVATION
+from neva.families.configs import (
+    AFTER,
+    ALL_HEADS,
+    AROUND,
+    BEFORE,
+    EACH_HEAD,
+    GELU_TANH,
+    LAYER_NORM,
+    RMS_NORM,
+    RMS_NORM_PLUS_ONE,
+    SILU,
+)
 from neva.families.connector import connector_forms, connector_pattern
 from neva.families.language import HUGGING_FACE, MEGATRON
 from neva.families.values import ACTIVATIONS
@@ -20,6 +32,13 @@ _NO_PROJECTOR = {
 }
 _TOKENIZER = "neva reads tokenizer.json (model.tokenizer.type) and sentencepiece (model.tokenizer.model) only"
 _SPECIAL_TOKENS = "image positions have ids outside the vocabulary, so no special tokens are needed"
+
+_FORM = " null: as the checkpoint has it, else as LLaMA."
+_OTHER_FORM = "neva has no such decoder yet"
+_OTHER_ACTIVATIONS = (
+    *("gelu", "geglu", "reglu", "fast-geglu", "fast-reglu", "squared-relu", "squared-reglu"),
+    *("openai-gelu", "approx-gelu"),
+)
 
 
 @dataclass
@@ -195,13 +214,63 @@ class ModelKeys(RefusedModelKeys):
     num_attention_heads: int | None = key("Attention heads.", low=1)
     num_query_groups: int | None = key("Key-value heads; null: as many as attention heads.", low=1)
     kv_channels: int | None = key("Width of a head; null: hidden_size / num_attention_heads.", low=1)
-    layernorm_epsilon: float | None = key("Epsilon of the RMS norms.", above=0)
+    layernorm_epsilon: float | None = key("Epsilon of the norms.", above=0)
     rotary_base: float | None = key("Base of the rotary embedding.", above=0)
-    rope_scaling: dict[str, Any] | None = key("Scaled RoPE, as in a Hugging Face config.json.")
+    rope_scaling: dict[str, Any] | None = key(
+        "Scaled RoPE, as in a config.json: linear, llama3, dynamic, yarn, longrope."
+    )
     share_embeddings_and_output_weights: bool | None = key("Head and embedding are one matrix.")
-    add_qkv_bias: bool | None = key("Bias in the QKV projection (Qwen2).")
-    qk_layernorm: bool | None = key("RMS norm on queries and keys (Qwen3).")
+    add_qkv_bias: bool | None = key("Bias in the QKV projection (Qwen2, StableLM 2).")
+    qk_layernorm: bool | None = key("Norms on queries and keys (Qwen3, OLMo 2, Gemma 3).")
     window_size: int | None = key("Sliding window of the attention, tokens; null: none.", low=1)
+    normalization: str | None = key(
+        "Norms: rmsnorm, rmsnorm1p (a weight that counts from one, Gemma), layernorm (centred, with a bias, StableLM)."
+        + _FORM,
+        choices=(RMS_NORM, RMS_NORM_PLUS_ONE, LAYER_NORM),
+        not_yet=dict.fromkeys(("layernorm1p", "low_precision_layernorm"), _OTHER_FORM),
+        optional=True,
+    )
+    transformer_block_type: str | None = key(
+        "Norms stand before attention and feed-forward (pre_ln), behind both (sublayer_post_ln, OLMo 2), or before and "
+        "behind (sandwich_ln, Gemma)." + _FORM,
+        choices=(BEFORE, AFTER, AROUND),
+        not_yet=dict.fromkeys(("post_ln", "normformer", "gpt_j"), _OTHER_FORM),
+        optional=True,
+    )
+    activation: str | None = key(
+        "Of the feed-forward layer: swiglu (fast-swiglu is the same), approx-geglu (tanh, Gemma)." + _FORM,
+        choices=(SILU, *SAME_ACTIVATION, GELU_TANH),
+        not_yet=dict.fromkeys(_OTHER_ACTIVATIONS, _OTHER_FORM),
+        optional=True,
+    )
+    rotary_percentage: float | None = key(
+        "Share of each head that RoPE turns." + _FORM, above=0, high=1, optional=True
+    )
+    qk_layernorm_scope: str | None = key(
+        "With qk_layernorm, over each head (head) or all heads of a token (all, OLMo 2)." + _FORM,
+        choices=(EACH_HEAD, ALL_HEADS),
+        optional=True,
+    )
+    query_pre_attn_scalar: float | None = key(
+        "Scores are divided by its root (Gemma); null: by that of kv_channels.", above=0, optional=True
+    )
+    attn_logit_softcapping: float | None = key(
+        "Soft cap of the scores of attention (Gemma 2); null: none.", above=0, optional=True
+    )
+    final_logit_softcapping: float | None = key(
+        "Soft cap of the logits (Gemma 2); null: none.", above=0, optional=True
+    )
+    scale_embeddings: bool | None = key(
+        "Multiply embeddings of tokens by the root of hidden_size (Gemma)." + _FORM, optional=True
+    )
+    global_attention_interval: int | None = key(
+        "With window_size, each so many layers one sees the whole sequence (Gemma); null: all have the window.",
+        low=1,
+        optional=True,
+    )
+    rotary_base_local: float | None = key(
+        "Base of RoPE in layers with the window (Gemma 3); null: rotary_base.", above=0, optional=True
+    )
     init_method_std: float = key("Standard deviation of random initial weights.", above=0)
     loss_average: str = key(
         "token: mean over the label tokens of the global batch; micro_batch: mean of each micro batch, then of those.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from neva.config.keys.field import ignored, refused, section
 
-_ARCHITECTURE = "neva builds LLaMA-type language models only"
+_ARCHITECTURE = "neva builds LLaMA and its relatives only"
 _DROPOUT = "neva trains without dropout, as LLaVA does"
 _INIT = "initial weights follow Megatron's scaled init"
 _FUSION = "fused and unfused kernels compute the same; neva runs the same ones on every machine"
@@ -65,17 +65,13 @@ class RefusedModelKeys:
         "the language model is megatron-core's GPTModel; NeMo's legacy one computes the same"
     )
     position_embedding_type: Any = refused("rope", why=_ARCHITECTURE)
-    rotary_percentage: Any = refused(1.0, why=_ARCHITECTURE)
     seq_len_interpolation_factor: Any = refused(
         None, why="scaled RoPE is model.rope_scaling, as in config.json"
     )
-    normalization: Any = refused("rmsnorm", why=_ARCHITECTURE)
-    activation: Any = refused("fast-swiglu", "swiglu", why=_ARCHITECTURE)
     bias: Any = refused(False, why=_ARCHITECTURE + "; a bias in QKV is model.add_qkv_bias")
     attention_type: Any = refused(
         "multihead", why=_ARCHITECTURE + "; grouped queries are model.num_query_groups"
     )
-    transformer_block_type: Any = refused("pre_ln", why=_ARCHITECTURE)
     headscale: Any = refused(False, why=_ARCHITECTURE)
     normalize_attention_scores: Any = refused(True, why=_ARCHITECTURE)
     apply_query_key_layer_scaling: Any = ignored(

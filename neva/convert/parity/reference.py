@@ -21,6 +21,8 @@ from neva.convert.hf_layouts import layout_of
 from neva.convert.lazy_model import LazyModel
 from neva.convert.parity.samples import ROUND_TRIP_TEXTS, ParityInput, native_processor, parity_images
 from neva.data.media.processor import to_tile_pixels
+from neva.families.values import section
+from neva.formats.hf_files import read_config
 
 NEW_TOKENS = 16
 
@@ -39,7 +41,11 @@ def reference_outputs(
 ) -> tuple[list[ReferenceOutput], list[str]]:
     """Returns what transformers computes from `folder`, and the tensors that it missed or had no use for."""
     model, info = model_class.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
+        **({"attn_implementation": "eager"} if _caps_scores(folder) else {}),
     )
     not_loaded = [
         f"transformers reports {kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:5])}"
@@ -47,6 +53,15 @@ def reference_outputs(
         if (names := info[kind])
     ]
     return greedy_outputs(model.eval(), inputs), not_loaded
+
+
+def _caps_scores(folder: Path) -> bool:
+    """Whether the attention of a folder has a soft cap, which transformers' other implementations leave out."""
+    config = read_config(folder)
+    return (
+        section(config, "text_config").get("attn_logit_softcapping", config.get("attn_logit_softcapping"))
+        is not None
+    )
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 from neva.config.model_config import media_rules_of
 from neva.constants import IMAGE_PLACEHOLDER
-from neva.convert.hf_layouts import LAYOUTS
+from neva.convert.hf_layouts import LAYOUTS, check_logits
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import vision_weights
@@ -46,6 +46,7 @@ def read(folder: Path, options: Options) -> LazyModel:
             f"{folder}: the projector is not linear, GELU, linear with biases; neva has no such projector"
         )
     stored, vision = read_language_config(folder), read_vision_config(folder)
+    check_logits(stored, folder)
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
     language = stored.with_vocabulary(vocab_size)

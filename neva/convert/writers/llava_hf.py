@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
-from neva.convert.hf_layouts import IDEFICS, layout_of, pinpoints
+from neva.convert.hf_layouts import IDEFICS, check_logits, layout_of, pinpoints
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -64,6 +64,7 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
         idefics2.write(model, target, options)
         return
     model = at_input_size(model)
+    check_logits(model.language, model.name)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.llava import prove_llava

@@ -12,12 +12,13 @@ from typing import Any
 
 from neva.constants import VOCABULARY
 from neva.errors import ConfigError
-from neva.families.configs import LanguageConfig
+from neva.families.configs import LLAMA_FORM, DecoderForm, LanguageConfig
 from neva.families.llama.sizes import layer_shapes
-from neva.families.llama.table import llama_table
+from neva.families.llama.table import LLAMA_NAMES, LayerNames, llama_table
 from neva.families.mapping import Shape, Table
 from neva.families.naming import HFNaming
-from neva.families.values import MOST_LAYERS, flag, number, section, whole
+from neva.families.rope import check_scaling, read_rope, rope_keys, rotary_share
+from neva.families.values import MOST_LAYERS, flag, number, whole
 from neva.formats.json import shown
 from neva.registry import LANGUAGE_FAMILIES
 
@@ -53,14 +54,17 @@ class LlamaFamily:
     follows_from_sizes: bool = False
     body: str = "model."
     head: str = "lm_head.weight"
+    names: LayerNames = LLAMA_NAMES
+    turns_a_share: bool = False
+    """Whether transformers' class knows `partial_rotary_factor`."""
 
     def read(self, config: Mapping[str, Any]) -> LanguageConfig:
         """See `LanguageFamily`."""
         values = {**self.defaults, **config}
         self.refuse_other_arithmetic(values)
         heads, groups, head_dim = _heads(values)
-        theta, scaling = _rope(values)
-        return LanguageConfig(
+        theta, scaling = self.rope(values)
+        language = LanguageConfig(
             num_layers=whole(values, "num_hidden_layers", high=MOST_LAYERS),
             hidden_size=whole(values, "hidden_size"),
             ffn_hidden_size=whole(values, "intermediate_size"),
@@ -77,7 +81,24 @@ class LlamaFamily:
             qkv_bias=self.has_qkv_bias(values),
             qk_norm=self.has_qk_norm(config),
             sliding_window=self.sliding_window(values),
+            form=self.form(values),
         )
+        if language.rotary_dim < 2 or language.rotary_dim % 2:
+            raise ConfigError(
+                f"{language.rotary_dim} of the {head_dim} elements of a head are turned by their position, expected "
+                "an even number of them: RoPE turns pairs"
+            )
+        if scaling is not None:
+            check_scaling(scaling, language.rotary_dim)
+        return language
+
+    def form(self, values: Mapping[str, Any]) -> DecoderForm:
+        """Returns how the arithmetic differs from LLaMA's."""
+        return LLAMA_FORM
+
+    def rope(self, values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+        """Returns base and scaling of RoPE."""
+        return read_rope(values)
 
     def has_qkv_bias(self, values: Mapping[str, Any]) -> bool:
         """Whether queries, keys and values have biases."""
@@ -101,16 +122,14 @@ class LlamaFamily:
             refuse(values, "attention_bias", "false (its output projection would carry a bias)")
         if values.get("use_moe"):
             refuse(values, "use_moe", "false")
-        if values.get("partial_rotary_factor", 1.0) != 1.0:
-            refuse(values, "partial_rotary_factor", "1.0")
+        if not self.turns_a_share and (share := rotary_share(values)) != 1.0:
+            refuse({"partial_rotary_factor": share}, "partial_rotary_factor", "1.0")
 
     def write(self, language: LanguageConfig) -> dict[str, Any]:
         """See `LanguageFamily`.
 
-        What transformers 4.45 to 5.x must all read is written in both spellings: `rope_parameters`, and `rope_theta`
-        with `rope_scaling`.
+        What transformers 4.45 to 5.x must all read is written in both spellings, see `rope_keys`.
         """
-        scaling = dict(language.rope_scaling) if language.rope_scaling else None
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture],
@@ -122,15 +141,8 @@ class LlamaFamily:
             "num_key_value_heads": language.num_query_groups,
             "head_dim": language.head_dim,
             "hidden_act": "silu",
-            "max_position_embeddings": language.max_positions,
             "rms_norm_eps": language.rms_norm_eps,
-            "rope_theta": language.rope_theta,
-            "rope_scaling": scaling,
-            "rope_parameters": {
-                "rope_type": "default",
-                **(scaling or {}),
-                "rope_theta": language.rope_theta,
-            },
+            **rope_keys(language),
             "tie_word_embeddings": language.tied,
             "attention_dropout": 0.0,
             "use_cache": True,
@@ -148,7 +160,7 @@ class LlamaFamily:
     def table(self, language: LanguageConfig, naming: HFNaming, hf_rows: int, fill_row: int) -> Table:
         """See `LanguageFamily`."""
         body, head = naming.language + self.body, naming.language + self.head
-        return llama_table(language, body, head, hf_rows, fill_row)
+        return llama_table(language, body, head, hf_rows, fill_row, self.names)
 
     def vocabulary_names(self, language: LanguageConfig) -> frozenset[str]:
         """See `LanguageFamily`."""
@@ -180,35 +192,6 @@ def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
     if values["head_dim"]:
         return heads, groups, whole(values, "head_dim")
     return heads, groups, max(1, whole(values, "hidden_size") // heads)
-
-
-SCALING_KEYS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-"""Type of scaled RoPE -> the numbers that it needs."""
-
-
-def _rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Returns base and scaling: of `rope_parameters` since transformers 5, of two keys before."""
-    parameters = dict(section(values, "rope_parameters") or section(values, "rope_scaling"))
-    theta = number({"rope_theta": parameters.pop("rope_theta", values["rope_theta"])}, "rope_theta")
-    rope_type = parameters.pop("type", None)
-    rope_type = parameters.pop("rope_type", rope_type) or "default"
-    if rope_type == "default":
-        return theta, None
-    scaling = {"rope_type": rope_type, **parameters}
-    check_scaling(scaling)
-    return theta, scaling
-
-
-def check_scaling(scaling: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a scaled RoPE that neva has not, or that lacks a number."""
-    rope_type = scaling.get("rope_type")
-    if not isinstance(rope_type, str) or rope_type not in SCALING_KEYS:
-        raise ConfigError(f"rope_type is {shown(rope_type)}, expected one of default, linear, llama3")
-    for key in SCALING_KEYS[rope_type]:
-        number(scaling, key)
 
 
 LANGUAGE_FAMILIES.register(

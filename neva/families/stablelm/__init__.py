@@ -1,0 +1,1 @@
+"""StableLM: LLaMA with centred norms, and positions in a quarter of each head."""
