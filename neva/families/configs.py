@@ -73,6 +73,22 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """Feed-forward layers of which a router chooses some for each token (https://arxiv.org/abs/2401.04088)."""
+
+    number: int
+    """In a layer; every layer has them."""
+    per_token: int
+    ffn_hidden_size: int
+    pre_softmax: bool
+    """Whether weights are probabilities among all experts, so that those of the chosen sum to below 1; else to 1."""
+    shared_ffn_hidden_size: int | None = None
+    """Width of the one beside them that every token passes, weighted by a gate of its own; None: there is none."""
+    aux_loss_coeff: float = 0.0
+    """Weight of the loss that balances the experts."""
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """Sizes of a LLaMA-type language model; `padded_vocab_size` counts the rows of embedding and head.
 
@@ -96,6 +112,8 @@ class LanguageConfig:
     qk_norm: bool
     sliding_window: int | None
     family: str | None = None
+    experts: ExpertsConfig | None = None
+    """None: one feed-forward layer for all tokens."""
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:

@@ -32,7 +32,8 @@ from neva.constants import IGNORE_INDEX
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig
 from neva.model.attention import RMSNorm, SDPAttention
-from neva.model.packed import PackedSamples
+from neva.model.experts import ExpertLayer, expert_fields, experts_spec
+from neva.model.packed import PackedSamples, Rows
 from neva.model.seeding import SeededLayer, seed_for
 
 
@@ -86,14 +87,14 @@ class LanguageModel(GPTModel):
         self,
         decoder_input_SBD: Tensor | None,
         labels_BS: Tensor | None = None,
-        packed: PackedSamples | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """Runs the layers of this pipeline stage.
 
         Args:
             decoder_input_SBD: embeddings after the merge; None on later stages, whose input the schedule sets.
             labels_BS: targets, already shifted, `IGNORE_INDEX` where there is no loss.
-            packed: how rows are divided into samples; None: each row is one.
+            rows: what layers are told of them; None: each is one sample.
 
         Returns:
             Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
@@ -105,19 +106,19 @@ class LanguageModel(GPTModel):
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
             attention_mask=None,
-            rotary_pos_emb=self._rotary(length, packed),
-            packed_seq_params=packed,
+            rotary_pos_emb=self._rotary(length, rows),
+            packed_seq_params=rows,
         )
         if not self.post_process:
             return hidden_SBD
         return self._output(hidden_SBD, labels_BS)
 
-    def _rotary(self, length: int, packed: PackedSamples | None) -> Tensor:
+    def _rotary(self, length: int, rows: Rows | None) -> Tensor:
         """Returns the rotary angles [s, 1, 1, D] of this rank's positions, or [s, B, 1, D] of those in each sample."""
-        if packed is None:
+        if not isinstance(rows, PackedSamples):
             return self.rotary_pos_emb(length)
         whole_S11D = self.rotary_pos_emb(length, packed_seq=True)  # not this rank's shard
-        return whole_S11D[:, 0][packed.positions_sB]
+        return whole_S11D[:, 0][rows.positions_sB]
 
     def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None) -> Tensor:
         if self.config.sequence_parallel:
@@ -160,8 +161,12 @@ def block_spec(
     `seed` is that of the initial weights.
     """
     qk_norm = RMSNorm if language.qk_norm else IdentityOp
+    feed_forward = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
     layer = ModuleSpec(
-        module=SeededLayer,
+        module=SeededLayer if language.experts is None else ExpertLayer,
         params={"seed": seed},
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
@@ -178,10 +183,7 @@ def block_spec(
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ),
+            mlp=feed_forward if language.experts is None else experts_spec(),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -245,6 +247,7 @@ def transformer_config(language: LanguageConfig, **overrides: object) -> Transfo
         "calculate_per_token_loss": True,
         # Checkpoints name every layer, so that a layer can be found by its name in any layout.
         "hetereogenous_dist_checkpoint": True,
+        **expert_fields(language),
     }
     # Interleaved stages send both ways between the same two ranks; batched messages would be mistaken for each other.
     is_interleaved = overrides.get("virtual_pipeline_model_parallel_size") is not None

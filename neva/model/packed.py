@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from neva.model.balance import TokenGroups
 from neva.model.context import chunk_ends, positions
 
 ROWS = "sbhd"
@@ -34,10 +35,18 @@ class Span(NamedTuple):
 
 
 @dataclass
-class PackedSamples(PackedSeqParams):
-    """How the rows of a micro batch are divided, as Megatron hands it through its layers (recomputation too)."""
+class Rows(PackedSeqParams):
+    """What layers are told of a micro batch, as Megatron hands it through them (recomputation too)."""
 
     qkv_format: str = ROWS
+    groups: TokenGroups | None = None
+    """Which tokens experts are balanced for; None: they are not."""
+
+
+@dataclass
+class PackedSamples(Rows):
+    """How the rows of a micro batch are divided."""
+
     spans: list[Span] = field(default_factory=list)
     """All queries of row 0 in their order, then those of row 1, …"""
     positions_sB: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -51,7 +60,11 @@ class PackedSamples(PackedSeqParams):
 
 
 def packed_samples(
-    lengths: Sequence[Sequence[int]], length: int, group: ProcessGroup, device: torch.device
+    lengths: Sequence[Sequence[int]],
+    length: int,
+    group: ProcessGroup,
+    device: torch.device,
+    groups: TokenGroups | None = None,
 ) -> PackedSamples:
     """Returns how rows are divided.
 
@@ -60,6 +73,7 @@ def packed_samples(
         length: S.
         group: of the ranks that share each row (context parallel).
         device: of the tensors.
+        groups: see `Rows`.
     """
     shard = positions(length, group, torch.device("cpu"))
     chunk = length if shard is None else length // (2 * group.size())
@@ -77,6 +91,7 @@ def packed_samples(
     positions_SB = torch.stack(within, dim=1)
     key_index = [torch.arange(span.first_key, span.end_key) + span.row * length for span in spans]
     return PackedSamples(
+        groups=groups,
         spans=spans,
         positions_sB=(positions_SB if shard is None else positions_SB[shard]).to(device, non_blocking=True),
         query_ends=_ends([span.end - span.first for span in spans], device),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from neva.families.configs import LanguageConfig
 from neva.families.llama.sizes import layer_shapes
 from neva.families.mapping import FusedQKV, GatedMLP, PaddedVocab, Rename, Rule, Shape, Table
@@ -10,7 +12,28 @@ from neva.families.naming import LANGUAGE
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"
 
 
-def llama_table(language: LanguageConfig, body: str, head: str, hf_rows: int, fill_row: int) -> Table:
+FeedForwardRules = Callable[[LanguageConfig, str, str], list[Rule]]
+"""The rules of what follows attention in one layer, of its sizes and its prefixes in the folder and here."""
+
+
+def feed_forward_rules(language: LanguageConfig, hf: str, native: str) -> list[Rule]:
+    """Returns the rules of one feed-forward layer; `hf` and `native` are its prefixes."""
+    gate, up = (f"{hf}mlp.{part}_proj.weight" for part in ("gate", "up"))
+    inner, hidden = language.ffn_hidden_size, language.hidden_size
+    return [
+        GatedMLP((gate, up), f"{native}mlp.linear_fc1.weight", (inner, hidden)),
+        Rename(f"{hf}mlp.down_proj.weight", f"{native}mlp.linear_fc2.weight", (hidden, inner)),
+    ]
+
+
+def llama_table(
+    language: LanguageConfig,
+    body: str,
+    head: str,
+    hf_rows: int,
+    fill_row: int,
+    feed_forward: FeedForwardRules = feed_forward_rules,
+) -> Table:
     """Returns the table of a LLaMA-type model, its biases and q/k norms as `language` says.
 
     Args:
@@ -18,6 +41,7 @@ def llama_table(language: LanguageConfig, body: str, head: str, hf_rows: int, fi
         body, head: prefix and name in the Hugging Face folder.
         hf_rows: rows of its vocabulary.
         fill_row: the row that those beyond `language.vocab_size` repeat.
+        feed_forward: returns the rules of what follows attention.
     """
     hidden = language.hidden_size
 
@@ -28,15 +52,23 @@ def llama_table(language: LanguageConfig, body: str, head: str, hf_rows: int, fi
     embedding = "embedding.word_embeddings.weight"
     rules: list[Rule] = [vocab(f"{body}embed_tokens.weight", embedding, head if language.tied else None)]
     for layer in range(language.num_layers):
-        rules += layer_rules(language, f"{body}layers.{layer}.", f"{LANGUAGE}decoder.layers.{layer}.")
+        hf, native = f"{body}layers.{layer}.", f"{LANGUAGE}decoder.layers.{layer}."
+        rules += layer_rules(language, hf, native, feed_forward)
     rules.append(Rename(f"{body}norm.weight", f"{LANGUAGE}decoder.final_layernorm.weight", (hidden,)))
     if not language.tied:
         rules.append(vocab(head, "output_layer.weight"))
     return Table(tuple(rules), ignored=(ROTARY_BUFFERS,))
 
 
-def layer_rules(language: LanguageConfig, hf: str, native: str) -> list[Rule]:
+def layer_rules(
+    language: LanguageConfig, hf: str, native: str, feed_forward: FeedForwardRules = feed_forward_rules
+) -> list[Rule]:
     """Returns the rules of one layer; `hf` and `native` are its prefixes."""
+    return attention_rules(language, hf, native) + feed_forward(language, hf, native)
+
+
+def attention_rules(language: LanguageConfig, hf: str, native: str) -> list[Rule]:
+    """Returns the rules of one layer's attention and norms; `hf` and `native` are its prefixes."""
     shapes = layer_shapes(language)
 
     def rename(hf_name: str, native_name: str) -> Rename:
@@ -51,15 +83,11 @@ def layer_rules(language: LanguageConfig, hf: str, native: str) -> list[Rule]:
             (q, k, v), fused, language.num_heads, language.num_query_groups, language.head_dim, columns
         )
 
-    gate, up = (f"{hf}mlp.{part}_proj.weight" for part in ("gate", "up"))
-    gated = (language.ffn_hidden_size, language.hidden_size)
     rules: list[Rule] = [
         rename("input_layernorm", "input_layernorm"),
         qkv("weight", (language.hidden_size,)),
         rename("self_attn.o_proj", "self_attention.linear_proj"),
         rename("post_attention_layernorm", "pre_mlp_layernorm"),
-        GatedMLP((gate, up), f"{native}mlp.linear_fc1.weight", gated),
-        rename("mlp.down_proj", "mlp.linear_fc2"),
     ]
     if language.qkv_bias:
         rules.append(qkv("bias", ()))
