@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from neva.config.experts import COEFFICIENT, EXPERT_KEYS, NUMBER, expert_keys, fill_experts
 from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import (
     LANGUAGE_KEYS,
@@ -113,9 +114,13 @@ def language_sizes(source: str | None) -> dict[str, Any]:
     """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
     recorded = nemo_config(source)
     if recorded is not None:
-        return {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+        known = (*LANGUAGE_KEYS, *EXPERT_KEYS)
+        return {key: recorded[key] for key in known if recorded.get(key) is not None}
     shape = _read(source, language_config_from_hf)
-    return {} if shape is None else {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
+    if shape is None:
+        return {}
+    sizes = {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
+    return sizes | expert_keys(shape.experts)
 
 
 def language_family(source: str | None) -> str | None:
@@ -171,7 +176,13 @@ def _language(model_cfg: DictConfig) -> None:
     folder = model_cfg.mm_cfg.llm.from_pretrained
     sizes = language_sizes(folder)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
+    coefficient = sizes.pop(COEFFICIENT, None)  # of training, which may choose another
+    if model_cfg[COEFFICIENT] is None:
+        model_cfg[COEFFICIENT] = coefficient
+    if sizes and NUMBER not in sizes:
+        sizes[NUMBER] = None
     _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
+    fill_experts(model_cfg)
     if (family := language_family(folder)) is not None:
         llm = model_cfg.mm_cfg.llm
         llm.family = llm.get("family")  # absent where sizes tell it

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.experts import expert_width_problems
 from neva.config.show import as_override
 
 
@@ -47,6 +48,7 @@ def division_problems(model_cfg: DictConfig, tensor: int, pipeline: int) -> Iter
     assert isinstance(model, DictConfig)
     for rule in (_tensor, _pipeline):
         yield from rule(model, tensor * pipeline)
+    yield from expert_width_problems(model, tensor)
 
 
 def _ranks(model: DictConfig, world_size: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ OPTIONS = [
 
 
 def test_the_recipes_are_those_of_the_documentation() -> None:
-    sizes = ("llava_7b", "llava_13b", "llava_llama3_8b", "asagi_14b", "quickstart")
+    sizes = ("llava_7b", "llava_13b", "llava_llama3_8b", "llava_mixtral_8x7b", "asagi_14b", "quickstart")
     assert set(recipes()) == {
         f"{size}_{job}" for size in sizes for job in ("pretrain", "finetune", "inference")
     } | {"pai_llava_mistral_7b_pretrain"}
