@@ -30,3 +30,6 @@ VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language
 
 PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)
 """The parts of a model: attributes of `NevaModel`, and the first component of every parameter's name."""
+
+VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
+"""Native names of what has a row for each token, where Megatron runs the language model: layouts pad them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,15 +14,20 @@ from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import (
     LANGUAGE_KEYS,
     TOWER_KEYS,
+    language_backend_of,
+    language_config_of,
     media_rules_of,
     own_template_of,
+    plain,
     recorded_family,
+    recorded_llm,
     vision_config_of,
 )
 from neva.config.schema import NULLABLE
 from neva.config.show import as_override
 from neva.errors import ConfigError, naming
-from neva.families.language import language_config_from_hf
+from neva.families.configs import LanguageConfig
+from neva.families.language import HUGGING_FACE, language_config_from_hf
 from neva.families.vision import listed
 from neva.families.vision_reading import vision_config_from_hf
 from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings, read_chat_template
@@ -110,26 +116,44 @@ def tower_sizes(folder: str | None) -> dict[str, Any]:
     return sizes
 
 
-def language_sizes(source: str | None) -> dict[str, Any]:
+def language_sizes(source: str | None, backend: str | None = None) -> dict[str, Any]:
     """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
     recorded = nemo_config(source)
     if recorded is not None:
         known = (*LANGUAGE_KEYS, *EXPERT_KEYS)
         return {key: recorded[key] for key in known if recorded.get(key) is not None}
-    shape = _read(source, language_config_from_hf)
-    if shape is None:
-        return {}
-    sizes = {key: getattr(shape, field) for key, field in LANGUAGE_KEYS.items()}
-    return sizes | expert_keys(shape.experts)
+    shape = _read(source, partial(language_config_from_hf, backend=backend))
+    return {} if shape is None else _keys_of(shape)
 
 
-def language_family(source: str | None) -> str | None:
-    """Returns the family of the language model in a folder or .nemo, where its sizes do not tell it."""
+def _keys_of(language: LanguageConfig) -> dict[str, Any]:
+    sizes = {key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()}
+    return sizes | expert_keys(language.experts)
+
+
+def language_record(source: str | None, backend: str) -> dict[str, Any]:
+    """Returns the keys of `mm_cfg.llm` that a folder or .nemo gives: what its sizes do not tell.
+
+    Raises:
+        ConfigError: it is a .nemo whose language model another backend runs.
+    """
     recorded = nemo_config(source)
-    if recorded is not None:
-        return recorded_family(recorded)
-    shape = _read(source, language_config_from_hf)
-    return None if shape is None else shape.family
+    if recorded is None:
+        shape = _read(source, partial(language_config_from_hf, backend=backend))
+        return {} if shape is None else language_keys(shape)
+    if (found := language_backend_of(recorded)) != backend:
+        raise ConfigError(
+            f"model.language_backend={backend}, but {source} records {found}, whose tensors have other names: set "
+            f"model.language_backend={found}"
+        )
+    keys = {"family": recorded_family(recorded), "config": plain(recorded_llm(recorded).get("config"))}
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def language_keys(language: LanguageConfig) -> dict[str, Any]:
+    """Returns the keys of `mm_cfg.llm` that record what the sizes of a language model do not tell."""
+    keys = {"family": language.family, "config": language.hf_config}
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def _read(folder: str | None, from_hf: Callable[[dict[str, Any]], Shape]) -> Shape | None:
@@ -173,8 +197,9 @@ def _size_key(tower: DictConfig) -> str:
 
 
 def _language(model_cfg: DictConfig) -> None:
-    folder = model_cfg.mm_cfg.llm.from_pretrained
-    sizes = language_sizes(folder)
+    folder, backend = model_cfg.mm_cfg.llm.from_pretrained, language_backend_of(model_cfg)
+    llm = model_cfg.mm_cfg.llm
+    sizes = language_sizes(folder, backend)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
     coefficient = sizes.pop(COEFFICIENT, None)  # of training, which may choose another
     if model_cfg[COEFFICIENT] is None:
@@ -183,10 +208,17 @@ def _language(model_cfg: DictConfig) -> None:
         sizes[NUMBER] = None
     _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
     fill_experts(model_cfg)
-    if (family := language_family(folder)) is not None:
-        llm = model_cfg.mm_cfg.llm
-        llm.family = llm.get("family")  # absent where sizes tell it
-        _fill_or_compare(llm, {"family": family}, "model.mm_cfg.llm", source)
+    for key, value in language_record(folder, backend).items():
+        llm[key] = llm.get(key)  # absent where sizes tell it
+        _fill_or_compare(llm, {key: value}, "model.mm_cfg.llm", source)
+    if backend == HUGGING_FACE and llm.get("config") is None:
+        raise ConfigError(
+            f"model.language_backend=huggingface, and {folder}/config.json does not exist: give the language model's "
+            "folder as model.mm_cfg.llm.from_pretrained, or what is in that file as model.mm_cfg.llm.config"
+        )
+    if backend == HUGGING_FACE and not sizes:
+        sizes = _keys_of(language_config_of(model_cfg))
+        _fill_or_compare(model_cfg, sizes, "model", "model.mm_cfg.llm.config")
     ids = tokenizer_size(model_cfg.tokenizer.type)
     if model_cfg.vocab_size is None:
         model_cfg.vocab_size = ids

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.experts import expert_width_problems
+from neva.config.model_config import language_backend_of
 from neva.config.show import as_override
+from neva.families.language import HUGGING_FACE
 
 
 def data_parallel_size(model_cfg: DictConfig, world_size: int) -> int:
@@ -31,7 +33,7 @@ def layers_of_stages(model_cfg: DictConfig) -> list[int] | None:
 
 def layout_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     """Yields what is wrong with the layout of a resolved training tree on `world_size` processes."""
-    for rule in (_ranks, _tensor, _pipeline, _virtual_pipeline, _sequence):
+    for rule in (_backend, _ranks, _tensor, _pipeline, _virtual_pipeline, _sequence):
         yield from rule(cfg.model, world_size)
 
 
@@ -42,13 +44,34 @@ def division_problems(model_cfg: DictConfig, tensor: int, pipeline: int) -> Iter
         "pipeline_model_parallel_size": pipeline,
         "num_layers_in_first_pipeline_stage": None,
         "num_layers_in_last_pipeline_stage": None,
+        "virtual_pipeline_model_parallel_size": None,
+        "context_parallel_size": 1,
         "sequence_parallel": False,
     }
     model = OmegaConf.merge(model_cfg, sizes)
     assert isinstance(model, DictConfig)
-    for rule in (_tensor, _pipeline):
+    for rule in (_backend, _tensor, _pipeline):
         yield from rule(model, tensor * pipeline)
     yield from expert_width_problems(model, tensor)
+
+
+def _backend(model: DictConfig, world_size: int) -> Iterator[str]:
+    if language_backend_of(model) != HUGGING_FACE:
+        return
+    off = {
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "virtual_pipeline_model_parallel_size": None,
+        "context_parallel_size": 1,
+        "sequence_parallel": False,
+    }
+    if given := [
+        f"model.{key}={as_override(model[key])}" for key, value in off.items() if model[key] != value
+    ]:
+        yield (
+            f"{', '.join(given)} with model.language_backend=huggingface, whose models are whole on every rank: use "
+            "data parallel or model.fsdp=true, or model.language_backend=megatron"
+        )
 
 
 def _ranks(model: DictConfig, world_size: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.experts import experts_config_of
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.language import HUGGING_FACE, MEGATRON, language_config_from_hf
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, KeptShape, Tiling, WholeImage
 from neva.families.values import selected_layers
@@ -171,6 +172,8 @@ def video_choice(data: DictConfig) -> VideoChoice | None:
 
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     """Returns the language model of a resolved `model` section."""
+    if language_backend_of(model_cfg) == HUGGING_FACE:
+        return language_config_from_hf(plain(recorded_llm(model_cfg)["config"]), HUGGING_FACE)
     sizes = {field: model_cfg[key] for key, field in LANGUAGE_KEYS.items()}
     sizes |= {field: float(sizes[field]) for field in ("rope_theta", "rms_norm_eps")}
     if sizes["rope_scaling"] is not None:
@@ -186,10 +189,20 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     )
 
 
+def language_backend_of(section: Mapping[str, Any] | DictConfig) -> str:
+    """Returns who runs the language model; of models recorded before there was a choice, Megatron."""
+    return section.get("language_backend") or MEGATRON
+
+
+def recorded_llm(section: Mapping[str, Any] | DictConfig) -> Any:
+    """Returns what a `model` section, or that of a language model alone, records of it beside its sizes."""
+    return section["mm_cfg"]["llm"] if "mm_cfg" in section else section
+
+
 def recorded_family(section: Mapping[str, Any] | DictConfig) -> str | None:
     """Returns the family that a `model` section, or that of a language model alone, records; None: sizes tell it."""
-    llm = section["mm_cfg"]["llm"] if "mm_cfg" in section else section
-    return llm.get("family")
+    family: str | None = recorded_llm(section).get("family")
+    return family
 
 
 def row_length(model_cfg: DictConfig) -> int:

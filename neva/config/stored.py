@@ -43,7 +43,8 @@ MEDIA = (
 )
 OPTIONAL = (
     *(f"mm_cfg.vision_encoder.{key}" for key in ("input_size", "config", "post_layernorm")),
-    *("mm_cfg.llm.family", "mm_cfg.llm.model_type", "mm_cfg.use_im_start_end", "mm_cfg.use_image_tile"),
+    *("language_backend", *(f"mm_cfg.llm.{key}" for key in ("family", "config", "model_type"))),
+    *("mm_cfg.use_im_start_end", "mm_cfg.use_image_tile"),
     "moe_shared_expert_intermediate_size",
     *("data.system", "data.template", "data.exif_transpose", "data.sep_image_conv_front"),
     *(f"data.{key}" for key in MEDIA),

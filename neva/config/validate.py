@@ -10,9 +10,10 @@ from neva.config.experts import expert_problems
 from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
-from neva.config.model_config import plain, recorded_family
+from neva.config.model_config import language_backend_of, plain, recorded_family
 from neva.config.show import as_override
 from neva.errors import ConfigError
+from neva.families.language import HUGGING_FACE
 from neva.families.llama.config import check_scaling
 from neva.families.vision import hidden_states, vision_family
 from neva.registry import LANGUAGE_FAMILIES, SAMPLERS
@@ -39,6 +40,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             _packing,
             _steps,
             _recompute,
+            _backend,
             _sources,
             _loss,
             held_out_problems,
@@ -182,6 +184,26 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.activations_checkpoint_method={as_override(method)} and "
             f"model.activations_checkpoint_num_layers={as_override(layers)} act only with "
             f"model.activations_checkpoint_granularity=full, which is {as_override(granularity)}"
+        )
+
+
+def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model = cfg.model
+    if language_backend_of(model) != HUGGING_FACE:
+        return
+    recompute = [model[f"activations_checkpoint_{key}"] for key in ("granularity", "method", "num_layers")]
+    if recompute not in ([None, None, None], ["full", "uniform", 1]):
+        found = ", ".join(map(as_override, recompute))
+        yield (
+            f"model.activations_checkpoint_granularity, _method, _num_layers = {found} with model.language_backend="
+            "huggingface, which recomputes each layer or none: expected full, uniform, 1, or null for all three"
+        )
+    most = model.mm_cfg.llm.config.get("max_position_embeddings")
+    padded = -(-model.encoder_seq_length // model.data.pad_to_multiple_of) * model.data.pad_to_multiple_of
+    if most is not None and padded > most:
+        yield (
+            f"model.encoder_seq_length={model.encoder_seq_length}, padded to a multiple of "
+            f"{model.data.pad_to_multiple_of}, exceeds the {most} positions of the language model: shorten it"
         )
 
 

@@ -43,7 +43,7 @@ class LazyLanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the language model's weights."""
-        return self.weights[f"{LANGUAGE}decoder.final_layernorm.weight"].dtype
+        return next(self.weights[name] for name in self.weights if name.startswith(LANGUAGE)).dtype
 
     def rounded(self: Model, dtype: torch.dtype | None) -> Model:
         """Returns the model with its weights rounded to `dtype`: what an export in that precision must compute."""

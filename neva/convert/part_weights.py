@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.language import read_language_config
+from neva.families.language import backend_of, read_language_config
 from neva.formats.nemo_header import is_nemo, is_nemo1
 from neva.weights.parts import language_weights, tower_weights
 
@@ -30,7 +30,7 @@ def checked_language_weights(source: Path, language: LanguageConfig) -> Mapping[
 
         return nemo1_tables.language_part(open_nemo1(source), language)
     if not is_nemo(source):
-        found = read_language_config(source)
+        found = read_language_config(source, backend_of(language))
         if found.vocab_size != language.vocab_size:
             raise CheckpointError(
                 f"{source} has {found.vocab_size} vocabulary rows, the model {language.vocab_size}"

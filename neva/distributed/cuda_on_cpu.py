@@ -102,13 +102,13 @@ def _deactivate(replaced: list[tuple[Any, str, Any]]) -> None:
         setattr(owner, name, function)
 
 
-class _Stream:
+class _StreamOnCpu:
     """A stream on which everything is done when it is asked for."""
 
-    def wait_stream(self, other: _Stream) -> None:
+    def wait_stream(self, other: _StreamOnCpu) -> None:
         """Nothing to wait for."""
 
-    def record_event(self) -> _Stream:
+    def record_event(self) -> _StreamOnCpu:
         """Returns an event that has come."""
         return self
 
@@ -142,9 +142,9 @@ def _cpu_functions() -> list[tuple[Any, str, Any]]:
         (torch.cuda, "get_rng_state", get_rng_state),
         (torch.cuda, "set_rng_state", set_rng_state),
         (torch.cuda, "manual_seed", torch.manual_seed),
-        (torch.cuda, "current_stream", _Stream),
+        (torch.cuda, "current_stream", _StreamOnCpu),
         (torch.cuda, "stream", nullcontext),
-        (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", _Stream()),
+        (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", _StreamOnCpu()),
         (uneven.mappings, "_gather_along_first_dim", uneven.gather),
         (uneven.mappings, "_reduce_scatter_along_first_dim", uneven.reduce_scatter),
         (token_dispatcher, "maybe_move_tensor_to_cpu", to_cpu),

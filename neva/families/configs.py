@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -114,6 +114,13 @@ class LanguageConfig:
     family: str | None = None
     experts: ExpertsConfig | None = None
     """None: one feed-forward layer for all tokens."""
+    hf_config: Mapping[str, Any] | None = None
+    """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
+
+    def with_vocabulary(self, rows: int) -> LanguageConfig:
+        """Returns the same model with another number of vocabulary rows, and no padding."""
+        config = None if self.hf_config is None else {**self.hf_config, "vocab_size": rows}
+        return replace(self, vocab_size=rows, padded_vocab_size=rows, hf_config=config)
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel_size: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import LanguageConfig
+from neva.families.hugging_face import HuggingFaceFamily
 from neva.families.mapping import Shape, Table
 from neva.families.naming import TEXT, HFNaming
 from neva.families.values import flag, section, text
@@ -46,12 +47,21 @@ class LanguageFamily(Protocol):
     def table(self, language: LanguageConfig, naming: HFNaming, hf_rows: int, fill_row: int) -> Table:
         """Returns the table of all tensors; see `language_table`."""
 
+    def vocabulary_names(self, language: LanguageConfig) -> frozenset[str]:
+        """Returns the native names of what has a row for each token."""
+
     def layer_shapes(self, language: LanguageConfig, tensor_parallel_size: int = 1) -> dict[str, Shape]:
         """Returns native names and shapes of one layer on a tensor-parallel rank, in the module's order."""
 
 
-def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
+MEGATRON, HUGGING_FACE = "megatron", "huggingface"
+"""`model.language_backend`: who runs the language model."""
+
+
+def language_config_from_hf(config: Mapping[str, Any], backend: str | None = None) -> LanguageConfig:
     """Reads the language model of a `config.json`; of a LLaVA one its `text_config`.
+
+    `backend` None is Megatron where it has such layers, else transformers.
 
     `padded_vocab_size` is `vocab_size`: padding is the recipe's choice. `rope_scaling` holds transformers' keys
     (`rope_type`, `factor`, …) without `rope_theta`, or is None.
@@ -73,23 +83,32 @@ def language_config_from_hf(config: Mapping[str, Any]) -> LanguageConfig:
     model_type = text({"model_type": "llama", **config}, "model_type")
     if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
         model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys
-    if model_type not in LANGUAGE_FAMILIES:
+    is_known = model_type in LANGUAGE_FAMILIES
+    if backend == HUGGING_FACE or (backend is None and not is_known):
+        return HuggingFaceFamily(model_type).read(config)
+    if not is_known:
         raise ConfigError(
-            f"model_type {shown(model_type)} is not a language model that neva reads; expected one of "
-            f"{sorted(LANGUAGE_FAMILIES.names())} (LLaMA-type weights of another name: set model_type to 'llama')"
+            f"model_type {shown(model_type)} is not a language model that Megatron runs; expected one of "
+            f"{sorted(LANGUAGE_FAMILIES.names())} (LLaMA-type weights of another name: set model_type to 'llama'), or "
+            "model.language_backend=huggingface, which runs any that transformers has"
         )
     family: LanguageFamily = LANGUAGE_FAMILIES[model_type]
     return replace(family.read(config), family=None if family.follows_from_sizes else model_type)
 
 
-def read_language_config(folder: str | Path) -> LanguageConfig:
-    """Returns the sizes of the language model in a Hugging Face folder.
+def read_language_config(folder: str | Path, backend: str | None = None) -> LanguageConfig:
+    """Returns the sizes of the language model in a Hugging Face folder; `backend` as in `language_config_from_hf`.
 
     Raises:
         UserError: there is no `config.json`, or none that `language_config_from_hf` reads; the message names it.
     """
     with naming(Path(folder) / MODEL_CONFIG):
-        return language_config_from_hf(read_config(folder))
+        return language_config_from_hf(read_config(folder), backend)
+
+
+def backend_of(language: LanguageConfig) -> str:
+    """Returns who runs a language model."""
+    return MEGATRON if language.hf_config is None else HUGGING_FACE
 
 
 def family_of(language: LanguageConfig) -> LanguageFamily:
@@ -100,6 +119,8 @@ def family_of(language: LanguageConfig) -> LanguageFamily:
     Raises:
         ConfigError: a family that is not registered.
     """
+    if language.hf_config is not None:
+        return HuggingFaceFamily(language.hf_config["model_type"])
     if language.family is None and language.experts is not None:
         return _told_by_sizes(language) or LANGUAGE_FAMILIES["mixtral"]
     return LANGUAGE_FAMILIES[language.family or "llama"]
@@ -111,8 +132,8 @@ def exported_family(language: LanguageConfig) -> LanguageFamily:
     Raises:
         CheckpointError: there is none.
     """
-    if language.family is not None:
-        return LANGUAGE_FAMILIES[language.family]
+    if language.family is not None or language.hf_config is not None:
+        return family_of(language)
     if (family := _told_by_sizes(language)) is not None:
         return family
     if language.experts is not None:
@@ -147,6 +168,11 @@ def language_table(
     `language.vocab_size`; `fill_row` is the row that the additional ones repeat (see `PaddedVocab`).
     """
     return family_of(language).table(language, naming, hf_vocab_size or language.vocab_size, fill_row)
+
+
+def vocabulary_names(language: LanguageConfig) -> frozenset[str]:
+    """Returns the native names of what has a row for each token."""
+    return family_of(language).vocabulary_names(language)
 
 
 def language_prefixes(language: LanguageConfig, naming: HFNaming) -> tuple[str, str]:

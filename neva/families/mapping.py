@@ -231,8 +231,10 @@ class Table:
             ConversionError: names or shapes do not match; of names, before the first pair.
         """
         optional = {name for rule in self.rules for name in rule.optional}
-        skipped = [name for name in source if any(re.fullmatch(pattern, name) for pattern in self.ignored)]
-        _match_names(set(source) - optional - set(skipped), set(self.hf_names), "Hugging Face")
+        expected = set(self.hf_names)
+        others = set(source) - optional - expected
+        skipped = {name for name in others if any(re.fullmatch(pattern, name) for pattern in self.ignored)}
+        _match_names(set(source) - optional - skipped, expected, "Hugging Face")
         return self._run(lambda rule: rule.to_native(source), self.native_names)
 
     def to_hf(self, source: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ import omegaconf
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from neva.constants import VOCABULARY
 from neva.errors import CheckpointError
 from neva.formats.archive import read_range
 from neva.formats.atomic_write import finished_target
@@ -35,7 +36,6 @@ from neva.formats.tar_writer import TarWriter, sha256_of
 
 FORMAT = "neva-1"
 SHARD_BYTES = 10**9  # small enough that hashing one overlaps with writing the next
-VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 
 
 class NemoFile:

@@ -18,7 +18,7 @@ from torch import Tensor
 from neva.distributed import cuda_on_cpu
 from neva.families.media_tokens import PictureShape
 from neva.inference.continuation import Continuation, Limits
-from neva.inference.decoder import Decoder
+from neva.inference.hugging_face import AnyDecoder, decoder_of
 from neva.inference.sampling import Sampling, next_tokens
 from neva.model.llava import NevaModel
 
@@ -44,7 +44,7 @@ class ContinuousBatch:
         rows: how many at a time.
     """
 
-    def __init__(self, decoder: Decoder, rows: int) -> None:
+    def __init__(self, decoder: AnyDecoder, rows: int) -> None:
         self.decoder, self.cache, self.rows = decoder, decoder.cache(rows), rows
         self.running: list[Continuation] = []
 
@@ -202,7 +202,7 @@ def generate(
         )
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     )
-    batch = ContinuousBatch(Decoder(model), rows or len(prompts))
+    batch = ContinuousBatch(decoder_of(model), rows or len(prompts))
     answers = {continuation.number: continuation.answer for continuation in batch.answers(asked)}
     return [answers[number] for number in range(len(prompts))]
 

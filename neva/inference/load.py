@@ -20,7 +20,7 @@ from neva.data.tokenizer import from_folder
 from neva.distributed.groups import ParallelSizes, pipeline_stages
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
-from neva.inference.decoder import Decoder
+from neva.inference.hugging_face import AnyDecoder, decoder_of
 from neva.inference.trained import open_trained
 from neva.model.build import build_model
 from neva.model.language import transformer_config
@@ -36,7 +36,7 @@ class Assistant:
     """A model with everything that turns a question and its images into ids and back."""
 
     model: NevaModel
-    decoder: Decoder
+    decoder: AnyDecoder
     model_cfg: DictConfig
     tokenizer: PreTrainedTokenizerFast
     encoder: ConversationEncoder
@@ -100,7 +100,7 @@ def load_assistant(
     model.to(device).eval().requires_grad_(False)
     return Assistant(
         model=model,
-        decoder=Decoder(model),
+        decoder=decoder_of(model),
         model_cfg=model_cfg,
         tokenizer=tokenizer,
         encoder=build_encoder(model_cfg, tokenizer),

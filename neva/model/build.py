@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from neva.constants import PARTS
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import connector_named
+from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.language import LanguageModel, transformer_config
-from neva.model.llava import NevaModel
+from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.vision import VisionTower
 
 
@@ -44,10 +45,24 @@ def build_model(
     for part in (tower, projector):
         if part is not None:
             part.to(config.params_dtype)
-    language_model = LanguageModel(config, language, pre_process, post_process, virtual_stage)
+    language_model = build_language_model(language, config, pre_process, post_process, virtual_stage)
     model = NevaModel(language_model, tower, projector)
     set_trainable(model, PARTS)
     return model
+
+
+def build_language_model(
+    language: LanguageConfig,
+    config: TransformerConfig | None = None,
+    pre_process: bool = True,
+    post_process: bool = True,
+    virtual_stage: int | None = None,
+) -> AnyLanguageModel:
+    """Builds the language model of one pipeline stage; see `build_model`."""
+    config = config or transformer_config(language)
+    if language.hf_config is not None:
+        return HuggingFaceLanguageModel(config, language)
+    return LanguageModel(config, language, pre_process, post_process, virtual_stage)
 
 
 def set_trainable(model: NevaModel, trained: Collection[str]) -> None:

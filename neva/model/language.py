@@ -26,7 +26,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
-from torch import Tensor
+from torch import Tensor, nn
 
 from neva.constants import IGNORE_INDEX
 from neva.errors import ConfigError
@@ -75,6 +75,16 @@ class LanguageModel(GPTModel):
     def embed(self, ids_BS: Tensor) -> Tensor:
         """Returns token embeddings [B, S, D]."""
         return self.embedding.word_embeddings(ids_BS)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The modules that FSDP may shard one by one."""
+        ends = (
+            []
+            if self.share_embeddings_and_output_weights
+            else [self.embedding.word_embeddings, self.output_layer]
+        )
+        return [*self.decoder.layers, *ends]
 
     @property
     def output_weight(self) -> Tensor:

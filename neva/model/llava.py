@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from megatron.core.tensor_parallel import (
@@ -20,11 +21,14 @@ from neva.constants import LANGUAGE_MODEL, PARTS
 from neva.families.media_tokens import PictureShape
 from neva.model.balance import is_balanced, token_groups
 from neva.model.context import positions
+from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
 from neva.model.of_own_shape import encode_pictures
 from neva.model.packed import Rows, packed_samples
 from neva.model.vision import VisionTower
+
+AnyLanguageModel: TypeAlias = LanguageModel | HuggingFaceLanguageModel
 
 
 class NevaModel(MegatronModule):
@@ -34,7 +38,7 @@ class NevaModel(MegatronModule):
     """
 
     def __init__(
-        self, language_model: LanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
+        self, language_model: AnyLanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
     ) -> None:
         super().__init__(config=language_model.config)
         self.model_type = language_model.model_type

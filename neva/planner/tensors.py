@@ -12,6 +12,7 @@ from functools import cache
 
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
+from neva.families.hugging_face import shapes
 from neva.families.language import layer_shapes
 from neva.families.vision import vision_family
 
@@ -73,6 +74,8 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     if split.is_first:
         weights += [*_tower(model), *_projector(model)]
     is_trained = LANGUAGE in model.trained_parts
+    if model.language.hf_config is not None:
+        return weights + [Weight(LANGUAGE, shape, is_trained) for shape in shapes(model.language).values()]
     vocabulary = _vocabulary(model, split.tensor)
     is_shared = model.language.tied and split.pipeline > 1
     if split.is_first:

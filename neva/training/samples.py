@@ -19,8 +19,8 @@ from neva.errors import DataError
 from neva.formats.atomic_write import finished_target
 from neva.formats.json import json_line
 from neva.inference.answer import Answer, answer_all
-from neva.inference.decoder import Decoder
 from neva.inference.exchange import at_rank_0, share
+from neva.inference.hugging_face import decoder_of
 from neva.inference.load import Assistant
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import result_row
@@ -137,7 +137,7 @@ class Samples(Callback):
         """Returns the model as it is now, ready to answer; its weights are read, not copied, where they need not be."""
         (model,) = module.models
         return Assistant(
-            model, Decoder(model), module.cfg, module.tokenizer, self.encoder, self.media, device
+            model, decoder_of(model), module.cfg, module.tokenizer, self.encoder, self.media, device
         )
 
 

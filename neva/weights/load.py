@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from neva.constants import LANGUAGE_MODEL, VISION_TOWER
+from neva.constants import LANGUAGE_MODEL, VISION_TOWER, VOCABULARY
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import ConversionError
 from neva.families.naming import LANGUAGE, TOWER
-from neva.formats.nemo import VOCABULARY, open_nemo
+from neva.formats.nemo import open_nemo
 from neva.weights.lazy import Filtered
 from neva.weights.parts import language_weights, tower_weights
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import projector_table
+from neva.families.hugging_face import missing_prefix
 from neva.families.language import language_prefixes, language_table
 from neva.families.naming import (
     LANGUAGE,
@@ -123,9 +124,16 @@ def language_naming(names: Iterable[str]) -> HFNaming:
     return LLAVA_ORIGINAL if any(name.startswith(LLAVA_ORIGINAL.projector) for name in names) else TEXT
 
 
-def language_part(weights: Mapping[str, Tensor], naming: HFNaming, language: LanguageConfig) -> Filtered:
+def language_part(
+    weights: Mapping[str, Tensor], naming: HFNaming, language: LanguageConfig
+) -> Mapping[str, Tensor]:
     """Returns the language model's tensors of a folder."""
     others = (
         (naming.tower.split("vision_tower.")[0] + "vision_tower.", naming.projector) if naming.tower else ()
     )
-    return Filtered(weights, *language_prefixes(language, naming), without=others)
+    found = Filtered(weights, *language_prefixes(language, naming), without=others)
+    if language.hf_config is None:
+        return found
+    short = [name.removeprefix(naming.language) for name in found]
+    prefix = missing_prefix(language, short)
+    return Renamed(found, {f"{naming.language}{prefix}{name}": naming.language + name for name in short})

@@ -33,6 +33,8 @@ def test_layers_are_assigned_to_stages(arguments: tuple[int, ...], expected: lis
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF_DIR / "parallel").glob("*.yaml")))
 @pytest.mark.parametrize("recipe", ["llava_7b_pretrain", "llava_llama3_8b_finetune"])
 def test_every_preset_goes_with_a_recipe_on_two_nodes(recipe: str, preset: str) -> None:
+    if preset == "ep8":  # only these have experts to share out
+        recipe = recipe.replace("7b", "mixtral_8x7b").replace("llama3_8b", "mixtral_8x7b")
     load(recipe, [f"parallel={preset}", "model.micro_batch_size=4", "trainer.num_nodes=2"])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, VOCABULARY
 from neva.data.batch import Batch
 from neva.data.collate import feature_order, picture_shapes
 from neva.data.dataset import NO_RECORD, Sample
@@ -29,7 +29,6 @@ from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import ExpertsConfig, LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import AnyResolution, KeptShape
-from neva.formats.nemo import VOCABULARY
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel

@@ -106,7 +106,7 @@ def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
 )
 def test_other_arithmetic_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        language_config_from_hf({"model_type": "llama", **changes})
+        language_config_from_hf({"model_type": "llama", **changes}, "megatron")
 
 
 def test_windows_are_read_as_each_family_means_them():

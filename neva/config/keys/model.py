@@ -11,6 +11,7 @@ from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
 from neva.config.model_config import IMAGE_TAGS
 from neva.families.connector import connector_forms, connector_pattern
+from neva.families.language import HUGGING_FACE, MEGATRON
 from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES
 
@@ -34,6 +35,10 @@ class Llm:
     family: str | None = key(
         "Hugging Face model type of the language model; null: follows from the checkpoint or the sizes.",
         choices=LANGUAGE_FAMILIES.names,
+        optional=True,
+    )
+    config: dict[str, Any] | None = key(
+        "With language_backend=huggingface: what its config.json says; follows from the checkpoint.",
         optional=True,
     )
     model_type: str | None = key(
@@ -179,6 +184,12 @@ class ModelKeys(RefusedModelKeys):
     )
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
+    language_backend: str = key(
+        "Who runs the language model: megatron, in every layout; huggingface, any that transformers has, with data "
+        "parallel and FSDP.",
+        choices=(MEGATRON, HUGGING_FACE),
+        common=True,
+    )
     mm_cfg: MmCfg = section()
     encoder_seq_length: int = key("Longest sequence; longer samples are cut.", low=1, common=True)
     max_position_embeddings: int = key("Longest position.", low=1)
@@ -210,7 +221,8 @@ class ModelKeys(RefusedModelKeys):
         "Width of the expert that every token passes (Qwen2-MoE); null: none.", low=1
     )
     moe_aux_loss_coeff: float | None = key(
-        "Weight of the loss that balances experts; null: the checkpoint's router_aux_loss_coef, else 0.", low=0
+        "Weight of the loss that balances experts; null: the checkpoint's router_aux_loss_coef, else 0.",
+        low=0,
     )
     moe_z_loss_coeff: float | None = key("Weight of the loss that keeps the router's logits small.", low=0)
     moe_router_load_balancing_type: str = key(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.language import language_config_from_hf
+from neva.families.language import backend_of, language_config_from_hf
 from neva.families.vision_reading import vision_config_from_hf
 from neva.formats.hf_files import PARITY_REPORT, read_config
 from neva.formats.hf_folder import FolderWeights
@@ -100,10 +99,8 @@ def configuration_differences(
 ) -> list[str]:
     """Returns what the written `config.json` says otherwise than the native model, field by field."""
     config = read_config(folder)
-    found_language = language_config_from_hf(config)
-    expected = replace(
-        language, vocab_size=found_language.vocab_size, padded_vocab_size=found_language.padded_vocab_size
-    )
+    found_language = language_config_from_hf(config, backend_of(language))
+    expected = language.with_vocabulary(found_language.vocab_size)
     pairs: list[tuple[Any, Any]] = [(expected, found_language)]
     if vision is not None:
         pairs.append((vision, vision_config_from_hf(config)))

@@ -12,8 +12,7 @@ from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.lazy_model import LazyLanguageModel, LazyModel
 from neva.convert.parity.reference import ReferenceOutput
 from neva.distributed import cuda_on_cpu, groups
-from neva.model.build import build_model
-from neva.model.language import LanguageModel, transformer_config
+from neva.model.build import build_language_model, build_model
 from neva.model.llava import NevaModel
 from neva.weights.load import load_native
 
@@ -29,8 +28,7 @@ def native_logits(model: LazyLanguageModel, answered: Sequence[ReferenceOutput])
 def _build(model: LazyLanguageModel) -> NevaModel:
     if isinstance(model, LazyModel):
         return build_model(model.vision, model.language, model.config.mm_cfg.mm_mlp_adapter_type)
-    decoder = LanguageModel(transformer_config(model.language), model.language, True, True)
-    return NevaModel(decoder, None, None)
+    return NevaModel(build_language_model(model.language), None, None)
 
 
 @torch.no_grad()

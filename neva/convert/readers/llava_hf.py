@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def read(folder: Path, options: Options) -> LazyModel:
     stored, vision = read_language_config(folder), read_vision_config(folder)
     rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
     vocab_size = rows - 1 if image_id == rows - 1 else rows
-    language = replace(stored, vocab_size=vocab_size, padded_vocab_size=vocab_size)
+    language = stored.with_vocabulary(vocab_size)
     weights, layout = folder_weights(folder), LAYOUTS[str(config["model_type"])]
     kind = str(layout.naming.connector)
     template, system = _template_of(folder)

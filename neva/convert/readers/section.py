@@ -7,8 +7,10 @@ from dataclasses import replace
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.compose import compose
-from neva.convert.writers.hf_config import family_key, language_section, vision_section
+from neva.config.derive import language_keys
+from neva.convert.writers.hf_config import language_section, vision_section
 from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.language import backend_of
 from neva.families.media_tokens import tokens_per_image
 
 
@@ -25,12 +27,13 @@ def model_section(
     `system` None is the template's own system prompt.
     """
     recipe = compose("llava_7b_finetune", [])
-    with open_dict(recipe.model):  # the family is a key that few models have
+    with open_dict(recipe.model):  # these are keys that few models have
         recipe.model.merge_with(
             {
-                **language_section(replace(language, family=None)),
+                **language_section(replace(language, family=None, hf_config=None)),
+                "language_backend": backend_of(language),
                 "mm_cfg": {
-                    "llm": {"from_pretrained": None, **family_key(language)},
+                    "llm": {"from_pretrained": None, **language_keys(language)},
                     "vision_encoder": {"from_pretrained": None, **vision_section(vision)},
                     "mm_mlp_adapter_type": adapter_type,
                     "use_image_tile": vision.image_tiles,

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS
+from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS, language_keys
 from neva.config.experts import expert_keys
 from neva.config.model_config import language_config_of, media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.language import exported_family
+from neva.families.language import backend_of, exported_family
 from neva.families.vision import listed, vision_family
 
 
@@ -40,7 +40,7 @@ def vision_config(vision: VisionConfig, dtype: torch.dtype, pooling_head: bool) 
 def language_section(language: LanguageConfig) -> dict[str, Any]:
     """Returns the keys of a native `model` section that describe a language model.
 
-    Where the sizes do not tell the family, a language model alone records it among them; a LLaVA model has a key.
+    What the sizes do not tell, a language model alone records among them; a LLaVA model has keys for it.
     """
     return {
         **{key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()},
@@ -49,13 +49,9 @@ def language_section(language: LanguageConfig) -> dict[str, Any]:
         "encoder_seq_length": language.max_positions,
         "make_vocab_size_divisible_by": 128,
         "tensor_model_parallel_size": 1,
-        **family_key(language),
+        "language_backend": backend_of(language),
+        **language_keys(language),
     }
-
-
-def family_key(language: LanguageConfig) -> dict[str, str]:
-    """Returns the key of `mm_cfg.llm` that records a family; empty where the sizes tell it."""
-    return {} if language.family is None else {"family": language.family}
 
 
 def vision_section(vision: VisionConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def llava_config(
     model: LazyModel, image: ImageToken, ids: Mapping[str, int | None], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Returns the content of `config.json`."""
-    language, layout = replace(model.language, vocab_size=image.rows), layout_of(model)
+    language, layout = model.language.with_vocabulary(image.rows), layout_of(model)
     tiles = {"image_grid_pinpoints": pinpoints(model), "use_image_newline_parameter": True}
     return {
         **(tiles if layout.has_tiles else {}),

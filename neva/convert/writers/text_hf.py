@@ -15,7 +15,6 @@ from neva.formats.hf_files import GENERATION_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import copy_portable, read_roles, token_ids
 from neva.formats.json import read_object, write_json
-from neva.formats.nemo import VOCABULARY
 from neva.formats.vocabulary import check_vocabulary
 from neva.weights.lazy import checked
 
@@ -34,8 +33,7 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
             with model.tokenizer_dir() as stored:
                 check_vocabulary(stored, model.language.vocab_size)
                 copy_portable(stored, folder)
-        dtype = model.weights[VOCABULARY[0]].dtype
-        write_json(folder / MODEL_CONFIG, text_config(model.language, dtype, _token_ids(folder)))
+        write_json(folder / MODEL_CONFIG, text_config(model.language, model.dtype, _token_ids(folder)))
         table = language_table(model.language)
         write_weights(folder, checked(table.to_hf(model.weights), len(table.hf_names), str(target)))
 

@@ -14,9 +14,9 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from neva.constants import VOCABULARY
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
-from neva.formats.nemo import VOCABULARY
 from neva.model.llava import NevaModel
 from neva.optim.optimizer_state import MAIN, MOMENTS
 

@@ -177,10 +177,7 @@ def units(model: NevaModel) -> list[nn.Module]:
     found: list[nn.Module] = []
     if model.vision_tower is not None and model.projector is not None:
         found += [*model.vision_tower.blocks, model.vision_tower, model.projector]
-    found += model.language_model.decoder.layers
-    if not model.share_embeddings_and_output_weights:
-        found += [model.language_model.embedding.word_embeddings, model.language_model.output_layer]
-    return found
+    return [*found, *model.language_model.blocks]
 
 
 def mesh(choice: Sharding, device: torch.device) -> DeviceMesh:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neva.constants import VOCABULARY
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig
 from neva.families.llama.sizes import layer_shapes
@@ -149,6 +150,10 @@ class LlamaFamily:
         """See `LanguageFamily`."""
         body, head = naming.language + self.body, naming.language + self.head
         return llama_table(language, body, head, hf_rows, fill_row)
+
+    def vocabulary_names(self, language: LanguageConfig) -> frozenset[str]:
+        """See `LanguageFamily`."""
+        return frozenset(VOCABULARY)
 
     def layer_shapes(self, language: LanguageConfig, tensor_parallel_size: int = 1) -> dict[str, Shape]:
         """See `LanguageFamily`."""

@@ -1,0 +1,152 @@
+"""Language models that transformers runs: equal to transformers alone, and for LLaMA to Megatron."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from neva.constants import IGNORE_INDEX
+from neva.distributed import groups
+from neva.families.configs import LanguageConfig
+from neva.families.language import HUGGING_FACE, language_config_from_hf, language_table, read_language_config
+from neva.inference.continuation import Continuation, Limits
+from neva.inference.generate import ContinuousBatch
+from neva.inference.hugging_face import decoder_of
+from neva.inference.sampling import Sampling
+from neva.model.build import build_language_model, build_model, meta_model
+from neva.model.llava import AnyLanguageModel, NevaModel
+from neva.model.packed import packed_samples
+from neva.weights.lazy import Converted
+from neva.weights.load import load_language_model
+from neva.weights.parts import language_weights
+from tests.convert.tiny import SIZES, language_model, scramble
+from tests.model.test_against_transformers import shapes
+
+TOLERANCE = 1e-5
+"""Of losses near 5 in float32, whose sums are taken in other orders."""
+GPT2 = {"vocab_size": 133, "n_embd": 36, "n_layer": 3, "n_head": 6, "n_positions": 64}
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2,  # learned positions, tied, files without the body's name
+    "gpt_neox": {**SIZES, "hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "phi": {**SIZES, "num_attention_heads": 3, "num_key_value_heads": 3},  # a bias of the head
+    "gemma2": {**SIZES, "head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 3.0},
+    "cohere": SIZES,  # logits that are scaled
+}
+
+
+def saved(folder: Path, kind: str, **changes: Any) -> torch.nn.Module:
+    config = AutoConfig.for_model(kind, **{**KINDS.get(kind, SIZES), "eos_token_id": 2, "bos_token_id": 1, **changes})
+    model = scramble(AutoModelForCausalLM.from_config(config), 0)
+    model.save_pretrained(folder)
+    return model
+
+
+def loaded(folder: Path, backend: str | None = None) -> AnyLanguageModel:
+    language = read_language_config(folder, backend)
+    model = build_language_model(language)
+    load_language_model(NevaModel(model, None, None), folder, language)
+    return model.eval()
+
+
+def losses(model: AnyLanguageModel, ids: Tensor, labels: Tensor | None, lengths: Any = None) -> Tensor:
+    packed = None
+    if lengths is not None:
+        packed = packed_samples(lengths, ids.size(1), model.pg_collection.cp, ids.device)
+    return model(model.embed(ids).transpose(0, 1).contiguous(), labels, packed)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 133, (3, 14), generator=generator)
+    labels = torch.randint(3, 133, (3, 14), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.6] = IGNORE_INDEX
+    labels[:, 3] = IGNORE_INDEX
+    return ids, labels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_model_computes_what_transformers_computes(
+    single_process: None, tmp_path: Path, kind: str
+) -> None:
+    theirs, (ids, labels) = saved(tmp_path, kind), batch()
+    ours = loaded(tmp_path).train()  # no dropout either
+    with torch.no_grad():
+        logits = theirs(ids).logits
+        torch.testing.assert_close(losses(ours, ids, None), logits, rtol=0, atol=TOLERANCE)
+        expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        found = losses(ours, ids, labels)
+    torch.testing.assert_close(found, expected.t()[(labels != IGNORE_INDEX).t()], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_comes_back_as_it_was(single_process: None, tmp_path: Path, kind: str) -> None:
+    theirs = saved(tmp_path, kind)
+    language = read_language_config(tmp_path)
+    written = dict(language_table(language).to_hf(language_weights(tmp_path, language)))
+    from safetensors.torch import load_file
+
+    stored = load_file(tmp_path / "model.safetensors")
+    assert written.keys() == stored.keys()
+    assert all(written[name].equal(stored[name]) for name in stored)
+    (tmp_path / "again").mkdir()
+    from neva.families.hugging_face import HuggingFaceFamily
+    from neva.formats.json import write_json
+
+    write_json(tmp_path / "again" / "config.json", HuggingFaceFamily(kind).write(language))
+    assert read_language_config(tmp_path / "again") == language
+    assert type(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "again"))) is type(theirs)
+
+
+def test_samples_of_one_row_do_not_see_each_other(single_process: None, tmp_path: Path) -> None:
+    saved(tmp_path, "gemma2")
+    ours, (ids, labels) = loaded(tmp_path), batch()
+    lengths = [[5, 9], [14], [4, 3, 5]]
+    found = losses(ours, ids, labels, lengths)
+    expected = torch.zeros(labels.t().shape)
+    for row, of_row in enumerate(lengths):
+        for first, length in zip(torch.tensor([0, *of_row]).cumsum(0).tolist(), [*of_row, 14 - sum(of_row)], strict=True):
+            part = slice(first, first + length)
+            alone = labels[row : row + 1, part]
+            if length and (alone != IGNORE_INDEX).any():
+                expected[part, row][alone[0] != IGNORE_INDEX] = losses(ours, ids[row : row + 1, part], alone)
+    torch.testing.assert_close(found, expected[(labels != IGNORE_INDEX).t()], rtol=0, atol=TOLERANCE)
+    no_labels = torch.full_like(labels, IGNORE_INDEX)
+    assert len(losses(ours, ids, no_labels, lengths)) == 0
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
+def test_a_llama_computes_what_megatron_computes(single_process: None, tmp_path: Path, family: str) -> None:
+    language_model(family).save_pretrained(tmp_path)
+    (ids, labels), gradients = batch(), []
+    for backend in (HUGGING_FACE, "megatron"):
+        model = loaded(tmp_path, backend)
+        found = losses(model, ids, labels, [[5, 9], [14], [4, 3, 5]])
+        found.sum().backward()
+        gradients.append((found.detach(), model.shared_embedding_or_output_weight().grad if family != "llama3" else None))
+    torch.testing.assert_close(gradients[0][0], gradients[1][0], rtol=0, atol=TOLERANCE)
+    if gradients[0][1] is not None:
+        torch.testing.assert_close(gradients[0][1], gradients[1][1][:133], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_answers_are_those_of_transformers(single_process: None, tmp_path: Path, kind: str) -> None:
+    theirs = saved(tmp_path, kind)
+    decoder = decoder_of(NevaModel(loaded(tmp_path), None, None))
+    prompts = [batch()[0][row, : 4 + 3 * row] for row in (0, 1, 2)]
+    greedy = Sampling(greedy=True, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+    limits = [Limits(greedy, new, 0, ()) for new in (9, 3, 6)]
+    asked = [
+        Continuation(number, prompt, torch.empty(0), limits[number], 0, lambda _: False)
+        for number, prompt in enumerate(prompts)
+    ]
+    found = {done.number: done.answer for done in ContinuousBatch(decoder, 2).answers(asked)}
+    for number, prompt in enumerate(prompts):
+        new = limits[number].max_new_tokens
+        answer = theirs.generate(prompt[None], max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert found[number] == answer[0, len(prompt) :].tolist()
