@@ -122,6 +122,12 @@ def _expert_parallel(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.expert_model_parallel_size={expert} with model.fsdp=true is refused: neva's FSDP cuts experts as "
             "it does all weights; set the former to 1, or take model.fsdp=false"
         )
+    if cfg.trainer.samples.prompt_file is not None:
+        yield (
+            f"model.expert_model_parallel_size={expert} with trainer.samples.prompt_file="
+            f"{cfg.trainer.samples.prompt_file} is refused: ranks answer each by itself and have but some of the "
+            "experts; set the latter to null"
+        )
     if cfg.trainer.precision == 16:
         yield (
             f"model.expert_model_parallel_size={expert} with trainer.precision=16 is refused: experts and the other "

@@ -153,9 +153,8 @@ class Decoder:
         )
         for number, layer in enumerate(self.layers):
             attended = self._attend(number, layer, layer.attention_norm(hidden_TH), step)
-            hidden_TH = hidden_TH + self._row_parallel(attended, layer.projection)
-            gate, up = linear(layer.mlp_norm(hidden_TH), layer.gate_up).chunk(2, -1)
-            hidden_TH = hidden_TH + self._row_parallel(F.silu(gate).mul_(up), layer.down)
+            hidden_TH = hidden_TH + self._summed(linear(attended, layer.projection))
+            hidden_TH = hidden_TH + self._summed(layer.feed_forward(layer.mlp_norm(hidden_TH)))
         if not self.stage.is_last:
             self.stage.send(hidden_TH)
         return hidden_TH
@@ -182,8 +181,7 @@ class Decoder:
         attended_S1: Tensor = layer.core_attention(query_S1hD, key_S1GD, value_S1GD, None)
         return attended_S1[:, 0]
 
-    def _row_parallel(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        partial = linear(hidden, weight)
+    def _summed(self, partial: Tensor) -> Tensor:
         if self.tensor_group.size() == 1:
             return partial
         return reduce_from_tensor_model_parallel_region(partial, self.tensor_group)

@@ -10,6 +10,9 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
+from neva.inference.feed_forward import FeedForward, feed_forward_of
+from neva.inference.linear import weight_of
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -34,24 +37,22 @@ class LayerWeights:
     key_norm: Norm | None
     projection: Tensor
     mlp_norm: Norm
-    gate_up: Tensor
-    down: Tensor
+    feed_forward: FeedForward
     core_attention: Any
 
 
 def weights_of(layer: Any) -> LayerWeights:
     """Returns the weights of one of Megatron's layers."""
-    attention, mlp = layer.self_attention, layer.mlp
+    attention = layer.self_attention
     return LayerWeights(
         attention_norm=norm_of(layer.input_layernorm),
-        qkv=_weight(attention.linear_qkv, ColumnParallelLinear),
+        qkv=weight_of(attention.linear_qkv, ColumnParallelLinear),
         qkv_bias=attention.linear_qkv.bias,
         query_norm=_head_norm(attention.q_layernorm),
         key_norm=_head_norm(attention.k_layernorm),
-        projection=_weight(attention.linear_proj, RowParallelLinear),
+        projection=weight_of(attention.linear_proj, RowParallelLinear),
         mlp_norm=norm_of(layer.pre_mlp_layernorm),
-        gate_up=_weight(mlp.linear_fc1, ColumnParallelLinear),
-        down=_weight(mlp.linear_fc2, RowParallelLinear),
+        feed_forward=feed_forward_of(layer.mlp),
         core_attention=attention.core_attention,
     )
 
@@ -63,11 +64,3 @@ def norm_of(module: Any) -> Norm:
 
 def _head_norm(module: Any) -> Norm | None:
     return None if isinstance(module, IdentityOp) else norm_of(module)
-
-
-def _weight(module: Any, kind: type) -> Tensor:
-    """What is no plain linear layer (an adapter) has arithmetic of its own, which must not be passed over."""
-    found = type(module)
-    assert found is kind, f"found {found.__name__}, expected {kind.__name__}"
-    weight: Tensor = module.weight
-    return weight

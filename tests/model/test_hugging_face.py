@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neva.constants import IGNORE_INDEX
-from neva.distributed import groups
-from neva.families.configs import LanguageConfig
-from neva.families.language import HUGGING_FACE, language_config_from_hf, language_table, read_language_config
+from neva.families.language import HUGGING_FACE, language_table, read_language_config
 from neva.inference.continuation import Continuation, Limits
 from neva.inference.generate import ContinuousBatch
 from neva.inference.hugging_face import decoder_of
 from neva.inference.sampling import Sampling
-from neva.model.build import build_language_model, build_model, meta_model
+from neva.model.build import build_language_model
 from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.packed import packed_samples
-from neva.weights.lazy import Converted
 from neva.weights.load import load_language_model
 from neva.weights.parts import language_weights
 from tests.convert.tiny import SIZES, language_model, scramble
-from tests.model.test_against_transformers import shapes
 
 TOLERANCE = 1e-5
 """Of losses near 5 in float32, whose sums are taken in other orders."""
@@ -41,7 +36,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def saved(folder: Path, kind: str, **changes: Any) -> torch.nn.Module:
-    config = AutoConfig.for_model(kind, **{**KINDS.get(kind, SIZES), "eos_token_id": 2, "bos_token_id": 1, **changes})
+    config = AutoConfig.for_model(
+        kind, **{**KINDS.get(kind, SIZES), "eos_token_id": 2, "bos_token_id": 1, **changes}
+    )
     model = scramble(AutoModelForCausalLM.from_config(config), 0)
     model.save_pretrained(folder)
     return model
@@ -100,7 +97,9 @@ def test_a_folder_comes_back_as_it_was(single_process: None, tmp_path: Path, kin
 
     write_json(tmp_path / "again" / "config.json", HuggingFaceFamily(kind).write(language))
     assert read_language_config(tmp_path / "again") == language
-    assert type(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "again"))) is type(theirs)
+    assert type(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "again"))) is type(
+        theirs
+    )
 
 
 def test_samples_of_one_row_do_not_see_each_other(single_process: None, tmp_path: Path) -> None:
@@ -110,7 +109,9 @@ def test_samples_of_one_row_do_not_see_each_other(single_process: None, tmp_path
     found = losses(ours, ids, labels, lengths)
     expected = torch.zeros(labels.t().shape)
     for row, of_row in enumerate(lengths):
-        for first, length in zip(torch.tensor([0, *of_row]).cumsum(0).tolist(), [*of_row, 14 - sum(of_row)], strict=True):
+        for first, length in zip(
+            torch.tensor([0, *of_row]).cumsum(0).tolist(), [*of_row, 14 - sum(of_row)], strict=True
+        ):
             part = slice(first, first + length)
             alone = labels[row : row + 1, part]
             if length and (alone != IGNORE_INDEX).any():
@@ -128,7 +129,9 @@ def test_a_llama_computes_what_megatron_computes(single_process: None, tmp_path:
         model = loaded(tmp_path, backend)
         found = losses(model, ids, labels, [[5, 9], [14], [4, 3, 5]])
         found.sum().backward()
-        gradients.append((found.detach(), model.shared_embedding_or_output_weight().grad if family != "llama3" else None))
+        gradients.append(
+            (found.detach(), model.shared_embedding_or_output_weight().grad if family != "llama3" else None)
+        )
     torch.testing.assert_close(gradients[0][0], gradients[1][0], rtol=0, atol=TOLERANCE)
     if gradients[0][1] is not None:
         torch.testing.assert_close(gradients[0][1], gradients[1][1][:133], rtol=1e-4, atol=1e-4)
@@ -148,5 +151,7 @@ def test_answers_are_those_of_transformers(single_process: None, tmp_path: Path,
     found = {done.number: done.answer for done in ContinuousBatch(decoder, 2).answers(asked)}
     for number, prompt in enumerate(prompts):
         new = limits[number].max_new_tokens
-        answer = theirs.generate(prompt[None], max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+        answer = theirs.generate(
+            prompt[None], max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
         assert found[number] == answer[0, len(prompt) :].tolist()
