@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def verbs() -> dict[str, ModuleType]:
     """Imports every verb, by name; none of them imports anything heavy before it runs."""
-    modules = {name: importlib.import_module(f"{commands.__name__}.{name}") for name in _names()}
+    modules = {name: _module(name) for name in _names()}
     return {name: module for name, module in modules.items() if hasattr(module, "SUMMARY")}
 
 
@@ -48,19 +48,23 @@ def _verb(name: str) -> ModuleType:
         ConfigError: there is none of that name.
     """
     if name in _names():
-        module = importlib.import_module(f"{commands.__name__}.{name}")
+        module = _module(name)
         if hasattr(module, "SUMMARY"):
             return module
     raise ConfigError(f"no verb {name!r}; there are {', '.join(verbs())}")
 
 
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{commands.__name__}.{name.replace('-', '_')}")
+
+
 def _names() -> list[str]:
-    """Names of the modules of `commands`: verbs, and what verbs have in common."""
-    return [module.name for module in pkgutil.iter_modules(commands.__path__)]
+    """Names of the modules of `commands` as verbs are written: verbs, and what verbs have in common."""
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
 
 
 def _help() -> str:
-    lines = "\n".join(f"  {name:<8} {module.SUMMARY}" for name, module in verbs().items())
+    lines = "\n".join(f"  {name:<10} {module.SUMMARY}" for name, module in verbs().items())
     recipe = os.environ.get(RECIPE_ENVIRONMENT_VARIABLE)
     chosen = f"\n{RECIPE_ENVIRONMENT_VARIABLE} is {recipe}.\n" if recipe else ""
     return f"usage: neva VERB …   (neva VERB --help explains one)\n\n{lines}\n{chosen}"

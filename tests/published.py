@@ -1,4 +1,4 @@
-"""Configurations of published checkpoints, as far as sizes go: Vicuna, Mixtral 8x7B, Qwen3-30B-A3B, CLIP ViT-L."""
+"""Configurations of published checkpoints, as far as sizes go."""
 
 import json
 from pathlib import Path
@@ -54,6 +54,19 @@ QWEN3_30B_A3B = {
     "router_aux_loss_coef": 0.001,
     "tie_word_embeddings": False,
 }
+STARCODER2 = {
+    "model_type": "starcoder2",
+    "vocab_size": 49152,
+    "hidden_size": 3072,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16384,
+    "sliding_window": 4096,
+    "rope_theta": 999999.4420358813,
+    "use_bias": True,
+}
 CLIP = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -72,9 +85,10 @@ STATISTICS = {
 
 
 def write_configs(folder: Path) -> None:
-    """Writes the configuration files of both below a folder, by their names."""
+    """Writes the configuration files of all below a folder, by their names."""
     files: dict[str, dict[str, Any]] = {
         "vicuna-7b-v1.5/config.json": VICUNA,
+        "starcoder2-3b/config.json": STARCODER2,
         "clip-vit-large-patch14-336/config.json": CLIP,
         "clip-vit-large-patch14-336/preprocessor_config.json": STATISTICS,
     }

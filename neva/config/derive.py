@@ -102,12 +102,21 @@ def validation_interval(trainer_cfg: DictConfig, steps_per_epoch: int) -> int:
     return interval if isinstance(interval, int) else max(1, int(steps_per_epoch * interval))
 
 
-def tower_sizes(folder: str | None) -> dict[str, Any]:
-    """Returns our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint."""
+def tower_sizes(folder: str | None, wanted: str | None = None) -> dict[str, Any]:
+    """Returns our `mm_cfg.vision_encoder` keys as the tower's checkpoint gives them; empty without a checkpoint.
+
+    `wanted` is the family that the YAML names: one that takes the checkpoint's tensors for its own keeps its name.
+    """
     shape = _read(folder, vision_config_from_hf)
     if shape is None:
         return {}
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
+    if (
+        wanted is not None
+        and wanted in VISION_FAMILIES
+        and shape.model_type in VISION_FAMILIES[wanted].also_loads
+    ):
+        del sizes["model_type"]
     if shape.others:
         sizes["config"] = {key: listed(value) for key, value in shape.others}
     statistics = image_processor_settings(str(folder))
@@ -170,7 +179,7 @@ def _vision(model_cfg: DictConfig) -> None:
     source = f"{tower.from_pretrained}/config.json"
     _fill_or_compare(
         tower,
-        tower_sizes(tower.from_pretrained),
+        tower_sizes(tower.from_pretrained, tower.model_type),
         "model.mm_cfg.vision_encoder",
         source,
         "model/vision_encoder",

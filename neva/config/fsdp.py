@@ -37,11 +37,11 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"model.{key}={model[key]} with model.fsdp=true is refused: neva's FSDP cuts whole weights; set it to "
                 "1, or take model.fsdp=false with model.optim.name=distributed_fused_adam"
             )
-    if model.data.image_aspect_ratio == "keep":
+    if (kept := model.data.image_aspect_ratio) in ("keep", "native"):
         yield (
-            "model.data.image_aspect_ratio=keep with model.fsdp=true is refused: ranks whose pictures have different "
-            "shapes would gather the tower's weights at different times; take pad or anyres, or model.fsdp=false with "
-            "model.optim.name=distributed_fused_adam"
+            f"model.data.image_aspect_ratio={kept} with model.fsdp=true is refused: ranks whose pictures have "
+            "different shapes would gather the tower's weights at different times; take pad or anyres, or "
+            "model.fsdp=false with model.optim.name=distributed_fused_adam"
         )
     if trainer.precision not in (32, "bf16"):
         yield (

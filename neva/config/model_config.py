@@ -13,7 +13,15 @@ from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.language import HUGGING_FACE, MEGATRON, language_config_from_hf
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, KeptShape, Tiling, WholeImage
+from neva.families.tiling import (
+    AnyResolution,
+    DynamicTiles,
+    FixedGrid,
+    KeptShape,
+    NativeShape,
+    Tiling,
+    WholeImage,
+)
 from neva.families.values import selected_layers
 from neva.families.vision import in_order, vision_family
 from neva.registry import VISION_FAMILIES
@@ -88,8 +96,9 @@ IMAGE_TAGS: dict[str | None, tuple[str, str]] = {
     None: ("<im_start>", "<im_end>"),
     **dict.fromkeys(("nvgpt", "llama_2", "v1", "mistral"), ("<extra_id_4>", "<extra_id_5>")),
     "llama_3": ("<|reserved_special_token_4|>", "<|reserved_special_token_5|>"),
+    "idefics2": ("<fake_token_around_image>", "<fake_token_around_image>"),
 }
-"""`mm_cfg.llm.model_type` -> the tokens around an image: NeVA's by language model, LLaVA's without one."""
+"""`mm_cfg.llm.model_type` -> the tokens around an image: NeVA's by language model, Idefics2's, LLaVA's without one."""
 
 
 def image_tags_of(model_cfg: DictConfig) -> tuple[str, str] | None:
@@ -138,6 +147,8 @@ def _tiling(data: DictConfig) -> Tiling:
         return FixedGrid(data.tile_grid[0], data.tile_grid[1], data.use_thumbnail)
     if kind == "keep":
         return KeptShape()
+    if kind == "native":
+        return NativeShape(data.shortest_edge, data.longest_edge, data.do_image_splitting)
     return WholeImage()
 
 

@@ -22,10 +22,12 @@ def release(tree: DictConfig, given: Collection[str]) -> None:
     """
     if "model" not in tree:
         return
-    for part, section, sizes_of in ((TOWER, TOWER, tower_sizes), (LANGUAGE, "model", language_sizes)):
-        folder = select(tree, f"{part}.from_pretrained")
-        if isinstance(folder, str):
-            _release(tree, section, sizes_of(folder), given)
+    tower, language = (select(tree, f"{part}.from_pretrained") for part in (TOWER, LANGUAGE))
+    wanted = select(tree, f"{TOWER}.model_type")
+    if isinstance(tower, str):
+        _release(tree, TOWER, tower_sizes(tower, wanted if isinstance(wanted, str) else None), given)
+    if isinstance(language, str):
+        _release(tree, "model", language_sizes(language), given)
 
 
 def _release(tree: DictConfig, section: str, sizes: Iterable[str], given: Collection[str]) -> None:

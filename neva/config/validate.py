@@ -209,7 +209,13 @@ def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
 
 def _sources(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model, mm_cfg = cfg.model, cfg.model.mm_cfg
-    if mm_cfg.llm.freeze and mm_cfg.vision_encoder.freeze and mm_cfg.mm_mlp_adapter_freeze:
+    is_frozen = mm_cfg.llm.freeze and mm_cfg.vision_encoder.freeze and mm_cfg.mm_mlp_adapter_freeze
+    if cfg.trainer.skip_train and model.data.validation is None and not model.data.validation_split:
+        yield (
+            "trainer.skip_train=true validates, but nothing is held out: give model.data.validation or "
+            "model.data.validation_split"
+        )
+    if is_frozen and not cfg.trainer.skip_train:
         yield "language model, tower and projector are all frozen, nothing is left to train: free one of them"
     if model.restore_from_path is not None and mm_cfg.pretrain_mm_mlp_adapter is not None:
         yield (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neva.convert.detect import detect
+from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.convert.targets import target_form
@@ -49,6 +50,23 @@ def convert(source: Path, target: Path, options: Options) -> str:
             model = replace(model, tokenizer=stored_tokenizer(options.tokenizer_path))
         _function("writers", form.writer, "write")(model, target, options)
     return f"{kind.words} {source} -> {form.words.format(target)}"
+
+
+def open_source(folder: Path) -> LazyModel:
+    """Opens the model with a tower that a folder of transformers' layout holds.
+
+    Raises:
+        UserError: it holds another one.
+    """
+    kind = detect(folder)
+    if kind.reader not in ("llava_hf", "idefics2"):
+        raise ConfigError(
+            f"{folder} is a {kind.words}; expected a folder that transformers loads with its tower, llava-hf or an "
+            "Idefics2: convert it to one"
+        )
+    with naming(folder):
+        model: LazyModel = _function("readers", kind.reader, "read")(folder, Options())
+        return model
 
 
 def check_replaced(target: Path, sources: Iterable[Path | None]) -> None:

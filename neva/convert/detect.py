@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neva.errors import CheckpointError
-from neva.families.naming import LLAVA_TYPES
+from neva.families.naming import IDEFICS2, LLAVA_TYPES
 from neva.formats.atomic_write import check_source
 from neva.formats.hf_files import read_config
 from neva.formats.nemo_header import is_nemo, is_nemo1, nemo_config, nemo_members
@@ -47,8 +47,13 @@ FOLDERS = (
         "llava_hf",
         recognizes=lambda config: config.get("model_type") in LLAVA_TYPES,
     ),
+    SourceKind(
+        "Idefics2 model",
+        "idefics2",
+        recognizes=lambda config: config.get("model_type") == IDEFICS2.model_type,
+    ),
 )
-"""Layouts of LLaVA folders: the first that recognizes a folder reads it."""
+"""Layouts of folders with a tower: the first that recognizes a folder reads it."""
 
 OTHER_SENSES = ("vision", "visual", "image", "video", "audio", "speech", "mm_", "perceiver", "resampler")
 """What the keys of a `config.json` contain that describe parts which no language model has."""
@@ -89,5 +94,5 @@ def _refuse_other_senses(source: Path, config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{source} is a {config.get('model_type')!r} model with more than a language model "
             f"({', '.join(keys[:4])}); expected a language model, a llava-hf folder (model_type 'llava' or "
-            "'llava_next') or one in the original LLaVA layout"
+            "'llava_next'), an Idefics2 or one in the original LLaVA layout"
         )

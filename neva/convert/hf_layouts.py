@@ -1,4 +1,4 @@
-"""transformers' LLaVA models: what the folder of each says of itself, and which model it can hold."""
+"""transformers' LLaVA models and Idefics2: what the folder of each says of itself, and which model it can hold."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from neva.config.model_config import media_rules_of
 from neva.convert.lazy_model import LazyModel
-from neva.families.naming import LLAVA_HF, LLAVA_NEXT, HFNaming
-from neva.families.tiling import AnyResolution
+from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, HFNaming
+from neva.families.tiling import AnyResolution, NativeShape
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ class HFLayout:
 
 LLAVA = HFLayout("LlavaForConditionalGeneration", "Llava", LLAVA_HF)
 NEXT = HFLayout("LlavaNextForConditionalGeneration", "LlavaNext", LLAVA_NEXT)
-LAYOUTS = {layout.naming.model_type: layout for layout in (LLAVA, NEXT)}
+IDEFICS = HFLayout("Idefics2ForConditionalGeneration", "Idefics2", IDEFICS2)
+LAYOUTS = {layout.naming.model_type: layout for layout in (LLAVA, NEXT, IDEFICS)}
 
 
 def layout_of(model: LazyModel) -> HFLayout:
     """Returns the layout that holds a model whose images are cut so; whether it holds the rest is for the writer."""
     tiling = media_rules_of(model.config, model.vision).tiling
+    if isinstance(tiling, NativeShape):
+        return IDEFICS
     return NEXT if isinstance(tiling, AnyResolution) else LLAVA
 
 

@@ -128,7 +128,10 @@ def build_dataset(
         files=MediaFiles(folder, _fetched_folder(data)),
         video_folder=folder if data.video_folder is None else open_video_folder(data),
         encoder=replace(
-            build_encoder(model_cfg, tokenizer), truncation=data.truncation, no_label=data.no_label
+            build_encoder(model_cfg, tokenizer),
+            truncation=data.truncation,
+            no_label=data.no_label,
+            answer_loss_only=data.answer_loss_only,
         ),
         media=build_media_reader(model_cfg, vision, build_image_processor(model_cfg.mm_cfg.vision_encoder)),
         on_error=data.on_error,

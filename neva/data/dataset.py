@@ -201,6 +201,10 @@ class ConversationDataset(Dataset[Sample]):
         """Returns ids and labels; raises what `read` would, as far as that is seen without decoding an image."""
         return self._prepare(index, lambda medium, _: self.media.require(medium))[1]
 
+    def media_of(self, index: int) -> list[Medium]:
+        """Returns the media of a record, in the order of their placeholders; raises as `read`."""
+        return self._media(self._settled(index, self.records[index]))
+
     def blank(self, pad_id: int) -> Sample:
         """Returns a sample of one token without image and label, for a place that no record is left for."""
         ids, labels = torch.tensor([pad_id]), torch.tensor([IGNORE_INDEX])

@@ -103,6 +103,9 @@ class ConversationEncoder:
     no_label: Literal["drop", "fail"] = "fail"
     """What becomes of a training sample that has nothing to learn, or nothing any more."""
 
+    answer_loss_only: bool = True
+    """Whether answers alone carry loss in a training sample; otherwise all but image positions does."""
+
     def sample(
         self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None = None
     ) -> tuple[list[int], list[int]]:
@@ -185,7 +188,10 @@ class ConversationEncoder:
         self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None
     ) -> tuple[list[int], list[int]]:
         segments = self._render(turns, len(media_tokens), system)
-        return self._ids(segments, media_tokens)
+        input_ids, labels = self._ids(segments, media_tokens)
+        if not self.answer_loss_only:
+            labels = [IGNORE_INDEX if token == IMAGE_TOKEN_ID else token for token in input_ids]
+        return input_ids, labels
 
     def _ids(self, segments: Sequence[Segment], media_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         bos, own = self.template.begins_with_bos, self.control_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -105,7 +105,7 @@ class LanguageConfig:
     padded_vocab_size: int
     max_positions: int
     rope_theta: float
-    rope_scaling: Mapping[str, Any] | None
+    rope_scaling: Mapping[str, Any] | None = field(hash=False)
     rms_norm_eps: float
     tied: bool
     qkv_bias: bool
@@ -114,7 +114,7 @@ class LanguageConfig:
     family: str | None = None
     experts: ExpertsConfig | None = None
     """None: one feed-forward layer for all tokens."""
-    hf_config: Mapping[str, Any] | None = None
+    hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
     """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
 
     def with_vocabulary(self, rows: int) -> LanguageConfig:

@@ -103,7 +103,9 @@ def connector_named(kind: str) -> Connector:
 
 def connector_pattern() -> str:
     """Returns the regular expression of all kinds."""
-    return rf"^({'|'.join(CONNECTORS.names())})$"
+    # two kinds may name a group alike
+    unnamed = (re.sub(r"\(\?P<\w+>", "(?:", name) for name in CONNECTORS.names())
+    return rf"^({'|'.join(unnamed)})$"
 
 
 def connector_forms() -> str:

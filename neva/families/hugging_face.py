@@ -29,6 +29,10 @@ OF_THE_FILE = (
     *("_attn_implementation_autoset", "use_cache", "quantization_config"),
 )
 """Keys of a `config.json` that say nothing of what is computed."""
+TOKEN_IDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+"""What the tokenizer says; as the model's own, a padding token would be a row of the embedding that never trains."""
+OF_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Keys of a `config.json` that change logits behind the head."""
 DROPOUTS = ("dropout", "pdrop")
 """How keys end that switch a dropout on, which neva trains without."""
 
@@ -94,6 +98,8 @@ class HuggingFaceFamily:
             CheckpointError: tensors are stored otherwise than one by one, or a vocabulary cannot be enlarged.
         """
         module = module_of(language)
+        if naming.model_type is not None:
+            _refuse_other_names(module, naming.model_type)
         stored, vocabulary = file_names(language), _vocabulary(module)
         tied = {id(weight): name for name, weight in module.named_parameters(remove_duplicate=False)}
         rules: list[Rule] = []
@@ -120,8 +126,9 @@ class HuggingFaceFamily:
 
     def layer_shapes(self, language: LanguageConfig, tensor_parallel_size: int = 1) -> dict[str, Shape]:
         """See `LanguageFamily`; they lie on one rank whole."""
-        layers = blocks(module_of(language), language.num_layers)
-        return {name: tuple(weight.shape) for name, weight in layers[0].named_parameters()} if layers else {}
+        module = module_of(language)
+        layer, *_ = [*blocks(module, language.num_layers), module]
+        return {name: tuple(weight.shape) for name, weight in layer.named_parameters()}
 
 
 def build(language: LanguageConfig) -> Any:
@@ -222,13 +229,31 @@ def _recorded(configuration: Any) -> dict[str, Any]:
     if stated.get("rope_parameters"):  # which say it since transformers 5
         stated = {key: value for key, value in stated.items() if key not in ("rope_theta", "rope_scaling")}
     recorded: dict[str, Any] = json.loads(json_text(stated))
-    return recorded
+    return {**recorded, **TOKEN_IDS}
 
 
 def _first(configuration: Any, otherwise: Any, *names: str) -> Any:
     """Returns the first of these attributes that is there and says something."""
     found = (getattr(configuration, name, None) for name in names)
     return next((value for value in found if value is not None), otherwise)
+
+
+def _refuse_other_names(module: Any, model_type: str) -> None:
+    """Raises CheckpointError for a model that transformers cannot find inside its LLaVA, whose names are LLaMA's."""
+    names = {name for name, _ in module.named_parameters()}
+    others = [name for name in names if not name.startswith(("model.", "lm_head."))]
+    if others or "model.embed_tokens.weight" not in names:
+        raise CheckpointError(
+            f"transformers' {model_type} holds language models with LLaMA's names of body and head "
+            f"(model.embed_tokens, lm_head); a {module.config.model_type!r} has {min(others or names)}: "
+            "there is no export, use the .nemo"
+        )
+    changed = [key for key in OF_THE_HEAD if getattr(module.config, key, None) is not None]
+    if changed or "lm_head.bias" in names:
+        raise CheckpointError(
+            f"transformers' {model_type} has a plain head, without the {changed[0] if changed else 'bias'} of a "
+            f"{module.config.model_type!r}: there is no export that computes the same, use the .nemo"
+        )
 
 
 def _vocabulary(module: Any) -> set[int]:

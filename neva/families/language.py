@@ -11,7 +11,7 @@ from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import LanguageConfig
 from neva.families.hugging_face import HuggingFaceFamily
 from neva.families.mapping import Shape, Table
-from neva.families.naming import TEXT, HFNaming
+from neva.families.naming import IDEFICS2, TEXT, HFNaming
 from neva.families.values import flag, section, text
 from neva.formats.hf_files import MODEL_CONFIG, read_config
 from neva.formats.json import shown
@@ -74,6 +74,11 @@ def language_config_from_hf(config: Mapping[str, Any], backend: str | None = Non
         above, "tie_word_embeddings"
     ):  # of a LLaVA, said above its text_config; transformers ties for either
         config = {**config, "tie_word_embeddings": True}
+    if above.get("model_type") == IDEFICS2.model_type:
+        config = {
+            "model_type": "mistral",
+            **config,
+        }  # what transformers takes an Idefics2's without a type for
     for part in (above, config):
         if part.get("quantization_config"):
             raise ConfigError(

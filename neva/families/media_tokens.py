@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.connector import Connector, connector_named, connector_pattern
-from neva.families.tiling import KeptShape, TileGrid, Tiling, WholeImage
+from neva.families.tiling import NativeShape, TileGrid, Tiling, View, WholeImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,22 +54,21 @@ class MediumLayout:
     map which all tiles but the first make together. Each row ends with the connector's newline. None: the features of
     all tiles, tile by tile."""
 
-    is_separated: bool = False
-    """Whether each tile has a placeholder of its own, with a new line between them."""
-    shape: tuple[int, int] | None = None
-    """Height and width of each tile in pixels where media differ in them; None: all are squares of the tower's size."""
+    separator: str | None = None
+    """What stands between the placeholders of two tiles, where each has its own; None: the medium has one."""
+    views: tuple[View, ...] = ()
+    """Each tile by its shape where they differ; none: all are squares of the tower's size."""
 
     @property
     def pieces(self) -> list[int]:
         """Positions at each placeholder."""
-        return [self.tile_tokens] * self.tiles if self.is_separated else [self.tokens]
+        return [self.tokens] if self.separator is None else [self.tile_tokens] * self.tiles
 
     @property
     def pictures(self) -> list[PictureShape]:
         """Each tile by its shape and features; none where all tiles are squares."""
-        if self.shape is None:
-            return []
-        return [PictureShape(*self.shape, self.tile_tokens + self.has_newline)] * self.tiles
+        features = self.tile_tokens + self.has_newline
+        return [PictureShape(view.height, view.width, features) for view in self.views]
 
     @property
     def is_plain(self) -> bool:
@@ -124,23 +123,27 @@ class MediaRules:
 
     def image(self, width: int, height: int) -> MediumLayout:
         """Returns what an image of that many pixels becomes."""
-        if isinstance(self.tiling, KeptShape):
-            return self._picture(*self.tiling.picture(width, height, self.tile_size, self.vision.patch_size))
+        if views := self.tiling.views(width, height, self.tile_size, self.vision.patch_size):
+            return self._pictures(views)
         grid = self.tiling.grid(width, height, self.tile_size)
         layout = MediumLayout(grid.tiles, self.tile_tokens, self.has_newline, grid)
         if not self.tiling.is_map:
             return layout
         return replace(layout, window=_unpadded(grid, math.isqrt(self.tile_tokens), width, height))
 
-    def _picture(self, height: int, width: int) -> MediumLayout:
-        tokens = self.connector.tokens_out(self.vision.num_features(height, width))
-        return MediumLayout(1, tokens, self.has_newline, shape=(height, width))
+    def _pictures(self, views: tuple[View, ...]) -> MediumLayout:
+        """Returns the layout of pictures, of which there is one, or several that have as many features each."""
+        tokens = self.connector.tokens_out(self.vision.num_features(views[0].height, views[0].width))
+        separator = None if len(views) == 1 else ""
+        grid = TileGrid(1, 1)
+        return MediumLayout(len(views), tokens, self.has_newline, grid, separator=separator, views=views)
 
     def video(self, frames: int) -> MediumLayout:
         """Returns what a video becomes, of which that many frames are taken; a frame is a square and never cut."""
-        layout = MediumLayout(frames, self.tile_tokens, self.has_newline, is_separated=self.separates_frames)
-        square = (self.tile_size, self.tile_size)
-        return replace(layout, shape=square) if self.tiling.keeps_shape else layout
+        separator = "\n" if self.separates_frames else None
+        side = self.tile_size
+        views = (View(side, side, (side, side)),) * frames if self.tiling.keeps_shape else ()
+        return MediumLayout(frames, self.tile_tokens, self.has_newline, separator=separator, views=views)
 
     @property
     def largest_image(self) -> MediumLayout:
@@ -152,8 +155,8 @@ class MediaRules:
     def most_squares(self) -> int:
         """Squares of the tower's size that have as many pixels as the largest image."""
         largest = self.largest_image
-        height, width = largest.shape or (self.tile_size, self.tile_size)
-        return largest.tiles * math.ceil(height * width / self.tile_size**2)
+        pixels = sum(view.height * view.width for view in largest.views)
+        return math.ceil(pixels / self.tile_size**2) if pixels else largest.tiles
 
 
 def media_rules(
@@ -186,8 +189,8 @@ def media_rules(
         )
     if rules.tiling.keeps_shape and kind.needs_square:
         raise ConfigError(
-            f"model.data.image_aspect_ratio=keep shows pictures that are no squares, which a projector of type "
-            f"{connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
+            f"model.data.image_aspect_ratio={rules.tiling.name} shows pictures that are no squares, which a projector "
+            f"of type {connector} needs: take mlp2x_gelu, or another model.data.image_aspect_ratio"
         )
     if vision.kept_tokens and (kind.needs_square or rules.tiling.is_map):
         raise ConfigError(
@@ -196,6 +199,8 @@ def media_rules(
             "model.mm_cfg.vision_encoder.class_token_length by as many"
         )
     rules.tiling.check(vision.side)
+    if isinstance(rules.tiling, NativeShape):
+        _check_native(vision, kind, rules.tiling)
     _check_quarters(vision, kind, rules.tiling)
     return rules
 
@@ -204,6 +209,20 @@ def _with_newline(connector: str) -> str:
     """Returns the connector of that kind with a newline, or, where there is none, a usual one."""
     wanted = f"{connector}_newline"
     return wanted if re.fullmatch(connector_pattern(), wanted) else "mlp2x_gelu_newline"
+
+
+def _check_native(vision: VisionConfig, connector: Connector, tiling: NativeShape) -> None:
+    """Raises ConfigError when an image may have no patch, or the pictures of one image other numbers of positions."""
+    if tiling.shortest_edge < vision.patch_size:
+        raise ConfigError(
+            f"model.data.shortest_edge={tiling.shortest_edge} is less than the tower's patch of {vision.patch_size} "
+            "pixels: raise it"
+        )
+    if tiling.splits and connector.tokens_out(4) != connector.tokens_out(16):
+        raise ConfigError(
+            f"model.data.do_image_splitting=true needs a projector that makes as many positions of every picture, "
+            f"found model.mm_cfg.mm_mlp_adapter_type={connector.kind}: take a perceiver, or set it to false"
+        )
 
 
 def _check_quarters(vision: VisionConfig, connector: Connector, tiling: Tiling) -> None:

@@ -28,8 +28,24 @@ class HFNaming:
     """The one kind of projector that the layout holds; None: any, under its own names."""
     linear_layers: tuple[str, ...] = ()
     """What the layers of that one are called."""
+    in_files: tuple[tuple[str, str], ...] = ()
+    """Prefixes of these names, and what stands for each in the folder's files; none: the names are the files'."""
     newline: str | None = None
     """Name of the newline behind the rows of an image's tiles, which stands beside the projector; None: no place."""
+
+    def file_name(self, name: str) -> str:
+        """Returns the name of a tensor in the folder's files."""
+        for prefix, stored in self.in_files:
+            if name.startswith(prefix):
+                return stored + name.removeprefix(prefix)
+        return name
+
+    def own_name(self, stored: str) -> str:
+        """Returns the name here of a tensor in the folder's files."""
+        for prefix, of_file in self.in_files:
+            if stored.startswith(of_file):
+                return prefix + stored.removeprefix(of_file)
+        return stored
 
 
 TEXT = HFNaming()
@@ -52,6 +68,20 @@ LLAVA_NEXT = replace(
 
 LLAVA_TYPES = (LLAVA_HF.model_type, LLAVA_NEXT.model_type)
 """`model_type` of transformers' LLaVA models."""
+
+IDEFICS2 = replace(
+    LLAVA_HF,
+    model_type="idefics2",
+    connector=None,
+    linear_layers=(),
+    in_files=(
+        ("language_model.model.", "model.text_model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("vision_tower.", "model.vision_model."),
+        ("multi_modal_projector.", "model.connector."),
+    ),
+)
+"""Idefics2: LLaVA's names in its tables, other ones in its files."""
 
 LLAVA_ORIGINAL = HFNaming(tower="model.vision_tower.vision_tower.", projector="model.mm_projector.")
 """The names of haotian-liu/LLaVA."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from neva.errors import ConfigError
 
@@ -29,21 +29,39 @@ class TileGrid:
         return self.rows * self.columns + (self.whole is not None)
 
 
+class View(NamedTuple):
+    """A picture of its own shape: what of the image it shows, and how large. All are pixels."""
+
+    height: int
+    """Of the whole patches that the tower sees."""
+    width: int
+    resized: tuple[int, int]
+    """Height and width of the resized picture; what of it fills no patch, right and at the bottom, is not seen."""
+    box: tuple[int, int, int, int] | None = None
+    """Left, top, right and bottom of the part of the image; None: all of it."""
+
+
 class Tiling(ABC):
     """One way to cut images."""
 
+    name: ClassVar[str] = ""
+    """What `image_aspect_ratio` calls a way that keeps shapes."""
     cuts: ClassVar[bool] = True
     """Whether there can be more tiles than one."""
     is_map: ClassVar[bool] = False
     """Whether the features of the tiles are laid out as one map, row by row, without what pads the image."""
     keeps_shape: ClassVar[bool] = False
-    """Whether the one picture that an image becomes has the image's own shape."""
+    """Whether the pictures that an image becomes have shapes of their own."""
     pads: ClassVar[bool] = False
     """Whether the image keeps its aspect ratio and is padded; otherwise it is stretched."""
 
     @abstractmethod
     def grid(self, width: int, height: int, tile_size: int) -> TileGrid:
         """Returns the tiles of an image of that many pixels, tiles having `tile_size` on a side."""
+
+    def views(self, width: int, height: int, tile_size: int, patch_size: int) -> tuple[View, ...]:
+        """Returns the pictures of an image of that many pixels, where they have shapes of their own; else none."""
+        return ()
 
     @abstractmethod
     def fullest(self, tile_size: int) -> list[tuple[int, int]]:
@@ -72,6 +90,7 @@ class WholeImage(Tiling):
 class KeptShape(WholeImage):
     """NeVA: the whole image in its own aspect ratio, without padding and without crop (`keep`)."""
 
+    name: ClassVar[str] = "keep"
     keeps_shape: ClassVar[bool] = True
     longest: ClassVar[int] = 2
     """The long side is at most that many times the tower's (NeVA: 448 pixels for 224)."""
@@ -80,8 +99,8 @@ class KeptShape(WholeImage):
         """See `Tiling`."""
         return [(self.longest * tile_size, tile_size), (tile_size, self.longest * tile_size)]
 
-    def picture(self, width: int, height: int, tile_size: int, patch_size: int) -> tuple[int, int]:
-        """Returns height and width in pixels of what an image of that shape becomes, whole patches in both directions.
+    def views(self, width: int, height: int, tile_size: int, patch_size: int) -> tuple[View, ...]:
+        """Returns the one picture that an image of that shape becomes, whole patches in both directions.
 
         The short side is the tower's, or less where the long one would be more than `longest` times as much; both are
         rounded down to whole patches, at least one. Source: NeVA's `keep`, whose convolution passes over what is left
@@ -91,7 +110,61 @@ class KeptShape(WholeImage):
         scaled_short = max(1, int(min(self.longest * tile_size / (long / short), tile_size)))
         scaled_long = min(int(scaled_short * long / short), self.longest * tile_size)
         short, long = (max(1, side // patch_size) * patch_size for side in (scaled_short, scaled_long))
-        return (short, long) if height <= width else (long, short)
+        shape = (short, long) if height <= width else (long, short)
+        return (View(*shape, shape),)
+
+
+@dataclass(frozen=True)
+class NativeShape(WholeImage):
+    """Idefics2: the image's own pixels within a shortest and a longest edge, its quarters in front or not (`native`).
+
+    Source: transformers' `Idefics2ImageProcessor`. It pads the pictures of a batch to one shape and masks that; here
+    each is what its whole patches hold, which is the same to the tower.
+    """
+
+    name: ClassVar[str] = "native"
+    keeps_shape: ClassVar[bool] = True
+
+    shortest_edge: int
+    longest_edge: int
+    splits: bool
+    """Whether the four quarters of the image, each enlarged as an image is, are pictures in front of the whole."""
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`."""
+        return [(2 * self.longest_edge, 2 * self.longest_edge)]
+
+    def views(self, width: int, height: int, tile_size: int, patch_size: int) -> tuple[View, ...]:
+        """See `Tiling`."""
+        across, down = width // 2, height // 2
+        quarters = (
+            (0, 0, across, down),
+            (across, 0, width, down),
+            (0, down, across, height),
+            (across, down, width, height),
+        )
+        boxes = quarters if self.splits and across and down else ()
+        return (
+            *(self._view(box[2] - box[0], box[3] - box[1], patch_size, box) for box in boxes),
+            self._view(width, height, patch_size, None),
+        )
+
+    def _view(self, width: int, height: int, patch_size: int, box: tuple[int, int, int, int] | None) -> View:
+        ratio = width / height
+        if width >= height and width > self.longest_edge:
+            width, height = self.longest_edge, int(self.longest_edge / ratio)
+        elif height > width and height > self.longest_edge:
+            width, height = int(self.longest_edge * ratio), self.longest_edge
+        height, width = max(height, self.shortest_edge), max(width, self.shortest_edge)
+        return View(height // patch_size * patch_size, width // patch_size * patch_size, (height, width), box)
+
+    def check(self, tile_size: int) -> None:
+        """See `Tiling`."""
+        if self.shortest_edge > self.longest_edge:
+            raise ConfigError(
+                f"model.data.shortest_edge={self.shortest_edge} is more than longest_edge={self.longest_edge}; "
+                "expected at most as much"
+            )
 
 
 @dataclass(frozen=True)

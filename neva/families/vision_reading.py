@@ -9,21 +9,24 @@ from typing import Any
 
 from neva.errors import ConfigError, naming
 from neva.families.configs import VisionConfig
-from neva.families.naming import LLAVA_TYPES
+from neva.families.naming import IDEFICS2, LLAVA_TYPES
 from neva.families.values import section, selected_layers, text
 from neva.families.vision import vision_family
 from neva.formats.hf_files import MODEL_CONFIG, read_config
 from neva.formats.json import shown
 from neva.registry import VISION_FAMILIES
 
+IDEFICS2_TOWER = "idefics2_vision"
+"""The family of an Idefics2's tower, of which the model takes the last layer behind the norm."""
+
 
 def vision_config_from_hf(
     config: Mapping[str, Any], select_layer: int | tuple[int, ...] = -1
 ) -> VisionConfig:
-    """Reads the tower of a `config.json`: its own, or that of a CLIP, SigLIP or LLaVA model.
+    """Reads the tower of a `config.json`: its own, or that of a CLIP, SigLIP, LLaVA or Idefics2 model.
 
     `select_layer` is the index into the tower's hidden states (-1: the last layer's output); it is the recipe's
-    choice, except that a LLaVA config brings its own `vision_feature_layer`.
+    choice, except that a LLaVA config brings its own `vision_feature_layer`, and an Idefics2 has the last.
 
     Raises:
         ConfigError: a tower that neva does not read.
@@ -34,6 +37,11 @@ def vision_config_from_hf(
         "clip_vision_model" if config.get("model_type") in LLAVA_TYPES else config.get("model_type", "")
     )
     stored_type = text({"model_type": fallback, **part}, "model_type")
+    if (
+        config.get("model_type") == IDEFICS2.model_type
+    ):  # the hub's names no type of the tower, or the whole's
+        vision = vision_family(IDEFICS2_TOWER).read(part, -1)
+        return replace(vision, post_layernorm=True)
     layers = selected_layers(config.get("vision_feature_layer", select_layer))
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):

@@ -87,12 +87,18 @@ def set_bos(tokenizer: dict[str, Any], bos: str | None, wanted: bool) -> None:
 
 
 def write_fast_tokenizer(
-    target: Path, tokenizer: Mapping[str, Any], roles: Mapping[str, str], template: str, max_length: int
+    target: Path,
+    tokenizer: Mapping[str, Any],
+    roles: Mapping[str, str],
+    template: str,
+    max_length: int,
+    processor: str = "LlavaProcessor",
 ) -> None:
     """Writes `tokenizer.json` and the files beside it for every transformers from 4.45 on.
 
-    `roles` are the contents of `bos_token`, `eos_token` …. The chat template goes to all three places that one
-    version or another reads: tokenizer_config.json, chat_template.json and chat_template.jinja.
+    `roles` are the contents of `bos_token`, `eos_token` …, `processor` is the class that uses it. The chat template
+    goes to all three places that one version or another reads: tokenizer_config.json, chat_template.json and
+    chat_template.jinja.
     """
     (target / "tokenizer.json").write_text(json_text(tokenizer), encoding="utf-8")
     settings = {
@@ -102,7 +108,7 @@ def write_fast_tokenizer(
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
-        "processor_class": "LlavaProcessor",
+        "processor_class": processor,
         "chat_template": template,
     }
     write_json(target / TOKENIZER_CONFIG, settings)

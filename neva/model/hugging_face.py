@@ -6,6 +6,7 @@ Dimensions: B micro batch, S sequence, N samples, C columns with a label, L labe
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -17,6 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from neva.constants import IGNORE_INDEX
 from neva.families import hugging_face
@@ -49,7 +51,8 @@ class HuggingFaceLanguageModel(MegatronModule):
         self.model.register_state_dict_post_hook(_only_parameters)
         self.model.register_load_state_dict_pre_hook(_with_the_rest)
         if config.recompute_granularity == "full":
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            for layer in hugging_face.blocks(self.model, self.num_layers):
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         self.keeps_logits = "logits_to_keep" in signature(self.model.forward).parameters
 
     @property

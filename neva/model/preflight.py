@@ -42,7 +42,8 @@ def find_image(model_cfg: DictConfig, found: Findings) -> None:
     if rules.tiling.cuts:
         positions = f"up to {largest.tokens:,} positions as {largest.tiles} tiles"
     if rules.tiling.keeps_shape:
-        positions = f"up to {largest.tokens:,} positions as one picture of its own shape"
+        pictures = "one picture of its" if largest.tiles == 1 else f"{largest.tiles} pictures of their"
+        positions = f"up to {largest.tokens:,} positions as {pictures} own shape"
     interpolated = (
         "" if vision.side == vision.image_size else f", positions of {vision.image_size} px interpolated"
     )

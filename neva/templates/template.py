@@ -170,7 +170,11 @@ def _image_first(text: str) -> str:
 
 
 def around_images(segments: Sequence[Segment], tags: tuple[str, str]) -> list[Segment]:
-    """Puts a token before and one behind each image; they carry no loss."""
+    """Puts a token before and one behind each image; they carry no loss.
+
+    Where both are one token (Idefics2's), images that follow each other share it, and a word that would follow it
+    without a space gets one, as in transformers' `Idefics2Processor`.
+    """
     begin, end = (Segment(tag, False, is_special=True) for tag in tags)
     tagged: list[Segment] = []
     for segment in segments:
@@ -180,7 +184,20 @@ def around_images(segments: Sequence[Segment], tags: tuple[str, str]) -> list[Se
             [begin, Segment(IMAGE_PLACEHOLDER, False), end, replace(segment, text=text)] for text in rest
         ]
         tagged += [part for parts in texts for part in parts if part.text]
-    return tagged
+    return _joined(tagged, begin) if begin == end else tagged
+
+
+def _joined(segments: Sequence[Segment], tag: Segment) -> list[Segment]:
+    joined: list[Segment] = []
+    for segment in segments:
+        follows = bool(joined) and joined[-1] == tag
+        if follows and segment == tag:
+            continue
+        is_word = not segment.is_special and segment.text != IMAGE_PLACEHOLDER and segment.text[0] != "<"
+        if follows and is_word and not segment.text[0].isspace():
+            segment = replace(segment, text=f" {segment.text}")
+        joined.append(segment)
+    return joined
 
 
 def insert_media(

@@ -50,7 +50,8 @@ def train(cfg: DictConfig) -> Path:
         cfg: the resolved and validated configuration tree.
 
     Returns:
-        The run folder: checkpoints, metrics, the loss curve and the final `.nemo`.
+        The run folder: checkpoints, metrics, the loss curve and the final `.nemo`. With `trainer.skip_train` nothing
+        is written, and the loss of what is held out stands in the log.
 
     Raises:
         SystemExit: with PREEMPTED on rank 0, when SIGTERM told the run to stop and it has saved.
@@ -60,6 +61,9 @@ def train(cfg: DictConfig) -> Path:
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
         settle(place)
         cfg.trainer.max_steps = last_step(cfg)
+        if cfg.trainer.skip_train:
+            _validate(cfg)
+            return run_folder(cfg)
         if (step := finished_step(cfg)) is not None:
             logger.info(
                 "%s is already at step %s of %s: raise trainer.max_steps to go on, or choose another exp_manager.name",
@@ -99,6 +103,30 @@ def _train(cfg: DictConfig) -> Path:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     if cfg.exp_manager.create_preemption_callback and not torch.cuda.is_available():
         callbacks += preemption(trainer)
+    _fit(cfg, trainer)
+    return run_dir
+
+
+def _validate(cfg: DictConfig) -> None:
+    """Validates with the weights that a run would go on from, and takes no step; nothing is written."""
+    quiet_libraries()
+    set_matmul_precision(cfg.trainer.precision)
+    # Neither of the two changes a weight here: a finished run has no step left to stand before, and an optimizer
+    # without parameters cannot be built.
+    cfg.trainer.max_steps += 1
+    cfg.model.mm_cfg.mm_mlp_adapter_freeze = False
+    trainer = build_trainer(cfg)
+    if checkpoints := resume_points(cfg):
+        strategy: Any = trainer.strategy
+        trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.append(Validation(cfg.trainer))
+    with warnings.catch_warnings():  # the callback that wrote the checkpoint writes none now
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+        _fit(cfg, trainer)
+
+
+def _fit(cfg: DictConfig, trainer: Trainer) -> None:
     module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
     try:
         trainer.fit(module)
@@ -109,7 +137,6 @@ def _train(cfg: DictConfig) -> Path:
         if session.user_error is not None:
             raise session.user_error from None
         raise
-    return run_dir
 
 
 def with_resume(manager: DictConfig, checkpoints: Sequence[Path]) -> DictConfig:

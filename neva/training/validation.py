@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 class Validation(Callback):
     """Every `trainer.val_check_interval` steps, and after the last: the loss per label token of the whole held-out set.
 
-    It stands before the callbacks that write checkpoints, metrics and progress.
+    It stands before the callbacks that write checkpoints, metrics and progress. With `trainer.skip_train` it validates
+    before the first step, and there is none.
     """
 
     def __init__(self, trainer_cfg: DictConfig) -> None:
@@ -75,6 +76,9 @@ class Validation(Callback):
                 self.interval,
                 dataset.records.path,
             )
+        if self.trainer_cfg.skip_train:
+            self._validate(trainer, module)
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,18 +87,21 @@ class Validation(Callback):
         step = trainer.global_step
         if self.loader is None or (step % self.interval and step != trainer.max_steps):
             return
-        started = time.monotonic()
-        module: Any = pl_module
+        self._validate(trainer, pl_module)
+        # for the checkpoints; the loggers would be told again at every step
+        pl_module.log(VALIDATION_LOSS, self.losses[VALIDATION_LOSS], logger=False, batch_size=1)
+        for log in trainer.loggers:
+            log.log_metrics(self.losses, step - 1)  # as Lightning numbers the step's own loss
+
+    def _validate(self, trainer: Trainer, module: Any) -> None:
+        assert self.loader is not None
+        started, step = time.monotonic(), trainer.global_step
         found = held_out_loss(
             module.chunks, self.loader, trainer.strategy.root_device, len(self.source_names)
         )
         by_source = by_name(VALIDATION_LOSS, self.source_names, found.by_source)
         self.step, self.losses = step, {VALIDATION_LOSS: found.mean, **by_source}
         self.seconds += time.monotonic() - started
-        # for the checkpoints; the loggers would be told again at every step
-        pl_module.log(VALIDATION_LOSS, found.mean, logger=False, batch_size=1)
-        for log in trainer.loggers:
-            log.log_metrics(self.losses, step - 1)  # as Lightning numbers the step's own loss
         if trainer.is_global_zero:
             logger.info("step %s: validation loss %.4f", step, found.mean)
 

@@ -14,6 +14,7 @@ from neva.families.connector import projector_table
 from neva.families.hugging_face import missing_prefix
 from neva.families.language import language_prefixes, language_table
 from neva.families.naming import (
+    IDEFICS2,
     LANGUAGE,
     LLAVA_HF,
     LLAVA_ORIGINAL,
@@ -100,11 +101,13 @@ def projector_weights(
 
 
 def folder_weights(folder: str | Path) -> Mapping[str, Tensor]:
-    """Returns the tensors of a folder, those of a LLaVA in llava-hf layout under the hub's names.
+    """Returns the tensors of a folder, those of a LLaVA in llava-hf layout under the hub's names, an Idefics2's too.
 
     transformers 4.52 and later call them otherwise in memory, and with `save_original_format=False` in files too.
     """
     weights = FolderWeights(folder)
+    if any(name.startswith(IDEFICS2.in_files[0][1]) for name in weights):
+        return Renamed(weights, {IDEFICS2.own_name(name): name for name in weights})
     is_renamed = any(name.startswith(f"model.{LLAVA_HF.language}") for name in weights)
     return Renamed(weights, {_hub_name(name): name for name in weights}) if is_renamed else weights
 

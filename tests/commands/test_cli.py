@@ -60,6 +60,7 @@ def processor_s() -> float:
         (["train", "--config-name", "llava_7b_inference"], 2),
         (["infer", "--config-name", "llava_7b_pretrain", "--dry-run"], 2),
         (["convert", "--help"], 0),
+        (["check-loss", "--help"], 0),
         (["convert", "absent", "x.nemo"], 1),
     ],
 )
@@ -123,9 +124,10 @@ def test_help_shows_recipes_keys_and_examples(capsys: pytest.CaptureFixture[str]
 def test_only_verbs_that_work_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert set(cli.verbs()) == {"train", "infer", "convert", "plan", "config", "data", "evaluate", "serve"}
+    expected = {"train", "infer", "convert", "check-loss", "plan", "config", "data", "evaluate", "serve"}
+    assert set(cli.verbs()) == expected
     for name, verb in cli.verbs().items():
-        assert f"  {name:<8} {verb.SUMMARY}" in text
+        assert f"  {name:<10} {verb.SUMMARY}" in text
         assert callable(verb.main)
 
 
@@ -196,9 +198,9 @@ def test_a_verb_is_a_module_of_commands(
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
     assert cli.main(["greet", "a", "b", "c"]) == 3
     assert cli.main(["--help"]) == 0
-    assert "  greet    say hello" in capsys.readouterr().out
+    assert "  greet      say hello" in capsys.readouterr().out
     assert cli.main(["options"]) == 2
-    names = "config, convert, data, evaluate, infer, plan, serve, train, greet"
+    names = "check-loss, config, convert, data, evaluate, infer, plan, serve, train, greet"
     assert f"no verb 'options'; there are {names}" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from neva.config.compose import CONF_DIR, compose, recipe_name, recipes, to_force_add
 from neva.config.load import load
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.model_config import image_tags_of, language_config_of, media_rules_of, vision_config_of
 from neva.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,10 +23,13 @@ OPTIONS = [
 
 
 def test_the_recipes_are_those_of_the_documentation() -> None:
-    sizes = ("llava_7b", "llava_13b", "llava_llama3_8b", "llava_mixtral_8x7b", "asagi_14b", "quickstart")
+    sizes = (
+        *("llava_7b", "llava_13b", "llava_llama3_8b", "llava_next_7b", "llava_qwen2_5_7b_siglip"),
+        *("asagi_14b", "idefics2_llama3_8b", "llava_mixtral_8x7b", "quickstart"),
+    )
     assert set(recipes()) == {
         f"{size}_{job}" for size in sizes for job in ("pretrain", "finetune", "inference")
-    } | {"pai_llava_mistral_7b_pretrain"}
+    } | {"pai_llava_mistral_7b_pretrain", "idefics2_8b_finetune", "idefics2_8b_inference"}
 
 
 def test_the_package_reads_the_tree_of_the_repository() -> None:
@@ -84,7 +87,7 @@ def test_llava_recipe_trains_as_llava_did(
 
 
 def test_stage_two_takes_the_projector_that_stage_one_writes() -> None:
-    for size in ("llava_7b", "llava_13b", "llava_llama3_8b"):
+    for size in ("llava_7b", "llava_13b", "llava_llama3_8b", "idefics2_llama3_8b"):
         name = load(f"{size}_pretrain", []).exp_manager.name
         adapter = load(f"{size}_finetune", []).model.mm_cfg.pretrain_mm_mlp_adapter
         assert adapter == f"nemo_experiments/{name}/checkpoints/{name}.nemo"
@@ -99,6 +102,8 @@ def test_language_models_have_their_published_sizes() -> None:
         "llava_7b_pretrain": (32, 4096, 11008, 32, 32, 32000, 10000.0, 1e-5),
         "llava_13b_pretrain": (40, 5120, 13824, 40, 40, 32000, 10000.0, 1e-5),
         "llava_llama3_8b_pretrain": (32, 4096, 14336, 32, 8, 128256, 500000.0, 1e-5),
+        "idefics2_8b_finetune": (32, 4096, 14336, 32, 8, 32003, 10000.0, 1e-5),
+        "idefics2_llama3_8b_pretrain": (32, 4096, 14336, 32, 8, 128259, 500000.0, 1e-5),
     }
     for name, sizes in expected.items():
         shape = language_config_of(load(name, []).model)
@@ -112,13 +117,31 @@ def test_language_models_have_their_published_sizes() -> None:
             shape.rope_theta,
             shape.rms_norm_eps,
         )
-        assert (shape.head_dim, shape.tied, shape.padded_vocab_size) == (128, False, shape.vocab_size)
+        assert (shape.head_dim, shape.tied) == (128, False)
+        assert shape.padded_vocab_size - shape.vocab_size < 128 * 8
 
 
 def test_siglip_takes_the_place_of_clip_by_one_word() -> None:
     cfg = load("llava_7b_pretrain", ["model/vision_encoder=siglip_so400m_patch14_384"])
     shape = vision_config_of(cfg.model)
     assert (shape.num_tokens, shape.class_token_length, cfg.model.data.crop_size) == (729, 0, [384, 384])
+
+
+def test_idefics2_recipes_show_images_as_idefics2_does() -> None:
+    """HuggingFaceM4/idefics2-8b: edges of 378 to 980, 64 positions; Leopard's Llama 3: SigLIP-384's 27 x 27 patches."""
+    for name, side, largest in (
+        ("idefics2_8b_finetune", 980, 70),
+        ("idefics2_llama3_8b_finetune", 384, 27),
+        ("idefics2_llama3_8b_pretrain", 384, 27),
+    ):
+        model = load(name, []).model
+        vision = vision_config_of(model)
+        rules = media_rules_of(model, vision)
+        (view,) = rules.largest_image.views
+        assert (vision.model_type, vision.image_size) == ("idefics2_vision", side)
+        assert (vision.post_layernorm, vision.select_layer) == (True, -1)
+        assert rules.largest_image.tokens == 64 and view[:2] == (14 * largest, 14 * largest)
+        assert image_tags_of(model) == ("<fake_token_around_image>",) * 2
 
 
 def test_a_recipe_is_named_or_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

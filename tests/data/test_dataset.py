@@ -75,6 +75,7 @@ def model_cfg(folder: Path, **data: Any) -> DictConfig:
                 "media_type": "image",
                 "video_folder": None,
                 "no_label": "fail",
+                "answer_loss_only": True,
                 "packed_sequence": False,
                 "packed_length": None,
                 "on_change": "fail",

@@ -46,21 +46,21 @@ def as_in_neva(width: int, height: int, side: int) -> tuple[int, int]:
 @settings(max_examples=200, deadline=None)
 def test_an_image_has_the_patches_that_neva_gives_it(width: int, height: int) -> None:
     layout = RULES.image(width, height)
-    assert layout.shape is not None
-    rows, columns = layout.shape[0] // PATCH, layout.shape[1] // PATCH
+    (view,) = layout.views
+    rows, columns = view.height // PATCH, view.width // PATCH
     expected_rows, expected_columns = as_in_neva(width, height, TILE)
     if min(expected_rows, expected_columns):  # where NeVA leaves no patch, there is one
         assert (rows, columns) == (expected_rows, expected_columns)
     assert layout.tokens == rows * columns <= RULES.largest_image.tokens == 2 * (TILE // PATCH) ** 2
-    assert layout.shape[0] % PATCH == layout.shape[1] % PATCH == 0
+    assert view.height % PATCH == view.width % PATCH == 0 and view.resized == view[:2]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 80), (80, 100), (300, 50), (33, 900), (1, 1), (7, 5)])
 def test_pixels_are_those_of_the_towers_processor_without_a_crop(size: tuple[int, int]) -> None:
     image = random_image(*size, seed=3)
     layout = READER.layout(Medium("image", image))
-    assert layout.shape is not None
-    square = {"height": layout.shape[0], "width": layout.shape[1]}
+    (view,) = layout.views
+    square = {"height": view.height, "width": view.width}
     processor = type(PROCESSORS["clip"])(size=square, do_center_crop=False)
     expected = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
     (picture,) = split_pictures(READER.pixels(Medium("image", image), layout), layout.pictures)

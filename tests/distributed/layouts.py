@@ -28,7 +28,7 @@ from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import ExpertsConfig, LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, KeptShape
+from neva.families.tiling import AnyResolution, KeptShape, NativeShape
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
@@ -44,6 +44,11 @@ VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
     ffn_hidden_size=40, hidden_act="quick_gelu", layer_norm_eps=1e-5, select_layer=-2, class_token_length=1,
 )  # fmt: skip
+IDEFICS2 = replace(
+    VISION, model_type="idefics2_vision", hidden_act="gelu_pytorch_tanh", class_token_length=0, select_layer=-1,
+    post_layernorm=True,
+)  # fmt: skip
+PERCEIVER = "perceiver_n3_d1_h4x8_g2_m24"
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,14 @@ class Case:
     own_shape: bool = False
     experts: bool = False
     expert: int = 1
+    idefics2: bool = False
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
-        changed = [name for name in ("tiles", "quarters", "own_shape", "experts") if getattr(self, name)]
+        changed = [
+            name for name in ("tiles", "quarters", "own_shape", "idefics2", "experts") if getattr(self, name)
+        ]
         return changed[0] if changed else str(self.tied)
 
     def __str__(self) -> str:
@@ -90,7 +98,7 @@ class Case:
         words += [f"ep{self.expert}"] * self.experts
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed", "own_shape",
+            "packed", "own_shape", "idefics2",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
@@ -167,6 +175,9 @@ CASES = [
     Case(2, own_shape=True, pipeline=2, micro_batch=1),
     Case(2, own_shape=True, context=2),
     Case(4, own_shape=True, tensor=2, context=2, packed=True),
+    Case(2, idefics2=True, tensor=2, sequence_parallel=True),
+    Case(2, idefics2=True, pipeline=2, micro_batch=1),
+    Case(2, idefics2=True, context=2),
     Case(2, experts=True, expert=2, distributed_optimizer=True, recompute="full"),
     Case(2, experts=True, fsdp="full", micro_batch=1),
     Case(4, experts=True, expert=2, tensor=2, sequence_parallel=True, micro_batch=4),
@@ -253,6 +264,8 @@ def rows_of(case: Case) -> list[Sample]:
     """The samples of a case."""
     if case.own_shape:
         return samples_with_media(media_rules(VISION, "mlp2x_gelu", KeptShape()))
+    if case.idefics2:
+        return samples_with_media(media_rules(IDEFICS2, PERCEIVER, NativeShape(14, 35, splits=True)))
     return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
 
 
@@ -338,9 +351,9 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     )
     return [
         build_model(
-            replace(VISION, image_tiles=case.quarters),
+            IDEFICS2 if case.idefics2 else replace(VISION, image_tiles=case.quarters),
             shape,
-            NEWLINE if case.tiles else QUARTERS if case.quarters else "mlp2x_gelu",
+            projector_of(case),
             config,
             piece.is_first,
             piece.is_last,
@@ -348,6 +361,12 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
         ).train()
         for piece in groups.pipeline_stages()
     ]
+
+
+def projector_of(case: Case) -> str:
+    if case.idefics2:
+        return PERCEIVER
+    return NEWLINE if case.tiles else QUARTERS if case.quarters else "mlp2x_gelu"
 
 
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
@@ -456,6 +475,7 @@ def reference(folder: Path) -> None:
         {"quarters": True},
         {"own_shape": True},
         {"experts": True},
+        {"idefics2": True},
     ):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant

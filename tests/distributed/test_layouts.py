@@ -31,7 +31,8 @@ def bounds(case: Case, dtype: str) -> dict[str, float]:
     Initial weights are drawn, so they are the same bits.
     The losses of what is held out, which fills five of eight places, and of its three sources are summed in float64:
     equal but for that softmax.
-    float32: rounding, and for parameters Adam's quotient of two small numbers over three steps of 1e-2.
+    float32: rounding (in the mean of a third of the labels after two steps too), and for parameters Adam's quotient of
+    two small numbers over three steps of 1e-2.
     """
     gradient = 2e-6 if dtype == "float32" else 2e-7 if case.tensor > 1 else 1e-13
     held_out = 1e-12 if dtype == "float64" and case.tensor == 1 else 4e-6
@@ -39,7 +40,7 @@ def bounds(case: Case, dtype: str) -> dict[str, float]:
     others = {
         "initial": 0.0,
         "loss": 4e-6,
-        "sources": 4e-6,
+        "sources": 6e-6,
         "held_out": held_out,
         "norm": 2e-5,
         "parameters": 5e-4,
@@ -109,7 +110,8 @@ def write_table(found: Found) -> None:
         "tp, pp, cp, dp: tensor, pipeline, context, data parallel; mbs: micro batch; vpp: virtual stages of a stage;",
         "tiles: images of any resolution, cut into tiles, with LLaVA-NeXT's newline;",
         "quarters: images of twice the tower's side, joined by `mlp2x_gelu_downsample`;",
-        "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep.",
+        "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep;",
+        "idefics2: its tower on images in their own shapes and on their quarters, with its perceiver.",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",

@@ -132,6 +132,11 @@ def test_other_arithmetic_is_refused(changes, message):
         language_config_from_hf({"model_type": "llama", **changes}, "megatron")
 
 
+def test_a_plan_may_hold_a_model_of_any_configuration():
+    scaled = {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    assert len({language_config_from_hf(scaled), language_config_from_hf({"model_type": "opt"})}) == 2
+
+
 def test_windows_are_read_as_each_family_means_them():
     assert language_config_from_hf({"model_type": "mistral", "sliding_window": None}).sliding_window is None
     assert language_config_from_hf({"model_type": "mistral"}).sliding_window == 4096

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Idefics2Config, InternVLConfig
+from transformers import Blip2Config, Blip2ForConditionalGeneration, Idefics2Config, InternVLConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2Connector
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
@@ -32,6 +32,9 @@ KINDS = [
     "bilinear3x2_mlp2x_gelu",
     "perceiver_n5_d2_h4x6_g2_m20",
     "perceiver_n3_d1_h4x8_separate",
+    "qformer_n5_d3_h2x7_m20",
+    "cabstractor_n9_d2_w20",
+    "cabstractor_n16_d1_w24",
 ]
 
 
@@ -112,6 +115,82 @@ def test_latents_that_see_the_features_alone_are_those_of_a_slow_loop() -> None:
     torch.testing.assert_close(ours(features), torch.stack(rows), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("every", ["", "_e1"])
+def test_a_q_former_is_blip_2s(every: str) -> None:
+    ours = built(f"qformer_n5_d3_h2x7_m20{every}")
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20, "hidden_size": 14}
+    config = Blip2Config(
+        vision_config={"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1},
+        qformer_config={
+            **sizes,
+            "encoder_hidden_size": WIDTH,
+            "cross_attention_frequency": 1 if every else 2,
+        },
+        text_config={
+            "model_type": "opt",
+            "hidden_size": HIDDEN,
+            "word_embed_proj_dim": HIDDEN,
+            "num_attention_heads": 2,
+        },
+        num_query_tokens=5,
+    )
+    theirs = Blip2ForConditionalGeneration(config).eval()
+    theirs.language_projection = nn.Linear(14, HIDDEN)
+    lacking = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert not lacking.unexpected_keys and not any("qformer" in name for name in lacking.missing_keys)
+    features = torch.randn(3, 11, WIDTH)
+    queries = theirs.query_tokens.expand(3, -1, -1)
+    seen = theirs.qformer(queries, encoder_hidden_states=features, encoder_attention_mask=torch.ones(3, 11))
+    torch.testing.assert_close(ours(features), theirs.language_projection(seen[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_convolutions_of_an_abstractor_are_those_of_slow_loops() -> None:
+    ours, features = built("cabstractor_n4_d2_w20"), torch.randn(1, 16, WIDTH)
+    found = features[0].view(4, 4, WIDTH)
+    for block in ours.before:
+        found = reg_block(block, found)
+    smaller = torch.stack(
+        [found[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((0, 1)) for y in (0, 1) for x in (0, 1)]
+    )
+    found = smaller.view(2, 2, 20)
+    for block in ours.after:
+        found = reg_block(block, found)
+    torch.testing.assert_close(ours(features)[0], ours.readout(found.flatten(0, 1)), atol=1e-5, rtol=1e-5)
+
+
+def reg_block(block: nn.Module, grid: Tensor) -> Tensor:
+    """RegNet-Y's block on a map [rows, columns, channels], a place at a time."""
+    rows, columns = grid.shape[:2]
+
+    def norm(name: str, at: Tensor) -> Tensor:
+        of = getattr(block, f"{name}_norm")
+        return (at - at.mean()) / (at.var(unbiased=False) + 1e-6).sqrt() * of.weight + of.bias
+
+    def mixed(name: str, at: Tensor) -> Tensor:
+        return norm(name, getattr(block, name).weight[:, :, 0, 0] @ at)
+
+    def silu(at: Tensor) -> Tensor:
+        return at * torch.sigmoid(at)
+
+    places = [(y, x) for y in range(rows) for x in range(columns)]
+    wide = {place: silu(mixed("expand", grid[place])) for place in places}
+    near = {}
+    for y, x in places:
+        around = [
+            (y + down, x + across, down + 1, across + 1) for down in (-1, 0, 1) for across in (-1, 0, 1)
+        ]
+        kernel = block.depthwise.weight[:, 0]
+        total = sum(kernel[:, k, j] * wide[v, u] for v, u, k, j in around if (v, u) in wide)
+        near[y, x] = silu(norm("depthwise", total))
+    mean = sum(near.values()) / len(places)
+    squeezed = silu(block.squeeze.weight[:, :, 0, 0] @ mean + block.squeeze.bias)
+    gate = torch.sigmoid(block.excite.weight[:, :, 0, 0] @ squeezed + block.excite.bias)
+    kept = {at: mixed("shortcut", grid[at]) if block.has_shortcut else grid[at] for at in places}
+    return torch.stack([silu(mixed("reduce", near[at] * gate) + kept[at]) for at in places]).view(
+        rows, columns, -1
+    )
+
+
 def test_concatenation_puts_neighbours_side_by_side() -> None:
     ours, features = built("concat4_ln_mlp2x_silu"), torch.randn(2, 12, WIDTH)
     norm, into, _, out = ours
@@ -189,6 +268,8 @@ def test_a_model_takes_as_many_positions_as_are_counted(kind: str, single_proces
         ),
         ("concat8_linear", 63, "found 63 features of an image, expected a multiple of 8"),
         ("perceiver_n5_d1_h6x4_g4", 64, "6 heads cannot be divided by 4 groups"),
+        ("cabstractor_n5_d1_w8", 64, "5 positions are no square"),
+        ("cabstractor_n4_d1_w8", 65, "found 65 features of an image, expected a square"),
     ],
 )
 def test_features_that_do_not_fit_are_refused_with_the_key(kind: str, patches: int, message: str) -> None:
@@ -198,10 +279,16 @@ def test_features_that_do_not_fit_are_refused_with_the_key(kind: str, patches: i
 
 def test_pictures_of_their_own_shape_go_with_a_perceiver_and_with_no_map() -> None:
     vision = shapes("clip", 2, False)[0]
-    rules = media_rules(vision, KINDS[-1], KeptShape())
+    rules = media_rules(vision, "perceiver_n3_d1_h4x8_separate", KeptShape())
     assert {rules.image(*size).tokens for size in ((28, 28), (100, 20), (9, 500))} == {3}
     with_token = replace(vision, class_token_length=0, kept_tokens=1)
-    for kind in ("pixel_shuffle2_linear", "concat4_linear", "bilinear2x2_linear", "mlp_downsample"):
+    for kind in (
+        "pixel_shuffle2_linear",
+        "concat4_linear",
+        "bilinear2x2_linear",
+        "mlp_downsample",
+        KINDS[-1],
+    ):
         with pytest.raises(ConfigError, match="keep shows pictures that are no squares"):
             media_rules(vision, kind, KeptShape())
         with pytest.raises(ConfigError, match="1 leading tokens have no place|17 features|65 features"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from neva.training.callbacks import CURVE, read_metrics
+from neva.training.validation import Validation
 from tests.training.test_run import Kill, kill_after, run, weights
 
+FREEZES = ("llm.freeze", "vision_encoder.freeze", "mm_mlp_adapter_freeze")
 TRAINED = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
 
 
@@ -32,7 +35,7 @@ def validated(run_dir: Path) -> dict[int, float]:
 
 
 def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an_interval(
-    tmp_path: Path, colours: list[str], held_out: list[str]
+    tmp_path: Path, colours: list[str], held_out: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = ["monitor=val_loss", "mode=min", "save_top_k=2", "every_n_train_steps=2"]
     every = [*colours, "model.optim.lr=0.5", "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
@@ -54,6 +57,20 @@ def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an
     resumed = run(tmp_path / "b", ranked, steps=7)
     assert validated(resumed) == losses
     assert rows(resumed, *TRAINED) == rows(plain, *TRAINED)
+
+    evaluated = [*ranked, "trainer.skip_train=true", *(f"model.mm_cfg.{part}=true" for part in FREEZES)]
+    files = sorted(path for path in (tmp_path / "a").rglob("*"))
+    figures = []
+    validate = Validation.on_train_start
+
+    def spied(self: Validation, *given: Any) -> None:
+        validate(self, *given)
+        figures.append((self.step, self.losses))
+
+    monkeypatch.setattr(Validation, "on_train_start", spied)
+    run(tmp_path / "a", evaluated, steps=7)
+    assert figures == [(7, {"val_loss": losses[7]})]
+    assert sorted(path for path in (tmp_path / "a").rglob("*")) == files, "nothing is written"
 
     best = sorted([2, 4, 6], key=lambda step: losses[step])[:2]
     assert set(best) != {4, 6}, "the last two are what any order would keep"

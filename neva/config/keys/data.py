@@ -36,8 +36,8 @@ class Data:
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
         "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image; "
-        "keep: whole, in its own shape; anyres, dynamic, grid: cut into tiles; see docs/data.md.",
-        choices=("square", "pad", "pad_right_bottom", "keep", "anyres", "dynamic", "grid"),
+        "keep, native: whole, in its own shape; anyres, dynamic, grid: cut into tiles; see docs/data.md.",
+        choices=("square", "pad", "pad_right_bottom", "keep", "native", "anyres", "dynamic", "grid"),
     )
     image_grid_pinpoints: list[list[int]] | None = key(
         "With anyres: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles."
@@ -46,6 +46,15 @@ class Data:
     max_num_tiles: int = key("With dynamic: the most.", low=1, high=1024)
     tile_grid: list[int] = key("With grid: rows, columns.", low=1, high=64, length=2)
     use_thumbnail: bool = key("With dynamic, grid: the whole image is one more tile, behind the others.")
+    shortest_edge: int = key(
+        "With native: images with a shorter edge are enlarged, pixels.", low=1, high=8192
+    )
+    longest_edge: int = key(
+        "With native: images with a longer edge are scaled down, pixels.", low=1, high=8192
+    )
+    do_image_splitting: bool = key(
+        "With native: the quarters of an image are four more pictures, before the whole."
+    )
     image_urls: bool = key(
         "Fetch images that records name by http:// or https://, and keep them beside the data."
     )
@@ -101,6 +110,7 @@ class Data:
         "drop and count, or fail as a broken record does.",
         choices=("cut", "truncate_turns", "drop", "fail"),
     )
+    answer_loss_only: bool = key("Learn answers alone; false: questions and the text around turns too.")
     no_label: str = key(
         "A sample without a token to learn: drop and count, or fail as a broken record does.",
         choices=("drop", "fail"),

@@ -43,7 +43,8 @@ class Llm:
     )
     model_type: str | None = key(
         "With use_im_start_end, whose tokens stand around an image: <extra_id_4>, <extra_id_5> of nvgpt, llama_2, v1, "
-        "mistral, <|reserved_special_token_4|>, …5|> of llama_3; null: LLaVA's <im_start>, <im_end>.",
+        "mistral, <|reserved_special_token_4|>, …5|> of llama_3, <fake_token_around_image> of idefics2; null: LLaVA's "
+        "<im_start>, <im_end>.",
         choices=tuple(IMAGE_TAGS),
     )
 

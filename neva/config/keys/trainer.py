@@ -57,6 +57,9 @@ class Trainer:
         "Global batches that a validation reads; a float up to 1.0: the share of them; null: all.", low=0
     )
 
+    skip_train: bool = key(
+        "Only validate, with the weights of the run's last checkpoint or those it would start from; nothing is written."
+    )
     samples: SampleKeys = section()
 
     distributed_timeout_s: float = key(

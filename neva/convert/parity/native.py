@@ -19,10 +19,17 @@ from neva.weights.load import load_native
 
 def native_logits(model: LazyLanguageModel, answered: Sequence[ReferenceOutput]) -> list[Tensor]:
     """Returns the logits [S, V] that the model gives for each continued input."""
-    with cuda_on_cpu.cpu_only(), _single_process():
+    with loaded(model) as native:
+        return _logits(native, answered)
+
+
+@contextmanager
+def loaded(model: LazyLanguageModel) -> Iterator[NevaModel]:
+    """Yields the model with its weights, in float32, for evaluation."""
+    with cuda_on_cpu.cpu_only(), _single_process(), torch.no_grad():
         native = _build(model)
         load_native(native, model.weights, model.language.vocab_size)
-        return _logits(native, answered)
+        yield native.eval()
 
 
 def _build(model: LazyLanguageModel) -> NevaModel:
@@ -31,9 +38,7 @@ def _build(model: LazyLanguageModel) -> NevaModel:
     return NevaModel(build_language_model(model.language), None, None)
 
 
-@torch.no_grad()
 def _logits(native: NevaModel, answered: Sequence[ReferenceOutput]) -> list[Tensor]:
-    native.eval()
     logits = []
     for item in answered:
         ids = item.sample.input_ids.clone()
@@ -42,7 +47,9 @@ def _logits(native: NevaModel, answered: Sequence[ReferenceOutput]) -> list[Tens
         pixels, order = item.sample.pixel_values, item.sample.feature_order
         if pixels is not None and pixels.ndim == 5:  # tiles below their image
             pixels = pixels.flatten(0, 1)
-        logits.append(native(ids, pixels, feature_order=order)[0].float())
+        if item.sample.pictures:
+            pixels = item.sample.picture_pixels
+        logits.append(native(ids, pixels, feature_order=order, pictures=item.sample.pictures)[0].float())
     return logits
 
 

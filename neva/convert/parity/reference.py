@@ -54,7 +54,8 @@ def greedy_outputs(model: Any, inputs: Sequence[ParityInput]) -> list[ReferenceO
     """Returns greedy answers without the image token: one that stood in an answer would be asked for an image."""
     answered = []
     for sample in inputs:
-        given = {"pixel_values": sample.pixel_values, "image_sizes": sample.image_sizes}
+        names = ("pixel_values", "image_sizes", "pixel_attention_mask")
+        given = {name: getattr(sample, name) for name in names}
         images = {name: value for name, value in given.items() if value is not None}
         never = None if sample.image_token_id is None else [sample.image_token_id]
         mask = torch.ones_like(sample.input_ids)

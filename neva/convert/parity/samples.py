@@ -17,7 +17,7 @@ from neva.config.model_config import media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.data.collate import feature_order
 from neva.data.media.processor import load_image_processor
-from neva.families.media_tokens import tokens_per_image
+from neva.families.media_tokens import PictureShape, tokens_per_image
 
 TEXT = "Once upon a time"
 QUESTIONS = ("What is in the picture?", "Describe the image in detail.", "How many colours are there?")
@@ -34,7 +34,8 @@ class ParityInput:
     """Inputs as transformers takes them; `image_token_id` marks image positions in `input_ids` [1, S].
 
     With tiles, `image_sizes` are height and width of the picture, and `feature_order` is what
-    `neva.data.batch.Batch` has for the native model.
+    `neva.data.batch.Batch` has for the native model. Where pictures differ in shape, `pixel_attention_mask` tells them
+    from what pads them, and the native model takes `pictures` and `picture_pixels` [E] as a `Batch` has them.
     """
 
     input_ids: Tensor
@@ -42,6 +43,9 @@ class ParityInput:
     image_token_id: int | None = None
     image_sizes: Tensor | None = None
     feature_order: Tensor | None = None
+    pixel_attention_mask: Tensor | None = None
+    pictures: tuple[PictureShape, ...] = ()
+    picture_pixels: Tensor | None = None
 
 
 def text_input(tokenizer_dir: Path, vocab_size: int) -> ParityInput:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
-from neva.convert.hf_layouts import layout_of, pinpoints
+from neva.convert.hf_layouts import IDEFICS, layout_of, pinpoints
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -53,7 +53,16 @@ class ImageToken:
 
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
-    """Writes the folder and proves it."""
+    """Writes the folder and proves it; an Idefics2's is its own."""
+    if layout_of(model) is IDEFICS:
+        from neva.convert.writers import idefics2
+
+        if options.vocab_multiple != 1:
+            raise CheckpointError(
+                "--pad_vocab_to pads the vocabulary of a LLaVA, not of an Idefics2: leave it out"
+            )
+        idefics2.write(model, target, options)
+        return
     model = at_input_size(model)
 
     def prove(folder: Path) -> None:

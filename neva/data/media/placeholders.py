@@ -66,7 +66,7 @@ def media_in_order(
 
 
 def as_images(turns: Sequence[Turn], media: Sequence[MediumLayout]) -> list[Turn]:
-    """Returns the turns with `<image>` for every placeholder, one for each piece of a medium, on lines of their own.
+    """Returns the turns with `<image>` for every placeholder, one for each piece of a medium.
 
     Args:
         turns: with a placeholder for each medium.
@@ -77,7 +77,8 @@ def as_images(turns: Sequence[Turn], media: Sequence[MediumLayout]) -> list[Turn
     left = iter(media)
 
     def spelt_out(_: re.Match[str]) -> str:
-        return "\n".join([IMAGE_PLACEHOLDER] * len(next(left).pieces))
+        medium = next(left)
+        return (medium.separator or "").join([IMAGE_PLACEHOLDER] * len(medium.pieces))
 
     return [replace(turn, text=turn.text and PLACEHOLDER.sub(spelt_out, turn.text)) for turn in turns]
 

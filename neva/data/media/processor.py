@@ -18,11 +18,11 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from neva.data.media.image import expand_to_square
-from neva.data.media.processor_settings import check_settings, scaled
+from neva.data.media.processor_settings import check_settings, scaled, square_settings
 from neva.data.media.resize import FILTERS, resized_middle
 from neva.data.media.tiles import cut_into_tiles, stretched
 from neva.errors import ConfigError, DataError, reason
-from neva.families.tiling import TileGrid
+from neva.families.tiling import TileGrid, View
 from neva.families.vision import vision_family
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, image_processor_settings
 from neva.registry import VISION_FAMILIES
@@ -31,7 +31,9 @@ LARGEST_WHOLE = 2**24
 LONG = 20
 """A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
-AspectRatio: TypeAlias = Literal["square", "pad", "pad_right_bottom", "keep", "anyres", "dynamic", "grid"]
+AspectRatio: TypeAlias = Literal[
+    "square", "pad", "pad_right_bottom", "keep", "native", "anyres", "dynamic", "grid"
+]
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
 
@@ -46,6 +48,8 @@ def build_image_processor(vision_cfg: DictConfig) -> ImageProcessor:
     folder = None if vision_cfg.from_pretrained is None else Path(vision_cfg.from_pretrained)
     settings = None if folder is None else image_processor_settings(folder)
     side = vision_cfg.get("input_size") or vision_cfg.image_size
+    if settings is not None:
+        settings = square_settings(settings, vision_cfg.image_size)
     if settings is None:
         processor = _default_processor(vision_cfg, side)
     else:
@@ -151,13 +155,16 @@ def to_tile_pixels(
     return torch.from_numpy(np.stack([_normalised(np.asarray(tile), processor) for tile in tiles]))
 
 
-def to_whole_pixels(image: Image.Image, processor: ImageProcessor, height: int, width: int) -> torch.Tensor:
-    """Returns normalised pixels of a whole RGB image at that size, float32 `[3, height, width]`.
+def to_view_pixels(image: Image.Image, processor: ImageProcessor, view: View) -> torch.Tensor:
+    """Returns normalised pixels of what a view shows of an RGB image, float32 `[3, view.height, view.width]`.
 
-    They are bit-equal to `processor.preprocess(image)` with this size and without a crop.
+    They are bit-equal to `processor.preprocess` of that part at the size `view.resized` and without a crop, as far as
+    whole patches of it reach.
     """
-    _require_standard_steps(processor, "keep")
-    array = np.asarray(stretched(image, (width, height), processor.resample))
+    _require_standard_steps(processor, "keep or native")
+    part = image if view.box is None else image.crop(view.box)
+    height, width = view.resized
+    array = np.asarray(stretched(part, (width, height), processor.resample))[: view.height, : view.width]
     return torch.from_numpy(_normalised(array, processor))
 
 

@@ -54,6 +54,19 @@ def scaled(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
     return {**settings, **sides}
 
 
+def square_settings(settings: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """Returns the settings of a processor that makes squares: that Idefics2's keeps shapes is the recipe's choice here.
+
+    Its filter and colours stay; other processors' settings are returned as they are.
+    """
+    name = settings.get("image_processor_type")
+    if not isinstance(name, str) or not name.startswith("Idefics2"):
+        return dict(settings)
+    others = ("do_pad", "do_image_splitting", "processor_class", "image_processor_class")
+    kept = {key: value for key, value in settings.items() if key not in others}
+    return {**kept, "image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}}
+
+
 def _are_sides(value: Any) -> bool:
     sides = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
     given = [side for side in sides if side is not None]

@@ -24,13 +24,13 @@ from neva.data.media.processor import (
     enlarged,
     to_pixels,
     to_tile_pixels,
-    to_whole_pixels,
+    to_view_pixels,
 )
 from neva.data.media.video import chosen_frames, frame_count, read_frames, require_library
 from neva.errors import SampleError
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediaRules, MediumLayout
-from neva.families.tiling import TileGrid
+from neva.families.tiling import TileGrid, View
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,19 @@ class MediaReader:
         source = medium.source
         if medium.kind == "video":
             return torch.cat([self._whole(frame) for frame in self._frames(source)])
-        image = _rgb(source, self.exif_transpose, self.jpeg_decoder)
-        if layout.shape is not None:
-            return to_whole_pixels(image, self.processor, *layout.shape).flatten()
+        image = self.image(source)
+        if layout.views:
+            return torch.cat([to_view_pixels(image, self.processor, view).flatten() for view in layout.views])
         if not self.rules.tiling.cuts:
             return self._whole(image)
         assert layout.grid is not None
         return self._tiles(image, layout.grid, self.rules.tiling.pads)
+
+    def image(self, source: ImageInput) -> Image.Image:
+        """Returns an image as it is before it is resized or cut; raises as `pixels`."""
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        return load_image(source, self.exif_transpose, self.jpeg_decoder)
 
     @property
     def usual_frames(self) -> int:
@@ -98,7 +104,7 @@ class MediaReader:
         """Returns the pixels of an image as one tile; in a grid, the whole image has the same."""
         if self.rules.tiling.keeps_shape:
             side = self.rules.tile_size
-            return to_whole_pixels(image, self.processor, side, side).flatten()
+            return to_view_pixels(image, self.processor, View(side, side, (side, side))).flatten()
         if self.rules.tiling.cuts:
             return self._tiles(image, TileGrid(1, 1), pads=False)
         return to_pixels(image, self.processor, self.aspect_ratio)[None]
@@ -119,12 +125,6 @@ class MediaReader:
         assert choice is not None and isinstance(path, Path)
         count = frame_count(path, choice.library)
         return read_frames(path, chosen_frames(count, choice.num_frames, choice.single), choice.library)
-
-
-def _rgb(image: ImageInput, exif_transpose: bool, decoder: JpegDecoder) -> Image.Image:
-    return (
-        image.convert("RGB") if isinstance(image, Image.Image) else load_image(image, exif_transpose, decoder)
-    )
 
 
 def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: ImageProcessor) -> MediaReader:

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neva.errors import ConfigError
+from neva.errors import CheckpointError, ConfigError
 from neva.families.connector import NativeConnector
 from neva.families.mapping import Shape
+from neva.families.naming import IDEFICS2, HFNaming
 from neva.registry import CONNECTORS
 
 if TYPE_CHECKING:
@@ -74,6 +75,27 @@ class PerceiverConnector(NativeConnector):
             shapes[f"{name}.post_attention_layernorm.weight"] = (width,)
             shapes |= _gated(f"{name}.mlp", width, 4 * width, width)
         return shapes | {"norm.weight": (width,)}
+
+    def stored_names(self, names: list[str], naming: HFNaming) -> dict[str, str]:
+        """See `Connector`.
+
+        Raises:
+            CheckpointError: the layout is not Idefics2's, or this is another perceiver than it has.
+        """
+        if naming.model_type != IDEFICS2.model_type:
+            return super().stored_names(names, naming)
+        if not self.sizes["inner"] or self.sizes["separate"]:
+            raise CheckpointError(
+                f"an Idefics2 has a gated projection before its perceiver, whose latents attend to themselves too; "
+                f"{self.kind} has not: train with _m<WIDTH> and without _separate, or convert to a .nemo file"
+            )
+        attention = re.compile(r"\.([qkvo]_proj\.)")
+        return {
+            name: name
+            if name.startswith("modality_projection.")
+            else "perceiver_resampler." + attention.sub(r".self_attn.\1", name)
+            for name in names
+        }
 
     def tokens_out(self, tokens_in: int) -> int:
         """See `Connector`."""

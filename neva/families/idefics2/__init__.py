@@ -1,0 +1,1 @@
+"""Idefics2: its vision tower."""
