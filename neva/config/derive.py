@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from neva.config.experts import COEFFICIENT, EXPERT_KEYS, NUMBER, expert_keys, fill_experts
 from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import (
     FORM_KEYS,
@@ -133,7 +134,8 @@ def language_sizes(source: str | None, backend: str | None = None) -> dict[str, 
     """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
     recorded = nemo_config(source)
     if recorded is not None:
-        sizes = {key: recorded[key] for key in LANGUAGE_KEYS if recorded.get(key) is not None}
+        known = (*LANGUAGE_KEYS, *EXPERT_KEYS)
+        sizes = {key: recorded[key] for key in known if recorded.get(key) is not None}
         return sizes | differing_form_keys(decoder_form_of(recorded))
     shape = _read(source, partial(language_config_from_hf, backend=backend))
     return {} if shape is None else _keys_of(shape)
@@ -141,7 +143,7 @@ def language_sizes(source: str | None, backend: str | None = None) -> dict[str, 
 
 def _keys_of(language: LanguageConfig) -> dict[str, Any]:
     sizes = {key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()}
-    return sizes | differing_form_keys(language.form)
+    return sizes | differing_form_keys(language.form) | expert_keys(language.experts)
 
 
 def language_record(source: str | None, backend: str) -> dict[str, Any]:
@@ -218,7 +220,13 @@ def _language(model_cfg: DictConfig) -> None:
         model_cfg[key] = model_cfg.get(key)  # trees of one's own may be without
     model_cfg.activation = SAME_ACTIVATION.get(model_cfg.activation, model_cfg.activation)
     source = folder if nemo_config(folder) else f"{folder}/config.json"
+    coefficient = sizes.pop(COEFFICIENT, None)  # of training, which may choose another
+    if model_cfg[COEFFICIENT] is None:
+        model_cfg[COEFFICIENT] = coefficient
+    if sizes and NUMBER not in sizes:
+        sizes[NUMBER] = None
     _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
+    fill_experts(model_cfg)
     for key, value in language_record(folder, backend).items():
         llm[key] = llm.get(key)  # absent where sizes tell it
         _fill_or_compare(llm, {key: value}, "model.mm_cfg.llm", source)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.experts import expert_width_problems
 from neva.config.model_config import language_backend_of
 from neva.config.show import as_override
 from neva.families.language import HUGGING_FACE
@@ -51,6 +52,7 @@ def division_problems(model_cfg: DictConfig, tensor: int, pipeline: int) -> Iter
     assert isinstance(model, DictConfig)
     for rule in (_backend, _tensor, _pipeline):
         yield from rule(model, tensor * pipeline)
+    yield from expert_width_problems(model, tensor)
 
 
 def _backend(model: DictConfig, world_size: int) -> Iterator[str]:

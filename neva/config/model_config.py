@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.experts import experts_config_of
 from neva.errors import ConfigError
 from neva.families.configs import (
     LLAMA_FORM,
@@ -221,6 +222,7 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
         ),
         max_positions=model_cfg.max_position_embeddings,
         family=recorded_family(model_cfg),
+        experts=experts_config_of(model_cfg),
     )
 
 

@@ -19,7 +19,7 @@ from neva.config.keys.model import Training
 from neva.config.show import as_override, range_text, type_name
 from neva.errors import ConfigError
 
-NULLABLE = ("rope_scaling", "window_size")
+NULLABLE = ("rope_scaling", "window_size", "moe_shared_expert_intermediate_size")
 """Language keys whose null says that the model has no such thing."""
 
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neva.config.experts import EXPERT_KEYS, NUMBER
 from neva.config.keys.field import Key
 from neva.config.keys.model import Training
 from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, TOWER_KEYS
@@ -48,9 +49,13 @@ OPTIONAL = (
     *(f"mm_cfg.vision_encoder.{key}" for key in ("input_size", "config", "post_layernorm")),
     *("language_backend", *(f"mm_cfg.llm.{key}" for key in ("family", "config", "model_type"))),
     *("mm_cfg.use_im_start_end", "mm_cfg.use_image_tile"),
+    "moe_shared_expert_intermediate_size",
     *("data.system", "data.template", "data.exif_transpose", "data.sep_image_conv_front"),
     *(f"data.{key}" for key in MEDIA),
 )
+EXPERTS = tuple(key for key in EXPERT_KEYS if key != "moe_shared_expert_intermediate_size")
+"""Keys that a model with experts cannot be read without."""
+
 """Keys that are read where they are there."""
 
 EMPTY = (*NULLABLE, "mm_cfg.vision_encoder.from_pretrained", "mm_cfg.llm.from_pretrained")
@@ -61,6 +66,8 @@ def check_stored(config: DictConfig, where: str | Path) -> None:
     """Raises CheckpointError when the section lacks a key or has a value that no model can have, a line for each."""
     rules = {path.removeprefix("model."): (hint, rule) for path, hint, rule in walk(Training)}
     needed = (*LANGUAGE, *LLAVA) if "mm_cfg" in config else LANGUAGE
+    if config.get(NUMBER) is not None:
+        needed = (*needed, *EXPERTS)
     found = [problem for key in needed for problem in _problems(config, key, *rules[key], is_needed=True)]
     found += [problem for key in OPTIONAL for problem in _problems(config, key, *rules[key], is_needed=False)]
     if found:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from neva.config.experts import expert_problems
 from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
@@ -33,6 +34,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
         (
             layout_problems,
             fsdp_problems,
+            expert_problems,
             _sizes,
             _batch,
             _packing,

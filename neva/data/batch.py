@@ -43,6 +43,11 @@ class Batch:
         """`sample_lengths` where a row holds several samples, which do not see each other; None: each is one sample."""
         return self.sample_lengths if any(len(row) > 1 for row in self.sample_lengths) else None
 
+    @property
+    def num_labels(self) -> int:
+        """Positions with a loss."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
     def label_sources(self, positions: Tensor | None = None) -> Tensor:
         """Returns for each label the number of its source, int64 [L]: in the order of the model's losses, column by
         column.

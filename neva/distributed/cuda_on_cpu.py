@@ -9,7 +9,7 @@ where CUDA is present, for what is computed on the CPU on every machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -102,15 +102,36 @@ def _deactivate(replaced: list[tuple[Any, str, Any]]) -> None:
         setattr(owner, name, function)
 
 
+class _StreamOnCpu:
+    """A stream on which everything is done when it is asked for."""
+
+    def wait_stream(self, other: _StreamOnCpu) -> None:
+        """Nothing to wait for."""
+
+    def record_event(self) -> _StreamOnCpu:
+        """Returns an event that has come."""
+        return self
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 def _cpu_functions() -> list[tuple[Any, str, Any]]:
-    """The functions that Megatron calls by name, as owner, name, and what serves on the CPU with its generator."""
+    """What Megatron calls by name, as owner, name, and what serves on the CPU with its generator."""
     from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.moe import token_dispatcher
+
+    from neva.distributed import uneven
 
     def get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
         return torch.get_rng_state()
 
     def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
         torch.set_rng_state(state)
+
+    def to_cpu(tensor: Any, as_numpy: bool = False, **_: Any) -> Any:
+        # torch's all-to-all takes sizes as numpy's numbers, not as tensors
+        return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
     def nothing(*_: Any, **__: Any) -> None:
         return None
@@ -121,6 +142,12 @@ def _cpu_functions() -> list[tuple[Any, str, Any]]:
         (torch.cuda, "get_rng_state", get_rng_state),
         (torch.cuda, "set_rng_state", set_rng_state),
         (torch.cuda, "manual_seed", torch.manual_seed),
+        (torch.cuda, "current_stream", _StreamOnCpu),
+        (torch.cuda, "stream", nullcontext),
+        (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", _StreamOnCpu()),
+        (uneven.mappings, "_gather_along_first_dim", uneven.gather),
+        (uneven.mappings, "_reduce_scatter_along_first_dim", uneven.reduce_scatter),
+        (token_dispatcher, "maybe_move_tensor_to_cpu", to_cpu),
         (torch.cuda.nvtx, "range_push", nothing),
         (torch.cuda.nvtx, "range_pop", nothing),
         (megatron_random, "_get_cuda_rng_state", get_rng_state),

@@ -21,6 +21,8 @@ class ParallelSizes:
     pipeline: int = 1
     context: int = 1
     virtual_pipeline: int | None = None
+    expert: int = 1
+    """Of the data- and context-parallel ranks, so many share out the experts of a layer."""
 
 
 def init_process_group(
@@ -50,6 +52,7 @@ def init_model_parallel(layout: ParallelSizes, seed: int, timeout_s: float = 180
             pipeline_model_parallel_size=layout.pipeline,
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline,
             context_parallel_size=layout.context,
+            expert_model_parallel_size=layout.expert,
             distributed_timeout_minutes=timeout_s / 60,
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

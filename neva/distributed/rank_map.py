@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("rank", "host", "device", "tp", "pp", "cp", "dp")
+COLUMNS = ("rank", "host", "device", "tp", "pp", "cp", "dp", "ep")
 
 
 def log_rank_map(device: torch.device) -> None:
@@ -25,6 +25,7 @@ def log_rank_map(device: torch.device) -> None:
         parallel_state.get_pipeline_model_parallel_rank(),
         parallel_state.get_context_parallel_rank(),
         parallel_state.get_data_parallel_rank(),
+        parallel_state.get_expert_model_parallel_rank(),
     )
     rows: list[tuple[object, ...]] = [()] * dist.get_world_size()
     dist.all_gather_object(rows, mine)

@@ -126,6 +126,22 @@ LLAMA_FORM = DecoderForm()
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """Feed-forward layers of which a router chooses some for each token (https://arxiv.org/abs/2401.04088)."""
+
+    number: int
+    """In a layer; every layer has them."""
+    per_token: int
+    ffn_hidden_size: int
+    pre_softmax: bool
+    """Whether weights are probabilities among all experts, so that those of the chosen sum to below 1; else to 1."""
+    shared_ffn_hidden_size: int | None = None
+    """Width of the one beside them that every token passes, weighted by a gate of its own; None: there is none."""
+    aux_loss_coeff: float = 0.0
+    """Weight of the loss that balances the experts."""
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """Sizes and form of a language model; `padded_vocab_size` counts the rows of embedding and head.
 
@@ -150,6 +166,8 @@ class LanguageConfig:
     sliding_window: int | None
     family: str | None = None
     form: DecoderForm = LLAMA_FORM
+    experts: ExpertsConfig | None = None
+    """None: one feed-forward layer for all tokens."""
     hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
     """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
 

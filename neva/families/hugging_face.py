@@ -45,6 +45,7 @@ class HuggingFaceFamily:
     body: str = ""
     head: str = ""
     follows_from_sizes: bool = False
+    has_experts: bool = False
 
     def read(self, config: Mapping[str, Any]) -> LanguageConfig:
         """See `LanguageFamily`; sizes that such a model has not are what a plan may count with.

@@ -28,6 +28,8 @@ class LanguageFamily(Protocol):
     """Name of the head in such a folder."""
     follows_from_sizes: bool
     """Whether the sizes of a model tell its family again, so that nobody need record it."""
+    has_experts: bool
+    """Whether its feed-forward layers are mixtures of experts."""
 
     def read(self, config: Mapping[str, Any]) -> LanguageConfig:
         """Returns the sizes that a `config.json` gives; what it omits is transformers' default.
@@ -115,13 +117,17 @@ def backend_of(language: LanguageConfig) -> str:
 
 
 def family_of(language: LanguageConfig) -> LanguageFamily:
-    """Returns the family whose tensors a model has: LLaMA for all that their sizes tell, which share its layers.
+    """Returns the family whose tensors a model has.
+
+    What sizes tell shares LLaMA's layers, or those of Mixtral where there are experts, whose names in a folder differ.
 
     Raises:
         ConfigError: a family that is not registered.
     """
     if language.hf_config is not None:
         return HuggingFaceFamily(language.hf_config["model_type"])
+    if language.family is None and language.experts is not None:
+        return _told_by_sizes(language) or LANGUAGE_FAMILIES["mixtral"]
     return LANGUAGE_FAMILIES[language.family or "llama"]
 
 
@@ -138,12 +144,24 @@ def exported_family(language: LanguageConfig) -> LanguageFamily:
             "the model is none of LLaMA's make and records no family; export needs mm_cfg.llm.family, the model_type "
             f"that has this arithmetic: one of {sorted(LANGUAGE_FAMILIES.names())}"
         )
-    for family in LANGUAGE_FAMILIES:
-        if family.follows_from_sizes and family.computes(language):
-            return family
+    if (family := _told_by_sizes(language)) is not None:
+        return family
+    if language.experts is not None:
+        raise CheckpointError(
+            "no model_type of transformers has experts with these norms, biases and router; export is not possible"
+        )
     raise CheckpointError(
         "no model_type of transformers has both q/k norms and QKV biases; export is not possible"
     )
+
+
+def _told_by_sizes(language: LanguageConfig) -> LanguageFamily | None:
+    """Returns the first family of those that sizes tell which computes a model; None: none does."""
+    for family in LANGUAGE_FAMILIES:
+        is_candidate = family.follows_from_sizes and family.has_experts is (language.experts is not None)
+        if is_candidate and family.computes(language):
+            return family
+    return None
 
 
 def layer_shapes(language: LanguageConfig, tensor_parallel_size: int = 1) -> dict[str, Shape]:

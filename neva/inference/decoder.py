@@ -162,11 +162,10 @@ class Decoder:
         )
         for number, layer in enumerate(self.layers):
             normed = layer.attention_norm(hidden_TH) if layer.attention_norm else hidden_TH
-            added = self._row_parallel(self._attend(number, layer, normed, step), layer.projection)
+            added = self._summed(linear(self._attend(number, layer, normed, step), layer.projection))
             hidden_TH = hidden_TH + (layer.attended_norm(added) if layer.attended_norm else added)
             normed = layer.mlp_norm(hidden_TH) if layer.mlp_norm else hidden_TH
-            gate, up = linear(normed, layer.gate_up).chunk(2, -1)
-            added = self._row_parallel(layer.activation(gate).mul_(up), layer.down)
+            added = self._summed(layer.feed_forward(normed))
             hidden_TH = hidden_TH + (layer.transformed_norm(added) if layer.transformed_norm else added)
         if not self.stage.is_last:
             self.stage.send(hidden_TH)
@@ -196,8 +195,7 @@ class Decoder:
         attended_S1: Tensor = layer.core_attention(query_S1hD, key_S1GD, value_S1GD, None)
         return attended_S1[:, 0]
 
-    def _row_parallel(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        partial = linear(hidden, weight)
+    def _summed(self, partial: Tensor) -> Tensor:
         if self.tensor_group.size() == 1:
             return partial
         return reduce_from_tensor_model_parallel_region(partial, self.tensor_group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,9 +11,9 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
+from neva.inference.feed_forward import FeedForward, Function, feed_forward_of
+from neva.inference.linear import weight_of
 from neva.model.norms import RMSNorm
-
-Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,7 @@ class LayerWeights:
     projection: Tensor
     attended_norm: Function | None
     mlp_norm: Function | None
-    gate_up: Tensor
-    activation: Function
-    down: Tensor
+    feed_forward: FeedForward
     transformed_norm: Function | None
     core_attention: Any
     angles: int
@@ -40,19 +37,17 @@ class LayerWeights:
 
 def weights_of(layer: Any) -> LayerWeights:
     """Returns the weights of one of Megatron's layers."""
-    attention, mlp = layer.self_attention, layer.mlp
+    attention = layer.self_attention
     return LayerWeights(
         attention_norm=norm_of(layer.input_layernorm),
-        qkv=_weight(attention.linear_qkv, ColumnParallelLinear),
+        qkv=weight_of(attention.linear_qkv, ColumnParallelLinear),
         qkv_bias=attention.linear_qkv.bias,
         query_norm=norm_of(attention.q_layernorm),
         key_norm=norm_of(attention.k_layernorm),
-        projection=_weight(attention.linear_proj, RowParallelLinear),
+        projection=weight_of(attention.linear_proj, RowParallelLinear),
         attended_norm=norm_of(getattr(layer, "post_self_attn_layernorm", None)),
         mlp_norm=norm_of(layer.pre_mlp_layernorm),
-        gate_up=_weight(mlp.linear_fc1, ColumnParallelLinear),
-        activation=layer.config.activation_func,
-        down=_weight(mlp.linear_fc2, RowParallelLinear),
+        feed_forward=feed_forward_of(layer.mlp),
         transformed_norm=norm_of(getattr(layer, "post_mlp_layernorm", None)),
         core_attention=attention.core_attention,
         angles=attention.angles,
@@ -68,11 +63,3 @@ def norm_of(module: Any) -> Function | None:
         return partial(F.rms_norm, normalized_shape=shape, weight=module.weight, eps=module.eps)
     forward: Function = module.forward
     return forward
-
-
-def _weight(module: Any, kind: type) -> Tensor:
-    """What is no plain linear layer (an adapter) has arithmetic of its own, which must not be passed over."""
-    found = type(module)
-    assert found is kind, f"found {found.__name__}, expected {kind.__name__}"
-    weight: Tensor = module.weight
-    return weight

@@ -6,6 +6,8 @@ twice as long where the matrix lies by rows as where it lies by columns (measure
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,17 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not (is_narrow and bias is None and _is_float_on_cpu(weight)):
         return F.linear(hidden, weight, bias)
     return (weight @ hidden.t()).t().contiguous()
+
+
+def weight_of(module: Any, kind: type) -> Tensor:
+    """Returns the weight of one of Megatron's linear layers.
+
+    What is no plain one (an adapter) has arithmetic of its own, which must not be passed over.
+    """
+    found = type(module)
+    assert found is kind, f"found {found.__name__}, expected {kind.__name__}"
+    weight: Tensor = module.weight
+    return weight
 
 
 class VocabularyHead:

@@ -32,8 +32,9 @@ from neva.constants import IGNORE_INDEX
 from neva.families.configs import EACH_HEAD, GELU_TANH, LAYER_NORM, SILU, LanguageConfig
 from neva.model.attention import SDPAttention
 from neva.model.context import positions
+from neva.model.experts import ExpertLayer, expert_fields, experts_spec
 from neva.model.norms import norm_of_form, qk_norm
-from neva.model.packed import PackedSamples
+from neva.model.packed import PackedSamples, Rows
 from neva.model.rotary import Rotary
 from neva.model.seeding import SeededLayer, seed_for
 from neva.model.self_attention import DecoderAttention
@@ -101,14 +102,14 @@ class LanguageModel(GPTModel):
         self,
         decoder_input_SBD: Tensor | None,
         labels_BS: Tensor | None = None,
-        packed: PackedSamples | None = None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """Runs the layers of this pipeline stage.
 
         Args:
             decoder_input_SBD: embeddings after the merge; None on later stages, whose input the schedule sets.
             labels_BS: targets, already shifted, `IGNORE_INDEX` where there is no loss.
-            packed: how rows are divided into samples; None: each row is one.
+            rows: what layers are told of them; None: each is one sample.
 
         Returns:
             Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
@@ -117,14 +118,14 @@ class LanguageModel(GPTModel):
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
             attention_mask=None,
-            rotary_pos_emb=self._angles(decoder_input_SBD, packed),
-            packed_seq_params=packed,
+            rotary_pos_emb=self._angles(decoder_input_SBD, rows),
+            packed_seq_params=rows,
         )
         if not self.post_process:
             return hidden_SBD
         return self._output(hidden_SBD, labels_BS)
 
-    def _angles(self, decoder_input_SBD: Tensor | None, packed: PackedSamples | None) -> Tensor:
+    def _angles(self, decoder_input_SBD: Tensor | None, rows: Rows | None) -> Tensor:
         """Returns the angles [s, 1, 1, T * R] of this rank's positions, or [s, B, 1, T * R] of those in each sample.
 
         Where they depend on the length of a sequence, that is the length of the rows, or of their longest sample.
@@ -132,8 +133,8 @@ class LanguageModel(GPTModel):
         hidden = self.decoder.input_tensor if decoder_input_SBD is None else decoder_input_SBD
         group = self.pg_collection.cp
         ways = self.pg_collection.tp.size() if self.config.sequence_parallel else 1
-        if packed is not None:
-            return self.rotary.angles(packed.longest, hidden.device)[:, 0][packed.positions_sB]
+        if isinstance(rows, PackedSamples):
+            return self.rotary.angles(rows.longest, hidden.device)[:, 0][rows.positions_sB]
         length = hidden.size(0) * ways * group.size()
         whole_S11D, shard = self.rotary.angles(length, hidden.device), positions(length, group, hidden.device)
         return whole_S11D if shard is None else whole_S11D[shard]
@@ -186,8 +187,12 @@ def block_spec(
     norm, form = norm_of_form(language), language.form
     norm_before = norm if form.norms_before else IdentityOp
     attention = {"language": language, "attention_factor": Rotary(language).attention_factor}
+    feed_forward = ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
     layer = ModuleSpec(
-        module=SeededLayer,
+        module=SeededLayer if language.experts is None else ExpertLayer,
         params={"seed": seed, "norm_after": norm if form.norms_after else None},
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm_before,
@@ -204,10 +209,7 @@ def block_spec(
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm_before,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-            ),
+            mlp=feed_forward if language.experts is None else experts_spec(),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -257,6 +259,7 @@ def transformer_config(language: LanguageConfig, **overrides: object) -> Transfo
         "calculate_per_token_loss": True,
         # Checkpoints name every layer, so that a layer can be found by its name in any layout.
         "hetereogenous_dist_checkpoint": True,
+        **expert_fields(language),
     }
     # Interleaved stages send both ways between the same two ranks; batched messages would be mistaken for each other.
     is_interleaved = overrides.get("virtual_pipeline_model_parallel_size") is not None

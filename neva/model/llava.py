@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from neva.constants import LANGUAGE_MODEL, PARTS
 from neva.families.media_tokens import PictureShape
+from neva.model.balance import is_balanced, token_groups
 from neva.model.context import positions
 from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.language import LanguageModel
 from neva.model.merge import merge, text_ids
 from neva.model.of_own_shape import encode_pictures
-from neva.model.packed import packed_samples
+from neva.model.packed import Rows, packed_samples
 from neva.model.vision import VisionTower
 
 AnyLanguageModel: TypeAlias = LanguageModel | HuggingFaceLanguageModel
@@ -62,6 +63,8 @@ class NevaModel(MegatronModule):
         feature_order: Tensor | None = None,
         sample_lengths: Sequence[Sequence[int]] | None = None,
         pictures: Sequence[PictureShape] = (),
+        token_lengths: Sequence[Sequence[int]] = (),
+        label_weight: float = 1.0,
     ) -> Tensor:
         """Runs this stage.
 
@@ -73,6 +76,8 @@ class NevaModel(MegatronModule):
             feature_order: [F, 2], tile and feature of it at each image position; None: all of all tiles in their order.
             sample_lengths: of the samples in each row, which do not see each other; None: a row is one sample.
             pictures: the tiles by their shapes, where they differ in them.
+            token_lengths: of the samples in each row, for what balances experts; none: a row is one sample.
+            label_weight: of a label token in the loss, for the same.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -83,7 +88,13 @@ class NevaModel(MegatronModule):
         decoder_input_SBD = None
         length, context, device = input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device
         shard = positions(length, context, device)
-        packed = None if sample_lengths is None else packed_samples(sample_lengths, length, context, device)
+        groups = None
+        if labels is not None and self.training and is_balanced(self.config):
+            ranks = self.language_model.pg_collection
+            groups = token_groups(labels, token_lengths, label_weight, self.config, ranks)
+        rows = None if groups is None else Rows(groups=groups)
+        if sample_lengths is not None:
+            rows = packed_samples(sample_lengths, length, context, device, groups)
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:
@@ -91,7 +102,7 @@ class NevaModel(MegatronModule):
             decoder_input_SBD = decoder_input_SBD.transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
-        return self.language_model(decoder_input_SBD, labels, packed)
+        return self.language_model(decoder_input_SBD, labels, rows)
 
     def embed(
         self,

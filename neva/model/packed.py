@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from neva.model.balance import TokenGroups
 from neva.model.context import chunk_ends, positions
 
 ROWS = "sbhd"
@@ -34,10 +35,18 @@ class Span(NamedTuple):
 
 
 @dataclass
-class PackedSamples(PackedSeqParams):
-    """How the rows of a micro batch are divided, as Megatron hands it through its layers (recomputation too)."""
+class Rows(PackedSeqParams):
+    """What layers are told of a micro batch, as Megatron hands it through them (recomputation too)."""
 
     qkv_format: str = ROWS
+    groups: TokenGroups | None = None
+    """Which tokens experts are balanced for; None: they are not."""
+
+
+@dataclass
+class PackedSamples(Rows):
+    """How the rows of a micro batch are divided."""
+
     longest: int = 0
     """Positions of the longest sample of all rows."""
     spans: list[Span] = field(default_factory=list)
@@ -53,7 +62,11 @@ class PackedSamples(PackedSeqParams):
 
 
 def packed_samples(
-    lengths: Sequence[Sequence[int]], length: int, group: ProcessGroup, device: torch.device
+    lengths: Sequence[Sequence[int]],
+    length: int,
+    group: ProcessGroup,
+    device: torch.device,
+    groups: TokenGroups | None = None,
 ) -> PackedSamples:
     """Returns how rows are divided.
 
@@ -62,6 +75,7 @@ def packed_samples(
         length: S.
         group: of the ranks that share each row (context parallel).
         device: of the tensors.
+        groups: see `Rows`.
     """
     shard = positions(length, group, torch.device("cpu"))
     chunk = length if shard is None else length // (2 * group.size())
@@ -81,6 +95,7 @@ def packed_samples(
     key_index = [torch.arange(span.first_key, span.end_key) + span.row * length for span in spans]
     return PackedSamples(
         longest=longest,
+        groups=groups,
         spans=spans,
         positions_sB=(positions_SB if shard is None else positions_SB[shard]).to(device, non_blocking=True),
         query_ends=_ends([span.end - span.first for span in spans], device),

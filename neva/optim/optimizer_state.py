@@ -32,7 +32,14 @@ def sharded(
 
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
     """
-    (member,) = members(optimizer)
+    state: dict[int, dict[str, Any]] = {}
+    for member in members(optimizer):
+        first, of_member = len(state), _sharded(member, model_tensors, is_loading)
+        state |= {first + number: kinds for number, kinds in of_member.items()}
+    return state
+
+
+def _sharded(member: Any, model_tensors: dict[str, Any], is_loading: bool) -> dict[int, dict[str, Any]]:
     if is_loading:
         _initialize(member)
     if isinstance(member, DistributedOptimizer):
@@ -51,31 +58,41 @@ def sharded(
 
 def load(optimizer: MegatronOptimizer, state: Mapping[int, Any], common: Mapping[str, Any]) -> None:
     """Fills the optimizer with what `sharded` described and `common_state` returned."""
-    (member,) = members(optimizer)
+    first = 0
+    for member in members(optimizer):
+        first += _load(member, state, first, common["step"])
+        scaler = getattr(member, "grad_scaler", None)
+        if scaler is not None and common["loss_scale"] is not None:
+            scaler.load_state_dict(common["loss_scale"])
+
+
+def _load(member: Any, state: Mapping[int, Any], first: int, step: float) -> int:
+    """Fills one optimizer from the parameters whose numbers begin with `first`; returns how many they are."""
     if isinstance(member, DistributedOptimizer):
-        _load_shards(member, state)
+        count = _load_shards(member, state, first)
     else:
-        for number, (_, kinds) in enumerate(_whole(member)):
+        whole = list(_whole(member))
+        count = len(whole)
+        for number, (_, kinds) in enumerate(whole, first):
             for kind, tensor in kinds.items():
                 tensor.copy_(state[number][kind])
     for values in member.optimizer.state.values():
         # a counter of its own for each parameter, beside it: fused Adam advances it in place
-        values["step"] = torch.tensor(float(common["step"]), device=values[MOMENTS[0]].device)
-    scaler = getattr(member, "grad_scaler", None)
-    if scaler is not None and common["loss_scale"] is not None:
-        scaler.load_state_dict(common["loss_scale"])
+        values["step"] = torch.tensor(float(step), device=values[MOMENTS[0]].device)
+    return count
 
 
 def common_state(optimizer: MegatronOptimizer) -> dict[str, Any]:
     """Returns the steps taken and the state of the loss scale (None without one)."""
-    (member,) = members(optimizer)
-    steps = [float(values["step"]) for values in member.optimizer.state.values() if "step" in values]
-    scaler = getattr(member, "grad_scaler", None)
+    all_members = members(optimizer)
+    states = [values for member in all_members for values in member.optimizer.state.values()]
+    steps = [float(values["step"]) for values in states if "step" in values]
+    scaler = getattr(all_members[0], "grad_scaler", None)
     return {"step": max(steps, default=0.0), "loss_scale": scaler.state_dict() if scaler else None}
 
 
 def members(optimizer: MegatronOptimizer) -> list[Any]:
-    """The optimizers with parameters; Megatron chains one a kind of parameter, of which neva has one."""
+    """The optimizers with parameters; Megatron chains one for those of experts that ranks share out to the others'."""
     members = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
     return [member for member in members if member.optimizer is not None]
 
@@ -113,9 +130,12 @@ def _renamed(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, A
     return kinds
 
 
-def _load_shards(member: DistributedOptimizer, state: Mapping[int, Any]) -> None:
+def _load_shards(member: DistributedOptimizer, state: Mapping[int, Any], first: int) -> int:
     for values in member.optimizer.state.values():
         values.pop("step", None)  # Megatron expects moments alone
     parameters = [parameter for buffer in member.buffers for parameter in buffer.param_index_map]
-    whole = {number: {MAIN: parameter, **state[number]} for number, parameter in enumerate(parameters)}
+    whole = {
+        number: {MAIN: parameter, **state[first + number]} for number, parameter in enumerate(parameters)
+    }
     member.load_parameter_state_from_fully_reshardable(whole)
+    return len(parameters)

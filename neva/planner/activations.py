@@ -21,6 +21,7 @@ from neva.families.connector import connector_named
 from neva.families.language import layer_shapes
 from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import num_layers_run
+from neva.planner.experts import expert_bytes, gated_bytes
 from neva.planner.tensors import (
     LANGUAGE,
     PROJECTOR,
@@ -137,16 +138,17 @@ def _norm_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
 def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Counts what one decoder layer saves when it is not recomputed as a whole."""
     hidden = _hidden(model, split, work)
-    inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
-    form = model.language.form
+    form, is_trained, experts = model.language.form, LANGUAGE in model.trained_parts, model.language.experts
     norms = 2 * (form.norms_before + form.norms_after)
     total = norms * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
-    total += (
-        4 * inner
-    )  # output of linear_fc1 (gate and up), SiLU of the gate, up plus Megatron's offset of zero
-    if LANGUAGE in model.trained_parts:
-        total += 2 * hidden + inner  # inputs of linear_qkv, linear_fc1 and linear_fc2
-    return total
+    if is_trained:
+        total += 2 * hidden  # inputs of linear_qkv, and of linear_fc1 or the router
+    if experts is not None:
+        shards = (split.tensor if work.sequence_parallel else 1, split.tensor)
+        hidden_size = model.language.hidden_size
+        return total + expert_bytes(experts, work.tokens, hidden_size, shards, work.width, is_trained)
+    inner = model.language.ffn_hidden_size // split.tensor
+    return total + gated_bytes(work.tokens, inner, work.width) + work.tokens * inner * work.width * is_trained
 
 
 def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -291,7 +293,12 @@ def _layer_moment(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """
     is_trained = LANGUAGE in model.trained_parts
     hidden = _hidden(model, split, work)
-    inner = work.tokens * model.language.ffn_hidden_size * work.width // split.tensor
+    experts, rows, width = model.language.experts, work.tokens, model.language.ffn_hidden_size
+    if experts is not None:
+        # of all experts together their copies' hidden states, and the activation of a single one
+        hidden += work.tokens * experts.per_token * model.language.hidden_size * work.width
+        rows, width = rows * experts.per_token // experts.number, experts.ffn_hidden_size
+    inner = rows * width * work.width // split.tensor
     matrix = (
         max(math.prod(shape) for shape in layer_shapes(model.language, split.tensor).values()) * work.width
     )

@@ -22,7 +22,7 @@ RECOMPUTE = (None, "selective", "full")
 @dataclass(frozen=True)
 class Candidate:
     """A layout: ranks along each axis, a key of `SHARDINGS`, one of `RECOMPUTE`, and the virtual stages of each
-    pipeline stage (None: not interleaved).
+    pipeline stage (None: not interleaved). Of data and context parallel ranks, `expert` share out the experts.
     """
 
     tensor: int
@@ -33,6 +33,7 @@ class Candidate:
     sharding: str
     recompute: str | None
     virtual: int | None = None
+    expert: int = 1
 
     @property
     def replica(self) -> int:
@@ -57,6 +58,7 @@ def layout_of(cfg: DictConfig) -> Candidate:
         sharding_of(model),
         model.activations_checkpoint_granularity,
         model.virtual_pipeline_model_parallel_size,
+        model.expert_model_parallel_size,
     )
 
 
@@ -71,7 +73,13 @@ def candidates(job: Job) -> Iterator[Candidate]:
                 for sequence_parallel in (True, False) if tensor > 1 else (False,):
                     for virtual in (None, 2) if pipeline > 1 else (None,):
                         axes = (tensor, pipeline, context, data)
-                        yield Candidate(*axes, sequence_parallel, name, recompute, virtual)
+                        for expert in _expert_sizes(job, data * context):
+                            yield Candidate(*axes, sequence_parallel, name, recompute, virtual, expert)
+
+
+def _expert_sizes(job: Job, ranks: int) -> list[int]:
+    experts = job.model.language.experts
+    return [1] if experts is None else [size for size in _divisors(ranks) if experts.number % size == 0]
 
 
 def _axes(job: Job) -> Iterator[tuple[int, int, int]]:
@@ -90,6 +98,7 @@ def _divisors(number: int) -> list[int]:
 def candidate_keys(job: Job, layout: Candidate) -> dict[str, Any]:
     """Returns the keys of a recipe that choose `layout`."""
     is_full = layout.recompute == "full"
+    experts = {"model.expert_model_parallel_size": layout.expert}
     return {
         "trainer.devices": min(job.gpus, job.gpus_per_node),
         "trainer.num_nodes": -(-job.gpus // job.gpus_per_node),
@@ -97,6 +106,7 @@ def candidate_keys(job: Job, layout: Candidate) -> dict[str, Any]:
         "model.pipeline_model_parallel_size": layout.pipeline,
         "model.virtual_pipeline_model_parallel_size": layout.virtual,
         "model.context_parallel_size": layout.context,
+        **(experts if job.model.language.experts is not None else {}),
         "model.sequence_parallel": layout.sequence_parallel,
         "model.optim.name": layout.state_sharding.optimizer_name,
         "model.activations_checkpoint_granularity": layout.recompute,

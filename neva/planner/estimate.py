@@ -15,7 +15,7 @@ from neva.planner.activations import (
 )
 from neva.planner.candidates import Candidate
 from neva.planner.job import Job
-from neva.planner.state import RankState
+from neva.planner.state import RankState, rank_state
 from neva.planner.tensors import Split, Weight, stage_weights
 from neva.precision import precision_named
 
@@ -100,10 +100,10 @@ def in_flight(layout: Candidate, stage: int, micro_batches: int) -> tuple[float,
 
 
 def _stage(job: Job, layout: Candidate, number: int, micro_batches: int) -> StageMemory:
-    split = Split(layout.tensor, layout.pipeline, number)
+    split = Split(layout.tensor, layout.pipeline, number, layout.expert)
     weights, precision = stage_weights(job.model, split), precision_named(job.precision)
     sharding, ways = layout.state_sharding, layout.data * layout.context
-    state = sharding.state(weights, precision, ways, min(ways, job.gpus_per_node))
+    state = rank_state(sharding, weights, precision, ways, min(ways, job.gpus_per_node), layout.expert)
     work = _work(job, layout)
     of_layers, of_images = in_flight(layout, number, micro_batches)
     return StageMemory(

@@ -23,8 +23,8 @@ def sort_key(found: Plan, limit: int) -> tuple[object, ...]:
     """Returns the order of preference.
 
     Layouts within `limit` bytes come first; among them most data parallel, least time lost to the bubble and to
-    recomputation (in tenths), least sharding, smallest tensor and context parallel, lowest peak. Beyond the limit:
-    lowest peak.
+    recomputation (in tenths), least sharding, smallest tensor, context and expert parallel, lowest peak. Beyond the
+    limit: lowest peak.
     """
     layout = found.layout
     if found.peak > limit:
@@ -37,6 +37,7 @@ def sort_key(found: Plan, limit: int) -> tuple[object, ...]:
         list(SHARDINGS).index(layout.sharding),
         layout.tensor,
         layout.context,
+        layout.expert,
         -useful,
         found.peak,
     )

@@ -108,18 +108,21 @@ def print_tables(
 
 
 def best_of_each(ranked: list[Plan]) -> list[Plan]:
-    """Returns the first plan of each TP x PP x CP and sharding: the others differ in recomputation or interleaving."""
+    """Returns the first plan of each TP x PP x CP x EP and sharding: others differ in recomputation or interleaving."""
     first: dict[tuple[object, ...], Plan] = {}
     for found in ranked:
         layout = found.layout
-        first.setdefault((layout.tensor, layout.pipeline, layout.context, layout.sharding), found)
+        first.setdefault(
+            (layout.tensor, layout.pipeline, layout.context, layout.expert, layout.sharding), found
+        )
     return list(first.values())
 
 
 def layout_table(rows: list[Plan], limit: int) -> Table:
     """Returns the ranked layouts."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("", "DP", "TP", "PP", "VP", "CP"):
+    shares_experts = any(found.layout.expert > 1 for found in rows)
+    for column in ("", "DP", "TP", "PP", "VP", "CP", *(["EP"] if shares_experts else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("SP", "sharded", "recompute"):
         table.add_column(column, no_wrap=True)
@@ -132,6 +135,7 @@ def layout_table(rows: list[Plan], limit: int) -> Table:
             *(str(size) for size in (number, layout.data, layout.tensor, layout.pipeline)),
             str(layout.virtual or "-"),
             str(layout.context),
+            *([str(layout.expert)] if shares_experts else []),
             "yes" if layout.sequence_parallel else "-",
             layout.state_sharding.label,
             layout.recompute or "-",

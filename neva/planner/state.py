@@ -40,6 +40,17 @@ class RankState:
         """All three."""
         return self.parameters + self.gradients + self.optimizer
 
+    def __add__(self, other: RankState) -> RankState:
+        parts = {
+            part: size + other.parameters_by_part[part] for part, size in self.parameters_by_part.items()
+        }
+        return RankState(
+            self.parameters + other.parameters,
+            self.gradients + other.gradients,
+            self.optimizer + other.optimizer,
+            parts,
+        )
+
 
 class StateSharding(Protocol):
     """How data (times context) parallel ranks share out what stays for the whole run.
@@ -168,6 +179,24 @@ SHARDINGS: dict[str, StateSharding] = {
     "fsdp_full": FullySharded("full", "FSDP full"),
 }
 """Least communication first."""
+
+
+def rank_state(
+    sharding: StateSharding,
+    weights: Sequence[Weight],
+    precision: Precision,
+    ranks: int,
+    node_ranks: int,
+    expert: int,
+) -> RankState:
+    """Counts the state of one rank, of whose data (times context) parallel `ranks` each `expert` share out experts."""
+    experts = [weight for weight in weights if weight.is_expert]
+    found = sharding.state(
+        [weight for weight in weights if not weight.is_expert], precision, ranks, node_ranks
+    )
+    if not experts:
+        return found
+    return found + sharding.state(experts, precision, ranks // expert, max(1, node_ranks // expert))
 
 
 def sharding_of(model_cfg: DictConfig) -> str:

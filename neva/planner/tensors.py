@@ -15,6 +15,7 @@ from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
 from neva.families.language import layer_shapes
 from neva.families.llama.sizes import FINAL, norm_shapes
+from neva.families.mixtral.table import EXPERTS
 from neva.families.vision import vision_family
 
 TOWER, PROJECTOR, LANGUAGE = "vision_tower", "projector", "language_model"
@@ -31,6 +32,8 @@ class Weight:
     shape: tuple[int, ...]
     is_trained: bool
     is_shared: bool = False
+    is_expert: bool = False
+    """Whether it is of an expert that expert-parallel ranks share out: fewer ranks have copies of it."""
 
     @property
     def numel(self) -> int:
@@ -56,6 +59,7 @@ class Split:
     tensor: int
     pipeline: int
     stage: int
+    expert: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -82,10 +86,7 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     if split.is_first:
         weights.append(Weight(LANGUAGE, vocabulary, is_trained, is_shared))
     for _ in range(model.language.num_layers // split.pipeline):
-        weights += [
-            Weight(LANGUAGE, shape, is_trained)
-            for shape in layer_shapes(model.language, split.tensor).values()
-        ]
+        weights += _layer(model, split, is_trained)
     if split.is_last:
         weights += [
             Weight(LANGUAGE, shape, is_trained) for shape in norm_shapes(model.language, FINAL).values()
@@ -93,6 +94,16 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
         if not (model.language.tied and split.is_first):
             weights.append(Weight(LANGUAGE, vocabulary, is_trained, is_shared))
     return weights
+
+
+def _layer(model: ModelSpec, split: Split, is_trained: bool) -> Iterator[Weight]:
+    """Of experts, the first share: all shares are alike."""
+    experts = model.language.experts
+    kept = 0 if experts is None else experts.number // split.expert
+    for name, shape in layer_shapes(model.language, split.tensor).items():
+        is_expert = name.startswith(EXPERTS)
+        if not is_expert or int(name.removeprefix(EXPERTS).split(".")[0]) < kept:
+            yield Weight(LANGUAGE, shape, is_trained, is_expert=is_expert and split.expert > 1)
 
 
 def _vocabulary(model: ModelSpec, tensor: int) -> tuple[int, int]:

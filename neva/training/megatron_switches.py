@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from neva.config.experts import expert_switches
 from neva.precision import precision_named
 
 
@@ -29,4 +30,5 @@ def megatron_switches(model_cfg: DictConfig) -> dict[str, Any]:
         "recompute_granularity": model_cfg.activations_checkpoint_granularity,
         "recompute_method": model_cfg.activations_checkpoint_method,
         "recompute_num_layers": model_cfg.activations_checkpoint_num_layers,
+        **expert_switches(model_cfg),
     }

@@ -186,6 +186,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         pipeline=model.pipeline_model_parallel_size,
         context=model.context_parallel_size,
         virtual_pipeline=model.virtual_pipeline_model_parallel_size,
+        expert=model.expert_model_parallel_size,
     )
     fingerprint = partial(consistency.fingerprint, cfg)
     session = ProcessSession(fingerprint, trainer.distributed_timeout_s, trainer.join_timeout_s)

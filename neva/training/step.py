@@ -91,7 +91,7 @@ def run_global_batch(
     """
     losses = get_forward_backward_func()(
         forward_step_func=partial(
-            _forward_step, device=device, loss_of=LOSSES[loss_average], sources=num_sources
+            _forward_step, device=device, loss_average=loss_average, sources=num_sources
         ),
         data_iterator=[iter(batch) for _ in chunks] if len(chunks) > 1 else iter(batch),
         model=chunks,
@@ -132,9 +132,11 @@ def _counts(batch: list[Batch]) -> list[int]:
 
 
 def _forward_step(
-    data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_of: Any, sources: int
+    data: Iterator[Batch], model: MegatronModule, device: torch.device, loss_average: str, sources: int
 ) -> Any:
-    micro = next(data)
+    micro, loss_of, label_weight = next(data), LOSSES[loss_average], 1.0
+    if loss_average == "micro_batch":
+        label_weight /= max(1, micro.num_labels)
     if sources:
         # where the labels lie already: no wait for a device
         shard = positions(
@@ -149,6 +151,8 @@ def _forward_step(
         feature_order=micro.feature_order,
         sample_lengths=micro.packed_lengths,
         pictures=micro.pictures,
+        token_lengths=micro.sample_lengths,
+        label_weight=label_weight,
     )
     return losses_L, loss_of
 

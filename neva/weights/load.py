@@ -1,7 +1,7 @@
 """Fills a `NevaModel` with weights from Hugging Face folders or `.nemo` files: strict, one tensor in memory at a time.
 
 Every rank reads whole tensors under global names and keeps its shard: its rows or columns under tensor parallel, its
-layers under pipeline parallel, vocabulary rows with the padding of its layout.
+layers under pipeline parallel, its experts under expert parallel, vocabulary rows with the padding of its layout.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from neva.weights.resolve import Origin
 
 LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)(\..*)")
-GATED = "mlp.linear_fc1."
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)(\..*)")
+GATED = ".linear_fc1."
 TIED_COPY = "language_model.output_layer.weight"
 
 
@@ -99,7 +100,7 @@ def load_sharded(
 ) -> None:
     """Copies this rank's shard of each whole tensor into the parameter of that name.
 
-    Layers and parts of other pipeline stages are skipped.
+    Layers and parts of other pipeline stages and experts of other ranks are skipped.
 
     Args:
         model: the model, or one pipeline stage of it.
@@ -138,12 +139,16 @@ def _unused(model: nn.Module) -> tuple[str, ...]:
 
 
 def global_name(model: nn.Module, name: str) -> str:
-    """Returns the name of a parameter in the whole model: a pipeline stage numbers its layers from 0."""
+    """Returns the name of a parameter in the whole model: stages number their layers, ranks their experts from 0."""
     match = LAYER.fullmatch(name)
     if match is None:
         return name
     layer = model.get_submodule(f"{match[1]}{match[2]}")
-    return f"{match[1]}{layer.layer_number - 1}{match[3]}"  # type: ignore[operator]
+    rest = match[3]
+    if (of_expert := EXPERT.fullmatch(name)) is not None:
+        first: Any = model.get_submodule(of_expert[1]).first
+        rest = rest.replace(f".{of_expert[2]}.", f".{first + int(of_expert[2])}.", 1)
+    return f"{match[1]}{layer.layer_number - 1}{rest}"  # type: ignore[operator]
 
 
 def _is_tied(model: nn.Module) -> bool:
@@ -151,7 +156,10 @@ def _is_tied(model: nn.Module) -> bool:
 
 
 def _lives_elsewhere(model: nn.Module, name: str) -> bool:
-    """Whether `name` belongs to another pipeline stage of this model."""
+    """Whether `name` belongs to another pipeline stage of this model, or to an expert of another rank."""
+    of_expert, config = EXPERT.fullmatch(name), cast(Any, model.config)
+    if of_expert is not None and config.expert_model_parallel_size > 1:
+        return int(of_expert[2]) < config.num_moe_experts
     return not (model.pre_process and model.post_process) and (
         LAYER.fullmatch(name) is not None
         or (not model.pre_process and name.startswith((TOWER, "projector.", "language_model.embedding.")))

@@ -28,6 +28,7 @@ from neva.families.vision import POOLING, tower_shapes, tower_table, vision_fami
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo
+from neva.weights.experts import ExpertsOneByOne
 from neva.weights.lazy import Chained, Converted, Filtered, Renamed
 
 
@@ -136,7 +137,7 @@ def language_part(
     )
     found = Filtered(weights, *language_prefixes(language, naming), without=others)
     if language.hf_config is None:
-        return found
+        return found if language.experts is None else ExpertsOneByOne(found, language)
     short = [name.removeprefix(naming.language) for name in found]
     prefix = missing_prefix(language, short)
     return Renamed(found, {f"{naming.language}{prefix}{name}": naming.language + name for name in short})

@@ -33,6 +33,8 @@ def test_layers_are_assigned_to_stages(arguments: tuple[int, ...], expected: lis
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF_DIR / "parallel").glob("*.yaml")))
 @pytest.mark.parametrize("recipe", ["llava_7b_pretrain", "llava_llama3_8b_finetune"])
 def test_every_preset_goes_with_a_recipe_on_two_nodes(recipe: str, preset: str) -> None:
+    if preset == "ep8":  # only these have experts to share out
+        recipe = recipe.replace("7b", "mixtral_8x7b").replace("llama3_8b", "mixtral_8x7b")
     load(recipe, [f"parallel={preset}", "model.micro_batch_size=4", "trainer.num_nodes=2"])
 
 
@@ -79,3 +81,46 @@ def test_presets_are_described_where_they_are_chosen() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "parallel.md").read_text()
     for path in (CONF_DIR / "parallel").glob("*.yaml"):
         assert f"`{path.stem}`" in page
+
+
+EXPERTS = "llava_mixtral_8x7b_pretrain"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("expert_model_parallel_size=3 trainer.devices=3", "num_moe_experts=8 cannot be divided by"),
+        (
+            "expert_model_parallel_size=8 tensor_model_parallel_size=2 sequence_parallel=true",
+            "are 4 of 8 processes",
+        ),
+        ("expert_model_parallel_size=1 tensor_model_parallel_size=2", "set the latter to true"),
+        ("optim.name=fused_adam fsdp=true", "neva's FSDP cuts experts as it does all weights"),
+        ("trainer.precision=16", "would scale the loss apart; use bf16"),
+        ("trainer.samples.prompt_file=prompts.jsonl", "ranks answer each by itself"),
+        ("moe_router_topk=9", "expected the experts of a token, 1 to 8"),
+        ("moe_router_topk=1", "the router learn nothing"),
+        ("moe_router_load_balancing_type=sinkhorn", "other experts in training than in generation"),
+        ("moe_token_dropping=true", "every token goes to all of its experts"),
+        ("moe_expert_capacity_factor=1.25", "every token goes to all of its experts"),
+    ],
+)
+def test_what_cannot_go_with_experts_is_refused(overrides: str, message: str) -> None:
+    words = [word if word.startswith("trainer.") else f"model.{word}" for word in overrides.split()]
+    batch = ["model.micro_batch_size=1", "model.global_batch_size=24"]
+    added = {"moe_token_dropping", "moe_expert_capacity_factor"}
+    words = [f"+{word}" if word.split("=")[0].removeprefix("model.") in added else word for word in words]
+    with pytest.raises(ConfigError) as caught:
+        load(EXPERTS, [*batch, *words])
+    assert message in str(caught.value)
+
+
+def test_experts_are_shared_out_only_where_there_are_some() -> None:
+    with pytest.raises(ConfigError, match="of which this language model has none"):
+        load(LAYERS_32, ["model.expert_model_parallel_size=2"])
+
+
+def test_what_is_not_said_of_experts_follows_as_in_nemo() -> None:
+    model = load(LAYERS_32, ["model.num_moe_experts=4", "model.moe_router_topk=2"]).model
+    said = (model.moe_ffn_hidden_size, model.moe_router_pre_softmax, model.moe_aux_loss_coeff)
+    assert said == (model.ffn_hidden_size, False, 0.0)

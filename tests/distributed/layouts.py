@@ -26,7 +26,13 @@ from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
-from neva.families.configs import DecoderForm, LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.configs import (
+    DecoderForm,
+    ExpertsConfig,
+    LanguageConfig,
+    VisionConfig,
+    padded_vocab_size,
+)
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import AnyResolution, KeptShape, NativeShape
 from neva.model.build import build_model
@@ -72,6 +78,8 @@ class Case:
     quarters: bool = False
     packed: bool = False
     own_shape: bool = False
+    experts: bool = False
+    expert: int = 1
     idefics2: bool = False
     form: str | None = None
 
@@ -80,7 +88,8 @@ class Case:
         """Which of the reference's models and data it has."""
         if self.form is not None:
             return self.form
-        changed = [name for name in ("tiles", "quarters", "own_shape", "idefics2") if getattr(self, name)]
+        names = ("tiles", "quarters", "own_shape", "idefics2", "experts")
+        changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
     def __str__(self) -> str:
@@ -94,6 +103,7 @@ class Case:
         ]
         words += [f"vpp{self.virtual}"] * (self.virtual is not None)
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
+        words += [f"ep{self.expert}"] * self.experts
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
             "packed", "own_shape", "idefics2",
@@ -181,6 +191,11 @@ CASES = [
     Case(2, form="around", pipeline=2, micro_batch=1),
     Case(2, form="around", context=2, packed=True),
     Case(4, form="centred", tensor=2, context=2, sequence_parallel=True),
+    Case(2, experts=True, expert=2, distributed_optimizer=True, recompute="full"),
+    Case(2, experts=True, fsdp="full", micro_batch=1),
+    Case(4, experts=True, expert=2, tensor=2, sequence_parallel=True, micro_batch=4),
+    Case(4, experts=True, expert=2, pipeline=2, packed=True, micro_batch=1),
+    Case(4, experts=True, expert=2, context=2, distributed_optimizer=True),
 ]
 LONGROPE = {
     "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16, "short_factor": [1.0],
@@ -203,12 +218,22 @@ FORMS: dict[str, dict[str, Any]] = {
 """Of decoders that are not LLaMA's make, each with what several families have."""
 
 
-def language(tensor: int, tied: bool) -> LanguageConfig:
+EXPERTS = ExpertsConfig(
+    number=4,
+    per_token=2,
+    ffn_hidden_size=24,
+    pre_softmax=True,
+    shared_ffn_hidden_size=16,
+    aux_loss_coeff=0.05,
+)
+
+
+def language(tensor: int, tied: bool, experts: bool) -> LanguageConfig:
     return LanguageConfig(
         num_layers=4, hidden_size=32, ffn_hidden_size=48, num_heads=8, num_query_groups=4, head_dim=4,
         vocab_size=VOCAB, padded_vocab_size=padded_vocab_size(VOCAB, 8, tensor), max_positions=128,
         rope_theta=5000.0, rope_scaling=None, rms_norm_eps=1e-5, tied=tied, qkv_bias=True, qk_norm=False,
-        sliding_window=None,
+        sliding_window=None, experts=EXPERTS if experts else None,
     )  # fmt: skip
 
 
@@ -336,10 +361,14 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
 
 def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     """The pieces of the model that this rank holds."""
-    shape = replace(language(case.tensor, case.tied), **FORMS.get(case.form or "", {}))
-    recompute: dict[str, Any] = {"recompute_granularity": case.recompute}
+    shape = replace(language(case.tensor, case.tied, case.experts), **FORMS.get(case.form or "", {}))
+    switches: dict[str, Any] = {"recompute_granularity": case.recompute}
     if case.recompute == "full":
-        recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+        switches |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    if case.experts:  # each sample is balanced by itself, however samples are spread
+        coefficient = EXPERTS.aux_loss_coeff
+        switches |= {"moe_router_load_balancing_type": "seq_aux_loss", "moe_aux_loss_coeff": coefficient}
+        switches |= {"expert_model_parallel_size": case.expert, "moe_z_loss_coeff": 0.01}
     config = transformer_config(
         shape,
         params_dtype=dtype,
@@ -350,7 +379,7 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
         context_parallel_size=case.context,
         num_layers_in_first_pipeline_stage=case.first_layers,
         sequence_parallel=case.sequence_parallel,
-        **recompute,
+        **switches,
     )
     return [
         build_model(
@@ -477,6 +506,7 @@ def reference(folder: Path) -> None:
         {"tiles": True},
         {"quarters": True},
         {"own_shape": True},
+        {"experts": True},
         {"idefics2": True},
         *({"form": form} for form in FORMS),
     ):
@@ -561,7 +591,7 @@ def worker(
     torch.set_num_threads(1)
     mutate(mutation)
     for case, _ in zip(cases, meetings(rank, size, port), strict=False):
-        layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual)
+        layout = groups.ParallelSizes(case.tensor, case.pipeline, case.context, case.virtual, case.expert)
         groups.init_model_parallel(layout, seed=1234)
         for dtype in (torch.float64, torch.float32):
             worst: list[Any] = [None] * size

@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from transformers.models.clip import CLIPVisionConfig
 from transformers.models.dinov2 import Dinov2Config
 from transformers.models.siglip import SiglipVisionConfig
@@ -13,9 +22,18 @@ from neva.convert.writers.hf_config import text_config
 from neva.errors import ConfigError
 from neva.families.language import language_config_from_hf
 from neva.families.vision_reading import vision_config_from_hf
+from tests import experts
 from tests.convert.tiny import FAMILIES, SIZES
 
-CLASSES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+CLASSES = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "mixtral": MixtralConfig,
+    "qwen2": Qwen2Config,
+    "qwen2_moe": Qwen2MoeConfig,
+    "qwen3": Qwen3Config,
+    "qwen3_moe": Qwen3MoeConfig,
+}
 TOWERS = {
     "clip_vision_model": CLIPVisionConfig,
     "siglip_vision_model": SiglipVisionConfig,
@@ -38,9 +56,9 @@ def test_what_a_partial_tower_config_omits_is_transformers_default(model_type):
     assert shape.class_token_length == (0 if "siglip" in model_type else 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *experts.FAMILIES])
 def test_written_config_is_read_back_by_us_and_by_transformers(family, tmp_path):
-    config_class, _, changes = FAMILIES[family]
+    config_class, _, changes = {**FAMILIES, **experts.FAMILIES}[family]
     shape = language_config_from_hf(config_class(**{**SIZES, **changes}).to_dict())
     written = text_config(shape, torch.bfloat16, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None})
     assert language_config_from_hf(written) == shape
@@ -102,6 +120,11 @@ def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
         ({"model_type": "stablelm", "partial_rotary_factor": 0.0125}, "1 of the 80 elements"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"] * 26}, "layer_types is"),
         ({"model_type": "gemma2", "hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok is 9, expected .* 1 to 8"),
+        ({"model_type": "mixtral", "router_jitter_noise": 0.1}, "router_jitter_noise is 0.1"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "mlp_only_layers is"),
+        ({"model_type": "qwen2_moe", "use_sliding_window": True}, "use_sliding_window is True"),
         (
             {
                 "model_type": "qwen2",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from neva.distributed import groups
+from neva.families.configs import ExpertsConfig
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from tests.inference.test_generate import GREEDY, answers, prompts
@@ -16,14 +17,23 @@ from tests.model.test_against_transformers import shapes
 
 SEED = 1234
 SAMPLED = replace(GREEDY, greedy=False, temperature=1.5, top_p=0.95, repetition_penalty=1.2)
-LAYOUTS = ((2, 1, False), (1, 2, False), (1, 2, True))
+LAYOUTS = (
+    (2, 1, "untied"),
+    (1, 2, "untied"),
+    (1, 2, "tied"),
+    (2, 1, "experts"),
+    (1, 2, "experts"),
+)
+EXPERTS = ExpertsConfig(
+    number=4, per_token=2, ffn_hidden_size=24, pre_softmax=True, shared_ffn_hidden_size=16
+)
 
 
-def generated(tensor: int, pipeline: int, tied: bool) -> list[Any]:
+def generated(tensor: int, pipeline: int, kind: str) -> list[Any]:
     """Greedy and sampled answers; the initial weights do not depend on the layout."""
     groups.init_model_parallel(groups.ParallelSizes(tensor=tensor, pipeline=pipeline), seed=SEED)
-    vision, language = shapes("clip", groups=2, tied=tied)
-    language = replace(language, num_layers=4)
+    vision, language = shapes("clip", groups=2, tied=kind == "tied")
+    language = replace(language, num_layers=4, experts=EXPERTS if kind == "experts" else None)
     config = transformer_config(
         language, tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline,
         pipeline_dtype=torch.float32,
@@ -46,7 +56,7 @@ def test_two_tensor_parallel_ranks_or_pipeline_stages_answer_as_one(
     single_process: None, free_port: int
 ) -> None:
     told = ranks_tell(worker, 2, 2 * len(LAYOUTS), free_port)
-    alone = {tied: generated(1, 1, tied) for tied in (False, True)}
+    alone = {kind: generated(1, 1, kind) for kind in ("untied", "tied", "experts")}
     assert len(told) == 2 * len(LAYOUTS)
     for layout, found in told:
         assert found == alone[layout[-1]], layout

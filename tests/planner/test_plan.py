@@ -31,6 +31,8 @@ from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded, local
 from neva.distributed.megatron_ddp import data_parallel
 from neva.errors import ConfigError
+from neva.families.configs import ExpertsConfig
+from neva.families.language import language_config_from_hf
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.planner import candidates as candidates_module
@@ -38,22 +40,23 @@ from neva.planner.candidates import Candidate, candidates
 from neva.planner.estimate import estimate, in_flight
 from neva.planner.job import Job, job_of
 from neva.planner.rank import sort_key
-from neva.planner.state import SHARDINGS, RankState
+from neva.planner.state import SHARDINGS, RankState, rank_state
 from neva.planner.tensors import ModelSpec, Split, Weight, stage_weights
 from neva.precision import precision_named
 from neva.training.step import run_global_batch
 from tests.megatron import free_ports, meetings, ranks_tell
 from tests.model.test_against_transformers import shapes
 from tests.planner.test_plan_memory import DTYPES, allocated, micro_batch, tensors_in
+from tests.published import MIXTRAL_8X7B, QWEN3_30B_A3B
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = ["plan", "--config-name", "llava_7b_finetune"]
 EIGHT = [*RECIPE, "--gpus", "8", "--gpu-memory", "80"]
 
 
-def tiny(tied: bool) -> ModelSpec:
+def tiny(tied: bool, experts: ExpertsConfig | None = None) -> ModelSpec:
     vision, language = shapes("clip", groups=2, tied=tied)
-    language = dataclasses.replace(language, num_layers=4)
+    language = dataclasses.replace(language, num_layers=4, experts=experts)
     return ModelSpec(vision, language, "mlp2x_gelu", 128, frozenset({"projector", "language_model"}))
 
 
@@ -77,6 +80,7 @@ class Case:
     tied: bool
     precision: str
     is_distributed: bool
+    expert: int | None = None
 
 
 CASES = [
@@ -84,16 +88,24 @@ CASES = [
     for tensor, pipeline, tied in ((1, 1, True), (2, 1, False), (1, 2, True), (1, 2, False))
     for precision in ("32", "bf16")
     for is_distributed in (False, True)
-]
+] + [Case(1, 1, False, "bf16", True, expert) for expert in (1, 2)]
 
 
 FSDP_CASES = [(strategy, precision) for strategy in ("full", "grad") for precision in ("32", "bf16")]
 
 
+EXPERTS = ExpertsConfig(number=4, per_token=2, ffn_hidden_size=40, pre_softmax=False)
+
+
+def model_of(case: Case) -> ModelSpec:
+    return tiny(case.tied, None if case.expert is None else EXPERTS)
+
+
 def allocate(case: Case) -> tuple[int, int, int]:
     """Bytes of parameters, gradients and optimizer state of this rank's real objects after a step."""
-    model, dtype = tiny(case.tied), DTYPES[case.precision]
-    groups.init_model_parallel(groups.ParallelSizes(tensor=case.tensor, pipeline=case.pipeline), seed=1)
+    model, dtype = model_of(case), DTYPES[case.precision]
+    layout = groups.ParallelSizes(case.tensor, case.pipeline, expert=case.expert or 1)
+    groups.init_model_parallel(layout, seed=1)
     config = transformer_config(
         model.language,
         params_dtype=dtype,
@@ -101,6 +113,7 @@ def allocate(case: Case) -> tuple[int, int, int]:
         pipeline_dtype=dtype,
         tensor_model_parallel_size=case.tensor,
         pipeline_model_parallel_size=case.pipeline,
+        expert_model_parallel_size=case.expert or 1,
     )
     language = dataclasses.replace(model.language, padded_vocab_size=128 * case.tensor)
     real = build_model(
@@ -130,12 +143,13 @@ def allocate(case: Case) -> tuple[int, int, int]:
         if parameter.requires_grad:
             parameter.main_grad.fill_(1e-3)
     assert optimizer.step()[0]
-    inner: Any = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    main = [p for group in inner.optimizer.param_groups for p in group["params"]]
+    inner: list[Any] = [each.optimizer for each in getattr(optimizer, "chained_optimizers", [optimizer])]
+    main = [p for each in inner for group in each.param_groups for p in group["params"]]
+    state_tensors = [tensor for each in inner for tensor in tensors_in(dict(each.state))]
     return (
         allocated(real.parameters()),
-        allocated(buffer.grad_data for buffer in chunk.buffers),
-        allocated([*(main if case.precision == "bf16" else ()), *tensors_in(dict(inner.optimizer.state))]),
+        allocated(buffer.grad_data for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]),
+        allocated([*(main if case.precision == "bf16" else ()), *state_tensors]),
     )
 
 
@@ -190,9 +204,10 @@ def test_state_equals_what_two_real_ranks_allocate(
     case = CASES[number]
     data = 2 // (case.tensor * case.pipeline)
     for stage in range(case.pipeline):
-        split = Split(case.tensor, case.pipeline, stage)
-        sharding = "optimizer" if case.is_distributed else "none"
-        planned = state(stage_weights(tiny(case.tied), split), case.precision, sharding, data, data)
+        split, expert = Split(case.tensor, case.pipeline, stage, case.expert or 1), case.expert or 1
+        sharding = SHARDINGS["optimizer" if case.is_distributed else "none"]
+        weights, precision = stage_weights(model_of(case), split), precision_named(case.precision)
+        planned = rank_state(sharding, weights, precision, data, data, expert)
         ranks = [stage] if case.pipeline == 2 else [0, 1]
         found = [two_ranks[rank][number] for rank in ranks]
         # of ranks with different shards, the fullest counts
@@ -213,6 +228,24 @@ def test_state_equals_what_two_real_ranks_of_fsdp_allocate(
 
 
 # Splits
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MIXTRAL_8X7B, 46_702_792_704),  # https://huggingface.co/mistralai/Mixtral-8x7B-Instruct-v0.1: 46.7B
+        (QWEN3_30B_A3B, 30_532_122_624),  # https://huggingface.co/Qwen/Qwen3-30B-A3B: 30.5B
+    ],
+)
+@pytest.mark.parametrize("expert", [1, 4])
+def test_models_with_experts_have_their_published_numbers_of_parameters(
+    config: dict[str, Any], expected: int, expert: int
+) -> None:
+    language = language_config_from_hf(config)
+    model = dataclasses.replace(llava().model, language=language, vocab_divisible_by=1)
+    held = [w for w in stage_weights(model, Split(1, 1, 0, expert)) if w.part == "language_model"]
+    counted = sum(weight.numel * (expert if weight.is_expert else 1) for weight in held)
+    assert counted == expected
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 4), (4, 2), (8, 4)])

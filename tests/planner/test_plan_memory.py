@@ -23,7 +23,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, PARTS
 from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.megatron_ddp import data_parallel
-from neva.families.configs import DecoderForm, LanguageConfig, VisionConfig
+from neva.families.configs import DecoderForm, ExpertsConfig, LanguageConfig, VisionConfig
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
@@ -290,6 +290,24 @@ def test_activations_match_saved_tensors(
     planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
     measured = count_saved(real, batch)
     assert planned == pytest.approx(measured, rel=SMALL_CHANGE)
+
+
+@pytest.mark.parametrize("recompute", [None, "full"])
+def test_weights_and_activations_of_experts_are_those_of_the_built_model(
+    single_process: None, recompute: str | None
+) -> None:
+    vision, language = wide()
+    experts = ExpertsConfig(
+        number=6, per_token=2, ffn_hidden_size=128, pre_softmax=True, shared_ffn_hidden_size=96
+    )
+    model = described(vision, dataclasses.replace(language, experts=experts), TRAINED[1])
+    real = built(model, "bf16", **RECOMPUTE[recompute])
+    found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
+    assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]
+    batch, work = work_of(vision, language, "bf16", recompute)
+    kept = saved_activations(model, WHOLE, work)
+    planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
+    assert planned == pytest.approx(count_saved(real, batch), rel=SMALL_CHANGE)
 
 
 @pytest.mark.parametrize("trained", TRAINED)

@@ -30,6 +30,10 @@ from neva.registry import LANGUAGE_FAMILIES
 _NO_PROJECTOR = {
     "identity": "neva always projects: the tower's width is not the language model's",
 }
+_BALANCING = {
+    "sinkhorn": "it chooses other experts in training than in generation",
+    "global_aux_loss": "it averages over the steps before, which no checkpoint holds",
+}
 _TOKENIZER = "neva reads tokenizer.json (model.tokenizer.type) and sentencepiece (model.tokenizer.model) only"
 _SPECIAL_TOKENS = "image positions have ids outside the vocabulary, so no special tokens are needed"
 
@@ -176,6 +180,9 @@ class ModelKeys(RefusedModelKeys):
         "Layers beside the head on the last stage; null: as many as elsewhere.", low=1
     )
     context_parallel_size: int = key("Ranks that share each sequence.", low=1)
+    expert_model_parallel_size: int = key(
+        "Data and context parallel ranks that share out the experts of each layer.", low=1
+    )
     sequence_parallel: bool = key("Norms and dropout share the sequence over tensor parallel ranks.")
     fsdp: bool = key("Data parallel ranks share out gradients, optimizer state and parameters (torch FSDP).")
     fsdp_sharding_strategy: str = key(
@@ -270,6 +277,29 @@ class ModelKeys(RefusedModelKeys):
     )
     rotary_base_local: float | None = key(
         "Base of RoPE in layers with the window (Gemma 3); null: rotary_base.", above=0, optional=True
+    )
+    num_moe_experts: int | None = key(
+        "Experts of each layer, of which a router chooses some for each token; null: none (Mixtral, Qwen3-MoE).",
+        low=1,
+    )
+    moe_router_topk: int | None = key("Experts of a token.", low=1)
+    moe_ffn_hidden_size: int | None = key("Width of an expert; null: ffn_hidden_size.", low=1)
+    moe_router_pre_softmax: bool | None = key(
+        "Weights of experts are probabilities among all, not among the chosen (norm_topk_prob=false)."
+    )
+    moe_shared_expert_intermediate_size: int | None = key(
+        "Width of the expert that every token passes (Qwen2-MoE); null: none.", low=1
+    )
+    moe_aux_loss_coeff: float | None = key(
+        "Weight of the loss that balances experts; null: the checkpoint's router_aux_loss_coef, else 0.",
+        low=0,
+    )
+    moe_z_loss_coeff: float | None = key("Weight of the loss that keeps the router's logits small.", low=0)
+    moe_router_load_balancing_type: str = key(
+        "What is balanced by itself: seq_aux_loss each sample; aux_loss each micro batch, which then changes the "
+        "numbers; none: nothing.",
+        choices=("seq_aux_loss", "aux_loss", "none"),
+        not_yet=_BALANCING,
     )
     init_method_std: float = key("Standard deviation of random initial weights.", above=0)
     loss_average: str = key(

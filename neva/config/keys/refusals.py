@@ -16,6 +16,8 @@ _FP8 = "neva does not train in fp8"
 _FP8_DETAIL = "acts with model.fp8 only"
 _PIPELINE = "when stages send decides over time only; it follows megatron-core's schedule"
 _DDP = "how gradients are bucketed decides over time only; megatron-core's data parallel does it its way"
+_EXPERTS = "where and in which order experts compute decides over time only"
+_DROPPED = "every token goes to all of its experts"
 _RECOMPUTE = (
     "recompute changes memory and time only; it is the same on every micro batch and stage, see "
     "model.activations_checkpoint_num_layers"
@@ -112,6 +114,21 @@ class RefusedModelKeys:
     fp16_lm_cross_entropy: Any = refused(False, why="the loss is computed in float32")
     fp32_residual_connection: Any = refused(False, why="the residual stream has the precision of the model")
     megatron_amp_O2: Any = ignored("main weights are float32 and the forward pass has 16 bits either way")
+
+    moe_token_dropping: Any = refused(False, why=_DROPPED)
+    moe_expert_capacity_factor: Any = refused(None, why=_DROPPED)
+    moe_pad_expert_input_to_capacity: Any = refused(False, why=_DROPPED)
+    moe_input_jitter_eps: Any = refused(None, why="the router sees the hidden states as they are")
+    moe_layer_freq: Any = refused(1, why="every layer has experts, or none")
+    moe_router_score_function: Any = refused("softmax", why="the router's probabilities are a softmax")
+    moe_router_enable_expert_bias: Any = refused(False, why="experts are balanced by a loss")
+    moe_router_topk_scaling_factor: Any = refused(None, why="experts weigh what the router gives them")
+    moe_extended_tp: Any = refused(False, why="ranks that share a layer share each of its experts")
+    moe_grouped_gemm: Any = ignored(_EXPERTS)
+    moe_token_dispatcher_type: Any = ignored(_EXPERTS)
+    moe_permute_fusion: Any = ignored(_EXPERTS)
+    moe_shared_expert_overlap: Any = ignored(_EXPERTS)
+    moe_per_layer_logging: Any = ignored("the balance of experts is not logged")
 
     overlap_p2p_comm: Any = ignored(_PIPELINE)
     batch_p2p_comm: Any = ignored(_PIPELINE)

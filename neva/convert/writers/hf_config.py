@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import LANGUAGE_KEYS, TOWER_KEYS, language_keys
+from neva.config.experts import expert_keys
 from neva.config.model_config import differing_form_keys, language_config_of, media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
@@ -44,6 +45,7 @@ def language_section(language: LanguageConfig) -> dict[str, Any]:
     return {
         **{key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()},
         **differing_form_keys(language.form),
+        **expert_keys(language.experts),
         "max_position_embeddings": language.max_positions,
         "encoder_seq_length": language.max_positions,
         "make_vocab_size_divisible_by": 128,

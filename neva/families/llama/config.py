@@ -52,6 +52,7 @@ class LlamaFamily:
     architecture: str
     defaults: Mapping[str, Any]
     follows_from_sizes: bool = False
+    has_experts: bool = False
     body: str = "model."
     head: str = "lm_head.weight"
     names: LayerNames = LLAMA_NAMES

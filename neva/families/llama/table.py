@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from neva.families.configs import LanguageConfig
@@ -39,6 +39,9 @@ NORMS_AROUND = LayerNames(
     {BEFORE_ATTENTION: "input_layernorm", BEFORE_MLP: "pre_feedforward_layernorm", **NORMS_AFTER.norms}
 )
 
+FeedForwardRules = Callable[[LanguageConfig, str, str], list[Rule]]
+"""The rules of a layer's feed-forward part, of its sizes and its prefixes in the folder and here."""
+
 
 def llama_table(
     language: LanguageConfig,
@@ -47,6 +50,7 @@ def llama_table(
     hf_rows: int,
     fill_row: int,
     names: LayerNames = LLAMA_NAMES,
+    feed_forward: FeedForwardRules | None = None,
 ) -> Table:
     """Returns the table of a model of LLaMA's make, its norms and biases as `language` says.
 
@@ -56,6 +60,7 @@ def llama_table(
         hf_rows: rows of its vocabulary.
         fill_row: the row that those beyond `language.vocab_size` repeat.
         names: what its layers' tensors are called there.
+        feed_forward: returns the rules of a layer's experts; None: there are none.
     """
 
     def vocab(hf: str, native: str, tied_head: str | None = None) -> PaddedVocab:
@@ -65,7 +70,8 @@ def llama_table(
     embedding = "embedding.word_embeddings.weight"
     rules: list[Rule] = [vocab(f"{body}embed_tokens.weight", embedding, head if language.tied else None)]
     for layer in range(language.num_layers):
-        rules += layer_rules(language, f"{body}layers.{layer}.", f"{LANGUAGE}decoder.layers.{layer}.", names)
+        hf, native = f"{body}layers.{layer}.", f"{LANGUAGE}decoder.layers.{layer}."
+        rules += layer_rules(language, hf, native, names, feed_forward)
     rules += _norm_rules(language, f"{body}norm", FINAL, LANGUAGE)
     if not language.tied:
         rules.append(vocab(head, "output_layer.weight"))
@@ -73,7 +79,11 @@ def llama_table(
 
 
 def layer_rules(
-    language: LanguageConfig, hf: str, native: str, names: LayerNames = LLAMA_NAMES
+    language: LanguageConfig,
+    hf: str,
+    native: str,
+    names: LayerNames = LLAMA_NAMES,
+    feed_forward: FeedForwardRules | None = None,
 ) -> list[Rule]:
     """Returns the rules of one layer; `hf` and `native` are its prefixes."""
     shapes = layer_shapes(language)
@@ -86,13 +96,17 @@ def layer_rules(
     before = [name for name in (BEFORE_ATTENTION, BEFORE_MLP) if f"{name}.weight" in shapes]
     after = [name for name in (AFTER_ATTENTION, AFTER_MLP) if f"{name}.weight" in shapes]
     norms = {name: _norm_rules(language, hf + names.norms[name], name, native) for name in [*before, *after]}
+    transformed = (
+        feed_forward(language, hf, native)
+        if feed_forward
+        else [_gated(language, hf, native, names), rename("mlp.down_proj", "mlp.linear_fc2")]
+    )
     rules: list[Rule] = [
         *norms.get(BEFORE_ATTENTION, ()),
         _qkv(language, hf, native, "weight", (language.hidden_size,), names),
         rename("self_attn.o_proj", "self_attention.linear_proj"),
         *norms.get(BEFORE_MLP, ()),
-        _gated(language, hf, native, names),
-        rename("mlp.down_proj", "mlp.linear_fc2"),
+        *transformed,
         *(rule for name in after for rule in norms[name]),
     ]
     if language.qkv_bias:
