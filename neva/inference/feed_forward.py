@@ -32,8 +32,9 @@ class DenseWeights:
     activation: Function
 
     def __call__(self, normed_TH: Tensor) -> Tensor:
-        """Returns [T, H]."""
-        return linear(self.inner(normed_TH), self.down)
+        """Returns [T, H]; `inner` spelt out, since every token of an answer comes here."""
+        gate, up = linear(normed_TH, self.gate_up).chunk(2, -1)
+        return linear(self.activation(gate).mul_(up), self.down)
 
     def inner(self, normed_TH: Tensor) -> Tensor:
         """Returns what is multiplied by `down`."""

@@ -46,6 +46,7 @@ class ContinuousBatch:
 
     def __init__(self, decoder: AnyDecoder, rows: int) -> None:
         self.decoder, self.cache, self.rows = decoder, decoder.cache(rows), rows
+        self.turning_length = decoder.turning_length
         self.running: list[Continuation] = []
 
     def answers(self, continuations: Iterable[Continuation]) -> Iterator[Continuation]:
@@ -65,7 +66,7 @@ class ContinuousBatch:
         """
         if fresh := self._refill(waiting):
             self._read(fresh)
-        elif turning := self._turning():
+        elif self.turning_length is not None and (turning := self._turning(self.turning_length)):
             self._read(turning)
         elif self.running:
             self._go_on()
@@ -91,14 +92,11 @@ class ContinuousBatch:
         running += added
         return fresh
 
-    def _turning(self) -> list[int]:
+    def _turning(self, length: int) -> list[int]:
         """Returns the rows whose positions have other angles from this length on (see `Rotary`).
 
         Prompt and answer are read anew, as transformers does.
         """
-        length = self.decoder.turning_length
-        if length is None:
-            return []
         return [row for row, one in enumerate(self.running) if len(one.input_ids) + len(one.answer) == length]
 
     @torch.inference_mode()
