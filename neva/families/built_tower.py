@@ -10,8 +10,9 @@ from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
+from neva.families.stored_names import stored_names
 from neva.registry import VISION_FAMILIES
 
 if TYPE_CHECKING:
@@ -74,18 +75,7 @@ def file_names(family: VisionFamily, vision: VisionConfig) -> Mapping[str, str]:
     Raises:
         CheckpointError: transformers joins or cuts tensors on the way to a file.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    tower = _asked(family, vision)
-    weights = dict(tower.named_parameters())
-    name_of = {id(weight): name for name, weight in weights.items()}
-    written = revert_weight_conversion(tower, dict(weights))
-    if sorted(map(id, written.values())) != sorted(name_of):
-        raise CheckpointError(
-            f"transformers joins or cuts tensors of a {family.model_type!r} tower on the way to a file; expected one "
-            "whose tensors are stored as they are, such as siglip or dinov2"
-        )
-    names = {name_of[id(weight)]: name for name, weight in written.items()}
+    names = stored_names(_asked(family, vision), "tower")
     return {name: stored for name, stored in names.items() if name != stored}
 
 

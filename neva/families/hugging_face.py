@@ -16,6 +16,7 @@ from neva.errors import CheckpointError, ConfigError
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import PaddedVocab, Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE, HFNaming
+from neva.families.stored_names import stored_names
 from neva.formats.json import json_text, shown
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class HuggingFaceFamily:
         module = module_of(language)
         if naming.model_type is not None:
             _refuse_other_names(module, naming.model_type)
-        stored, vocabulary = file_names(language), _vocabulary(module)
+        stored, vocabulary = stored_names(module, "model"), _vocabulary(module)
         tied = {id(weight): name for name, weight in module.named_parameters(remove_duplicate=False)}
         rules: list[Rule] = []
         for name, weight in module.named_parameters():
@@ -162,26 +163,6 @@ def _without_memory(config: str) -> Any:
 
     with torch.device("meta"):
         return _built(json.loads(config))
-
-
-def file_names(language: LanguageConfig) -> dict[str, str]:
-    """Returns the name of each tensor in a file, as transformers writes it.
-
-    Raises:
-        CheckpointError: transformers joins or cuts tensors on the way to a file.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    module = module_of(language)
-    weights = dict(module.named_parameters())
-    name_of = {id(weight): name for name, weight in weights.items()}
-    written = revert_weight_conversion(module, dict(weights))
-    if sorted(map(id, written.values())) != sorted(name_of):
-        raise CheckpointError(
-            f"transformers joins or cuts tensors of a {module.config.model_type!r} model on the way to a file; "
-            "expected one whose tensors are stored as they are"
-        )
-    return {name_of[id(weight)]: name for name, weight in written.items()}
 
 
 def missing_prefix(language: LanguageConfig, names: Collection[str]) -> str:

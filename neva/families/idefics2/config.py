@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from neva.families.clip.config import CLIP_DEFAULTS
 from neva.families.clip.encoder import EncoderFamily, embedding_shapes, encoder_shapes
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
@@ -59,16 +60,7 @@ VISION_FAMILIES.register(
     "idefics2_vision",
     Idefics2VisionFamily(
         "idefics2_vision",
-        {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 224,
-            "patch_size": 32,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
+        {**CLIP_DEFAULTS, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
         image_processor="SiglipImageProcessor",
         unused=(POOLING,),
         module_order=(
