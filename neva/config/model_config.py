@@ -222,8 +222,18 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
         ),
         max_positions=model_cfg.max_position_embeddings,
         family=recorded_family(model_cfg),
+        sees_whole_images=sees_whole_images(model_cfg),
         experts=experts_config_of(model_cfg),
     )
+
+
+CAUSAL, BIDIRECTIONAL = "causal", "bidirectional"
+"""`model.image_attention`: what the positions of an image see of it."""
+
+
+def sees_whole_images(model_cfg: Mapping[str, Any] | DictConfig) -> bool:
+    """Whether the positions of an image see each other; in models recorded before there was a choice they do not."""
+    return model_cfg.get("image_attention") == BIDIRECTIONAL
 
 
 def decoder_form_of(model_cfg: Mapping[str, Any] | DictConfig) -> DecoderForm:

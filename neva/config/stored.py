@@ -47,7 +47,11 @@ MEDIA = (
 OPTIONAL = (
     *FORM_KEYS,
     *(f"mm_cfg.vision_encoder.{key}" for key in ("input_size", "config", "post_layernorm")),
-    *("language_backend", *(f"mm_cfg.llm.{key}" for key in ("family", "config", "model_type"))),
+    *(
+        "language_backend",
+        "image_attention",
+        *(f"mm_cfg.llm.{key}" for key in ("family", "config", "model_type")),
+    ),
     *("mm_cfg.use_im_start_end", "mm_cfg.use_image_tile"),
     "moe_shared_expert_intermediate_size",
     *("data.system", "data.template", "data.exif_transpose", "data.sep_image_conv_front"),

@@ -10,7 +10,7 @@ from neva.config.experts import expert_problems
 from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
-from neva.config.model_config import language_backend_of, plain, recorded_family
+from neva.config.model_config import language_backend_of, plain, recorded_family, sees_whole_images
 from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.language import HUGGING_FACE
@@ -189,6 +189,13 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
 
 def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model = cfg.model
+    is_capped = model.get("attn_logit_softcapping") is not None
+    if sees_whole_images(model) and (is_capped or language_backend_of(model) == HUGGING_FACE):
+        yield (
+            "model.image_attention=bidirectional with "
+            f"{'soft caps of scores' if is_capped else 'model.language_backend=huggingface'}: only Megatron's layers "
+            "without soft caps have it; leave it out"
+        )
     if language_backend_of(model) != HUGGING_FACE:
         return
     recompute = [model[f"activations_checkpoint_{key}"] for key in ("granularity", "method", "num_layers")]

@@ -47,7 +47,12 @@ def layout_of(model: LazyModel) -> HFLayout:
 
 
 def check_logits(language: LanguageConfig, name: object) -> None:
-    """Raises CheckpointError for logits that transformers' LLaVA models do not compute."""
+    """Raises CheckpointError for logits that no LLaVA of other systems computes."""
+    if language.sees_whole_images:
+        raise CheckpointError(
+            f"{name} was trained with image_attention=bidirectional, which transformers' LLaVA models do not compute: "
+            "there is no export, keep it as a .nemo"
+        )
     if language.form.logit_cap is not None:
         raise CheckpointError(
             f"{name}: final_logit_softcapping is {language.form.logit_cap}, which transformers' LLaVA models leave "

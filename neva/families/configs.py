@@ -165,6 +165,8 @@ class LanguageConfig:
     qk_norm: bool
     sliding_window: int | None
     family: str | None = None
+    sees_whole_images: bool = False
+    """Whether the positions of an image see each other, not only those before them."""
     form: DecoderForm = LLAMA_FORM
     experts: ExpertsConfig | None = None
     """None: one feed-forward layer for all tokens."""

@@ -26,6 +26,8 @@ from neva.inference.linear import VocabularyHead, linear
 from neva.inference.rotary import RotaryTable, turn
 from neva.model.llava import NevaModel
 from neva.model.merge import merge, text_ids
+from neva.model.packed import Rows
+from neva.model.whole_images import whole_images
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class _Step:
     rows: int
     keys: int
     masks_R11K: Mapping[int | None, Tensor | None]  # by the window of a layer
+    told: Sequence[Rows | None]  # of each whole prompt
 
 
 class Decoder:
@@ -97,10 +100,18 @@ class Decoder:
         positions = torch.cat([torch.arange(length) for length in lengths]).to(ids_1T.device)
         rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(ids_1T.device)
         cache.reserve(max(lengths) + room)
-        step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), {})
+        step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), {}, self._told(prompts))
         embedded = self._embedded(ids_1T, features) if self.stage.is_first else None
         ends = torch.tensor(lengths, device=ids_1T.device).cumsum(0) - 1
         return self._logits(self._run(embedded, ids_1T.size(1), step), ends)
+
+    def _told(self, prompts: Sequence[Tensor]) -> list[Rows | None]:
+        """Returns what layers are told of each prompt, as in training."""
+        if not self.language.sees_whole_images:
+            return [None] * len(prompts)
+        group = self.language.pg_collection.cp
+        found = [whole_images(prompt[None], None, group) for prompt in prompts]
+        return [None if images is None else Rows(images=images) for images in found]
 
     def _embedded(self, ids_1T: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Returns embeddings [T, H] with image features at their positions."""
@@ -147,12 +158,13 @@ class Decoder:
         rows: int,
         keys: int,
         masks: Mapping[int | None, Tensor | None],
+        told: Sequence[Rows | None] = (),
     ) -> _Step:
         if lengths is None:
             waves = self._rotary.at(positions_T, cache.capacity)
         else:
             waves = self._rotary.of_whole(lengths, positions_T, cache.capacity)
-        return _Step(cache, waves, cache.slots(rows_T, positions_T), lengths, rows, keys, masks)
+        return _Step(cache, waves, cache.slots(rows_T, positions_T), lengths, rows, keys, masks, told)
 
     def _run(self, embedded_TH: Tensor | None, tokens: int, step: _Step) -> Tensor:
         """Returns the hidden states [T, H] behind the last layer of this stage, which the next one is sent."""
@@ -182,17 +194,20 @@ class Decoder:
         turn(qkv_TGhD[:, :, :-1], *step.waves[layer.angles])
         step.cache.write(number, step.slots, qkv_TGhD[:, :, -2:])
         if step.lengths is not None:
-            return torch.cat([self._prompt(layer, part) for part in qkv_TGhD.split(step.lengths)])
+            parts = zip(qkv_TGhD.split(step.lengths), step.told, strict=True)
+            return torch.cat([self._prompt(layer, part, told) for part, told in parts])
         key, value = step.cache.read(number, step.rows, step.keys)
         return layer.core_attention.of_last(
             qkv_TGhD[:, :, :-2], key, value, step.masks_R11K[layer.core_attention.window]
         )
 
-    def _prompt(self, layer: LayerWeights, qkv_SGhD: Tensor) -> Tensor:
-        """Returns the causal attention [S, G * Q * D] of one prompt, as in training."""
+    def _prompt(self, layer: LayerWeights, qkv_SGhD: Tensor, told: Rows | None) -> Tensor:
+        """Returns the attention [S, G * Q * D] of one prompt, as in training."""
         query_S1hD = qkv_SGhD[:, :, :-2].flatten(1, 2)[:, None]
         key_S1GD, value_S1GD = qkv_SGhD[:, None, :, -2:].unbind(3)
-        attended_S1: Tensor = layer.core_attention(query_S1hD, key_S1GD, value_S1GD, None)
+        attended_S1: Tensor = layer.core_attention(
+            query_S1hD, key_S1GD, value_S1GD, None, packed_seq_params=told
+        )
         return attended_S1[:, 0]
 
     def _summed(self, partial: Tensor) -> Tensor:

@@ -129,6 +129,7 @@ def _data(parsed: argparse.Namespace, records: Path) -> dict[str, object]:
         "model.data.image_aspect_ratio": "pad",
         "model.data.num_workers": parsed.num_workers,
         "model.mm_cfg.llm.freeze": parsed.freeze_lm or parsed.stage == 1,
+        **({"model.image_attention": "bidirectional"} if parsed.use_fixed_attn_mask else {}),
     }
 
 

@@ -37,7 +37,6 @@ NO_EFFECT = {
 REFUSED = {
     "alert_spike": "neva has no alert on a loss spike; a loss that is not finite stops the run",
     "fp8": "neva does not train in fp8; leave it out for bf16",
-    "use_fixed_attn_mask": "neva has no attention mask that is bidirectional over the image; leave it out",
     "deterministic": "no key of neva asks torch for deterministic kernels; leave it out",
 }
 """Switches whose engine is missing, with the sentence that refuses them."""
@@ -63,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dist-optim",
         "--dist-ckpt",
         "--freeze-lm",
+        "--use-fixed-attn-mask",
     ):
         parser.add_argument(flag, action="store_true", help=NO_EFFECT.get(flag))
     for flag in ("--is-on-aws", "--fused-attn", "--flash-attn", "--no-add-class-token"):

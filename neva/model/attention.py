@@ -25,7 +25,7 @@ from torch.nn.attention.bias import causal_lower_right
 from neva.families.configs import LanguageConfig
 from neva.model.capped import attend_capped, capped_attention
 from neva.model.context import chunk_ends, gather_sequence
-from neva.model.packed import PackedSamples
+from neva.model.packed import PackedSamples, Rows
 
 LARGEST_FLASH_HEAD, OLDEST_FLASH_GPU = 256, (8, 0)
 """Head size up to which FlashAttention has kernels, and the compute capability from which on."""
@@ -75,12 +75,17 @@ class SDPAttention(MegatronModule):
             query: [S, B, H, D].
             key, value: [K, B, G, D].
             attention_mask: bool [B, 1, S, K], True where a query may look; None means causal.
-            packed_seq_params: `PackedSamples`: causal within each sample; None: a row is one sample.
+            packed_seq_params: `PackedSamples`: causal within each sample; None: a row is one sample. Of `Rows` with
+                `images`, these say where queries look.
 
         Returns:
             [S, B, H*D].
         """
         assert attention_bias is None
+        if isinstance(packed_seq_params, Rows) and packed_seq_params.images is not None:
+            if self.context_group.size() > 1:
+                key, value = self._whole(key, value)
+            return self._attend(query, key, value, packed_seq_params.images.mask(self.window))
         if isinstance(packed_seq_params, PackedSamples):
             if self.context_group.size() > 1:
                 key, value = self._whole(key, value)

@@ -70,7 +70,7 @@ class LanguageModel(GPTModel):
         torch.manual_seed(seed)  # the next virtual stage of a pipeline starts from the same seed
         self.vocab_size_without_padding = language.vocab_size
         self.rotary = Rotary(language)
-        self.form = language.form
+        self.form, self.sees_whole_images = language.form, language.sees_whole_images
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 

@@ -27,6 +27,7 @@ from neva.model.merge import merge, text_ids
 from neva.model.of_own_shape import encode_pictures
 from neva.model.packed import Rows, packed_samples
 from neva.model.vision import VisionTower
+from neva.model.whole_images import whole_images
 
 AnyLanguageModel: TypeAlias = LanguageModel | HuggingFaceLanguageModel
 
@@ -92,9 +93,12 @@ class NevaModel(MegatronModule):
         if labels is not None and self.training and is_balanced(self.config):
             ranks = self.language_model.pg_collection
             groups = token_groups(labels, token_lengths, label_weight, self.config, ranks)
-        rows = None if groups is None else Rows(groups=groups)
+        images = None
+        if self.language_model.sees_whole_images:
+            images = whole_images(input_ids, sample_lengths, context)
+        rows = None if groups is None and images is None else Rows(groups=groups, images=images)
         if sample_lengths is not None:
-            rows = packed_samples(sample_lengths, length, context, device, groups)
+            rows = packed_samples(sample_lengths, length, context, device, groups, images)
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:

@@ -81,6 +81,7 @@ class Case:
     experts: bool = False
     expert: int = 1
     idefics2: bool = False
+    whole_images: bool = False
     form: str | None = None
 
     @property
@@ -88,7 +89,7 @@ class Case:
         """Which of the reference's models and data it has."""
         if self.form is not None:
             return self.form
-        names = ("tiles", "quarters", "own_shape", "idefics2", "experts")
+        names = ("tiles", "quarters", "own_shape", "idefics2", "experts", "whole_images")
         changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
@@ -106,7 +107,7 @@ class Case:
         words += [f"ep{self.expert}"] * self.experts
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed", "own_shape", "idefics2",
+            "packed", "own_shape", "idefics2", "whole_images",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
@@ -187,6 +188,8 @@ CASES = [
     Case(2, idefics2=True, tensor=2, sequence_parallel=True),
     Case(2, idefics2=True, pipeline=2, micro_batch=1),
     Case(2, idefics2=True, context=2),
+    Case(2, whole_images=True, pipeline=2, micro_batch=1),
+    Case(4, whole_images=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
     Case(2, form="around", pipeline=2, micro_batch=1),
     Case(2, form="around", context=2, packed=True),
@@ -361,7 +364,8 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
 
 def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     """The pieces of the model that this rank holds."""
-    shape = replace(language(case.tensor, case.tied, case.experts), **FORMS.get(case.form or "", {}))
+    changes = {"sees_whole_images": case.whole_images, **FORMS.get(case.form or "", {})}
+    shape = replace(language(case.tensor, case.tied, case.experts), **changes)
     switches: dict[str, Any] = {"recompute_granularity": case.recompute}
     if case.recompute == "full":
         switches |= {"recompute_method": "uniform", "recompute_num_layers": 1}
@@ -508,6 +512,7 @@ def reference(folder: Path) -> None:
         {"own_shape": True},
         {"experts": True},
         {"idefics2": True},
+        {"whole_images": True},
         *({"form": form} for form in FORMS),
     ):
         case = Case(1, micro_batch=SAMPLES, **changes)

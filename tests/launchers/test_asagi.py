@@ -168,6 +168,7 @@ def test_the_commands_of_the_page_become_these_overrides(
             {"model.data.num_workers": "4", "trainer.log_every_n_steps": "5"},
         ),
         ("--stage 2 --freeze-lm", {"model.mm_cfg.llm.freeze": "true"}),
+        ("--use-fixed-attn-mask", {"model.image_attention": "bidirectional"}),
         ("--stage 1", {"model.mm_cfg.llm.freeze": "true"}),
         (
             "--micro-batch-size 4 --global-batch-size 64",
@@ -269,7 +270,6 @@ def test_init_takes_the_sizes_of_the_folder_and_no_weights(flags: dict[str, str]
     [
         ("--alert-spike", "--alert-spike is refused: neva has no alert on a loss spike"),
         ("--fp8", "--fp8 is refused: neva does not train in fp8"),
-        ("--use-fixed-attn-mask", "--use-fixed-attn-mask is refused: neva has no attention mask"),
         ("--deterministic", "--deterministic is refused: no key of neva"),
         ("--non-persistent-save-interval 5", "--non-persistent-save-interval is refused"),
         (

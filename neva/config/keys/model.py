@@ -9,7 +9,7 @@ from neva.config.keys.field import ignored, key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
-from neva.config.model_config import IMAGE_TAGS, SAME_ACTIVATION
+from neva.config.model_config import BIDIRECTIONAL, CAUSAL, IMAGE_TAGS, SAME_ACTIVATION
 from neva.families.configs import (
     AFTER,
     ALL_HEADS,
@@ -204,6 +204,12 @@ class ModelKeys(RefusedModelKeys):
     )
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
+    image_attention: str = key(
+        "What the positions of an image see: causal, those before them; bidirectional, each other too (Megatron-VLM's "
+        "--use-fixed-attn-mask, Gemma 3); causal if not given.",
+        choices=(CAUSAL, BIDIRECTIONAL),
+        optional=True,
+    )
     language_backend: str = key(
         "Who runs the language model: megatron, in every layout; huggingface, any that transformers has, with data "
         "parallel and FSDP.",

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from neva.config.model_config import IMAGE_TAGS, image_tags_of, media_rules_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
-from neva.convert.hf_layouts import IDEFICS
+from neva.convert.hf_layouts import IDEFICS, check_logits
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import special_end
@@ -55,6 +55,7 @@ class Vocabulary:
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
+    check_logits(model.language, model.name)
 
     def prove(folder: Path) -> None:
         from neva.convert.parity.idefics2 import prove_idefics2
