@@ -41,6 +41,7 @@ OTHER_TOOLS = {
     "export",
     "git",
     "head",
+    "sh",
     "hf",
     "pip",
     "tensorboard",

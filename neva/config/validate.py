@@ -153,6 +153,9 @@ def _packing(cfg: DictConfig, world_size: int) -> Iterator[str]:
 
 def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
     trainer, optim = cfg.trainer, cfg.model.optim
+    for steps in trainer.get("skip_steps") or []:
+        if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+            yield f"trainer.skip_steps holds {list(steps)}, expected [first, last] such as [100, 110]"
     if trainer.max_steps == 0 or trainer.max_epochs == 0:
         yield "trainer.max_steps=0 or trainer.max_epochs=0 trains nothing: give a number above 0, or -1"
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):

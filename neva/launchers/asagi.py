@@ -13,7 +13,7 @@ from pathlib import Path
 
 from neva.config.derive import language_sizes, tower_sizes
 from neva.errors import ConfigError
-from neva.launchers.asagi_flags import NO_EFFECT, build_parser, refused_flags
+from neva.launchers.asagi_flags import NO_EFFECT, build_parser, refused_flags, skipped_steps
 from neva.launchers.command import NevaCommand, overrides, print_and_run, require
 from neva.launchers.sources import (
     count_records,
@@ -66,9 +66,21 @@ def train_command(arguments: Sequence[str]) -> NevaCommand:
     keys["trainer.accelerator"] = "auto"
     name = _run_name(parsed, devices)
     keys |= _sources(parsed, command, Path(parsed.save_dir) / name)
-    keys |= _batches(parsed) | _schedule(parsed) | _layout(parsed) | _run(parsed, name)
+    keys |= _guards(parsed) | _batches(parsed) | _schedule(parsed) | _layout(parsed) | _run(parsed, name)
     command.words += [*GROUPS, *overrides(keys)]
     return command
+
+
+def _guards(parsed: argparse.Namespace) -> dict[str, object]:
+    """Returns what watches the loss and what makes runs the same."""
+    keys: dict[str, object] = {}
+    if parsed.alert_spike:
+        keys["trainer.loss_spike_ratio"] = 1 + parsed.spike_thr
+    if parsed.deterministic:
+        keys["trainer.deterministic"] = True
+    if skipped := skipped_steps(parsed):
+        keys["trainer.skip_steps"] = skipped
+    return keys
 
 
 def _is_given(flag: str, arguments: Sequence[str]) -> bool:

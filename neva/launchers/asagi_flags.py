@@ -18,8 +18,7 @@ NO_EFFECT = {
     "--dist-ckpt": "checkpoints always are in Megatron's distributed format",
     "--sif-path": "neva runs in the environment that it was started in",
     "--is-on-aws": "EFA is configured by its own variables",
-    "--spike-thr": "only --alert-spike reads it",
-    "--slack-uid": "only --alert-spike reads it",
+    "--slack-uid": "an alert stands in the log and in W&B, which can pass it on to Slack",
     "--backend": "NCCL serves GPUs, gloo CPUs",
     "--rdzv-port": "the nodes meet at --master-addr and --master-port",
     "--image-token-id": "image positions have ids outside the vocabulary",
@@ -35,9 +34,7 @@ NO_EFFECT = {
 """Flags that change no number here, with the reason."""
 
 REFUSED = {
-    "alert_spike": "neva has no alert on a loss spike; a loss that is not finite stops the run",
     "fp8": "neva does not train in fp8; leave it out for bf16",
-    "deterministic": "no key of neva asks torch for deterministic kernels; leave it out",
 }
 """Switches whose engine is missing, with the sentence that refuses them."""
 
@@ -63,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dist-ckpt",
         "--freeze-lm",
         "--use-fixed-attn-mask",
+        "--alert-spike",
+        "--deterministic",
     ):
         parser.add_argument(flag, action="store_true", help=NO_EFFECT.get(flag))
     for flag in ("--is-on-aws", "--fused-attn", "--flash-attn", "--no-add-class-token"):
@@ -76,7 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", help="one GPU, batch 1, learning rate 1e-4; no debugger"
     )
     parser.add_argument(
-        "--skip-train-iteration-range", nargs="+", metavar="FIRST-LAST", help="refused: no key skips steps"
+        "--skip-train-iteration-range",
+        nargs="+",
+        metavar="FIRST-LAST",
+        help="steps that are consumed and not learnt",
     )
     return parser
 
@@ -134,7 +136,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     add("--train-iters", type=_whole(1, -1), help="default: one epoch")
     add("--lr", type=_rate, help="default: the stage's")
     add("--adam-beta2", type=_rate, default=0.999)
-    add("--spike-thr", type=float, default=2.0, help=f"no effect: {NO_EFFECT['--spike-thr']}")
+    add("--spike-thr", type=_rate, default=2.0, help="with --alert-spike: by what share the loss has grown")
     for flag in ("--rdzv-port", "--image-token-id", "--pad-token-id", "--loss-scale", "--slurm-job-id"):
         add(flag, type=int, default=-1, help=f"no effect: {NO_EFFECT[flag]}")
 
@@ -151,18 +153,18 @@ def _refused(parsed: argparse.Namespace) -> Iterator[str]:
     for name, why in REFUSED.items():
         if getattr(parsed, name):
             yield f"--{name.replace('_', '-')} is refused: {why}"
-    if parsed.skip_train_iteration_range:
-        yield _skipped(parsed.skip_train_iteration_range)
+    if parsed.skip_train_iteration_range and isinstance(wrong := skipped_steps(parsed), str):
+        yield wrong
     if parsed.non_persistent_save_interval != -1:
         yield "--non-persistent-save-interval is refused: neva keeps its checkpoints on disk; use --save-interval"
     if parsed.adam_beta2 >= 1:
         yield f"--adam-beta2 is {parsed.adam_beta2}, expected a number below 1"
 
 
-def _skipped(texts: list[str]) -> str:
-    """Returns why ranges of steps to skip are refused, the first wrong one before all else."""
+def skipped_steps(parsed: argparse.Namespace) -> list[list[int]] | str:
+    """Returns first and last of the ranges of steps to skip, joined where they touch; or what is wrong with them."""
     ranges = []
-    for text in texts:
+    for text in parsed.skip_train_iteration_range or ():
         match = _RANGE.fullmatch(text)
         if match is None or int(match[1]) > int(match[2]):
             return f"--skip-train-iteration-range holds {text!r}, expected FIRST-LAST such as 100-110"
@@ -173,8 +175,7 @@ def _skipped(texts: list[str]) -> str:
             merged[-1][1] = max(merged[-1][1], last)
         else:
             merged.append([first, last])
-    steps = " and ".join(f"{first} to {last}" for first, last in merged)
-    return f"--skip-train-iteration-range is refused: no key of neva skips steps {steps}; leave it out"
+    return merged
 
 
 def _whole(low: int, also: int | None = None) -> Callable[[str], int]:

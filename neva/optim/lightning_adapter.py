@@ -47,6 +47,8 @@ class LightningOptimizerAdapter(torch.optim.Optimizer):
         self.state: dict[Any, Any] = {}  # type: ignore[assignment]
         self.defaults: dict[str, Any] = {}
         self.grad_norm = 0.0
+        self.skips_next = False
+        """Whether the next step is counted and changes nothing."""
         self.offloaded_from = offloaded_from
 
     @property
@@ -63,6 +65,9 @@ class LightningOptimizerAdapter(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         if closure is not None:
             closure()
+        if self.skips_next:
+            self.grad_norm = 0.0
+            return
         device = self.offloaded_from
         with nullcontext() if device is None else state_on_device(self.inner, device):
             _, grad_norm, _ = self.inner.step()

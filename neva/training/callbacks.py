@@ -149,7 +149,7 @@ class MetricsFile(Callback):
         if self.file is not None:
             row = {
                 "step": trainer.global_step,
-                **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale"),
+                **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale", "skipped"),
                 **{
                     name: value
                     for source in self.measured

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from neva.model.llava import NevaModel
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
-from neva.training.step import StepLoss, run_global_batch
+from neva.training.step import StepLoss, evaluating, run_global_batch
 from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -71,10 +72,14 @@ class MegatronNevaModel(ModelPT):
         cfg: the resolved `model` section.
         trainer: the Lightning trainer, with a `MegatronStrategy`.
         clip_grad: largest global gradient norm; 0 switches clipping off.
+        skip_steps: first and last of steps that are consumed and not learnt.
     """
 
-    def __init__(self, cfg: DictConfig, trainer: Trainer, clip_grad: float) -> None:
+    def __init__(
+        self, cfg: DictConfig, trainer: Trainer, clip_grad: float, skip_steps: Sequence[Sequence[int]] = ()
+    ) -> None:
         super().__init__(cfg, trainer)
+        self.skip_steps = skip_steps
         self.automatic_optimization = False
         self.clip_grad = clip_grad
         self.consumed_samples = 0
@@ -167,20 +172,26 @@ class MegatronNevaModel(ModelPT):
     # One step
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
-        """Consumes one global batch and takes one optimizer step."""
+        """Consumes one global batch and takes one optimizer step, which changes nothing where it is to be skipped."""
         optimizer: Any = self.optimizers()
+        number = self.trainer.global_step + 1
+        is_skipped = any(first <= number <= last for first, last in self.skip_steps)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        loss = self.last_step = run_global_batch(
-            self.chunks,
-            batch,
-            self.trainer.strategy.root_device,
-            loss_average=self.cfg.loss_average,
-            num_sources=len(self.source_names),
-        )
-        self._refuse_nan(loss, batch)
+        with evaluating(self.chunks) if is_skipped else nullcontext():
+            loss = self.last_step = run_global_batch(
+                self.chunks,
+                batch,
+                self.trainer.strategy.root_device,
+                forward_only=is_skipped,
+                loss_average=self.cfg.loss_average,
+                num_sources=len(self.source_names),
+            )
+        if not is_skipped:
+            self._refuse_nan(loss, batch)
         lr = optimizer.set_step(self.trainer.global_step)
+        optimizer.optimizer.skips_next = is_skipped
         optimizer.step()
         self.consumed_samples += loss.num_samples
         self.position = self.behind_next_step(self.position)
@@ -196,6 +207,7 @@ class MegatronNevaModel(ModelPT):
                 "label_share": loss.num_label_tokens / loss.num_positions,
                 "loader_wait_s": self.loader.last_wait_s(),
                 **optimizer.loss_scale(),
+                **({"skipped": float(is_skipped)} if self.skip_steps else {}),
             },
             batch_size=1,
         )

@@ -29,10 +29,13 @@ from neva.distributed.session import ProcessSession
 from neva.precision import set_matmul_precision
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
 from neva.training.cluster import cluster_environment
+from neva.training.determinism import deterministic
 from neva.training.module import MegatronNevaModel
+from neva.training.ranked_checkpoints import ranked_by_name
 from neva.training.run_folder import finished_step, locked, resume_points
 from neva.training.samples import Samples
 from neva.training.source_losses import SourceLosses
+from neva.training.spike import SpikeAlert
 from neva.training.strategy import MegatronStrategy
 from neva.training.validation import Validation
 from neva.training.waste import WasteReport
@@ -57,7 +60,7 @@ def train(cfg: DictConfig) -> Path:
         SystemExit: with PREEMPTED on rank 0, when SIGTERM told the run to stop and it has saved.
         UserError: what the user can mend; of several processes, the same on all.
     """
-    with restored_environment():
+    with restored_environment(), deterministic(bool(cfg.trainer.get("deterministic"))):
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
         settle(place)
         cfg.trainer.max_steps = last_step(cfg)
@@ -81,7 +84,8 @@ def _train(cfg: DictConfig) -> Path:
     set_matmul_precision(cfg.trainer.precision)
     trainer = build_trainer(cfg)
     checkpoints = resume_points(cfg)
-    run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, checkpoints)))
+    with ranked_by_name():
+        run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, checkpoints)))
     if checkpoints:
         strategy: Any = trainer.strategy
         trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
@@ -97,6 +101,8 @@ def _train(cfg: DictConfig) -> Path:
         SkippedRecords(),
         WasteReport(row_length(cfg.model)),
     ]
+    if (ratio := cfg.trainer.get("loss_spike_ratio")) is not None:
+        callbacks.append(SpikeAlert(ratio))
     if cfg.exp_manager.checkpoint_callback_params.verbose:
         callbacks.append(CheckpointLogger())
     if trainer.is_global_zero:
@@ -127,7 +133,8 @@ def _validate(cfg: DictConfig) -> None:
 
 
 def _fit(cfg: DictConfig, trainer: Trainer) -> None:
-    module = MegatronNevaModel(cfg.model, trainer, clip_grad=cfg.trainer.gradient_clip_val)
+    skip_steps = OmegaConf.to_container(cfg.trainer.get("skip_steps") or OmegaConf.create([]))
+    module = MegatronNevaModel(cfg.model, trainer, cfg.trainer.gradient_clip_val, skip_steps)  # type: ignore[arg-type]
     try:
         trainer.fit(module)
     except SystemExit as stop:

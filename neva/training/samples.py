@@ -28,7 +28,7 @@ from neva.metrics.metric import Metric, Verdict
 from neva.metrics.reference import reference_of
 from neva.registry import METRICS
 from neva.training.sample_logging import log_samples, picture
-from neva.training.validation import evaluating
+from neva.training.step import evaluating
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -119,6 +120,23 @@ def run_global_batch(
         num_image_tokens=num_image_tokens,
         by_source=tuple(map(SourceLoss, summed[7::2], map(int, summed[8::2]))),
     )
+
+
+@contextmanager
+def evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
+    """Switches dropout and recomputation off, and gives every module its mode back, as frozen parts have their own."""
+    modules = [module for chunk in chunks for module in chunk.modules()]
+    modes = [module.training for module in modules]
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for chunk in chunks:
+            chunk.train()
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def _counts(batch: list[Batch]) -> list[int]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from neva.data.loader import RankBatchLoader
 from neva.data.validation import build_validation_dataset, validation_loader, validation_steps
 from neva.distributed import groups
 from neva.training.source_losses import by_name
-from neva.training.step import StepLoss, run_global_batch
+from neva.training.step import StepLoss, evaluating, run_global_batch
 
 logger = logging.getLogger(__name__)
 
@@ -127,20 +126,3 @@ def held_out_loss(
             for batch in loader
         ]
     return StepLoss.total(steps)
-
-
-@contextmanager
-def evaluating(chunks: Sequence[MegatronModule]) -> Iterator[None]:
-    """Switches dropout and recomputation off, and gives every module its mode back, as frozen parts have their own."""
-    modules = [module for chunk in chunks for module in chunk.modules()]
-    modes = [module.training for module in modules]
-    for chunk in chunks:
-        chunk.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for chunk in chunks:
-            chunk.train()
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode

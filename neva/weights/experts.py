@@ -24,13 +24,13 @@ class ExpertsOneByOne(Mapping[str, Tensor]):
 
     Args:
         source: those of the folder.
-        language: of a family with `names`.
+        language: of a family with `expert_names`.
     """
 
     def __init__(self, source: Mapping[str, Tensor], language: LanguageConfig) -> None:
         assert language.experts is not None
         self._source, self._number = source, language.experts.number
-        names = family_of(language).names  # type: ignore[attr-defined]
+        names = family_of(language).expert_names  # type: ignore[attr-defined]
         is_joined = any(JOINED.fullmatch(name) for name in source)
         self._parts: dict[str, tuple[str, int | None, int]] = {}
         """Name -> that in the source, number of the expert there, and which half of its rows (-1: all)."""

@@ -18,6 +18,7 @@ from neva.config.load import load
 from neva.constants import LOGGED_VALUES
 from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
 from neva.training.callbacks import read_metrics
+from neva.training.ranked_checkpoints import ranked_value
 from neva.training.run_folder import LOCK, locked, resume_points
 from tests.training.test_run import run
 
@@ -235,3 +236,30 @@ def test_a_checkpoint_counts_whatever_it_is_called_and_one_that_no_other_replace
         CheckpointError, match=r"is damaged \(common\.pt is missing\) and the run has no other"
     ):
         run(folder, overrides, steps=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("multistep-step=12-consumed_samples=48.0", 12.0),
+        ("run--step=3-last", 3.0),
+        ("run--val_loss=0.25-step=7", 7.0),
+        ("steps-consumed_samples=8.0", None),
+    ],
+)
+def test_a_checkpoint_is_ranked_by_what_its_name_says(name: str, value: float | None) -> None:
+    assert ranked_value(name, "step") == value
+
+
+def test_a_run_continues_in_folders_that_read_like_what_is_monitored(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    kept = [
+        f"exp_manager.checkpoint_callback_params.{word}" for word in ("every_n_train_steps=1", "save_top_k=2")
+    ]
+    for steps in (2, 4):
+        run_dir = run(tmp_path / "by_step", [*colours, *kept], steps, name="multistep")
+    ranked = [
+        path.name for path in (run_dir / "checkpoints").iterdir() if "last" not in path.name and path.is_dir()
+    ]
+    assert len(ranked) == 2 and len(read_metrics(run_dir)) == 4

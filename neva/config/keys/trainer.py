@@ -61,6 +61,19 @@ class Trainer:
         "Only validate, with the weights of the run's last checkpoint or those it would start from; nothing is written."
     )
     samples: SampleKeys = section()
+    skip_steps: list[list[int]] | None = key(
+        "Steps whose samples are consumed and not learnt, as [[first, last], …] with the numbers of the log.",
+        optional=True,
+    )
+    loss_spike_ratio: float | None = key(
+        "Warn of a step whose loss is so many times the mean of the 50 steps before it; null: never.",
+        above=1,
+        optional=True,
+    )
+    deterministic: bool = key(
+        "Kernels that give the same bits in every run of one layout; slower, and operations that have none raise.",
+        optional=True,
+    )
 
     distributed_timeout_s: float = key(
         "Seconds that one collective operation may take before the run stops and names it.", above=0
