@@ -54,5 +54,7 @@ def test_two_hosts_train_to_the_losses_of_one(tmp_path: Path, colours: list[str]
     # float32 sums in another order, carried through four steps
     assert found == pytest.approx(expected, rel=1e-5)
     table = [row for row in map(str.split, logs[0].read_text().splitlines()) if row[2:3] == ["cpu"]]
-    assert table == [[str(rank), f"h{1 + rank // 2}", "cpu", "0", "0", "0", str(rank)] for rank in range(4)]
+    assert table == [
+        [str(rank), f"h{1 + rank // 2}", "cpu", "0", "0", "0", str(rank), "0"] for rank in range(4)
+    ]
     assert "rank  host" not in logs[1].read_text()
