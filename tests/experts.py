@@ -19,19 +19,8 @@ from neva.families.language import read_language_config
 from neva.model.build import build_language_model
 from neva.model.llava import NevaModel
 from neva.weights.load import load_language_model
+from tests.convert.tiny import SIZES
 
-SIZES = {
-    "vocab_size": 133,
-    "hidden_size": 36,
-    "intermediate_size": 52,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": None,
-}
 QWEN = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 4}),

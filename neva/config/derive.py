@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from neva.config.experts import COEFFICIENT, EXPERT_KEYS, NUMBER, expert_keys, fill_experts
+from neva.config.derive_language import fill_language
+from neva.config.fill import fill_or_compare, read_shape, require
 from neva.config.fsdp import fill_fsdp
-from neva.config.model_config import (
-    FORM_KEYS,
-    LANGUAGE_KEYS,
-    SAME_ACTIVATION,
-    TOWER_KEYS,
-    decoder_form_of,
-    differing_form_keys,
-    form_keys,
-    language_backend_of,
-    language_config_of,
-    media_rules_of,
-    own_template_of,
-    plain,
-    recorded_family,
-    recorded_llm,
-    vision_config_of,
-)
-from neva.config.schema import NULLABLE
-from neva.config.show import as_override
-from neva.errors import ConfigError, naming
-from neva.families.configs import LanguageConfig
-from neva.families.language import HUGGING_FACE, language_config_from_hf
+from neva.config.model_config import TOWER_KEYS, media_rules_of, own_template_of, vision_config_of
+from neva.errors import ConfigError
 from neva.families.vision import listed
 from neva.families.vision_reading import vision_config_from_hf
-from neva.formats.hf_files import MODEL_CONFIG, image_processor_settings, read_chat_template
-from neva.formats.json import read_object
-from neva.formats.nemo_header import nemo_config
-from neva.formats.vocabulary import tokenizer_size
+from neva.formats.hf_files import image_processor_settings, read_chat_template
 from neva.registry import VISION_FAMILIES
 from neva.templates.choice import CHAT, CHAT_KEY, check_choice
 
@@ -59,7 +34,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
     if "model" in resolved:
         with open_dict(resolved):
             _vision(resolved.model)
-            _language(resolved.model)
+            fill_language(resolved.model)
             _data(resolved.model)
             fill_fsdp(resolved.model)
             _checkpoints(resolved)
@@ -112,7 +87,7 @@ def tower_sizes(folder: str | None, wanted: str | None = None) -> dict[str, Any]
 
     `wanted` is the family that the YAML names: one that takes the checkpoint's tensors for its own keeps its name.
     """
-    shape = _read(folder, vision_config_from_hf)
+    shape = read_shape(folder, vision_config_from_hf)
     if shape is None:
         return {}
     sizes = {key: getattr(shape, field) for key, field in TOWER_KEYS.items()}
@@ -130,67 +105,17 @@ def tower_sizes(folder: str | None, wanted: str | None = None) -> dict[str, Any]
     return sizes
 
 
-def language_sizes(source: str | None, backend: str | None = None) -> dict[str, Any]:
-    """Returns our `model` keys as the language model's folder or .nemo gives them; empty while neither exists."""
-    recorded = nemo_config(source)
-    if recorded is not None:
-        known = (*LANGUAGE_KEYS, *EXPERT_KEYS)
-        sizes = {key: recorded[key] for key in known if recorded.get(key) is not None}
-        return sizes | differing_form_keys(decoder_form_of(recorded))
-    shape = _read(source, partial(language_config_from_hf, backend=backend))
-    return {} if shape is None else _keys_of(shape)
-
-
-def _keys_of(language: LanguageConfig) -> dict[str, Any]:
-    sizes = {key: getattr(language, field) for key, field in LANGUAGE_KEYS.items()}
-    return sizes | differing_form_keys(language.form) | expert_keys(language.experts)
-
-
-def language_record(source: str | None, backend: str) -> dict[str, Any]:
-    """Returns the keys of `mm_cfg.llm` that a folder or .nemo gives: what its sizes do not tell.
-
-    Raises:
-        ConfigError: it is a .nemo whose language model another backend runs.
-    """
-    recorded = nemo_config(source)
-    if recorded is None:
-        shape = _read(source, partial(language_config_from_hf, backend=backend))
-        return {} if shape is None else language_keys(shape)
-    if (found := language_backend_of(recorded)) != backend:
-        raise ConfigError(
-            f"model.language_backend={backend}, but {source} records {found}, whose tensors have other names: set "
-            f"model.language_backend={found}"
-        )
-    keys = {"family": recorded_family(recorded), "config": plain(recorded_llm(recorded).get("config"))}
-    return {key: value for key, value in keys.items() if value is not None}
-
-
-def language_keys(language: LanguageConfig) -> dict[str, Any]:
-    """Returns the keys of `mm_cfg.llm` that record what the sizes of a language model do not tell."""
-    keys = {"family": language.family, "config": language.hf_config}
-    return {key: value for key, value in keys.items() if value is not None}
-
-
-def _read(folder: str | None, from_hf: Callable[[dict[str, Any]], Shape]) -> Shape | None:
-    """What the `config.json` of a Hugging Face folder says, or None when there is no such file (yet)."""
-    path = Path(folder) / MODEL_CONFIG if folder else None
-    if path is None or not path.is_file():
-        return None
-    with naming(path):
-        return from_hf(read_object(path, ConfigError))
-
-
 def _vision(model_cfg: DictConfig) -> None:
     tower = model_cfg.mm_cfg.vision_encoder
     source = f"{tower.from_pretrained}/config.json"
-    _fill_or_compare(
+    fill_or_compare(
         tower,
         tower_sizes(tower.from_pretrained, tower.model_type),
         "model.mm_cfg.vision_encoder",
         source,
         "model/vision_encoder",
     )
-    _require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
+    require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
     if tower.model_type in VISION_FAMILIES:
         leading = VISION_FAMILIES[tower.model_type].leading_tokens(tower.config or {})
         if tower.class_token_length is None:
@@ -200,57 +125,15 @@ def _vision(model_cfg: DictConfig) -> None:
                 f"model.mm_cfg.vision_encoder.class_token_length={tower.class_token_length} but a {tower.model_type} "
                 f"tower gives {leading} tokens that are no patches: leave the key out, or give at most {leading}"
             )
-    _require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
+    require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
     seen = _size_key(tower)
     side = [tower[seen], tower[seen]]
-    _fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", f"the tower's {seen}")
+    fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", f"the tower's {seen}")
 
 
 def _size_key(tower: DictConfig) -> str:
     """Returns the key that says how large an image the tower sees."""
     return "image_size" if tower.input_size is None else "input_size"
-
-
-def _language(model_cfg: DictConfig) -> None:
-    folder, backend = model_cfg.mm_cfg.llm.from_pretrained, language_backend_of(model_cfg)
-    llm = model_cfg.mm_cfg.llm
-    if sizes := language_sizes(folder, backend):
-        sizes |= form_keys(decoder_form_of(sizes))
-    for key in FORM_KEYS:
-        model_cfg[key] = model_cfg.get(key)  # trees of one's own may be without
-    model_cfg.activation = SAME_ACTIVATION.get(model_cfg.activation, model_cfg.activation)
-    source = folder if nemo_config(folder) else f"{folder}/config.json"
-    coefficient = sizes.pop(COEFFICIENT, None)  # of training, which may choose another
-    if model_cfg[COEFFICIENT] is None:
-        model_cfg[COEFFICIENT] = coefficient
-    if sizes and NUMBER not in sizes:
-        sizes[NUMBER] = None
-    _fill_or_compare(model_cfg, sizes, "model", source, "model/llm")
-    fill_experts(model_cfg)
-    for key, value in language_record(folder, backend).items():
-        llm[key] = llm.get(key)  # absent where sizes tell it
-        _fill_or_compare(llm, {key: value}, "model.mm_cfg.llm", source)
-    if backend == HUGGING_FACE and llm.get("config") is None:
-        raise ConfigError(
-            f"model.language_backend=huggingface, and {folder}/config.json does not exist: give the language model's "
-            "folder as model.mm_cfg.llm.from_pretrained, or what is in that file as model.mm_cfg.llm.config"
-        )
-    if backend == HUGGING_FACE and not sizes:
-        sizes = _keys_of(language_config_of(model_cfg))
-        _fill_or_compare(model_cfg, sizes, "model", "model.mm_cfg.llm.config")
-    ids = tokenizer_size(model_cfg.tokenizer.type)
-    if model_cfg.vocab_size is None:
-        model_cfg.vocab_size = ids
-    elif ids is not None and ids > model_cfg.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={model_cfg.vocab_size} but the tokenizer {model_cfg.tokenizer.type} has {ids} "
-            "ids: give the tokenizer that belongs to the language model, or a larger vocabulary"
-        )
-    if model_cfg.num_query_groups is None:
-        model_cfg.num_query_groups = model_cfg.num_attention_heads
-    if model_cfg.kv_channels is None and model_cfg.num_attention_heads is not None:
-        model_cfg.kv_channels = model_cfg.hidden_size // model_cfg.num_attention_heads
-    _require(model_cfg, tuple(LANGUAGE_KEYS.keys() - NULLABLE), "model", folder)
 
 
 def _data(model_cfg: DictConfig) -> None:
@@ -261,7 +144,7 @@ def _data(model_cfg: DictConfig) -> None:
     expected = {"image_token_len": rules.tile_tokens, "crop_size": side, "image_size": side}
     quarters = ", use_image_tile=true" * vision.image_tiles
     source = f"the tower ({_size_key(tower)} {vision.side}, patch_dim {tower.patch_dim}{quarters})"
-    _fill_or_compare(model_cfg.data, expected, "model.data", source)
+    fill_or_compare(model_cfg.data, expected, "model.data", source)
     _template(model_cfg)
 
 
@@ -278,35 +161,4 @@ def _checkpoints(cfg: DictConfig) -> None:
     ranks = cfg.model.tensor_model_parallel_size * cfg.model.pipeline_model_parallel_size
     kept = cfg.exp_manager.checkpoint_callback_params
     path = "exp_manager.checkpoint_callback_params"
-    _fill_or_compare(kept, {"model_parallel_size": ranks}, path, "tensor x pipeline parallel")
-
-
-def _fill_or_compare(
-    section: DictConfig, expected: Mapping[str, Any], path: str, source: str, group: str | None = None
-) -> None:
-    """Fills nulls of `section` with `expected`; raises when a given value differs, with all differences."""
-    remedy = (
-        f"correct the key or leave it out (in a tree of your own: {group}=from_checkpoint)"
-        if group
-        else ("leave the key out")
-    )
-    problems = []
-    for key, value in expected.items():
-        given = section[key]
-        given = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
-        if given is None:
-            section[key] = value
-        elif given != value:
-            problems.append(
-                f"{path}.{key}={as_override(given)} but {source} gives {as_override(value)}: {remedy}"
-            )
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def _require(section: DictConfig, keys: tuple[str, ...], path: str, folder: str | None) -> None:
-    unknown = [key for key in keys if section[key] is None]
-    if unknown:
-        names = ", ".join(f"{path}.{key}" for key in unknown)
-        found = f"{folder}/config.json does not exist or lacks them" if folder else "no checkpoint gives them"
-        raise ConfigError(f"not known: {names}; {found}: give the values or the checkpoint folder")
+    fill_or_compare(kept, {"model_parallel_size": ranks}, path, "tensor x pipeline parallel")

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.derive import language_sizes, tower_sizes
+from neva.config.derive import tower_sizes
+from neva.config.derive_language import language_sizes
 from neva.config.self_contained import select
 
 TOWER = "model.mm_cfg.vision_encoder"

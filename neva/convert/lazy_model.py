@@ -43,7 +43,8 @@ class LazyLanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the language model's weights."""
-        return next(self.weights[name] for name in self.weights if name.startswith(LANGUAGE)).dtype
+        names = (name for name in self.weights if name.startswith(LANGUAGE))
+        return self.weights[min(names, key=lambda name: "norm" not in name)].dtype  # a norm is soon read
 
     def rounded(self: Model, dtype: torch.dtype | None) -> Model:
         """Returns the model with its weights rounded to `dtype`: what an export in that precision must compute."""

@@ -118,11 +118,8 @@ class JoinedQKV:
     """Reorders one matrix of [all queries, all keys, all values] (Phi-3's `qkv_proj`) by query group."""
 
     hf_name: str
-    native_name: str
-    heads: int
-    groups: int
-    head_dim: int
-    columns: Shape
+    apart: FusedQKV
+    """The rule of the three apart, under any names."""
     optional = ()
 
     @property
@@ -131,21 +128,16 @@ class JoinedQKV:
 
     @property
     def native(self) -> tuple[str, ...]:
-        return (self.native_name,)
-
-    @property
-    def _split(self) -> FusedQKV:
-        """The same rule of the three parts apart."""
-        parts = ("q", "k", "v")
-        return FusedQKV(parts, self.native_name, self.heads, self.groups, self.head_dim, self.columns)
+        return self.apart.native
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        rows = [self.heads * self.head_dim, *[self.groups * self.head_dim] * 2]
-        whole = expect_shape(self.hf_name, tensors[self.hf_name], (sum(rows), *self.columns))
-        yield from self._split.to_native(dict(zip(self._split.hf, whole.split(rows), strict=True)))
+        split = self.apart
+        rows = [heads * split.head_dim for heads in (split.heads, split.groups, split.groups)]
+        whole = expect_shape(self.hf_name, tensors[self.hf_name], (sum(rows), *split.columns))
+        yield from split.to_native(dict(zip(split.hf, whole.split(rows), strict=True)))
 
     def to_hf(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        yield self.hf_name, _concatenate([part for _, part in self._split.to_hf(tensors)])
+        yield self.hf_name, _concatenate([part for _, part in self.apart.to_hf(tensors)])
 
 
 @dataclass(frozen=True)

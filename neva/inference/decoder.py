@@ -24,7 +24,7 @@ from neva.inference.cache import KeyValueCache
 from neva.inference.layer import LayerWeights, norm_of, weights_of
 from neva.inference.linear import VocabularyHead, linear
 from neva.inference.rotary import RotaryTable, turn
-from neva.model.llava import NevaModel
+from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.merge import merge, text_ids
 from neva.model.packed import Rows
 from neva.model.whole_images import whole_images
@@ -101,7 +101,7 @@ class Decoder:
         rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(ids_1T.device)
         cache.reserve(max(lengths) + room)
         step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), {}, self._told(prompts))
-        embedded = self._embedded(ids_1T, features) if self.stage.is_first else None
+        embedded = embedded_prompts(self.language, ids_1T, features)[0] if self.stage.is_first else None
         ends = torch.tensor(lengths, device=ids_1T.device).cumsum(0) - 1
         return self._logits(self._run(embedded, ids_1T.size(1), step), ends)
 
@@ -112,13 +112,6 @@ class Decoder:
         group = self.language.pg_collection.cp
         found = [whole_images(prompt[None], None, group) for prompt in prompts]
         return [None if images is None else Rows(images=images) for images in found]
-
-    def _embedded(self, ids_1T: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Returns embeddings [T, H] with image features at their positions."""
-        hidden_1TH = self.language.embed(text_ids(ids_1T))
-        if shown := [images for images in features if len(images)]:
-            hidden_1TH = merge(hidden_1TH, ids_1T, torch.cat(shown))
-        return hidden_1TH[0]
 
     def decode(self, cache: KeyValueCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Adds one token to each of the first rows, at its position, and returns logits [R, V] of the next ones."""
@@ -225,3 +218,11 @@ class Decoder:
                 logits = gather_from_tensor_model_parallel_region(logits, self.tensor_group)
             logits = logits[:, :vocabulary]
         return self.stage.of_last(logits, (len(hidden_RH), vocabulary), self.device)
+
+
+def embedded_prompts(language: AnyLanguageModel, ids_1T: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Returns embeddings [1, T, H] with image features at their positions."""
+    hidden_1TH = language.embed(text_ids(ids_1T))
+    if shown := [images for images in features if len(images)]:
+        hidden_1TH = merge(hidden_1TH, ids_1T, torch.cat(shown))
+    return hidden_1TH

@@ -31,15 +31,13 @@ class DenseWeights:
     down: Tensor
     activation: Function
 
-    def __call__(self, normed_TH: Tensor) -> Tensor:
-        """Returns [T, H]; `inner` spelt out, since every token of an answer comes here."""
+    def __call__(self, normed_TH: Tensor, weights_T1: Tensor | None = None) -> Tensor:
+        """Returns [T, H], each token weighted if `weights_T1` are given."""
         gate, up = linear(normed_TH, self.gate_up).chunk(2, -1)
-        return linear(self.activation(gate).mul_(up), self.down)
-
-    def inner(self, normed_TH: Tensor) -> Tensor:
-        """Returns what is multiplied by `down`."""
-        gate, up = linear(normed_TH, self.gate_up).chunk(2, -1)
-        return self.activation(gate).mul_(up)
+        inner = self.activation(gate).mul_(up)
+        if weights_T1 is not None:
+            inner = (inner * weights_T1).to(normed_TH.dtype)
+        return linear(inner, self.down)
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,8 @@ class ExpertWeights:
         result_TH = torch.zeros_like(normed_TH)
         for number in numbers_Tk.unique().tolist():
             tokens, places = (numbers_Tk == number).nonzero(as_tuple=True)
-            expert = self.experts[number]
-            inner = expert.inner(normed_TH[tokens]) * weights_Tk[tokens, places, None]
-            result_TH.index_add_(0, tokens, linear(inner.to(normed_TH.dtype), expert.down))
+            served = self.experts[number](normed_TH[tokens], weights_Tk[tokens, places, None])
+            result_TH.index_add_(0, tokens, served)
         if self.shared is not None and self.shared_gate is not None:
             result_TH += self.shared(normed_TH) * F.linear(normed_TH, self.shared_gate).sigmoid()
         return result_TH

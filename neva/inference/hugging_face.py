@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from neva.inference.decoder import Decoder
+from neva.inference.decoder import Decoder, embedded_prompts
 from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.llava import NevaModel
-from neva.model.merge import merge, text_ids
 
 
 @dataclass
@@ -59,12 +58,8 @@ class HuggingFaceDecoder:
         """See `Decoder.prefill`."""
         logits = []
         for row, prompt, images in zip(rows, prompts, features, strict=True):
-            ids_1S = prompt[None]
-            embedded_1SD = self.language.embed(text_ids(ids_1S))
-            if len(images):
-                embedded_1SD = merge(embedded_1SD, ids_1S, images)
             cache.of_row[row] = DynamicCache(config=self.language.model.config)
-            logits.append(self._step(cache, row, embedded_1SD))
+            logits.append(self._step(cache, row, embedded_prompts(self.language, prompt[None], [images])))
         return torch.stack(logits)
 
     def decode(self, cache: RowCaches, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neva.config.derive import language_sizes, tower_sizes
+from neva.config.derive import tower_sizes
+from neva.config.derive_language import language_sizes
 from neva.errors import ConfigError
 from neva.launchers.asagi_flags import NO_EFFECT, build_parser, refused_flags, skipped_steps
 from neva.launchers.command import NevaCommand, overrides, print_and_run, require

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from neva.constants import IGNORE_INDEX
-from neva.model.context import positions
+from neva.model.context import positions, sample_numbers
 
 BY_SAMPLE, BY_MICRO_BATCH, UNBALANCED = "seq_aux_loss", "aux_loss", "none"
 """Megatron's names of the groups."""
@@ -68,13 +68,7 @@ def token_groups(
     """
     rows, length = labels_BS.shape
     lengths = sample_lengths or [[length]] * rows
-    number = sum(map(len, lengths))
-    group_BS = torch.full((rows, length), number)
-    first = 0
-    for row, of_row in enumerate(lengths):
-        of_tokens = torch.arange(first, first + len(of_row)).repeat_interleave(torch.tensor(of_row))
-        group_BS[row, : len(of_tokens)] = of_tokens
-        first += len(of_row)
+    number, group_BS = sum(map(len, lengths)), sample_numbers(lengths, length)
     if config.moe_router_load_balancing_type == BY_MICRO_BATCH:
         group_BS = (group_BS == number).long()
         number = 1

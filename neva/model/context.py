@@ -6,6 +6,8 @@ Dimensions: S whole sequence, s a rank's shard.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
@@ -28,6 +30,23 @@ def positions(length: int, group: ProcessGroup, device: torch.device) -> Tensor 
         )
     chunks = torch.arange(length, device=device).chunk(2 * size)
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
+
+
+def sample_numbers(lengths: Sequence[Sequence[int]], length: int) -> Tensor:
+    """Returns the number [B, S] of the sample that each position belongs to, counted over all rows.
+
+    Args:
+        lengths: of the samples in each row, in their order.
+        length: S; what is left of a row is padding, of the number behind the last.
+    """
+    total = sum(map(len, lengths))
+    numbers_BS = torch.full((len(lengths), length), total)
+    first = 0
+    for row, of_row in enumerate(lengths):
+        of_tokens = torch.arange(first, first + len(of_row)).repeat_interleave(torch.tensor(of_row))
+        numbers_BS[row, : len(of_tokens)] = of_tokens
+        first += len(of_row)
+    return numbers_BS
 
 
 def gather_sequence(shard: Tensor, group: ProcessGroup) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from neva.constants import IMAGE_TOKEN_ID
-from neva.model.context import positions
+from neva.model.context import positions, sample_numbers
 
 
 @dataclass
@@ -25,7 +25,7 @@ class WholeImages:
     image_BK: Tensor
     """Number of the image that a position belongs to; 0: text."""
     sample_BK: Tensor
-    """Number of its sample in the row."""
+    """Number of its sample, that of padding another one."""
     queries_S: Tensor
     """Positions of this rank's queries in the row."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
@@ -63,10 +63,7 @@ def whole_images(
     if not bool(is_image_BK.any()):
         return None
     rows, length = input_ids_BK.shape
-    sample_BK = torch.zeros_like(input_ids_BK)
-    for row, lengths in enumerate(sample_lengths or ()):
-        sizes = torch.tensor([*lengths, length - sum(lengths)])
-        sample_BK[row] = torch.arange(len(sizes)).repeat_interleave(sizes).to(sample_BK.device)
+    sample_BK = sample_numbers(sample_lengths or [[length]] * rows, length).to(input_ids_BK.device)
     # an image ends where its sample does
     begins_BK = is_image_BK.clone()
     begins_BK[:, 1:] &= ~(is_image_BK[:, :-1] & (sample_BK[:, 1:] == sample_BK[:, :-1]))

@@ -86,9 +86,7 @@ def _train(cfg: DictConfig) -> Path:
     checkpoints = resume_points(cfg)
     with ranked_by_name():
         run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, checkpoints)))
-    if checkpoints:
-        strategy: Any = trainer.strategy
-        trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
+    _continue_from(trainer, checkpoints)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     source_losses = SourceLosses(cfg.trainer.log_every_n_steps)
     asides: list[Validation | Samples] = [Validation(cfg.trainer)]
@@ -122,14 +120,19 @@ def _validate(cfg: DictConfig) -> None:
     cfg.trainer.max_steps += 1
     cfg.model.mm_cfg.mm_mlp_adapter_freeze = False
     trainer = build_trainer(cfg)
-    if checkpoints := resume_points(cfg):
-        strategy: Any = trainer.strategy
-        trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
+    _continue_from(trainer, resume_points(cfg))
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(Validation(cfg.trainer))
     with warnings.catch_warnings():  # the callback that wrote the checkpoint writes none now
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
         _fit(cfg, trainer)
+
+
+def _continue_from(trainer: Trainer, checkpoints: Sequence[Path]) -> None:
+    """Has the trainer read the first checkpoint, or where its files have changed the next; none: it starts afresh."""
+    if checkpoints:
+        strategy: Any = trainer.strategy
+        trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
 
 
 def _fit(cfg: DictConfig, trainer: Trainer) -> None:

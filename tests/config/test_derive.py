@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from neva.config.compose import compose
-from neva.config.derive import language_sizes, resolve, total_steps
+from neva.config.derive import resolve, total_steps
+from neva.config.derive_language import language_sizes
 from neva.config.load import load
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.errors import ConfigError

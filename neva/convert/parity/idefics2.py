@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, Idefics2ForConditionalGeneration
+from transformers import AutoProcessor
 
 from neva.convert.lazy_model import LazyModel
-from neva.convert.parity.figures import configuration_differences, write_parity
-from neva.convert.parity.native import native_logits
-from neva.convert.parity.reference import reference_outputs, tokenizer_differences
+from neva.convert.parity.llava import prove_inputs
 from neva.convert.parity.samples import QUESTIONS, TEXT, ParityInput, native_processor, parity_images
 from neva.data.collate import picture_shapes
 from neva.data.media.placeholders import Medium
@@ -36,16 +34,8 @@ def prove_idefics2(model: LazyModel, folder: Path) -> None:
         for question, images in zip(QUESTIONS, groups, strict=True)
     ]
     inputs.append(_input(processor, reader, TEXT, []))
-    answered, not_loaded = reference_outputs(Idefics2ForConditionalGeneration, folder, inputs)
-    with model.tokenizer_dir() as tokenizer_dir:
-        tokenizer = tokenizer_differences(folder, tokenizer_dir)
-    differences = {
-        "configuration": configuration_differences(folder, model.language, model.vision),
-        "weights": not_loaded,
-        "tokenizer": tokenizer,
-        "image_processor": [difference for sample in inputs for difference in _pixel_differences(sample)],
-    }
-    write_parity(folder, answered, native_logits(model, answered), differences)
+    differences = [difference for sample in inputs for difference in _pixel_differences(sample)]
+    prove_inputs(model, folder, inputs, differences)
 
 
 def _pictures(side: int) -> list[Image.Image]:

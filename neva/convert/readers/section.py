@@ -7,7 +7,7 @@ from dataclasses import replace
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from neva.config.compose import compose
-from neva.config.derive import language_keys
+from neva.config.derive_language import language_keys
 from neva.convert.writers.hf_config import language_section, vision_section
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import backend_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _native_shape(model: LazyModel) -> NativeShape:
 
 
 def _config(model: LazyModel, vocabulary: Vocabulary, dtype: torch.dtype) -> dict[str, Any]:
-    language = replace(model.language, vocab_size=vocabulary.rows)
+    language = model.language.with_vocabulary(vocabulary.rows)
     sizes = getattr(connector_named(model.connector), "sizes", {})
     width, ids = model.language.hidden_size, vocabulary.ids
     return {

@@ -14,6 +14,7 @@ from neva.families.clip.config import CLIP_DEFAULTS
 from neva.families.clip.encoder import EncoderFamily, embedding_shapes, encoder_shapes
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
+from neva.families.siglip.config import WITHOUT_HEAD
 from neva.families.vision import POOLING
 from neva.registry import VISION_FAMILIES
 
@@ -63,12 +64,7 @@ VISION_FAMILIES.register(
         {**CLIP_DEFAULTS, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
         image_processor="SiglipImageProcessor",
         unused=(POOLING,),
-        module_order=(
-            "embeddings.patch_embedding.",
-            "embeddings.",
-            "encoder.",
-            "post_layernorm.",
-        ),
+        module_order=WITHOUT_HEAD,
         layer_order=(
             *(f"self_attn.{part}_proj." for part in ("k", "v", "q", "out")),
             "layer_norm1.",

@@ -129,10 +129,9 @@ def _qkv(
 ) -> Rule:
     fused = f"{native}self_attention.linear_qkv.{kind}"
     sizes = (language.num_heads, language.num_query_groups, language.head_dim, columns)
-    if names.are_joined:
-        return JoinedQKV(f"{hf}self_attn.qkv_proj.{kind}", fused, *sizes)
     q, k, v = (f"{hf}self_attn.{part}_proj.{kind}" for part in "qkv")
-    return FusedQKV((q, k, v), fused, *sizes)
+    apart = FusedQKV((q, k, v), fused, *sizes)
+    return JoinedQKV(f"{hf}self_attn.qkv_proj.{kind}", apart) if names.are_joined else apart
 
 
 def _gated(language: LanguageConfig, hf: str, native: str, names: LayerNames) -> Rule:

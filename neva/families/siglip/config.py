@@ -44,6 +44,9 @@ def _pooling_shapes(vision: VisionConfig) -> dict[str, Shape]:
     return shapes | linear_shapes("head.mlp.fc1", ffn, hidden) | linear_shapes("head.mlp.fc2", hidden, ffn)
 
 
+WITHOUT_HEAD = ("embeddings.patch_embedding.", "embeddings.", "encoder.", "post_layernorm.")
+"""Modules of the tower in their order, but for the pooling head."""
+
 VISION_FAMILIES.register(
     "siglip",
     SiglipFamily(
@@ -54,16 +57,7 @@ VISION_FAMILIES.register(
         exported_type="siglip_vision_model",
         image_processor="SiglipImageProcessor",
         unused=(POOLING,),
-        module_order=(
-            "embeddings.patch_embedding.",
-            "embeddings.",
-            "encoder.",
-            "post_layernorm.",
-            "head.probe",
-            "head.attention.",
-            "head.layernorm.",
-            "head.mlp.",
-        ),
+        module_order=(*WITHOUT_HEAD, "head.probe", "head.attention.", "head.layernorm.", "head.mlp."),
         layer_order=("layer_norm1.", "self_attn.", "layer_norm2.", "mlp."),
     ),
 )
