@@ -28,7 +28,9 @@ def release(tree: DictConfig, given: Collection[str]) -> None:
     if isinstance(tower, str):
         _release(tree, TOWER, tower_sizes(tower, wanted if isinstance(wanted, str) else None), given)
     if isinstance(language, str):
-        _release(tree, "model", language_sizes(language), given)
+        backend = select(tree, "model.language_backend")
+        sizes = language_sizes(language, backend if isinstance(backend, str) else None)
+        _release(tree, "model", sizes, given)
 
 
 def _release(tree: DictConfig, section: str, sizes: Iterable[str], given: Collection[str]) -> None:

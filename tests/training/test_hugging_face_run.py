@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,12 @@ def test_what_it_cannot_do_is_said_before_it_starts(tmp_path: Path, starcoder: l
     }.items():
         with pytest.raises(ConfigError, match=message):
             load("quickstart_finetune", [*backend, *key.split()])
+
+
+def test_a_llama_that_megatron_refuses_is_read_by_its_own_class(tmp_path: Path, starcoder: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "mlp_bias": True, **SIZES}))
+    biased = [*starcoder, f"model.mm_cfg.llm.from_pretrained={tmp_path}"]
+    with pytest.raises(ConfigError, match="mlp_bias is True, expected false"):
+        load("quickstart_finetune", biased)
+    cfg = load("quickstart_finetune", [*biased, "model.language_backend=huggingface"])
+    assert cfg.model.mm_cfg.llm.config.mlp_bias and cfg.model.hidden_size == SIZES["hidden_size"]
