@@ -66,6 +66,13 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def gathered_by_data_parallel(values: torch.Tensor) -> torch.Tensor:
+    """Returns [data-parallel ranks, n] of what each of them gives, [n] on its device. Called by every rank."""
+    gathered = values.new_empty((data_parallel_size(), len(values)))
+    dist.all_gather(list(gathered), values, group=parallel_state.get_data_parallel_group())
+    return gathered
+
+
 @dataclass(frozen=True)
 class PipelineStage:
     """A pipeline stage on this rank; `virtual` is its number where a rank holds several virtual stages."""

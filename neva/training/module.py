@@ -21,6 +21,7 @@ from neva.config.parts import trained_parts
 from neva.constants import PARTS
 from neva.data.batch import Batch
 from neva.data.held_out import source_names
+from neva.data.ledger import LEARNT, SKIPPED
 from neva.data.loader import train_loader
 from neva.data.position import saved_position
 from neva.data.tokenizer import load_tokenizer
@@ -148,6 +149,7 @@ class MegatronNevaModel(ModelPT):
         )
         sampler: Any = loader.sampler
         self.behind_next_step, self.position = sampler.behind, sampler.start
+        self.next_step_begin = sampler.begin
         self.data_identity = loader.identity
         self.source_names = source_names(loader.dataset.samples.records)  # type: ignore[attr-defined]
         if self.trainer.global_step >= self.trainer.max_steps:
@@ -175,6 +177,7 @@ class MegatronNevaModel(ModelPT):
         """Consumes one global batch and takes one optimizer step, which changes nothing where it is to be skipped."""
         optimizer: Any = self.optimizers()
         number = self.trainer.global_step + 1
+        self.step_begin = self.next_step_begin(self.position)
         is_skipped = any(first <= number <= last for first, last in self.skip_steps)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -195,6 +198,7 @@ class MegatronNevaModel(ModelPT):
         optimizer.step()
         self.consumed_samples += loss.num_samples
         self.position = self.behind_next_step(self.position)
+        self.treatment = SKIPPED if is_skipped else LEARNT
         self.log_dict(
             {
                 "loss": loss.mean,

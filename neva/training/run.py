@@ -33,6 +33,7 @@ from neva.training.determinism import deterministic
 from neva.training.module import MegatronNevaModel
 from neva.training.ranked_checkpoints import ranked_by_name
 from neva.training.run_folder import finished_step, locked, resume_points
+from neva.training.sample_ledger import SampleLedger
 from neva.training.samples import Samples
 from neva.training.source_losses import SourceLosses
 from neva.training.spike import SpikeAlert
@@ -93,7 +94,7 @@ def _train(cfg: DictConfig) -> Path:
     asides: list[Validation | Samples] = [Validation(cfg.trainer)]
     if cfg.trainer.samples.prompt_file is not None:
         asides.append(Samples(cfg.trainer.samples, run_dir))
-    callbacks[:0] = [*asides, source_losses]
+    callbacks[:0] = [SampleLedger(run_dir), *asides, source_losses]
     throughput = Throughput(cfg, asides)
     callbacks += [
         throughput,
