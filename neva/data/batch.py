@@ -12,7 +12,7 @@ from neva.constants import IGNORE_INDEX
 from neva.families.media_tokens import PictureShape
 
 
-class Origin(NamedTuple):
+class SampleOrigin(NamedTuple):
     """Where a sample comes from."""
 
     row: int
@@ -49,7 +49,7 @@ class Batch:
     """Tokens of each sample in each row; none: a row is one sample, of a length that is not told."""
     sample_sources: list[list[int]] = field(default_factory=list)
     """Numbers of the sources that they are of, in a mixture."""
-    origins: list[Origin] = field(default_factory=list)
+    origins: list[SampleOrigin] = field(default_factory=list)
     """Of all samples, in the order of `record_ids`."""
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
-from neva.data.batch import Batch, Origin
+from neva.data.batch import Batch, SampleOrigin
 from neva.data.dataset import Sample
 from neva.families.media_tokens import MediumLayout, PictureShape
 
@@ -87,7 +87,7 @@ def _fill(
         sample_lengths=[[len(sample.input_ids) for sample in row] for row in group],
         sample_sources=[[sample.source for sample in row] for row in group],
         origins=[
-            Origin(place, sample.number, sample.stands_for)
+            SampleOrigin(place, sample.number, sample.stands_for)
             for place, row in zip(places, group, strict=True)
             for sample in row
         ],

@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     number: int = -1
     """Of the record in the data set."""
     stands_for: tuple[int, ...] = ()
-    """Records that a sampler asked for and that are done with it, see `Origin`."""
+    """Records that a sampler asked for and that are done with it, see `SampleOrigin`."""
 
 
 class ConversationDataset(Dataset[Sample]):

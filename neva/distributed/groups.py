@@ -114,6 +114,11 @@ def leads_model() -> bool:
     return dist.get_rank(parallel_state.get_model_parallel_group()) == 0
 
 
+def leads_share() -> bool:
+    """Whether this process is the first of those that compute one share of a step together."""
+    return leads_model() and parallel_state.get_context_parallel_rank() == 0
+
+
 def data_parallel_size() -> int:
     """Returns the size of the data-parallel axis."""
     return parallel_state.get_data_parallel_world_size()

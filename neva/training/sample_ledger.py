@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from neva.data.batch import Batch, Origin
+from neva.data.batch import Batch, SampleOrigin
 from neva.data.ledger import LedgerPart, LedgerStep, LedgerWriter
 from neva.distributed import groups
 
@@ -96,18 +96,18 @@ def packed_origins(batch: Sequence[Batch], most_samples: int, device: torch.devi
     return packed.to(device)
 
 
-def in_sampler_order(shares: Sequence[Sequence[int]]) -> list[Origin]:
+def in_sampler_order(shares: Sequence[Sequence[int]]) -> list[SampleOrigin]:
     """Returns the origins of all ranks, their rows numbered through the global batch: rank r has each size-th row."""
     size = len(shares)
     found = [
-        Origin(row * size + rank, number, stands_for)
+        SampleOrigin(row * size + rank, number, stands_for)
         for rank, share in enumerate(shares)
         for row, number, stands_for in _unpacked(share)
     ]
     return sorted(found, key=lambda origin: origin.row)
 
 
-def _unpacked(share: Sequence[int]) -> Iterator[Origin]:
+def _unpacked(share: Sequence[int]) -> Iterator[SampleOrigin]:
     triples: Iterable[Sequence[int]] = (share[1 + 3 * place : 4 + 3 * place] for place in range(share[0]))
     for (row, number), same in groupby(triples, key=lambda triple: (triple[0], triple[1])):
-        yield Origin(row, number, tuple(triple[2] for triple in same))
+        yield SampleOrigin(row, number, tuple(triple[2] for triple in same))
