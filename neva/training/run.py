@@ -147,7 +147,8 @@ def _continue_from(trainer: Trainer, start: Start) -> None:
 
 
 def _fit(cfg: DictConfig, trainer: Trainer, run_dir: Path, replayed: Path | None = None) -> None:
-    skip_steps = OmegaConf.to_container(cfg.trainer.get("skip_steps") or OmegaConf.create([]))
+    skipped = cfg.trainer.get("skip_steps") if replayed is None else None
+    skip_steps = OmegaConf.to_container(skipped or OmegaConf.create([]))
     module = MegatronNevaModel(cfg, trainer, run_dir, skip_steps, replayed)  # type: ignore[arg-type]
     try:
         trainer.fit(module)
