@@ -55,8 +55,8 @@ LAYOUTS = (
 DATA: dict[str, tuple[str, ...]] = {
     "cyclic": (),
     "modality, mixture": ("model.data.dataloader_type=modality", "model.mega_batch_mult=2"),
-    "packed": ("model.data.packed_sequence=true", "model.data.packed_length=64"),
-    "packed, mixture": ("model.data.packed_sequence=true", "model.data.packed_length=64"),
+    "packed": ("model.data.packed_sequence=true", "model.encoder_seq_length=64"),
+    "packed, mixture": ("model.data.packed_sequence=true", "model.encoder_seq_length=64"),
 }
 """Kinds of data; a mixture has two sources, of which the second comes one and a half times."""
 
