@@ -1,17 +1,12 @@
-"""Runs of real processes that share their start-up: one process imports everything, each rank is a fork of it.
-
-Preloaded by that process, so what it imports is what all ranks have. A rank is as one that was started with LOCAL_RANK
-in its environment; it can be killed as any other.
-"""
+"""Runs of real processes that may be killed, or harmed in a step; they share their start-up (`warm_processes`)."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Collection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +15,7 @@ import torch
 from neva.config.load import load
 from neva.training import run as run_module
 from neva.training.callbacks import Progress
-from tests.megatron import free_ports
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
+from tests.megatron import free_ports, launcher_free, warm_processes
 
 RECIPE = "quickstart_finetune"
 
@@ -45,8 +37,9 @@ class Ranks:
         (port,) = free_ports(1)
         arguments = [*overrides, f"trainer.devices={size}"]
         self.log = log
-        self.processes: list[ForkServerProcess] = [
-            FORKS.Process(target=_rank, args=(rank, size, port, arguments, log, poisoned))
+        context: Any = warm_processes()
+        self.processes: list[BaseProcess] = [
+            context.Process(target=_rank, args=(rank, size, port, arguments, log, poisoned))
             for rank in range(size)
         ]
         for process in self.processes:
@@ -89,6 +82,9 @@ def _rank(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    environment = launcher_free(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
     if size > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": size, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
