@@ -74,9 +74,7 @@ class Data:
     do_image_splitting: bool = key(
         "With native: the quarters of an image are four more pictures, before the whole.", fixed=READING
     )
-    max_num_patches: int = key(
-        "With naflex: the most patches of an image.", low=1, high=16384, fixed=READING
-    )
+    max_num_patches: int = key("With naflex: the most patches of an image.", low=1, high=16384, fixed=READING)
     image_urls: bool = key(
         "Fetch images that records name by http:// or https://, and keep them beside the data."
     )
