@@ -121,9 +121,9 @@ def test_a_deterministic_run_asks_for_such_kernels_while_it_lasts(
     seen: list[tuple[bool, str | None]] = []
     fit = run_module._fit
 
-    def look(cfg: Any, trainer: Any) -> None:
+    def look(*arguments: Any) -> None:
         seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-        fit(cfg, trainer)
+        fit(*arguments)
 
     monkeypatch.setattr(run_module, "_fit", look)
     runs = [
