@@ -82,6 +82,9 @@ def data_of(colours: Sequence[str], kind: str, folder: Path) -> list[str]:
     return [*kept, f"model.data.data_path={path}", *DATA[kind]]
 
 
+LONGEST_S = 300
+"""That a run may take for a few steps."""
+
 ROUND = 8
 """Kills of one run."""
 
@@ -149,8 +152,9 @@ def drill(
 
 def _wait(ranks: Ranks, run_dir: Path, starts: int, steps: int) -> None:
     """Waits until the run has begun, and has so many steps behind it."""
+    deadline = time.monotonic() + LONGEST_S
     while _starts(run_dir) == starts or len(consumed(run_dir)) < steps:
-        assert ranks.is_alive, ranks.log.read_text()[-4000:]
+        assert ranks.is_alive and time.monotonic() < deadline, ranks.log.read_text()[-4000:]
         time.sleep(0.01)
 
 
