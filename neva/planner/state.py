@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
-from neva.constants import PARTS
+from neva.constants import ALL_PARTS
 from neva.planner.buffer import sharded_buffer
 from neva.planner.tensors import Weight
 from neva.precision import FLOAT32, Precision
@@ -156,7 +156,7 @@ class FullySharded:
         """Counts the shards and, under `grad`, the all-gathered parameters."""
         ways = node_ranks if self.strategy == "hybrid" else ranks
         gathered = ways * precision.num_bytes if self.strategy == "grad" else 0
-        parts = dict.fromkeys(PARTS, 0)
+        parts = dict.fromkeys(ALL_PARTS, 0)
         for weight in weights:
             kept = FLOAT_BYTES if weight.is_trained else precision.num_bytes
             parts[weight.part] += (kept + gathered) * _shard(weight, ways)
@@ -214,7 +214,7 @@ def _by_part(weights: Sequence[Weight], precision: Precision) -> dict[str, int]:
     """Bytes of whole weights by part."""
     return {
         part: precision.num_bytes * sum(weight.numel for weight in weights if weight.part == part)
-        for part in PARTS
+        for part in ALL_PARTS
     }
 
 

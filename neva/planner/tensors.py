@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from neva.constants import ADAPTERS
+from neva.families.adapters import site_shapes
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
@@ -85,8 +87,9 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     is_shared = model.language.tied and split.pipeline > 1
     if split.is_first:
         weights.append(Weight(LANGUAGE, vocabulary, is_trained, is_shared))
-    for _ in range(model.language.num_layers // split.pipeline):
-        weights += _layer(model, split, is_trained)
+    layers = model.language.num_layers // split.pipeline
+    for number in range(split.stage * layers, (split.stage + 1) * layers):
+        weights += _layer(model, split, is_trained, number)
     if split.is_last:
         weights += [
             Weight(LANGUAGE, shape, is_trained) for shape in norm_shapes(model.language, FINAL).values()
@@ -96,14 +99,19 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     return weights
 
 
-def _layer(model: ModelSpec, split: Split, is_trained: bool) -> Iterator[Weight]:
-    """Of experts, the first share: all shares are alike."""
+def _layer(model: ModelSpec, split: Split, is_trained: bool, number: int) -> Iterator[Weight]:
+    """Of experts, the first share: all shares are alike. Adapters stand behind their matrix."""
     experts = model.language.experts
     kept = 0 if experts is None else experts.number // split.expert
-    for name, shape in layer_shapes(model.language, split.tensor).items():
+    shapes = layer_shapes(model.language, split.tensor)
+    last = {name.rpartition(".")[0]: name for name in shapes}
+    for name, shape in shapes.items():
         is_expert = name.startswith(EXPERTS)
         if not is_expert or int(name.removeprefix(EXPERTS).split(".")[0]) < kept:
             yield Weight(LANGUAGE, shape, is_trained, is_expert=is_expert and split.expert > 1)
+        if name == last[site := name.rpartition(".")[0]]:
+            for factor in site_shapes(model.language, site, number, split.tensor).values():
+                yield Weight(ADAPTERS, factor, ADAPTERS in model.trained_parts)
 
 
 def _vocabulary(model: ModelSpec, tensor: int) -> tuple[int, int]:
