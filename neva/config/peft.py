@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.keys.peft import BEFORE_FACTORS, LORA, NEMO_VARIANT
+from neva.config.keys.peft import BEFORE_FACTORS, LORA, NEMO_VARIANT, NF4, QLORA
 from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.adapters import DOWN, GATE_UP, PIECES, PROJECTION, QKV, WHOLE
@@ -41,7 +42,7 @@ TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
 def has_adapters(model_cfg: Mapping[str, Any] | DictConfig) -> bool:
     """Whether a `model` section has adapters; those recorded before there was `peft` have none."""
     peft = model_cfg.get("peft")
-    return peft is not None and peft.get("peft_scheme") == LORA
+    return isinstance(peft, Mapping | DictConfig) and peft.get("peft_scheme") in (LORA, QLORA)
 
 
 def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
@@ -53,16 +54,19 @@ def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
     if not has_adapters(model_cfg):
         return None
     tuning = model_cfg["peft"]["lora_tuning"]
-    layers = tuning["layer_selection"]
+    alpha, layers = tuning.get("alpha"), tuning.get("layer_selection")
     return LoraConfig(
         rank=tuning["adapter_dim"],
-        alpha=float(tuning["adapter_dim"] if tuning["alpha"] is None else tuning["alpha"]),
+        alpha=float(tuning["adapter_dim"] if alpha is None else alpha),
         dropout=float(tuning["adapter_dropout"]),
         drops_input=tuning["dropout_position"] == BEFORE_FACTORS,
         sites=tuple(_sites(list(tuning["target_modules"]), tuning["variant"])),
         layers=None if layers is None else tuple(sorted({number - 1 for number in layers})),
         input_init=tuning["column_init_method"],
         output_init=tuning["row_init_method"],
+        packing=model_cfg["peft"].get("quantization", NF4)
+        if model_cfg["peft"]["peft_scheme"] == QLORA
+        else None,
     )
 
 
@@ -112,6 +116,8 @@ def peft_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     beyond = [number for number in peft.lora_tuning.layer_selection or [] if number > model.num_layers]
     if beyond:
         yield f"model.peft.lora_tuning.layer_selection names layer {beyond[0]} of {model.num_layers}"
+    if peft.peft_scheme == QLORA:
+        yield from _packing_problems(model)
     try:
         lora = lora_of(model)
     except ConfigError as error:
@@ -124,3 +130,26 @@ def peft_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.peft.lora_tuning.target_modules={targets} with model.num_moe_experts={model.num_moe_experts}: "
             "experts have no adapters; use attention"
         )
+
+
+def _packing_problems(model: DictConfig) -> Iterator[str]:
+    """Yields what packed matrices do not go with."""
+    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    if tensor * pipeline > 1:
+        yield (
+            f"model.peft.peft_scheme=qlora with model.tensor_model_parallel_size={tensor} and "
+            f"model.pipeline_model_parallel_size={pipeline}: packed matrices go with data and context parallel and "
+            "with model.fsdp=true; set both to 1, or use lora"
+        )
+    if model.mm_cfg.llm.from_pretrained is None and model.restore_from_path is None:
+        yield (
+            "model.peft.peft_scheme=qlora packs the weights of a trained language model: give "
+            "model.mm_cfg.llm.from_pretrained or model.restore_from_path"
+        )
+    if model.num_moe_experts is not None:
+        yield (
+            f"model.peft.peft_scheme=qlora with model.num_moe_experts={model.num_moe_experts}: experts are not packed; "
+            "use lora"
+        )
+    if find_spec("bitsandbytes") is None:
+        yield "model.peft.peft_scheme=qlora needs bitsandbytes: pip install 'neva[qlora]', or use lora"

@@ -11,6 +11,9 @@ from neva.families.naming import LANGUAGE
 
 QKV, PROJECTION = "self_attention.linear_qkv", "self_attention.linear_proj"
 GATE_UP, DOWN = "mlp.linear_fc1", "mlp.linear_fc2"
+BLOCK = 64
+"""Elements of a packed matrix with a common scale in nf4."""
+
 WHOLE = "whole"
 """The one piece of a matrix whose rows are not told apart."""
 
@@ -50,7 +53,8 @@ def is_halved(site: str, piece: str) -> bool:
 
 def site_shapes(language: LanguageConfig, site: str, layer: int, tensor: int = 1) -> dict[str, Shape]:
     """Returns names behind that of the matrix, and shapes on a tensor-parallel rank; none where it has no adapter."""
-    lora, found = language.lora, {}
+    lora = language.lora
+    found: dict[str, Shape] = {}
     for piece in () if lora is None else lora.pieces(site, layer):
         assert lora is not None
         rows, columns = piece_shape(language, site, piece)

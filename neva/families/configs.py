@@ -158,6 +158,8 @@ class LoraConfig:
     """How A is drawn."""
     output_init: str
     """How B is drawn."""
+    packing: str | None = None
+    """How the frozen matrices are packed into few bits; None: they are not."""
 
     @property
     def scale(self) -> float:

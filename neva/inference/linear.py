@@ -39,12 +39,15 @@ def product_of(module: Any, kind: type) -> Product:
     of its own, which must not be passed over.
     """
     weight, bias = module.weight, module.bias if kind is ColumnParallelLinear else None
+    product: Product = partial(linear, weight=weight, bias=bias)
+    if (packed := getattr(module, "packed", None)) is not None:
+        product = partial(packed.product, weight=weight, scales=module.scales, bias=bias)
     if isinstance(module, AdaptedColumnLinear | AdaptedRowLinear) and isinstance(module, kind):
         added = module.adapter.partial_product
-        return lambda hidden: linear(hidden, weight, bias) + added(hidden)
+        return lambda hidden: product(hidden) + added(hidden)
     found = type(module)
     assert found is kind, f"found {found.__name__}, expected {kind.__name__}"
-    return partial(linear, weight=weight, bias=bias)
+    return product
 
 
 class VocabularyHead:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.layout import division_problems
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
-from neva.config.peft import has_adapters
+from neva.config.peft import has_adapters, lora_of
 from neva.data.build import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.reader import MediaReader, build_media_reader
@@ -27,6 +27,7 @@ from neva.inference.trained import open_trained
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.model.quantised import quantise
 from neva.precision import precision_named, set_matmul_precision
 
 SINGLE = ParallelSizes()
@@ -102,6 +103,8 @@ def load_assistant(
     vision = vision_config_of(model_cfg)
     model = _stage(model_cfg, vision, dtype, layout)
     trained.fill(model, model_cfg)
+    if (lora := lora_of(model_cfg)) is not None and lora.packing is not None:
+        quantise(model, lora.packing)
     model.to(device).eval().requires_grad_(False)
     return Assistant(
         model=model,

@@ -8,7 +8,7 @@ Dimensions: positions first, rank R of the factors, a matrix has inputs I and ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -102,7 +102,8 @@ class Adapter(nn.Module):
             (made.linear_in, made.linear_out) if self.by_columns else (made.linear_out, made.linear_in)
         )
         set_tensor_model_parallel_attributes(split, True, int(self.by_columns), 1)
-        whole.sequence_parallel = self.sequence_parallel  # Megatron sums such gradients over the ranks
+        # Megatron sums such gradients over the ranks
+        whole.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
         if config.perform_initialization:
             halved = is_halved(self.site, name.rpartition(".")[2])
             for kind, shape in ((INPUT, (rank, columns)), (OUTPUT, (rows, rank))):
@@ -236,7 +237,7 @@ def _sharded(
     metadata: Any,
 ) -> dict[str, Any]:
     tensors = matrix.state_dict(prefix="", keep_vars=True)
-    own = matrix.adapter.named_parameters(prefix="adapter")
+    own: Iterator[tuple[str, Any]] = matrix.adapter.named_parameters(prefix="adapter")
     split = {
         name: tensor.partition_dim for name, tensor in own if getattr(tensor, "tensor_model_parallel", False)
     }

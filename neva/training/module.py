@@ -28,6 +28,7 @@ from neva.distributed.backend import backend_for
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.model.quantised import quantise
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
@@ -111,10 +112,14 @@ class MegatronNevaModel(ModelPT):
         self.saved_parts = [
             name for name, origin in self.sources.items() if name in trained or origin.embedded
         ]
+        counts = count_parameters(*self.models)
+        if self.language.lora is not None and self.language.lora.packing is not None:
+            for model in self.models:
+                quantise(model, self.language.lora.packing)
         self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)
         self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
-            for name, (total, num_trained) in count_parameters(*self.models).items():
+            for name, (total, num_trained) in counts.items():
                 origin = self.sources[name]
                 logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, origin)
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from neva.config.keys.field import ignored, key, refused, section
 
-LORA, NO_PEFT = "lora", "none"
+LORA, QLORA, NO_PEFT = "lora", "qlora", "none"
+NF4, INT8 = "nf4", "int8"
 NEMO_VARIANT, CANONICAL = "nemo", "canonical"
 BEFORE_FACTORS, AFTER_FACTORS = "pre", "post"
 
-_OTHER_SCHEME = "neva trains LoRA adapters (lora) and none other"
-_OTHER_SCHEMES = ("adapter", "ia3", "ptuning", "selective", "sdlora", "dora", "qlora", "lora_tuning")
+_OTHER_SCHEME = "neva trains LoRA adapters (lora, qlora) and none other"
+_OTHER_SCHEMES = ("adapter", "ia3", "ptuning", "selective", "sdlora", "dora")
 _OTHER_DETAIL = "acts with another model.peft.peft_scheme only, which is refused"
 
 NEMO_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
@@ -56,12 +57,14 @@ class Peft:
     """Adapters."""
 
     peft_scheme: str | None = key(
-        "lora: adapters beside the frozen language model train; none, null: there are none.",
-        choices=(LORA, NO_PEFT),
+        "lora: adapters beside the frozen language model train; qlora: and its matrices are packed; none, null: "
+        "there are none.",
+        choices=(LORA, QLORA, NO_PEFT),
         not_yet=dict.fromkeys(_OTHER_SCHEMES, _OTHER_SCHEME),
         common=True,
     )
     restore_from_path: str | None = key("A .nemo whose adapters (and projector) the run starts from.")
+    quantization: str = key("With qlora, how matrices are packed.", choices=(NF4, INT8))
     lora_tuning: LoraTuning = section()
 
     adapter_tuning: Any = ignored(_OTHER_DETAIL)
