@@ -34,5 +34,20 @@ VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language
 PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)
 """The parts of a model: attributes of `NevaModel`, and the first component of every parameter's name."""
 
+ADAPTERS = "adapters"
+"""The low-rank factors beside the matrices of the language model, which train without it: a part by name alone."""
+
+ALL_PARTS = (*PARTS, ADAPTERS)
+"""Everything that may train, be saved or come from somewhere by itself."""
+
+ADAPTER = ".adapter."
+"""Stands in the name of every tensor of the adapters, behind that of the matrix."""
+
+
+def part_of(name: str) -> str:
+    """Returns the part that a tensor of this native name belongs to."""
+    return ADAPTERS if ADAPTER in name else name.split(".", 1)[0]
+
+
 VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
 """Native names of what has a row for each token, where Megatron runs the language model: layouts pad them."""

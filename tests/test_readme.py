@@ -62,6 +62,7 @@ PASSES_ON = {
 VERB_OF_SCRIPT = {
     "neva_pretrain.py": "train",
     "neva_finetune.py": "train",
+    "neva_peft.py": "train",
     "neva_inference.py": "infer",
     "train.sbatch": "train",
 }

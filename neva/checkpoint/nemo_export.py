@@ -35,6 +35,7 @@ def save(
     sources: Mapping[str, str],
     trained: Collection[str],
     is_writer: bool,
+    base: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Writes configuration, tokenizer, image processor and the weights of `parts`. Called by every rank.
 
@@ -47,6 +48,7 @@ def save(
         sources: where each part's first weights came from, for the manifest.
         trained: names of the parts that this run trained.
         is_writer: whether this rank writes.
+        base: path and fingerprint of each part that adapters were trained beside.
     """
     # every rank writes its shards of a checkpoint; one rank reads the full tensors
     shards = Path(path).with_suffix(".shards")
@@ -63,6 +65,7 @@ def save(
                 source=", ".join(f"{name} from {origin}" for name, origin in sources.items()),
                 parts={name: "trained" if name in trained else "frozen" for name in sources},
                 overwrite=True,
+                base=base,
             )
         shutil.rmtree(shards)
     dist.barrier()

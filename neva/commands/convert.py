@@ -34,6 +34,7 @@ Converts between Hugging Face folders and .nemo files. What SOURCE holds and wha
   x.nemo (LLaVA)               -> folder   llava-hf layout, or haotian-liu/LLaVA's with --layout original
   LLaVA folder (either layout) -> x.nemo   all parts
   x.nemo (LLaVA)               -> y.nemo   all parts in one file
+  x.nemo (adapters) <-> folder of peft     the adapters; with --merge: a LLaVA model that has them in it
   text model + --vision_encoder_path -> x.nemo or folder   a new LLaVA model with a fresh projector
 """
 
@@ -52,9 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify", action="store_true", help="write the export without its proof, and record that"
     )
+    parser.add_argument("--merge", action="store_true", help="adapters go into the language model's matrices")
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default=DEFAULTS.layout, help="of a LLaVA folder")
     parser.add_argument(
-        "--llm_path", type=Path, help="language model that the .nemo refers to, where it is now"
+        "--llm_path",
+        type=Path,
+        help="language model that the .nemo refers to, where it is now; of adapters their LLaVA",
     )
     parser.add_argument(
         "--vision_encoder_path", type=Path, help="vision tower that the source refers to, or the one to add"
@@ -160,5 +164,6 @@ def _convert(arguments: argparse.Namespace) -> str:
         seed=arguments.seed,
         add_tokens=tuple(arguments.add_tokens),
         vocab_multiple=arguments.pad_vocab_to,
+        merge=arguments.merge,
     )
     return convert(arguments.source, arguments.target, options)

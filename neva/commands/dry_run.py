@@ -37,7 +37,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     from neva.checkpoint.preflight import find_disk, note_resume
     from neva.data.preflight import find_samples
     from neva.distributed.preflight import lone_process, note_gpus
-    from neva.model.preflight import find_image, part_sizes
+    from neva.model.preflight import find_image, find_share, part_sizes
     from neva.optim.preflight import find_batch, find_steps
     from neva.planner.preflight import find_memory
     from neva.weights.preflight import note_random_parts, saved_parts
@@ -46,6 +46,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
         sizes = part_sizes(cfg.model)
     kept = saved_parts(cfg.model, [size.name for size in sizes if size.trained], found)
     parts = [ReportedPart(size, size.name in kept) for size in sizes]
+    find_share(sizes, found)
     find_image(cfg.model, found)
     find_batch(cfg, found)
     steps = find_steps(cfg, find_samples(cfg.model, found), found)

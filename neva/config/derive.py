@@ -10,6 +10,7 @@ from neva.config.derive_language import fill_language
 from neva.config.fill import fill_or_compare, read_shape, require
 from neva.config.fsdp import fill_fsdp
 from neva.config.model_config import TOWER_KEYS, media_rules_of, own_template_of, vision_config_of
+from neva.config.peft import fill_projector_rate
 from neva.errors import ConfigError
 from neva.families.vision import listed
 from neva.families.vision_reading import vision_config_from_hf
@@ -37,6 +38,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
             fill_language(resolved.model)
             _data(resolved.model)
             fill_fsdp(resolved.model)
+            fill_projector_rate(resolved.model)
             _checkpoints(resolved)
     OmegaConf.set_struct(resolved, True)
     return resolved

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.experts import experts_config_of
+from neva.config.peft import lora_of
 from neva.errors import ConfigError
 from neva.families.configs import (
     LLAMA_FORM,
@@ -227,6 +228,7 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
         family=recorded_family(model_cfg),
         sees_whole_images=sees_whole_images(model_cfg),
         experts=experts_config_of(model_cfg),
+        lora=lora_of(model_cfg),
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.config.peft import has_adapters
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,12 @@ def part_rules(model_cfg: DictConfig) -> dict[str, PartRule]:
     """Returns the rule of each part, as the freeze switches and ratios of a resolved `model` section say."""
     mm_cfg = model_cfg.mm_cfg
     tower = mm_cfg.vision_encoder
-    return {
+    rules = {
         VISION_TOWER: PartRule(not tower.freeze, tower.vision_encoder_lr_ratio),
         PROJECTOR: PartRule(not mm_cfg.mm_mlp_adapter_freeze, mm_cfg.mm_mlp_adapter_lr_ratio),
         LANGUAGE_MODEL: PartRule(not mm_cfg.llm.freeze, 1.0),
     }
+    return rules | {ADAPTERS: PartRule(True, 1.0)} if has_adapters(model_cfg) else rules
 
 
 def trained_parts(model_cfg: DictConfig) -> frozenset[str]:

@@ -12,6 +12,7 @@ from neva.config.experts import EXPERT_KEYS, NUMBER
 from neva.config.keys.field import Key
 from neva.config.keys.model import Training
 from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, TOWER_KEYS
+from neva.config.peft import has_adapters
 from neva.config.schema import NULLABLE, value_problems, walk
 from neva.errors import CheckpointError, ConfigError
 from neva.families.rope import check_scaling
@@ -57,7 +58,18 @@ OPTIONAL = (
     "moe_shared_expert_intermediate_size",
     *("data.system", "data.template", "data.exif_transpose", "data.sep_image_conv_front"),
     *(f"data.{key}" for key in MEDIA),
+    *(
+        f"peft.{key}"
+        for key in ("peft_scheme", "quantization", "lora_tuning.alpha", "lora_tuning.layer_selection")
+    ),
 )
+TUNING = tuple(
+    f"peft.lora_tuning.{key}"
+    for key in ("variant", "target_modules", "adapter_dim", "adapter_dropout", "dropout_position")
+    + ("column_init_method", "row_init_method")
+)
+"""Keys that a model with adapters cannot be read without."""
+
 EXPERTS = tuple(key for key in EXPERT_KEYS if key != "moe_shared_expert_intermediate_size")
 """Keys that a model with experts cannot be read without."""
 
@@ -73,6 +85,8 @@ def check_stored(config: DictConfig, where: str | Path) -> None:
     needed = (*LANGUAGE, *LLAVA) if "mm_cfg" in config else LANGUAGE
     if config.get(NUMBER) is not None:
         needed = (*needed, *EXPERTS)
+    if has_adapters(config):
+        needed = (*needed, *TUNING)
     found = [problem for key in needed for problem in _problems(config, key, *rules[key], is_needed=True)]
     found += [problem for key in OPTIONAL for problem in _problems(config, key, *rules[key], is_needed=False)]
     if found:

@@ -11,6 +11,7 @@ from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
 from neva.config.model_config import language_backend_of, plain, recorded_family, sees_whole_images
+from neva.config.peft import has_adapters, peft_problems
 from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.language import HUGGING_FACE
@@ -35,6 +36,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             layout_problems,
             fsdp_problems,
             expert_problems,
+            peft_problems,
             _sizes,
             _batch,
             _packing,
@@ -232,6 +234,7 @@ def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
 def _sources(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model, mm_cfg = cfg.model, cfg.model.mm_cfg
     is_frozen = mm_cfg.llm.freeze and mm_cfg.vision_encoder.freeze and mm_cfg.mm_mlp_adapter_freeze
+    is_frozen = is_frozen and not has_adapters(model)
     if cfg.trainer.skip_train and model.data.validation is None and not model.data.validation_split:
         yield (
             "trainer.skip_train=true validates, but nothing is held out: give model.data.validation or "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neva.convert.detect import detect
-from neva.convert.lazy_model import LazyModel
+from neva.convert.lazy_model import LazyModel, merged
 from neva.convert.options import Options
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.convert.targets import target_form
@@ -31,7 +31,8 @@ def convert(source: Path, target: Path, options: Options) -> str:
     """Converts `source` to `target` and returns one sentence about what was done.
 
     A `.nemo` becomes a Hugging Face folder, or another `.nemo` that holds every part; a folder becomes a `.nemo`, or,
-    where it is a text model and `tower_path` is given, a LLaVA model with a fresh projector.
+    where it is a text model and `tower_path` is given, a LLaVA model with a fresh projector. Adapters go between a
+    `.nemo` and a folder of peft, or are merged into the model that they belong to.
 
     Raises:
         UserError: what was found, and what was expected.
@@ -48,6 +49,8 @@ def convert(source: Path, target: Path, options: Options) -> str:
         model = _function("readers", kind.reader, "read")(source, options)
         if kind.has_tower and options.tokenizer_path is not None:
             model = replace(model, tokenizer=stored_tokenizer(options.tokenizer_path))
+        if options.merge:
+            model = merged(model)
         _function("writers", form.writer, "write")(model, target, options)
     return f"{kind.words} {source} -> {form.words.format(target)}"
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neva.constants import ADAPTERS as PART_OF_ADAPTERS
+from neva.constants import part_of
 from neva.errors import CheckpointError
 from neva.families.naming import IDEFICS2, LLAVA_TYPES
 from neva.formats.atomic_write import check_source
-from neva.formats.hf_files import read_config
-from neva.formats.nemo_header import is_nemo, is_nemo1, nemo_config, nemo_members
+from neva.formats.hf_files import ADAPTER_CONFIG, read_config
+from neva.formats.nemo_header import is_nemo, is_nemo1, nemo_config, nemo_members, tensor_names
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class SourceKind:
 TEXT = SourceKind("language model", "text", has_tower=False)
 PARTS = SourceKind("language model", "parts")
 NEMO = SourceKind("LLaVA model", "nemo")
+ADAPTERS = SourceKind("adapter of a LLaVA model", "nemo")
+PEFT = SourceKind("adapter in a peft folder", "peft")
 NEMO1 = SourceKind("NeVA model of NeMo 1", "nemo1")
 
 FOLDERS = (
@@ -75,9 +79,13 @@ def detect(source: Path, adds_tower: bool = False) -> SourceKind:
     if is_nemo(source):
         nemo_members(source)  # refuses what is incomplete
         is_llava = "mm_cfg" in (nemo_config(source) or {})
+        if any(part_of(name) == PART_OF_ADAPTERS for name in tensor_names(source)):
+            return ADAPTERS
         return (
             NEMO if is_llava or adds_tower else TEXT
         )  # a tower is added to folders alone: the reader refuses
+    if (source / ADAPTER_CONFIG).is_file():
+        return PEFT
     config = read_config(source)
     kind = next((kind for kind in FOLDERS if kind.recognizes(config)), TEXT)
     if kind is TEXT:

@@ -10,14 +10,24 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from neva.config.keys.peft import NO_PEFT
 from neva.errors import DataError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.naming import LANGUAGE, TOWER
 from neva.families.vision import POOLING, tower_shapes, vision_family
 from neva.weights.lazy import Cast
+from neva.weights.merged import Merged
+
+
+@dataclass(frozen=True)
+class Base:
+    """Part -> path and fingerprint of what adapters were trained beside."""
+
+    parts: Mapping[str, Mapping[str, str]]
+
 
 Model = TypeVar("Model", bound="LazyLanguageModel")
 
@@ -74,6 +84,10 @@ class LazyModel(LazyLanguageModel):
     connector: str
     image_processor: Mapping[str, Any] | None
     tower_reference: Path | None
+    adapters: Mapping[str, Tensor] | None = None
+    """Factors beside the language model, under native names; `weights` have none of them."""
+    base: Base | None = None
+    """What they were trained beside."""
 
     @property
     def has_pooling_head(self) -> bool:
@@ -101,3 +115,20 @@ class LazyModel(LazyLanguageModel):
             raise DataError(f"{self.name} has no tokenizer; give one with --input_tokenizer")
         with super().tokenizer_dir() as folder:
             yield folder
+
+
+def merged(model: LazyModel) -> LazyModel:
+    """Returns a model with its adapters merged into its matrices: one like any other."""
+    if model.adapters is None:
+        return model
+    config = OmegaConf.create(OmegaConf.to_container(model.config, resolve=True))
+    with open_dict(config):
+        config.peft.peft_scheme, config.restore_from_path = NO_PEFT, None
+    return replace(
+        model,
+        config=config,
+        weights=Merged(model.weights, model.language, model.adapters),
+        language=replace(model.language, lora=None),
+        adapters=None,
+        base=None,
+    )

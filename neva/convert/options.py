@@ -25,6 +25,7 @@ class Options:
         tokenizer_path: folder of another tokenizer.
         adapter_type, select_layer, conv_template, seed: of a new model with a fresh projector.
         add_tokens: special tokens to add to a language model.
+        merge: adapters are merged into the language model.
         vocab_multiple: a llava-hf folder's vocabulary has a multiple of this number of rows.
     """
 
@@ -42,3 +43,4 @@ class Options:
     seed: int = 1234
     add_tokens: tuple[str, ...] = ()
     vocab_multiple: int = 1
+    merge: bool = False

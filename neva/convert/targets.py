@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from neva.convert import detect
 from neva.convert.detect import SourceKind
 from neva.convert.options import Options
 from neva.errors import ConfigError
@@ -40,6 +41,8 @@ class TargetForm:
 TEXT_NEMO = TargetForm(".nemo file {}", "nemo", accepts=frozenset({"add_tokens"}))
 TEXT_FOLDER = TargetForm("Hugging Face folder {}", "text_hf")
 NEMO = TargetForm(".nemo file {} with all parts", "nemo")
+ADAPTERS_NEMO = TargetForm(".nemo file {} with adapters", "nemo")
+PEFT_FOLDER = TargetForm("peft folder {}", "peft")
 
 LAYOUTS = {
     "llava-hf": TargetForm("llava-hf folder {}", "llava_hf", accepts=frozenset({"vocab_multiple"})),
@@ -51,6 +54,19 @@ LAYOUTS = {
 def target_form(kind: SourceKind, target: Path, options: Options) -> TargetForm:
     """Returns the form that `target` gets: its name, `--layout` and what the source holds decide."""
     is_file = target.suffix == ".nemo"
+    if kind not in (detect.ADAPTERS, detect.PEFT):
+        if options.merge:
+            raise ConfigError(
+                f"--merge merges adapters, and the source is a {kind.words} without any: leave it out"
+            )
+    elif not options.merge:
+        if is_file == (kind is detect.ADAPTERS):
+            there = "the .nemo of adapters" if is_file else "a peft folder"
+            raise ConfigError(
+                f"{target} would be {there} that the source is already: give "
+                f"{'a folder for peft' if is_file else 'a .nemo'}, or --merge for a model with the adapters in it"
+            )
+        return ADAPTERS_NEMO if is_file else PEFT_FOLDER
     if kind.has_tower:
         return NEMO if is_file else LAYOUTS[options.layout]
     return TEXT_NEMO if is_file else TEXT_FOLDER

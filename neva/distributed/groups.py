@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,19 @@ def init_model_parallel(layout: ParallelSizes, seed: int, timeout_s: float = 180
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seeds what a training step draws, so that a resumed run draws the same.
+
+    Tensor-parallel ranks draw alike, all others differ.
+    """
+    ranks = (
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    digest = hashlib.sha256(f"{seed}:{step}:{ranks}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def gathered(value: Any) -> list[Any]:

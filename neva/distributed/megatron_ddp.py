@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.parts import part_rules
-from neva.constants import PARTS
+from neva.constants import ALL_PARTS, part_of
 from neva.errors import CheckpointError
 from neva.model.llava import NevaModel
 from neva.optim import optimizer_state
@@ -76,7 +76,7 @@ class MegatronDDP:
             str(number): {
                 name: value
                 for name, value in model.sharded_state_dict().items()
-                if name.split(".", 1)[0] in parts and not name.endswith(EXTRA_STATE)
+                if part_of(name) in parts and not name.endswith(EXTRA_STATE)
             }
             for number, model in enumerate(models)
         }
@@ -87,9 +87,7 @@ class MegatronDDP:
         """See `Backend`."""
         for number, model in enumerate(models):
             missing, unexpected = model.load_state_dict(tensors[str(number)], strict=False)
-            lost = [
-                name for name in missing if name.split(".", 1)[0] in parts and not name.endswith(EXTRA_STATE)
-            ]
+            lost = [name for name in missing if part_of(name) in parts and not name.endswith(EXTRA_STATE)]
             if lost or unexpected:
                 raise CheckpointError(
                     f"checkpoint does not fit the model: missing {lost}, unexpected {unexpected}"
@@ -103,7 +101,7 @@ class MegatronDDP:
         gather_full: bool = False,
     ) -> dict[Any, Any]:
         """See `Backend`. The optimizer finds the names of its parameters among those of the whole model."""
-        return optimizer_state.sharded(optimizer, self.model_state(models, PARTS), is_loading)
+        return optimizer_state.sharded(optimizer, self.model_state(models, ALL_PARTS), is_loading)
 
     def common_state(self, optimizer: MegatronOptimizer) -> dict[str, Any]:
         """See `Backend`."""

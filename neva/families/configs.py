@@ -142,6 +142,37 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank factors beside frozen matrices: W x + (alpha / rank) B A x (https://arxiv.org/abs/2106.09685)."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    drops_input: bool
+    """Whether dropout falls on x, else on what the factors add."""
+    sites: tuple[tuple[str, tuple[str, ...]], ...]
+    """Native name of a matrix within its layer, and the pieces of its rows that have factors of their own."""
+    layers: tuple[int, ...] | None
+    """Numbers of the layers, from 0; None: all."""
+    input_init: str
+    """How A is drawn."""
+    output_init: str
+    """How B is drawn."""
+    packing: str | None = None
+    """How the frozen matrices are packed into few bits; None: they are not."""
+
+    @property
+    def scale(self) -> float:
+        """What is multiplied to the product of the factors."""
+        return self.alpha / self.rank
+
+    def pieces(self, site: str, layer: int) -> tuple[str, ...]:
+        """Returns the pieces of a matrix that have factors in a layer, counted from 0."""
+        is_chosen = self.layers is None or layer in self.layers
+        return dict(self.sites).get(site, ()) if is_chosen else ()
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """Sizes and form of a language model; `padded_vocab_size` counts the rows of embedding and head.
 
@@ -170,6 +201,8 @@ class LanguageConfig:
     form: DecoderForm = LLAMA_FORM
     experts: ExpertsConfig | None = None
     """None: one feed-forward layer for all tokens."""
+    lora: LoraConfig | None = None
+    """None: there are no adapters."""
     hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
     """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
 

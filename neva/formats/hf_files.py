@@ -14,6 +14,8 @@ IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 PARITY_REPORT = "parity.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""Of a folder of peft."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 

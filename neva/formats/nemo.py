@@ -159,6 +159,7 @@ def write_nemo(
     parts: Mapping[str, str],
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    base: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Writes a `.nemo` file, one tensor in memory at a time, under a temporary name until it is complete.
 
@@ -172,6 +173,7 @@ def write_nemo(
         parts: part name (`vision_tower`, `projector`, `language_model`) -> `trained`, `frozen` or `converted`.
         overwrite: replace `path` when it exists.
         shard_bytes: size of the largest file of weights.
+        base: part -> path and fingerprint of what adapters were trained beside.
 
     Raises:
         UserError: `path` exists and `overwrite` is false.
@@ -191,7 +193,14 @@ def write_nemo(
         if image_processor is not None:
             archive.add(IMAGE_PROCESSOR_FILE, _json_bytes(image_processor))
         _add_weights(archive, _without_padding(weights, stored.vocab_size), shard_bytes)
-        manifest = {"format": FORMAT, "source": source, "parts": dict(parts), "versions": _versions()}
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "source": source,
+            "parts": dict(parts),
+            "versions": _versions(),
+        }
+        if base:
+            manifest["base"] = {part: dict(entry) for part, entry in base.items()}
         archive.add(MANIFEST_FILE, _json_bytes({**manifest, "members": archive.digests()}))
         archive.finish()
 

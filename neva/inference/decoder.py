@@ -22,7 +22,7 @@ from torch import Tensor
 from neva.distributed.pipeline import StageLink
 from neva.inference.cache import KeyValueCache
 from neva.inference.layer import LayerWeights, norm_of, weights_of
-from neva.inference.linear import VocabularyHead, linear
+from neva.inference.linear import VocabularyHead
 from neva.inference.rotary import RotaryTable, turn
 from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.merge import merge, text_ids
@@ -65,7 +65,7 @@ class Decoder:
         self.groups = attention.num_query_groups_per_partition
         self.head_size = attention.hidden_size_per_attention_head
         self.queries = attention.num_attention_heads_per_partition // self.groups
-        weight = self.layers[0].qkv
+        weight = attention.linear_qkv.weight
         self.dtype, self.device = weight.dtype, weight.device
         self._rotary = RotaryTable(self.language.rotary, weight)
         self.turning_length: int | None = self.language.rotary.turning_length
@@ -167,7 +167,7 @@ class Decoder:
         )
         for number, layer in enumerate(self.layers):
             normed = layer.attention_norm(hidden_TH) if layer.attention_norm else hidden_TH
-            added = self._summed(linear(self._attend(number, layer, normed, step), layer.projection))
+            added = self._summed(layer.projection(self._attend(number, layer, normed, step)))
             hidden_TH = hidden_TH + (layer.attended_norm(added) if layer.attended_norm else added)
             normed = layer.mlp_norm(hidden_TH) if layer.mlp_norm else hidden_TH
             added = self._summed(layer.feed_forward(normed))
@@ -178,7 +178,7 @@ class Decoder:
 
     def _attend(self, number: int, layer: LayerWeights, normed_TH: Tensor, step: _Step) -> Tensor:
         """Returns [T, G * Q * D]."""
-        qkv = linear(normed_TH, layer.qkv, layer.qkv_bias)
+        qkv = layer.qkv(normed_TH)
         qkv_TGhD = qkv.view(len(qkv), self.groups, self.queries + 2, self.head_size)  # h: queries, key, value
         if layer.query_norm is not None and layer.key_norm is not None:
             queries = qkv_TGhD[:, :, :-2]  # heads in one dimension: a norm may be over all of them

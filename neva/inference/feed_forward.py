@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 
-from neva.inference.linear import linear, weight_of
+from neva.inference.linear import Product, product_of
 from neva.model.experts import choose
 
 Function: TypeAlias = Callable[[Tensor], Tensor]
@@ -27,17 +27,17 @@ Function: TypeAlias = Callable[[Tensor], Tensor]
 class DenseWeights:
     """A gated layer that every token passes."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Product
+    down: Product
     activation: Function
 
     def __call__(self, normed_TH: Tensor, weights_T1: Tensor | None = None) -> Tensor:
         """Returns [T, H], each token weighted if `weights_T1` are given."""
-        gate, up = linear(normed_TH, self.gate_up).chunk(2, -1)
+        gate, up = self.gate_up(normed_TH).chunk(2, -1)
         inner = self.activation(gate).mul_(up)
         if weights_T1 is not None:
             inner = (inner * weights_T1).to(normed_TH.dtype)
-        return linear(inner, self.down)
+        return self.down(inner)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def feed_forward_of(mlp: Any) -> FeedForward:
 
 def _dense(mlp: Any) -> DenseWeights:
     return DenseWeights(
-        weight_of(mlp.linear_fc1, ColumnParallelLinear),
-        weight_of(mlp.linear_fc2, RowParallelLinear),
+        product_of(mlp.linear_fc1, ColumnParallelLinear),
+        product_of(mlp.linear_fc2, RowParallelLinear),
         mlp.config.activation_func,
     )

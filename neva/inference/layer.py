@@ -9,10 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
-from torch import Tensor
 
 from neva.inference.feed_forward import FeedForward, Function, feed_forward_of
-from neva.inference.linear import weight_of
+from neva.inference.linear import Product, product_of
 from neva.model.norms import RMSNorm
 
 
@@ -21,11 +20,10 @@ class LayerWeights:
     """What a layer multiplies by, this rank's shard; a norm is None where the form has none."""
 
     attention_norm: Function | None
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Product
     query_norm: Function | None
     key_norm: Function | None
-    projection: Tensor
+    projection: Product
     attended_norm: Function | None
     mlp_norm: Function | None
     feed_forward: FeedForward
@@ -40,11 +38,10 @@ def weights_of(layer: Any) -> LayerWeights:
     attention = layer.self_attention
     return LayerWeights(
         attention_norm=norm_of(layer.input_layernorm),
-        qkv=weight_of(attention.linear_qkv, ColumnParallelLinear),
-        qkv_bias=attention.linear_qkv.bias,
+        qkv=product_of(attention.linear_qkv, ColumnParallelLinear),
         query_norm=norm_of(attention.q_layernorm),
         key_norm=norm_of(attention.k_layernorm),
-        projection=weight_of(attention.linear_proj, RowParallelLinear),
+        projection=product_of(attention.linear_proj, RowParallelLinear),
         attended_norm=norm_of(getattr(layer, "post_self_attn_layernorm", None)),
         mlp_norm=norm_of(layer.pre_mlp_layernorm),
         feed_forward=feed_forward_of(layer.mlp),

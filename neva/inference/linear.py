@@ -6,11 +6,19 @@ twice as long where the matrix lies by rows as where it lies by columns (measure
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
+
+from neva.model.adapters import AdaptedColumnLinear, AdaptedRowLinear
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+"""Of hidden states [T, in] with a matrix: [T, out]."""
 
 _FEW_ROWS, _LARGE = 16, 2**20
 """Rows, and elements of a matrix, from which on the order matters."""
@@ -24,15 +32,22 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return (weight @ hidden.t()).t().contiguous()
 
 
-def weight_of(module: Any, kind: type) -> Tensor:
-    """Returns the weight of one of Megatron's linear layers.
+def product_of(module: Any, kind: type) -> Product:
+    """Returns the product of one of Megatron's linear layers, with its adapter's if it has one.
 
-    What is no plain one (an adapter) has arithmetic of its own, which must not be passed over.
+    That of a row-parallel layer is this rank's addend of it, without a bias. What is another layer still has arithmetic
+    of its own, which must not be passed over.
     """
+    weight, bias = module.weight, module.bias if kind is ColumnParallelLinear else None
+    product: Product = partial(linear, weight=weight, bias=bias)
+    if (packed := getattr(module, "packed", None)) is not None:
+        product = partial(packed.product, weight=weight, scales=module.scales, bias=bias)
+    if isinstance(module, AdaptedColumnLinear | AdaptedRowLinear) and isinstance(module, kind):
+        added = module.adapter.partial_product
+        return lambda hidden: product(hidden) + added(hidden)
     found = type(module)
     assert found is kind, f"found {found.__name__}, expected {kind.__name__}"
-    weight: Tensor = module.weight
-    return weight
+    return product
 
 
 class VocabularyHead:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from neva.config.layout import division_problems
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
+from neva.config.peft import has_adapters, lora_of
 from neva.data.build import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.reader import MediaReader, build_media_reader
@@ -20,11 +21,13 @@ from neva.data.tokenizer import from_folder
 from neva.distributed.groups import ParallelSizes, pipeline_stages
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
+from neva.formats.nemo_header import is_nemo
 from neva.inference.hugging_face import AnyDecoder, decoder_of
 from neva.inference.trained import open_trained
 from neva.model.build import build_model
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.model.quantised import quantise
 from neva.precision import precision_named, set_matmul_precision
 
 SINGLE = ParallelSizes()
@@ -93,10 +96,15 @@ def load_assistant(
     for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):
         if path is not None:
             model_cfg.mm_cfg[key].from_pretrained = path
+    if base_model_file is not None and has_adapters(model_cfg) and model_cfg.restore_from_path is not None:
+        # the `.nemo` beside which they were trained, where it is now, or the folder of the language model alone
+        model_cfg.restore_from_path = base_model_file if is_nemo(base_model_file) else None
     tokenizer = trained.tokenizer() if tokenizer_type is None else from_folder(Path(tokenizer_type))
     vision = vision_config_of(model_cfg)
     model = _stage(model_cfg, vision, dtype, layout)
     trained.fill(model, model_cfg)
+    if (lora := lora_of(model_cfg)) is not None and lora.packing is not None:
+        quantise(model, lora.packing)
     model.to(device).eval().requires_grad_(False)
     return Assistant(
         model=model,

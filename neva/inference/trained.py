@@ -21,6 +21,7 @@ from neva.errors import CheckpointError
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.model.llava import NevaModel
+from neva.weights.fingerprint import check_base
 from neva.weights.load import load_parts
 from neva.weights.resolve import origins, parts_among, resolve_nemo
 
@@ -83,11 +84,12 @@ class _Nemo:
         return load_image_processor(self.file.image_processor, f"{IMAGE_PROCESSOR_FILE} of {self.file.path}")
 
     def fill(self, model: NevaModel, model_cfg: DictConfig) -> None:
-        found = resolve_nemo(self.file.path, model_cfg.mm_cfg)
+        found = resolve_nemo(self.file.path, model_cfg)
         for part, origin in found.items():
             if origin.path is None:
                 raise CheckpointError(f"{self.file.path} holds no {part} and names no folder that has it")
-        load_parts(model, found, language_config_of(model_cfg))
+        prints = load_parts(model, found, language_config_of(model_cfg))
+        check_base(self.file.manifest, prints, found, self.file.path)
 
 
 class _Checkpoint:
@@ -116,9 +118,7 @@ class _Checkpoint:
 
     def fill(self, model: NevaModel, model_cfg: DictConfig) -> None:
         saved = parts_among(dist_checkpointing.load_tensors_metadata(str(self.folder)))
-        elsewhere = {
-            part: origin for part, origin in origins({}, model_cfg.mm_cfg).items() if part not in saved
-        }
+        elsewhere = {part: origin for part, origin in origins({}, model_cfg).items() if part not in saved}
         for part, origin in elsewhere.items():
             if origin.path is None:
                 raise CheckpointError(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from neva.constants import PARTS
+from neva.constants import ADAPTERS, ALL_PARTS, part_of
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import connector_named
 from neva.model.hugging_face import HuggingFaceLanguageModel
@@ -47,7 +47,7 @@ def build_model(
             part.to(config.params_dtype)
     language_model = build_language_model(language, config, pre_process, post_process, virtual_stage)
     model = NevaModel(language_model, tower, projector)
-    set_trainable(model, PARTS)
+    set_trainable(model, ALL_PARTS)
     return model
 
 
@@ -66,7 +66,7 @@ def build_language_model(
 
 
 def set_trainable(model: NevaModel, trained: Collection[str]) -> None:
-    """Lets the parts named `trained` train, and freezes the others.
+    """Lets the parts named `trained` train, and freezes the others; adapters are a part of their own.
 
     Parameters that the forward pass does not use (tower layers behind the selected one) never train.
     """
@@ -75,17 +75,18 @@ def set_trainable(model: NevaModel, trained: Collection[str]) -> None:
         used = part.used_parameters() if isinstance(part, VisionTower) else part.parameters()
         for parameter in used:
             parameter.requires_grad_(name in trained)
+    for name, parameter in model.named_parameters():
+        if part_of(name) == ADAPTERS:
+            parameter.requires_grad_(ADAPTERS in trained)
 
 
 def count_parameters(*models: NevaModel) -> dict[str, tuple[int, int]]:
     """Returns (all, trainable) parameter counts by part, over all virtual stages of a rank."""
     counts: dict[str, tuple[int, int]] = {}
-    for name, part in (pair for model in models for pair in model.parts()):
-        total, trained = counts.get(name, (0, 0))
-        for parameter in part.parameters():
-            total, trained = total + parameter.numel(), trained + parameter.numel() * parameter.requires_grad
-        counts[name] = (total, trained)
-    return counts
+    for name, parameter in (pair for model in models for pair in model.named_parameters()):
+        total, trained = counts.get(part := part_of(name), (0, 0))
+        counts[part] = (total + parameter.numel(), trained + parameter.numel() * parameter.requires_grad)
+    return {part: counts[part] for part in ALL_PARTS if part in counts}
 
 
 def meta_model(vision: VisionConfig, language: LanguageConfig, adapter_type: str) -> NevaModel:

@@ -22,14 +22,19 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import Tensor, nn
 
 from neva.constants import IGNORE_INDEX
+from neva.families.adapters import DOWN, GATE_UP, PROJECTION, QKV
 from neva.families.configs import EACH_HEAD, GELU_TANH, LAYER_NORM, SILU, LanguageConfig
+from neva.model.adapters import with_adapter
 from neva.model.attention import SDPAttention
 from neva.model.context import positions
 from neva.model.experts import ExpertLayer, expert_fields, experts_spec
@@ -71,6 +76,8 @@ class LanguageModel(GPTModel):
         self.vocab_size_without_padding = language.vocab_size
         self.rotary = Rotary(language)
         self.form, self.sees_whole_images = language.form, language.sees_whole_images
+        # Of a recomputed layer whose input needs no gradient, torch would compute none of its adapters' either.
+        self.input_needs_gradient = language.lora is not None and config.recompute_granularity == "full"
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 
@@ -115,6 +122,8 @@ class LanguageModel(GPTModel):
             Hidden states before the last stage; on it: losses [L] in float32 of the L label positions in reading
             order when labels are given, else logits [B, S, V].
         """
+        if decoder_input_SBD is not None and self.input_needs_gradient and self.training:
+            decoder_input_SBD = with_gradient(decoder_input_SBD)
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
             attention_mask=None,
@@ -177,6 +186,12 @@ class LanguageModel(GPTModel):
         return self._logits(hidden, gather=True)[..., : self.vocab_size_without_padding]
 
 
+def with_gradient(hidden: Tensor) -> Tensor:
+    """Returns `hidden` as it is where its gradient is computed or none is, else so that it will be."""
+    needs_one = torch.is_grad_enabled() and not hidden.requires_grad
+    return hidden.detach().requires_grad_() if needs_one else hidden
+
+
 def block_spec(
     config: TransformerConfig, language: LanguageConfig, seed: int, virtual_stage: int | None = None
 ) -> TransformerBlockSubmodules:
@@ -184,14 +199,28 @@ def block_spec(
 
     `seed` is that of the initial weights.
     """
+    layers = get_num_layers_to_build(config, virtual_stage)
+    first = get_transformer_layer_offset(config, virtual_stage)
+    specs = [layer_spec(language, seed, first + number) for number in range(layers)]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm_of_form(language))
+
+
+def layer_spec(language: LanguageConfig, seed: int, number: int) -> ModuleSpec:
+    """Returns the layer of that number in the whole model, counted from 0."""
     norm, form = norm_of_form(language), language.form
     norm_before = norm if form.norms_before else IdentityOp
     attention = {"language": language, "attention_factor": Rotary(language).attention_factor}
+
+    def matrix(kind: type, site: str) -> ModuleSpec:
+        return with_adapter(kind, language, site, number, seed)
+
     feed_forward = ModuleSpec(
         module=MLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+        submodules=MLPSubmodules(
+            linear_fc1=matrix(ColumnParallelLinear, GATE_UP), linear_fc2=matrix(RowParallelLinear, DOWN)
+        ),
     )
-    layer = ModuleSpec(
+    return ModuleSpec(
         module=SeededLayer if language.experts is None else ExpertLayer,
         params={"seed": seed, "norm_after": norm if form.norms_after else None},
         submodules=TransformerLayerSubmodules(
@@ -200,9 +229,9 @@ def block_spec(
                 module=DecoderAttention,
                 params={"attn_mask_type": AttnMaskType.causal, **attention},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=partial(build_module, matrix(ColumnParallelLinear, QKV)),
                     core_attention=partial(SDPAttention, language=language),
-                    linear_proj=RowParallelLinear,
+                    linear_proj=matrix(RowParallelLinear, PROJECTION),
                     q_layernorm=qk_norm(language, language.num_heads),
                     k_layernorm=qk_norm(language, language.num_query_groups),
                 ),
@@ -212,9 +241,6 @@ def block_spec(
             mlp=feed_forward if language.experts is None else experts_spec(),
             mlp_bda=get_bias_dropout_add,
         ),
-    )
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config, virtual_stage), layer_norm=norm
     )
 
 

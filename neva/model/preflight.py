@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
 from neva.config.model_config import language_config_of, media_rules_of, vision_config_of
 from neva.config.parts import trained_parts
+from neva.constants import ADAPTERS
 from neva.findings import Findings
 
 
@@ -31,6 +33,13 @@ def part_sizes(model_cfg: DictConfig) -> list[PartSize]:
         model = meta_model(vision, language, model_cfg.mm_cfg.mm_mlp_adapter_type)
     set_trainable(model, trained_parts(model_cfg))
     return [PartSize(name, *counts) for name, counts in count_parameters(model).items()]
+
+
+def find_share(sizes: Sequence[PartSize], found: Findings) -> None:
+    """Adds which share of the parameters trains, where that is small by intention: beside adapters."""
+    total, trained = sum(size.total for size in sizes), sum(size.trained for size in sizes)
+    if any(size.name == ADAPTERS for size in sizes):
+        found.add("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
 
 
 def find_image(model_cfg: DictConfig, found: Findings) -> None:

@@ -16,8 +16,17 @@ from torch import Tensor, nn
 
 def seed_for(seed: int, name: str) -> None:
     """Seeds the generator that initial weights are drawn from, for the part of the model called `name`."""
+    torch.manual_seed(_seed_of(seed, name))
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """Returns a generator for the part of the model called `name`, which leaves the one of the others as it is."""
+    return torch.Generator("cpu").manual_seed(_seed_of(seed, name))
+
+
+def _seed_of(seed: int, name: str) -> int:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 class SeededLayer(TransformerLayer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from neva.families.adapters import DOWN, GATE_UP, PROJECTION, QKV
 from neva.families.configs import (
     ALL_HEADS,
     CAPPED_CHUNK,
@@ -141,14 +142,31 @@ def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     form, is_trained, experts = model.language.form, LANGUAGE in model.trained_parts, model.language.experts
     norms = 2 * (form.norms_before + form.norms_after)
     total = norms * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
-    if is_trained:
-        total += 2 * hidden  # inputs of linear_qkv, and of linear_fc1 or the router
+    # inputs of linear_qkv, and of linear_fc1 or the router
+    total += hidden * (_keeps_input(model, QKV) + _keeps_input(model, GATE_UP)) + _factor_bytes(model, work)
     if experts is not None:
         shards = (split.tensor if work.sequence_parallel else 1, split.tensor)
         hidden_size = model.language.hidden_size
         return total + expert_bytes(experts, work.tokens, hidden_size, shards, work.width, is_trained)
     inner = model.language.ffn_hidden_size // split.tensor
-    return total + gated_bytes(work.tokens, inner, work.width) + work.tokens * inner * work.width * is_trained
+    return (
+        total
+        + gated_bytes(work.tokens, inner, work.width)
+        + (work.tokens * inner * work.width * _keeps_input(model, DOWN))
+    )
+
+
+def _keeps_input(model: ModelSpec, site: str) -> bool:
+    """Whether a matrix of a layer keeps its input for a gradient: its own, or that of an adapter."""
+    lora = model.language.lora
+    return LANGUAGE in model.trained_parts or (lora is not None and site in dict(lora.sites))
+
+
+def _factor_bytes(model: ModelSpec, work: MicroBatchSpec) -> int:
+    """Counts what adapters save between their factors."""
+    lora = model.language.lora
+    pairs = 0 if lora is None else sum(len(pieces) for _, pieces in lora.sites)
+    return 0 if lora is None else pairs * work.tokens * lora.rank * work.width
 
 
 def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -156,7 +174,7 @@ def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     language, tokens = model.language, work.tokens
     queries = tokens * language.num_heads * language.head_dim * work.width // split.tensor
     keys = tokens * language.num_query_groups * language.head_dim * work.width // split.tensor
-    is_trained, is_kept = LANGUAGE in model.trained_parts, work.recompute != "selective"
+    is_trained, is_kept = _keeps_input(model, PROJECTION), work.recompute != "selective"
     is_gathered = work.context > 1 and is_kept
     total = queries  # queries after RoPE
     total += (

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
-from neva.constants import PARTS
+from neva.constants import ALL_PARTS
 from neva.planner.buffer import sharded_buffer
 from neva.planner.tensors import Weight
 from neva.precision import FLOAT32, Precision
@@ -155,11 +155,13 @@ class FullySharded:
     ) -> RankState:
         """Counts the shards and, under `grad`, the all-gathered parameters."""
         ways = node_ranks if self.strategy == "hybrid" else ranks
-        gathered = ways * precision.num_bytes if self.strategy == "grad" else 0
-        parts = dict.fromkeys(PARTS, 0)
+        parts = dict.fromkeys(ALL_PARTS, 0)
         for weight in weights:
             kept = FLOAT_BYTES if weight.is_trained else precision.num_bytes
-            parts[weight.part] += (kept + gathered) * _shard(weight, ways)
+            shard = _shard(weight, ways)
+            parts[weight.part] += weight.bytes_of(shard, kept)
+            if self.strategy == "grad":  # gathered, too
+                parts[weight.part] += weight.bytes_of(shard * ways, precision.num_bytes)
         trained = _trained(weights)
         numel = sum(_shard(weight, ways) for weight in trained)
         optimizer = numel * MOMENTS + STEP * len(trained)
@@ -213,8 +215,8 @@ def _trained(weights: Sequence[Weight]) -> list[Weight]:
 def _by_part(weights: Sequence[Weight], precision: Precision) -> dict[str, int]:
     """Bytes of whole weights by part."""
     return {
-        part: precision.num_bytes * sum(weight.numel for weight in weights if weight.part == part)
-        for part in PARTS
+        part: sum(w.bytes_of(w.numel, precision.num_bytes) for w in weights if w.part == part)
+        for part in ALL_PARTS
     }
 
 

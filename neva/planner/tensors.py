@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from neva.config.keys.peft import INT8
+from neva.constants import ADAPTERS
+from neva.families.adapters import BLOCK, site_shapes
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
@@ -17,6 +20,7 @@ from neva.families.language import layer_shapes
 from neva.families.llama.sizes import FINAL, norm_shapes
 from neva.families.mixtral.table import EXPERTS
 from neva.families.vision import vision_family
+from neva.precision import FLOAT32
 
 TOWER, PROJECTOR, LANGUAGE = "vision_tower", "projector", "language_model"
 
@@ -34,11 +38,20 @@ class Weight:
     is_shared: bool = False
     is_expert: bool = False
     """Whether it is of an expert that expert-parallel ranks share out: fewer ranks have copies of it."""
+    packing: str | None = None
+    """How it is packed into few bits; None: it is not."""
 
     @property
     def numel(self) -> int:
         """Elements."""
         return math.prod(self.shape)
+
+    def bytes_of(self, elements: int, num_bytes: int) -> int:
+        """Returns the bytes of so many of its elements in a model of `num_bytes` an element; scales are whole."""
+        if self.packing is None:
+            return elements * num_bytes
+        scales = self.shape[0] if self.packing == INT8 else self.numel // BLOCK
+        return elements // (1 if self.packing == INT8 else 2) + FLOAT32.num_bytes * scales
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,9 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     is_shared = model.language.tied and split.pipeline > 1
     if split.is_first:
         weights.append(Weight(LANGUAGE, vocabulary, is_trained, is_shared))
-    for _ in range(model.language.num_layers // split.pipeline):
-        weights += _layer(model, split, is_trained)
+    layers = model.language.num_layers // split.pipeline
+    for number in range(split.stage * layers, (split.stage + 1) * layers):
+        weights += _layer(model, split, is_trained, number)
     if split.is_last:
         weights += [
             Weight(LANGUAGE, shape, is_trained) for shape in norm_shapes(model.language, FINAL).values()
@@ -96,14 +110,23 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
     return weights
 
 
-def _layer(model: ModelSpec, split: Split, is_trained: bool) -> Iterator[Weight]:
-    """Of experts, the first share: all shares are alike."""
+def _layer(model: ModelSpec, split: Split, is_trained: bool, number: int) -> Iterator[Weight]:
+    """Of experts, the first share: all shares are alike. Adapters stand behind their matrix."""
     experts = model.language.experts
     kept = 0 if experts is None else experts.number // split.expert
-    for name, shape in layer_shapes(model.language, split.tensor).items():
+    shapes, lora = layer_shapes(model.language, split.tensor), model.language.lora
+    last = {name.rpartition(".")[0]: name for name in shapes}
+    for name, shape in shapes.items():
         is_expert = name.startswith(EXPERTS)
         if not is_expert or int(name.removeprefix(EXPERTS).split(".")[0]) < kept:
-            yield Weight(LANGUAGE, shape, is_trained, is_expert=is_expert and split.expert > 1)
+            is_shared_out = is_expert and split.expert > 1
+            packing = (
+                lora.packing if lora is not None and len(shape) == 2 and name.endswith(".weight") else None
+            )
+            yield Weight(LANGUAGE, shape, is_trained, is_expert=is_shared_out, packing=packing)
+        if name == last[site := name.rpartition(".")[0]]:
+            for factor in site_shapes(model.language, site, number, split.tensor).values():
+                yield Weight(ADAPTERS, factor, ADAPTERS in model.trained_parts)
 
 
 def _vocabulary(model: ModelSpec, tensor: int) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from neva.checkpoint import nemo_export
 from neva.checkpoint.stored_config import config_state, tokenizer_digest
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.parts import trained_parts
-from neva.constants import PARTS
 from neva.data.batch import Batch
 from neva.data.held_out import source_names
 from neva.data.ledger import LEARNT, NOT_FINITE, OVERFLOW, SKIPPED
@@ -32,6 +31,7 @@ from neva.model.balance import is_balanced
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.model.quantised import quantise
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
@@ -128,11 +128,17 @@ class MegatronNevaModel(ModelPT):
             set_trainable(model, trained)
             self.models.append(model)
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
-        self.saved_parts = [name for name in PARTS if name in trained or self.sources[name].embedded]
+        self.saved_parts = [
+            name for name, origin in self.sources.items() if name in trained or origin.embedded
+        ]
+        counts = count_parameters(*self.models)
+        if self.language.lora is not None and self.language.lora.packing is not None:
+            for model in self.models:
+                quantise(model, self.language.lora.packing)
         self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)
         self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:
-            for name, (total, num_trained) in count_parameters(*self.models).items():
+            for name, (total, num_trained) in counts.items():
                 origin = self.sources[name]
                 logger.info("%s: %s parameters, %s trained, from %s", name, total, num_trained, origin)
 
@@ -203,6 +209,8 @@ class MegatronNevaModel(ModelPT):
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
+        if self.language.lora is not None and self.language.lora.dropout:
+            groups.seed_step(self.cfg.seed, number)
         with evaluating(self.chunks) if is_skipped else nullcontext():
             loss = self.last_step = run_global_batch(
                 self.chunks,
@@ -280,6 +288,11 @@ class MegatronNevaModel(ModelPT):
             {name: str(origin) for name, origin in self.sources.items()},
             trained_parts(self.cfg),
             is_writer=self.trainer.is_global_zero,
+            base={
+                name: {"path": str(origin), "fingerprint": origin.fingerprint}
+                for name, origin in self.sources.items()
+                if origin.fingerprint is not None and name not in self.saved_parts
+            },
         )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 
 from neva.config.model_config import language_config_of
+from neva.constants import ADAPTERS
+from neva.formats.nemo import open_nemo
 from neva.model.llava import NevaModel
+from neva.weights.fingerprint import check_base
 from neva.weights.load import load_parts
 from neva.weights.resolve import Origin, resolve_weights
 
@@ -20,5 +25,7 @@ def load_initial_weights(model: NevaModel, model_cfg: DictConfig) -> dict[str, O
         CheckpointError: weights that do not fit a part completely.
     """
     origins = resolve_weights(model_cfg)
-    load_parts(model, origins, language_config_of(model_cfg))
-    return origins
+    found = load_parts(model, origins, language_config_of(model_cfg))
+    if (adapters := origins.get(ADAPTERS)) is not None and adapters.path is not None:
+        check_base(open_nemo(adapters.path).manifest, found, origins, adapters)
+    return {part: replace(origin, fingerprint=found.get(part)) for part, origin in origins.items()}

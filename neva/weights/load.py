@@ -7,19 +7,20 @@ layers under pipeline parallel, its experts under expert parallel, vocabulary ro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from neva.constants import LANGUAGE_MODEL, VISION_TOWER, VOCABULARY
+from neva.constants import ADAPTER, ALL_PARTS, LANGUAGE_MODEL, VISION_TOWER, VOCABULARY, part_of
+from neva.families.adapters import WHOLE
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import ConversionError
-from neva.families.naming import LANGUAGE, TOWER
+from neva.families.naming import TOWER
 from neva.formats.nemo import open_nemo
-from neva.weights.lazy import Filtered
+from neva.weights.fingerprint import Fingerprint
 from neva.weights.parts import language_weights, tower_weights
 
 if TYPE_CHECKING:
@@ -27,38 +28,50 @@ if TYPE_CHECKING:
 
 LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)(\..*)")
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)(\..*)")
-GATED = ".linear_fc1."
+GATED = re.compile(rf"\.linear_fc1\.(weight|bias)$|\.linear_fc1{re.escape(ADAPTER)}{WHOLE}\.")
+"""Of two matrices stacked: a rank has its share of each."""
 TIED_COPY = "language_model.output_layer.weight"
 
 
-def load_parts(model: nn.Module, origins: Mapping[str, Origin], language: LanguageConfig) -> None:
+def load_parts(model: nn.Module, origins: Mapping[str, Origin], language: LanguageConfig) -> dict[str, str]:
     """Fills each part that has an origin, completely.
+
+    Returns:
+        The fingerprints of the parts that were read, if the model has adapters; none of others.
 
     Raises:
         CheckpointError: names or shapes do not fit; it names the tensors.
     """
+    found = {}
     for part, origin in origins.items():
         if origin.path is None:
             continue
+        seen = None if language.lora is None else Fingerprint()
         if origin.is_held:
-            load_native(model, open_nemo(origin.path).weights, language.vocab_size, (f"{part}.",))
+            weights = open_nemo(origin.path).weights
+            load_native(model, weights, language.vocab_size, (part,), seen)
         elif part == LANGUAGE_MODEL:
-            load_language_model(model, origin.path, language)
-        else:
+            load_language_model(model, origin.path, language, seen)
+        else:  # projector and adapters have no folder of their own
             assert part == VISION_TOWER, part
-            load_vision_tower(model, origin.path)
+            load_vision_tower(model, origin.path, seen)
+        if seen is not None:
+            found[part] = str(seen)
+    return found
 
 
-def load_language_model(model: nn.Module, source: str | Path, language: LanguageConfig) -> None:
+def load_language_model(
+    model: nn.Module, source: str | Path, language: LanguageConfig, seen: Fingerprint | None = None
+) -> None:
     """Fills the language model from a Hugging Face folder (text or LLaVA) or from a `.nemo` that holds one.
 
     Raises:
         CheckpointError: names or shapes do not fit `language`; it names the tensors. Nothing may be missing.
     """
-    load_native(model, language_weights(source, language), language.vocab_size, (LANGUAGE,))
+    load_native(model, language_weights(source, language), language.vocab_size, (LANGUAGE_MODEL,), seen)
 
 
-def load_vision_tower(model: nn.Module, source: str | Path) -> None:
+def load_vision_tower(model: nn.Module, source: str | Path, seen: Fingerprint | None = None) -> None:
     """Fills the tower from a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a `.nemo`.
 
     Does nothing on a pipeline stage without a tower.
@@ -68,14 +81,15 @@ def load_vision_tower(model: nn.Module, source: str | Path) -> None:
     """
     tower = getattr(model, VISION_TOWER)
     if tower is not None:
-        load_native(model, tower_weights(source, tower.config), prefixes=(TOWER,))
+        load_native(model, tower_weights(source, tower.config), parts=(VISION_TOWER,), seen=seen)
 
 
 def load_native(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     vocab_size: int | None = None,
-    prefixes: tuple[str, ...] | None = None,
+    parts: Collection[str] | None = None,
+    seen: Fingerprint | None = None,
 ) -> None:
     """Fills the model from whole tensors under native names, such as `open_nemo(path).weights`.
 
@@ -83,19 +97,21 @@ def load_native(
         model: the model, or one pipeline stage of it.
         weights: the tensors by name.
         vocab_size: number of vocabulary rows before padding.
-        prefixes: fills these parts alone (`("projector.",)` for stage 2), which must be complete; None: all.
+        parts: fills these alone (`("projector",)` for stage 2), which must be complete; None: all.
+        seen: is shown every tensor that is read.
 
     Raises:
         ConversionError: names or shapes do not fit; it names the tensors.
     """
-    chosen = Filtered(weights, *prefixes) if prefixes else weights
-    load_sharded(model, ((name, chosen[name]) for name in chosen), prefixes or ("",), vocab_size)
+    parts = ALL_PARTS if parts is None else parts
+    pairs = ((name, weights[name]) for name in weights if part_of(name) in parts)
+    load_sharded(model, pairs if seen is None else seen.watch(pairs), parts, vocab_size)
 
 
 def load_sharded(
     model: nn.Module,
     pairs: Iterable[tuple[str, Tensor]],
-    prefixes: tuple[str, ...],
+    parts: Collection[str],
     vocab_size: int | None = None,
 ) -> None:
     """Copies this rank's shard of each whole tensor into the parameter of that name.
@@ -105,7 +121,7 @@ def load_sharded(
     Args:
         model: the model, or one pipeline stage of it.
         pairs: global names and whole tensors.
-        prefixes: every parameter under these must be filled.
+        parts: every parameter of these must be filled.
         vocab_size: number of vocabulary rows before padding.
 
     Raises:
@@ -115,7 +131,7 @@ def load_sharded(
     parameters = {
         global_name(model, name): parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(prefixes)
+        if part_of(name) in parts
     }
     tied_copy = parameters.pop(TIED_COPY, None) if _is_tied(model) else None
     remaining = set(parameters)
@@ -193,6 +209,6 @@ def _copy_shard(
     if list(tensor.shape) != shape:
         raise ConversionError(f"{name} is {list(tensor.shape)}, the model expects {shape}")
     if size > 1:
-        halves = tensor.chunk(2) if GATED in name else (tensor,)
+        halves = tensor.chunk(2) if GATED.search(name) else (tensor,)
         tensor = torch.cat([half.chunk(size, dim)[rank] for half in halves])
     parameter.copy_(tensor)

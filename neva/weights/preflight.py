@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.constants import PARTS
+from neva.constants import ALL_PARTS
 from neva.errors import CheckpointError
 from neva.findings import Findings
 from neva.weights.resolve import resolve_weights
@@ -24,8 +24,8 @@ def saved_parts(model_cfg: DictConfig, trained: Collection[str], found: Findings
         named = (model_cfg.restore_from_path, model_cfg.mm_cfg.pretrain_mm_mlp_adapter)
         if all(path is None or Path(path).exists() for path in named):
             found.problems.append(str(error))
-        return list(PARTS)
-    return [part for part in PARTS if part in trained or origins[part].embedded]
+        return list(ALL_PARTS)
+    return [part for part, origin in origins.items() if part in trained or origin.embedded]
 
 
 def note_random_parts(model_cfg: DictConfig, found: Findings) -> None:

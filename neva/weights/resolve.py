@@ -1,8 +1,10 @@
 """Where the weights of each part of a model come from: one rule for training, inference, conversion and the dry run.
 
 A `.nemo` that holds a part comes first: `model.restore_from_path`, then, for the projector,
-`model.mm_cfg.pretrain_mm_mlp_adapter`. A part that none holds comes from the folder or `.nemo` that its
-`from_pretrained` names, and without one it starts from random weights.
+`model.mm_cfg.pretrain_mm_mlp_adapter`, for adapters and projector `model.peft.restore_from_path`. A part that none
+holds comes from the folder or `.nemo` that its `from_pretrained` names, and without one it starts from random weights.
+
+A run with adapters saves what it trains. The `.nemo` that it started from stays the base of its own, as a folder does.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER
+from neva.config.peft import has_adapters
+from neva.constants import ADAPTERS, ALL_PARTS, LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER, part_of
 from neva.errors import CheckpointError
-from neva.formats.nemo_header import tensor_names
+from neva.formats.nemo_header import is_nemo, tensor_names
 
 SCRATCH = "scratch"
 
@@ -26,6 +29,7 @@ WEIGHT_KEYS = (
     *(f"model.mm_cfg.{section}.from_pretrained" for section in SECTION_OF.values()),
     "model.mm_cfg.pretrain_mm_mlp_adapter",
     "model.restore_from_path",
+    "model.peft.restore_from_path",
 )
 """Keys of a training recipe that name weights."""
 
@@ -37,15 +41,19 @@ class Origin:
     Attributes:
         path: file or folder; None: random weights.
         is_held: `path` is the `.nemo` that holds the part, not a folder that is named for it.
+        is_base: it is read again wherever the adapters of this run are.
+        fingerprint: of what was read there, beside adapters.
     """
 
     path: str | None
     is_held: bool
+    is_base: bool = False
+    fingerprint: str | None = None
 
     @property
     def embedded(self) -> bool:
-        """Whether the weights cannot be read again from a folder of their own: a run has to save them."""
-        return self.is_held or self.path is None
+        """Whether the weights cannot be read again from where they came: a run has to save them."""
+        return self.path is None or (self.is_held and not self.is_base)
 
     def __str__(self) -> str:
         return SCRATCH if self.path is None else self.path
@@ -61,38 +69,62 @@ def resolve_weights(model_cfg: DictConfig) -> dict[str, Origin]:
         CheckpointError: a `.nemo` holds none of the parts that are to come from it.
     """
     held: dict[str, str] = {}
+    started_from = model_cfg.restore_from_path
+    if started_from is not None and not has_adapters(model_cfg):
+        _refuse_adapters(started_from)
     for path, parts in (
         (model_cfg.mm_cfg.pretrain_mm_mlp_adapter, (PROJECTOR,)),
-        (model_cfg.restore_from_path, PARTS),
+        (started_from, ALL_PARTS),
+        (OmegaConf.select(model_cfg, "peft.restore_from_path"), (PROJECTOR, ADAPTERS)),
     ):
         if path is not None:
             held |= dict.fromkeys(_held_parts(path, parts), str(path))
-    return origins(held, model_cfg.mm_cfg)
+    return origins(held, model_cfg)
 
 
 def resolve_nemo(
-    path: str | Path, mm_cfg: DictConfig, overrides: Mapping[str, str | Path | None] | None = None
+    path: str | Path, model_cfg: DictConfig, overrides: Mapping[str, str | Path | None] | None = None
 ) -> dict[str, Origin]:
     """Returns the origin of each part of a model in a `.nemo`.
 
     Args:
         path: the file, or the folder of an extracted one.
-        mm_cfg: the `mm_cfg` section of its configuration.
+        model_cfg: the section that it records.
         overrides: part -> where it is, if the `.nemo` does not hold it; None: where its configuration says.
     """
-    return origins(dict.fromkeys(parts_among(tensor_names(path)), str(path)), mm_cfg, overrides)
+    return origins(dict.fromkeys(parts_among(tensor_names(path)), str(path)), model_cfg, overrides)
 
 
 def origins(
-    held: Mapping[str, str], mm_cfg: DictConfig, overrides: Mapping[str, str | Path | None] | None = None
+    held: Mapping[str, str],
+    model_cfg: DictConfig,
+    overrides: Mapping[str, str | Path | None] | None = None,
 ) -> dict[str, Origin]:
-    """Returns the origin of each part: the file in `held`, else the folder that is named for it."""
-    return {
-        part: Origin(held[part], is_held=True)
-        if part in held
-        else Origin(named_folder(mm_cfg, part, overrides), is_held=False)
-        for part in PARTS
-    }
+    """Returns the origin of each part: the file in `held`, else what is named for it."""
+    has_base = has_adapters(model_cfg) and model_cfg.restore_from_path is not None
+    base = str(model_cfg.restore_from_path) if has_base else None
+    found = {}
+    for part in ALL_PARTS if has_adapters(model_cfg) else PARTS:
+        if part in held:
+            is_base = held[part] == base and part in SECTION_OF
+            found[part] = Origin(held[part], is_held=True, is_base=is_base)
+        elif (overrides or {}).get(part) is None and part in SECTION_OF and _holds(base, part):
+            found[part] = Origin(base, is_held=True, is_base=True)
+        else:
+            found[part] = Origin(named_folder(model_cfg.mm_cfg, part, overrides), is_held=False)
+    return found
+
+
+def _holds(path: str | None, part: str) -> bool:
+    return path is not None and is_nemo(path) and part in parts_among(tensor_names(path))
+
+
+def _refuse_adapters(path: str) -> None:
+    if is_nemo(path) and ADAPTERS in parts_among(tensor_names(path)):
+        raise CheckpointError(
+            f"{path} holds adapters, which this run would leave out: set model.peft.peft_scheme=lora, or merge them "
+            "with `neva convert --merge`"
+        )
 
 
 def named_folder(
@@ -107,8 +139,8 @@ def named_folder(
 
 def parts_among(names: Iterable[str]) -> list[str]:
     """Returns the parts to which tensors of these native names belong."""
-    prefixes = {name.split(".", 1)[0] for name in names}
-    return [part for part in PARTS if part in prefixes]
+    found = {part_of(name) for name in names}
+    return [part for part in ALL_PARTS if part in found]
 
 
 def _held_parts(path: str, parts: tuple[str, ...]) -> list[str]:

@@ -293,3 +293,21 @@ def test_the_7b_recipe_is_reported_whole_without_its_weights(tmp_path: Path) -> 
     ):
         assert f"- {key}: no f" in result.stdout
     assert OmegaConf.load(tmp_path / "resolved.yaml") == load("llava_7b_finetune", [])
+
+
+def test_adapters_are_counted_with_the_share_that_trains(
+    ready: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = language_config_of(load("quickstart_pretrain", ready[1:]).model)
+    lora = [
+        "model.peft.peft_scheme=lora",
+        "model.mm_cfg.llm.freeze=true",
+        "model.mm_cfg.vision_encoder.freeze=true",
+    ]
+    code, text = dry_run(capsys, *ready, *lora, "model.peft.lora_tuning.adapter_dim=8")
+    queries, keys = sizes.num_heads * sizes.head_dim, sizes.num_query_groups * sizes.head_dim
+    factors = sizes.num_layers * 8 * (sizes.hidden_size + queries + 2 * keys)
+    assert code == 0 and numbers(text, "adapters") == [factors, factors]
+    assert numbers(text, "language model")[1] == 0
+    total, trained = numbers(text, "total")
+    assert f"trained        {trained:,} of {total:,} parameters ({trained / total:.2%})" in text

@@ -9,6 +9,8 @@ from neva.cli import main
 from neva.config.difference import differences
 from neva.config.load import load
 from neva.config.migrate import migrate
+from neva.config.model_config import language_config_of
+from neva.config.parts import part_rules
 from neva.errors import ConfigError
 from tests.published import write_configs
 
@@ -111,10 +113,44 @@ def test_tiles_that_no_projector_joins_are_refused_and_those_that_one_joins_are_
     assert (data.image_token_len, list(data.image_size)) == (576, [672, 672])
 
 
-def test_adapters_are_refused_in_one_sentence() -> None:
+def test_a_yaml_with_adapters_is_taken_with_the_rates_that_neva_fixes() -> None:
+    model = load("neva_peft", [], YAMLS).model
+    lora = language_config_of(model).lora
+    assert lora is not None
+    assert (lora.rank, lora.scale, lora.layers) == (32, 1.0, None)
+    assert lora.sites == (("self_attention.linear_qkv", ("whole",)),)
+    rules = part_rules(model)
+    assert {name for name, rule in rules.items() if rule.is_trained} == {"projector", "adapters"}
+    assert (rules["projector"].lr_ratio, rules["adapters"].lr_ratio) == (0.1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.peft.peft_scheme=ptuning",
+            "model.peft.peft_scheme=ptuning is refused: neva trains LoRA adapters",
+        ),
+        ("model.mm_cfg.llm.freeze=false", "model.mm_cfg.llm.freeze=false with model.peft.peft_scheme=lora"),
+        (
+            "model.peft.lora_tuning.layer_selection=[33]",
+            "model.peft.lora_tuning.layer_selection names layer 33 of 32",
+        ),
+        ("model.peft.lora_tuning.target_modules=[]", "model.peft.lora_tuning.target_modules is empty"),
+        (
+            "model.peft.lora_tuning.target_modules=[q_proj]",
+            'model.peft.lora_tuning.target_modules=["q_proj"] names q of',
+        ),
+        (
+            "model.peft.lora_tuning.weight_tying=true",
+            "model.peft.lora_tuning.weight_tying=true is refused: every",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused_in_one_sentence(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load("neva_peft", [], YAMLS)
-    assert str(caught.value).startswith("model.peft.peft_scheme=lora is refused: ")
+        load("neva_peft", [override], YAMLS)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
@@ -184,12 +220,15 @@ def test_migrating_names_files_of_the_groups_and_keeps_what_differs() -> None:
 
 
 def test_what_cannot_be_migrated_is_said_in_the_recipe_and_by_the_exit_code(
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["config", "migrate", str(YAMLS / "neva_peft.yaml")]) == 1
+    text = (YAMLS / "neva_peft.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("peft_scheme: lora", "peft_scheme: ptuning"))
+    assert main(["config", "migrate", str(tmp_path / "mine.yaml")]) == 1
     printed = capsys.readouterr()
-    assert "# refused: model.peft.peft_scheme=lora is refused: " in printed.out
-    assert printed.err.startswith("neva: model.peft.peft_scheme=lora is refused: ")
+    assert "# refused: model.peft.peft_scheme=ptuning is refused: " in printed.out
+    assert printed.err.startswith("neva: model.peft.peft_scheme=ptuning is refused: ")
 
 
 def test_two_configurations_are_compared_key_by_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,9 @@ model.data: num_workers dataloader_type data_path image_folder video_folder lazy
   media_type num_frames splice_single_frame sep_token_between_frames eod_mask_loss packed_sequence data_prefix
   validation_drop_last
 model.nsys_profile: enabled start_step end_step ranks gen_shape
-model.peft: peft_scheme restore_from_path lora_tuning
+model.peft: peft_scheme restore_from_path
+model.peft.lora_tuning: adapter_dim adapter_dropout column_init_method row_init_method layer_selection weight_tying
+  position_embedding_strategy target_modules alpha variant dropout_position a2a_experimental
 model.optim: name lr weight_decay betas
 model.optim.sched: name warmup_steps constant_steps min_lr
 """

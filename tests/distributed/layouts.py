@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, VOCABULARY
+from neva.config.peft import lora_of
+from neva.constants import ADAPTERS, IGNORE_INDEX, IMAGE_TOKEN_ID, PROJECTOR, VOCABULARY
 from neva.data.batch import Batch
 from neva.data.collate import feature_order, picture_shapes
 from neva.data.dataset import NO_RECORD, Sample
@@ -30,12 +31,14 @@ from neva.families.configs import (
     DecoderForm,
     ExpertsConfig,
     LanguageConfig,
+    LoraConfig,
     VisionConfig,
     padded_vocab_size,
 )
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import AnyResolution, FlexibleShape, KeptShape, NativeShape
-from neva.model.build import build_model
+from neva.model.adapters import Adapter
+from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
@@ -85,12 +88,13 @@ class Case:
     naflex: bool = False
     whole_images: bool = False
     form: str | None = None
+    lora: str | None = None
 
     @property
     def variant(self) -> str:
         """Which of the reference's models and data it has."""
-        if self.form is not None:
-            return self.form
+        if self.form is not None or self.lora is not None:
+            return f"{self.form}{self.lora}"
         names = ("tiles", "quarters", "own_shape", "idefics2", "naflex", "experts", "whole_images")
         changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
@@ -113,6 +117,7 @@ class Case:
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
+        words += [f"lora-{self.lora}"] * (self.lora is not None)
         words += [f"fsdp-{self.fsdp}"] * (self.fsdp is not None)
         return " ".join(words + ([f"recompute-{self.recompute}"] if self.recompute else []))
 
@@ -203,6 +208,25 @@ CASES = [
     Case(4, experts=True, expert=2, tensor=2, sequence_parallel=True, micro_batch=4),
     Case(4, experts=True, expert=2, pipeline=2, packed=True, micro_batch=1),
     Case(4, experts=True, expert=2, context=2, distributed_optimizer=True),
+    Case(1, lora="canonical", recompute="full"),
+    Case(2, lora="nemo", tensor=2),
+    Case(2, lora="canonical", tensor=2, sequence_parallel=True, recompute="full"),
+    Case(2, lora="nemo", pipeline=2, micro_batch=1),
+    Case(2, lora="canonical", context=2, packed=True),
+    Case(2, lora="nemo", distributed_optimizer=True),
+    Case(2, lora="canonical", fsdp="full", recompute="full"),
+    Case(2, lora="nemo", fsdp="grad"),
+    Case(
+        4,
+        lora="canonical",
+        tensor=2,
+        pipeline=2,
+        virtual=2,
+        micro_batch=1,
+        sequence_parallel=True,
+        packed=True,
+    ),
+    Case(4, lora="nemo", tensor=2, context=2, sequence_parallel=True, distributed_optimizer=True),
 ]
 LONGROPE = {
     "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16, "short_factor": [1.0],
@@ -223,6 +247,18 @@ FORMS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Of decoders that are not LLaMA's make, each with what several families have."""
+
+
+def lora(variant: str | None) -> LoraConfig | None:
+    """Of every matrix; the second factor is no zeros, so that the first has a gradient."""
+    if variant is None:
+        return None
+    tuning = {
+        "variant": variant, "target_modules": ["all"], "adapter_dim": 6, "alpha": 9.0, "adapter_dropout": 0.0,
+        "dropout_position": "pre", "column_init_method": "kaiming", "row_init_method": "normal",
+        "layer_selection": None,
+    }  # fmt: skip
+    return lora_of({"peft": {"peft_scheme": "lora", "lora_tuning": tuning}})
 
 
 EXPERTS = ExpertsConfig(
@@ -371,6 +407,7 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
 def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     """The pieces of the model that this rank holds."""
     changes = {"sees_whole_images": case.whole_images, **FORMS.get(case.form or "", {})}
+    changes["lora"] = lora(case.lora)
     shape = replace(language(case.tensor, case.tied, case.experts), **changes)
     switches: dict[str, Any] = {"recompute_granularity": case.recompute}
     if case.recompute == "full":
@@ -391,7 +428,7 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
         sequence_parallel=case.sequence_parallel,
         **switches,
     )
-    return [
+    models = [
         build_model(
             tower_of(case),
             shape,
@@ -403,6 +440,9 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
         ).train()
         for piece in groups.pipeline_stages()
     ]
+    for model in models if case.lora else ():
+        set_trainable(model, {ADAPTERS, PROJECTOR})
+    return models
 
 
 def tower_of(case: Case) -> VisionConfig:
@@ -529,6 +569,8 @@ def reference(folder: Path) -> None:
         {"naflex": True},
         {"whole_images": True},
         *({"form": form} for form in FORMS),
+        {"lora": "nemo"},
+        {"lora": "canonical"},
     ):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant
@@ -647,6 +689,16 @@ def mutate(mutation: str) -> None:
             return loss / num_tokens, torch.ones_like(num_tokens), report
 
         step.LOSSES["token"] = averaged
+    elif mutation == "whole_factors":
+        made = Adapter._factors
+
+        def alone(*arguments: Any) -> Any:
+            factors = made(*arguments)
+            for factor in factors.parameters():
+                factor.sequence_parallel = False
+            return factors
+
+        Adapter._factors = alone  # type: ignore[method-assign]
     elif mutation == "mean_over_shares":
         FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
 

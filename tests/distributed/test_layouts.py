@@ -69,6 +69,7 @@ MUTATIONS = {
     "loss averaged on each rank": "mean_per_rank",
     "context parallel: keys left in the order of the ranks": "context_order",
     "context parallel: image gradients of other ranks dropped": "context_features",
+    "gradients of an adapter's whole factor not summed over shards of the sequence": "whole_factors",
     "gradients under FSDP divided by the number of ranks": "mean_over_shares",
 }
 MUTATED = {
@@ -76,6 +77,7 @@ MUTATED = {
     "context_order": Case(2, context=2),
     "context_features": Case(2, context=2),
     "mean_over_shares": Case(2, fsdp="full"),
+    "whole_factors": Case(2, lora="nemo", tensor=2, sequence_parallel=True),
 }
 """What a mutation breaks, where it is not tensor parallel."""
 
@@ -119,7 +121,8 @@ def write_table(found: Found) -> None:
         "form-around: norms around each part, all heads normed together, half of each head turned, longrope, soft",
         "caps, windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of",
         "three layers; ep: expert parallel, of a model with four experts and a shared one in each layer, balanced by",
-        "sample.",
+        "sample; lora: adapters beside every matrix and the projector train, in NeMo's form (nemo) and peft's",
+        "(canonical).",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",

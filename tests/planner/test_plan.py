@@ -31,7 +31,7 @@ from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded, local
 from neva.distributed.megatron_ddp import data_parallel
 from neva.errors import ConfigError
-from neva.families.configs import ExpertsConfig
+from neva.families.configs import ExpertsConfig, LoraConfig
 from neva.families.language import language_config_from_hf
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -54,10 +54,21 @@ RECIPE = ["plan", "--config-name", "llava_7b_finetune"]
 EIGHT = [*RECIPE, "--gpus", "8", "--gpu-memory", "80"]
 
 
-def tiny(tied: bool, experts: ExpertsConfig | None = None) -> ModelSpec:
+LORA = LoraConfig(
+    rank=6, alpha=6.0, dropout=0.0, drops_input=True,
+    sites=(
+        ("self_attention.linear_qkv", ("q", "v")), ("self_attention.linear_proj", ("whole",)),
+        ("mlp.linear_fc1", ("whole",)),
+    ),
+    layers=(0, 2, 3), input_init="xavier", output_init="zero",
+)  # fmt: skip
+
+
+def tiny(tied: bool, experts: ExpertsConfig | None = None, lora: LoraConfig | None = None) -> ModelSpec:
     vision, language = shapes("clip", groups=2, tied=tied)
-    language = dataclasses.replace(language, num_layers=4, experts=experts)
-    return ModelSpec(vision, language, "mlp2x_gelu", 128, frozenset({"projector", "language_model"}))
+    language = dataclasses.replace(language, num_layers=4, experts=experts, lora=lora)
+    trained = frozenset({"projector", "adapters" if lora else "language_model"})
+    return ModelSpec(vision, language, "mlp2x_gelu", 128, trained)
 
 
 def state(weights: list[Weight], precision: str, sharding: str, ranks: int, node_ranks: int) -> RankState:
@@ -81,6 +92,7 @@ class Case:
     precision: str
     is_distributed: bool
     expert: int | None = None
+    has_adapters: bool = False
 
 
 CASES = [
@@ -89,16 +101,26 @@ CASES = [
     for precision in ("32", "bf16")
     for is_distributed in (False, True)
 ] + [Case(1, 1, False, "bf16", True, expert) for expert in (1, 2)]
+CASES += [
+    Case(2, 1, False, "bf16", True, has_adapters=True),
+    Case(1, 2, False, "32", False, has_adapters=True),
+]
 
 
 FSDP_CASES = [(strategy, precision) for strategy in ("full", "grad") for precision in ("32", "bf16")]
+FSDP_CASES += [("full", "bf16-adapters")]
 
 
 EXPERTS = ExpertsConfig(number=4, per_token=2, ffn_hidden_size=40, pre_softmax=False)
 
 
 def model_of(case: Case) -> ModelSpec:
-    return tiny(case.tied, None if case.expert is None else EXPERTS)
+    return tiny(case.tied, None if case.expert is None else EXPERTS, LORA if case.has_adapters else None)
+
+
+def fsdp_model(precision: str) -> tuple[ModelSpec, str]:
+    name, _, adapters = precision.partition("-")
+    return tiny(tied=False, lora=LORA if adapters else None), name
 
 
 def allocate(case: Case) -> tuple[int, int, int]:
@@ -155,7 +177,8 @@ def allocate(case: Case) -> tuple[int, int, int]:
 
 def allocate_fsdp(strategy: str, precision: str) -> tuple[int, int, int]:
     """The same of a model in shares; under `grad` with all units joined, as between forward and backward pass."""
-    model, dtype = tiny(tied=False), DTYPES[precision]
+    model, precision = fsdp_model(precision)
+    dtype = DTYPES[precision]
     groups.init_model_parallel(groups.ParallelSizes(), seed=1)
     config = transformer_config(model.language, params_dtype=dtype, bf16=dtype == torch.bfloat16)
     language = dataclasses.replace(model.language, padded_vocab_size=128)
@@ -220,7 +243,8 @@ def test_state_equals_what_two_real_ranks_of_fsdp_allocate(
     two_ranks: dict[int, list[tuple[int, int, int]]], number: int
 ) -> None:
     strategy, precision = FSDP_CASES[number]
-    weights = stage_weights(tiny(tied=False), Split(1, 1, 0))
+    model, precision = fsdp_model(precision)
+    weights = stage_weights(model, Split(1, 1, 0))
     planned = state(weights, precision, f"fsdp_{strategy}", 2, 2)
     found = [two_ranks[rank][len(CASES) + number] for rank in (0, 1)]
     assert (planned.parameters, planned.gradients) == found[0][:2] == found[1][:2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER
 from neva.errors import CheckpointError
 from neva.formats.nemo import write_nemo
 from neva.weights.resolve import Origin, resolve_nemo, resolve_weights
@@ -46,9 +46,9 @@ def test_a_restored_file_comes_before_a_stage_1_projector_and_that_before_folder
 
 
 def test_a_part_that_a_nemo_does_not_hold_is_where_an_override_or_its_configuration_says(tmp_path):
-    path, mm_cfg = nemo(tmp_path / "m.nemo", PROJECTOR), section("llm", "eye").mm_cfg
-    assert [str(origin) for origin in resolve_nemo(path, mm_cfg).values()] == ["eye", path, "llm"]
-    moved = resolve_nemo(path, mm_cfg, {LANGUAGE_MODEL: tmp_path, VISION_TOWER: None})
+    path, model_cfg = nemo(tmp_path / "m.nemo", PROJECTOR), section("llm", "eye")
+    assert [str(origin) for origin in resolve_nemo(path, model_cfg).values()] == ["eye", path, "llm"]
+    moved = resolve_nemo(path, model_cfg, {LANGUAGE_MODEL: tmp_path, VISION_TOWER: None})
     assert [str(origin) for origin in moved.values()] == ["eye", path, str(tmp_path)]
 
 
@@ -58,3 +58,28 @@ def test_files_that_hold_no_such_part_are_refused(tmp_path):
         resolve_weights(section(adapter=tower))
     with pytest.raises(CheckpointError, match="does not exist"):
         resolve_weights(section(restored=str(tmp_path / "none.nemo")))
+
+
+def test_beside_adapters_the_file_that_a_run_started_from_stays_the_base(tmp_path):
+    base = nemo(tmp_path / "base.nemo", PROJECTOR, LANGUAGE_MODEL)
+    model_cfg = section("llm", "eye", restored=base)
+    model_cfg.peft = {"peft_scheme": "lora", "restore_from_path": None}
+    found = resolve_weights(model_cfg)
+    assert (str(found[LANGUAGE_MODEL]), found[LANGUAGE_MODEL].embedded) == (base, False)
+    assert (str(found[PROJECTOR]), found[PROJECTOR].embedded) == (base, True)
+    assert (str(found[ADAPTERS]), found[ADAPTERS].embedded) == ("scratch", True)
+
+    adapters = tmp_path / "adapters.nemo"
+    names = ("language_model.decoder.layers.0.mlp.linear_fc2.adapter.whole.linear_in", "projector.x")
+    write_nemo(adapters, {"vocab_size": 2}, [(n, torch.ones(2, 2)) for n in names], None, None, "test", {})
+    opened = resolve_nemo(adapters, model_cfg)
+    assert [str(opened[part]) for part in (LANGUAGE_MODEL, PROJECTOR, ADAPTERS)] == [
+        base,
+        *[str(adapters)] * 2,
+    ]
+    with pytest.raises(
+        CheckpointError, match="holds adapters, which this run would leave out: set model.peft"
+    ):
+        resolve_weights(section("llm", "eye", restored=str(adapters)))
+    model_cfg.peft.restore_from_path = str(adapters)
+    assert str(resolve_weights(model_cfg)[ADAPTERS]) == str(adapters)

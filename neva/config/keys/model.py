@@ -7,6 +7,7 @@ from neva.config.keys.data import Data
 from neva.config.keys.exp_manager import ExpManager
 from neva.config.keys.field import MODEL, ORDER, READING, TRAINED, ignored, key, refused, section
 from neva.config.keys.optim import Optim
+from neva.config.keys.peft import Peft
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
 from neva.config.model_config import BIDIRECTIONAL, CAUSAL, IMAGE_TAGS, SAME_ACTIVATION
@@ -134,7 +135,10 @@ class MmCfg:
         fixed=MODEL,
     )
     mm_mlp_adapter_freeze: bool = key("Do not train the projector.", fixed=TRAINED)
-    mm_mlp_adapter_lr_ratio: float = key("The projector's learning rate as a share of optim.lr.", above=0)
+    mm_mlp_adapter_lr_ratio: float | None = key(
+        "The projector's learning rate as a share of optim.lr; null: 1, and beside adapters NeVA's 0.1.",
+        above=0,
+    )
 
     use_im_start_end: bool = key(
         "Put a token of the vocabulary before and behind each image, as LLaVA and NeVA can.", fixed=READING
@@ -241,6 +245,7 @@ class ModelKeys(RefusedModelKeys):
         fixed=MODEL,
     )
     mm_cfg: MmCfg = section()
+    peft: Peft = section()
     encoder_seq_length: int = key("Longest sequence; longer samples are cut.", low=1, common=True)
     max_position_embeddings: int = key("Longest position.", low=1)
     vocab_size: int | None = key("Token ids of the language model.", low=1, fixed=MODEL)

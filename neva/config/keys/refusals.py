@@ -24,8 +24,6 @@ _RECOMPUTE = (
 )
 _PROFILE = "neva does not start Nsight: profile with torch.profiler or `nsys profile neva train …`"
 _PROFILE_DETAIL = "acts with model.nsys_profile.enabled only"
-_LORA = "neva does not train LoRA or other adapters yet"
-_PEFT_DETAIL = "acts with model.peft.peft_scheme only"
 
 
 @dataclass
@@ -40,24 +38,10 @@ class NsysProfile:
 
 
 @dataclass
-class Peft:
-    """Adapters."""
-
-    peft_scheme: Any = refused(None, "none", why=_LORA)
-    restore_from_path: Any = refused(None, why=_LORA)
-    lora_tuning: Any = ignored(_PEFT_DETAIL)
-    adapter_tuning: Any = ignored(_PEFT_DETAIL)
-    p_tuning: Any = ignored(_PEFT_DETAIL)
-    ia3_tuning: Any = ignored(_PEFT_DETAIL)
-    selective_tuning: Any = ignored(_PEFT_DETAIL)
-
-
-@dataclass
 class RefusedModelKeys:
     """The keys of `model` that have no effect, and the refused ones."""
 
     nsys_profile: NsysProfile = section()
-    peft: Peft = section()
 
     load_rng: Any = ignored("training draws no random numbers: the order of the data follows from model.seed")
     fsdp_use_orig_params: Any = ignored(

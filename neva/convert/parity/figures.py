@@ -17,9 +17,10 @@ from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import backend_of, language_config_from_hf
 from neva.families.vision_reading import vision_config_from_hf
-from neva.formats.hf_files import PARITY_REPORT, read_config
+from neva.formats.hf_files import ADAPTER_WEIGHTS, PARITY_REPORT, read_config
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.json import write_json
+from neva.formats.safetensors import TensorFile
 
 if TYPE_CHECKING:
     from neva.convert.parity.reference import ReferenceOutput
@@ -140,7 +141,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Writes `parity.json` into the export."""
     packages = ("torch", "transformers", "megatron-core", "tokenizers")
     versions = {package: version(package) for package in packages}
-    tensors = len(FolderWeights(folder))
+    adapters = folder / ADAPTER_WEIGHTS
+    tensors = len(TensorFile(adapters) if adapters.is_file() else FolderWeights(folder))
     files = sorted(
         {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} | {PARITY_REPORT}
     )

@@ -37,15 +37,18 @@ class ReferenceOutput:
 
 
 def reference_outputs(
-    model_class: Any, folder: Path, inputs: Sequence[ParityInput]
+    model_class: Any, folder: Path, inputs: Sequence[ParityInput], config_of: Path | None = None
 ) -> tuple[list[ReferenceOutput], list[str]]:
-    """Returns what transformers computes from `folder`, and the tensors that it missed or had no use for."""
+    """Returns what transformers computes from `folder`, and the tensors that it missed or had no use for.
+
+    `config_of` is the folder with the configuration; None: `folder`.
+    """
     model, info = model_class.from_pretrained(
         folder,
         dtype=torch.float32,
         local_files_only=True,
         output_loading_info=True,
-        **({"attn_implementation": "eager"} if _caps_scores(folder) else {}),
+        **({"attn_implementation": "eager"} if _caps_scores(config_of or folder) else {}),
     )
     not_loaded = [
         f"transformers reports {kind.replace('_', ' ')}: {', '.join(sorted(map(str, names))[:5])}"

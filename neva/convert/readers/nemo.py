@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from neva.config.model_config import vision_config_of
-from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
-from neva.convert.lazy_model import LazyModel
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, part_of
+from neva.convert.lazy_model import Base, LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
 from neva.convert.readers.verified import verify
@@ -25,7 +25,9 @@ from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
 from neva.families.vision import POOLING, tower_shapes, tower_table
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
+from neva.weights.fingerprint import check_base, fingerprint_of
 from neva.weights.lazy import Chained, Filtered
+from neva.weights.merged import factors_of
 from neva.weights.resolve import Origin, named_folder, resolve_nemo
 
 
@@ -56,7 +58,7 @@ def require_tensors(
     prefixes = {LANGUAGE_MODEL: LANGUAGE, PROJECTOR: PROJECTOR_PREFIX, VISION_TOWER: TOWER}
     with naming(nemo.path):
         for part, table in tables.items():
-            if origins[part].is_held:
+            if origins[part].is_held and not origins[part].is_base:
                 table.check(Filtered(held, prefixes[part]))
 
 
@@ -80,23 +82,35 @@ def open_model(
     verify(nemo)
     language, vision, mm_cfg = stored_config(nemo.config), vision_config_of(nemo.config), nemo.config.mm_cfg
     overrides = {LANGUAGE_MODEL: language_source, VISION_TOWER: tower_source}
-    origins = resolve_nemo(source, mm_cfg, overrides)
-    weights: list[Mapping[str, Tensor]] = [nemo.weights]
+    origins = resolve_nemo(source, nemo.config, overrides)
+    adapters = Filtered(nemo.weights, *(name for name in nemo.weights if part_of(name) == ADAPTERS))
+    weights: list[Mapping[str, Tensor]] = [Filtered(nemo.weights, "", without=tuple(adapters))]
     if not origins[PROJECTOR].is_held:
         raise CheckpointError(
             f"{source} holds no projector; expected a .nemo file that a LLaVA training wrote"
         )
-    if not origins[LANGUAGE_MODEL].is_held:
+    if origins[LANGUAGE_MODEL].is_base:
+        held = open_nemo(str(origins[LANGUAGE_MODEL].path))
+        verify(held)
+        weights.append(Filtered(held.weights, LANGUAGE))
+    elif not origins[LANGUAGE_MODEL].is_held:
         folder = require_path(origins[LANGUAGE_MODEL].path, "language model", "--llm_path")
         weights.append(checked_language_weights(folder, language))
     tower_folder = named_folder(mm_cfg, VISION_TOWER, overrides)
     reference: Path | None
-    if origins[VISION_TOWER].is_held:
+    if origins[VISION_TOWER].is_base:
+        base_tower = Filtered(open_nemo(str(origins[VISION_TOWER].path)).weights, TOWER)
+        reference = equal_tower(base_tower, tower_folder, vision)
+        weights.append(base_tower)
+    elif origins[VISION_TOWER].is_held:
         reference = equal_tower(Filtered(nemo.weights, TOWER), tower_folder, vision)
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
         weights.append(vision_weights(reference, vision))
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
+    if language.lora is not None:
+        factors_of(language, adapters)  # compares the shapes
+        _check_base(nemo, origins, Chained(*weights))
     settings = nemo.image_processor
     if settings is not None:
         settings = dict(checked_settings(settings, vision.side, f"{IMAGE_PROCESSOR_FILE} of {source}"))
@@ -110,4 +124,13 @@ def open_model(
         tokenizer=nemo.tokenizer(),
         image_processor=settings,
         tower_reference=reference,
+        adapters=adapters if language.lora is not None else None,
+        base=Base(nemo.manifest.get("base") or {}) if language.lora is not None else None,
     )
+
+
+def _check_base(nemo: NemoFile, origins: Mapping[str, Origin], weights: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError when the language model is not the one beside which the adapters were trained."""
+    if LANGUAGE_MODEL in (nemo.manifest.get("base") or {}):
+        found = {LANGUAGE_MODEL: fingerprint_of(Filtered(weights, LANGUAGE))}
+        check_base(nemo.manifest, found, origins, nemo.path)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from torch import Tensor
+
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.convert.lazy_model import LazyLanguageModel, LazyModel
 from neva.convert.options import Options
+from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
 from neva.formats.nemo import write_nemo
-from neva.weights.lazy import checked
+from neva.weights.lazy import Cast, Chained, Filtered, checked
 
 
 def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
@@ -18,6 +22,9 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
         from neva.convert.added_tokens import with_tokens
 
         model = with_tokens(model, options.add_tokens)
+    if isinstance(model, LazyModel) and model.adapters is not None:
+        _write_adapters(model, target, options)
+        return
     parts, image_processor = {LANGUAGE_MODEL: "converted"}, None
     if isinstance(model, LazyModel):
         parts |= {PROJECTOR: "converted", VISION_TOWER: "frozen" if model.tower_reference else "converted"}
@@ -33,4 +40,23 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
             model.name,
             parts,
             options.overwrite,
+        )
+
+
+def _write_adapters(model: LazyModel, target: Path, options: Options) -> None:
+    """Writes adapters and projector, which refer to the model that they belong to."""
+    assert model.adapters is not None
+    own: Mapping[str, Tensor] = Chained(model.adapters, Filtered(model.weights, PROJECTOR_PREFIX))
+    weights = own if options.dtype is None else Cast(own, options.dtype)
+    with model.tokenizer_dir() as tokenizer_dir:
+        write_nemo(
+            target,
+            model.config,
+            checked(((name, weights[name]) for name in weights), len(weights), str(target)),
+            tokenizer_dir,
+            model.image_processor,
+            model.name,
+            {ADAPTERS: "converted", PROJECTOR: "converted"},
+            options.overwrite,
+            base=None if model.base is None else model.base.parts,
         )

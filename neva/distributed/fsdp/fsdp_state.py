@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from neva.constants import VOCABULARY
+from neva.constants import VOCABULARY, part_of
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
 from neva.model.llava import NevaModel
@@ -27,7 +27,7 @@ def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> 
     weights = {
         name: value.to(dtype) if isinstance(value, DTensor) else value
         for name, value in model.state_dict().items()
-        if name.split(".", 1)[0] in parts and isinstance(value, Tensor)
+        if part_of(name) in parts and isinstance(value, Tensor)
     }
     return _stored(weights, "", gather_full)
 

@@ -1,0 +1,93 @@
+"""Adapters in a folder of Hugging Face's `peft`, beside the LLaVA model that they were trained with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf, open_dict
+
+from neva.config.peft import lora_of
+from neva.constants import LANGUAGE_MODEL, VISION_TOWER
+from neva.convert import detect
+from neva.convert.lazy_model import Base, LazyModel
+from neva.convert.options import Options
+from neva.convert.peft_folder import BODY, from_peft, peft_section
+from neva.convert.readers import llava_hf, nemo
+from neva.errors import CheckpointError, naming
+from neva.families.connector import projector_table
+from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER
+from neva.formats.hf_files import ADAPTER_WEIGHTS
+from neva.formats.nemo_header import is_nemo, tensor_names
+from neva.formats.safetensors import TensorFile
+from neva.weights.fingerprint import fingerprint_of
+from neva.weights.lazy import Chained, Converted, Filtered, Renamed
+from neva.weights.merged import factors_of
+from neva.weights.resolve import SECTION_OF, parts_among
+
+
+def read(folder: Path, options: Options) -> LazyModel:
+    """Opens the model that the adapters belong to, with them beside its language model.
+
+    `options.llm_path` is that model: a `.nemo`, or a llava-hf folder.
+
+    Raises:
+        CheckpointError: no model is given, or the adapters do not fit it.
+    """
+    path = options.llm_path
+    if path is None:
+        raise CheckpointError(
+            f"{folder} holds adapters alone; say with --llm_path which LLaVA they belong to, a .nemo or a llava-hf "
+            "folder"
+        )
+    kind = detect.detect(path)
+    if kind.reader not in ("nemo", "llava_hf") or kind is detect.ADAPTERS:
+        raise CheckpointError(
+            f"{path} is a {kind.words}; expected a LLaVA model, a .nemo or a llava-hf folder"
+        )
+    reader = nemo if kind.reader == "nemo" else llava_hf
+    model = reader.read(path, replace(options, llm_path=None))
+    with naming(folder):
+        return _beside(model, folder, path)
+
+
+def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
+    stored = TensorFile(folder / ADAPTER_WEIGHTS)
+    adapters = from_peft(stored, folder)
+    config = OmegaConf.create(OmegaConf.to_container(model.config, resolve=True))
+    held = parts_among(tensor_names(path)) if is_nemo(path) else list(SECTION_OF)
+    with open_dict(config):
+        config.peft = peft_section(folder, adapters, model.language.num_layers)
+        config.restore_from_path = str(path) if is_nemo(path) else None
+        for section in SECTION_OF.values():
+            if not is_nemo(path):
+                config.mm_cfg[section].from_pretrained = str(path)
+        config.mm_cfg.llm.freeze = True
+    language = replace(model.language, lora=lora_of(config))
+    factors_of(language, adapters)  # compares the shapes
+    projector = Filtered(stored, BODY + LLAVA_HF.projector)
+    weights = model.weights
+    if len(projector):
+        table = projector_table(
+            model.connector, model.vision.feature_size, model.language.hidden_size, LLAVA_HF
+        )
+        renamed = Renamed(projector, {name.removeprefix(BODY): name for name in projector})
+        weights = Chained(Converted(table, renamed, folder), weights)
+    base = Base(
+        {
+            part: {
+                "path": str(path) if part in held else str(config.mm_cfg[SECTION_OF[part]].from_pretrained),
+                "fingerprint": fingerprint_of(Filtered(model.weights, prefix)),
+            }
+            for part, prefix in ((LANGUAGE_MODEL, LANGUAGE), (VISION_TOWER, TOWER))
+        }
+    )
+    return replace(
+        model,
+        name=str(folder),
+        config=config,
+        language=language,
+        weights=weights,
+        adapters=adapters,
+        base=base,
+    )

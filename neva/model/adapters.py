@@ -1,0 +1,259 @@
+"""Low-rank adapters beside Megatron's parallel matrices (https://arxiv.org/abs/2106.09685).
+
+A matrix that is split by rows has B split as it is and A whole on every rank; one that is split by columns has A split
+as it is and B whole. What ranks exchange is as narrow as the rank of the factors.
+
+Dimensions: positions first, rank R of the factors, a matrix has inputs I and outputs O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+
+from neva.constants import ADAPTER
+from neva.families.adapters import (
+    GATE_UP,
+    INPUT,
+    OUTPUT,
+    QKV,
+    SPLIT_BY_COLUMNS,
+    WHOLE,
+    is_halved,
+    piece_shape,
+)
+from neva.families.configs import LanguageConfig, LoraConfig
+from neva.families.naming import LANGUAGE
+from neva.model.seeding import generator_for
+
+_INITS: dict[str, Callable[..., Tensor]] = {
+    "xavier": nn.init.xavier_normal_,
+    "normal": partial(nn.init.normal_, std=0.2),
+    "kaiming": partial(nn.init.kaiming_uniform_, a=5**0.5),
+}
+"""How NeMo draws a factor by each of its names; `zero` draws nothing."""
+
+
+class Factors(nn.Module):
+    """A pair of factors, this rank's share of it: `linear_in` [R, I], `linear_out` [O, R]."""
+
+    def __init__(self, shapes: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear_in, self.linear_out = (nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes)
+
+
+class Adapter(nn.Module):
+    """What the factors beside one matrix add to its product.
+
+    Args:
+        matrix: Megatron's layer.
+        language: sizes of the model, and its adapters.
+        site: native name of the matrix in its layer.
+        layer: number of that, from 0.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        matrix: ColumnParallelLinear | RowParallelLinear,
+        language: LanguageConfig,
+        site: str,
+        layer: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        assert language.lora is not None
+        self.lora: LoraConfig = language.lora
+        self.site, self.group = site, matrix.tp_group
+        self.by_columns = site in SPLIT_BY_COLUMNS
+        self.sequence_parallel: bool = matrix.sequence_parallel
+        self.groups = language.num_query_groups // self.group.size()
+        self.heads_of = {"q": language.num_heads // language.num_query_groups, "k": 1, "v": 1}
+        self.head_size = language.head_dim
+        for piece in self.lora.pieces(site, layer):
+            rows, columns = piece_shape(language, site, piece)
+            name = f"{LANGUAGE}decoder.layers.{layer}.{site}{ADAPTER}{piece}"
+            self.add_module(piece, self._factors(rows, columns, name, seed, matrix.config))
+
+    def _factors(self, rows: int, columns: int, name: str, seed: int, config: Any) -> Factors:
+        """Returns a pair of factors; whole ones are drawn, so that every layout starts from the same."""
+        rank, size = self.lora.rank, self.group.size()
+        inputs = (rank, columns // size if self.by_columns else columns)
+        outputs = (rows if self.by_columns else rows // size, rank)
+        made = Factors((inputs, outputs), config.params_dtype)
+        split, whole = (
+            (made.linear_in, made.linear_out) if self.by_columns else (made.linear_out, made.linear_in)
+        )
+        set_tensor_model_parallel_attributes(split, True, int(self.by_columns), 1)
+        # Megatron sums such gradients over the ranks
+        whole.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
+        if config.perform_initialization:
+            halved = is_halved(self.site, name.rpartition(".")[2])
+            for kind, shape in ((INPUT, (rank, columns)), (OUTPUT, (rows, rank))):
+                method = self.lora.input_init if kind == INPUT else self.lora.output_init
+                drawn = _drawn(shape, method, seed, f"{name}.{kind}")
+                target = getattr(made, kind)
+                if target is split:
+                    drawn = share(drawn, int(self.by_columns), self.group, halved)
+                with torch.no_grad():
+                    target.copy_(drawn)
+        return made
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns what is added to this rank's product of `hidden`, both as the matrix has them."""
+        return self._joined({name: self._piece(name, hidden) for name, _ in self.named_children()})
+
+    def partial_product(self, hidden: Tensor) -> Tensor:
+        """Returns the same of hidden states [T, I] in generation, of a matrix split by columns before ranks are summed.
+
+        Nothing is dropped and no rank is asked.
+        """
+        found = {
+            name: F.linear(F.linear(hidden, factors.linear_in), factors.linear_out) * self.lora.scale  # type: ignore[arg-type]
+            for name, factors in self.named_children()
+        }
+        return self._joined(found)
+
+    def _piece(self, name: str, hidden: Tensor) -> Tensor:
+        factors, is_split = self.get_submodule(name), self.sequence_parallel
+        if self.lora.drops_input:
+            split = -1 if self.by_columns else 0 if is_split else None
+            hidden = self._dropped(hidden, split)
+        narrow = F.linear(hidden, factors.linear_in)  # type: ignore[arg-type]
+        if self.by_columns:
+            enter = (
+                reduce_scatter_to_sequence_parallel_region
+                if is_split
+                else reduce_from_tensor_model_parallel_region
+            )
+        else:
+            enter = gather_from_sequence_parallel_region if is_split else copy_to_tensor_model_parallel_region
+        added = F.linear(enter(narrow, group=self.group), factors.linear_out) * self.lora.scale  # type: ignore[arg-type]
+        if not self.lora.drops_input:
+            split = (0 if is_split else None) if self.by_columns else -1
+            added = self._dropped(added, split, is_halved(self.site, name))
+        return added
+
+    def _dropped(self, values: Tensor, split: int | None, halved: bool = False) -> Tensor:
+        """Drops elements while training. Masks are drawn for all tensor-parallel ranks: none depends on them."""
+        if not (self.training and self.lora.dropout):
+            return values
+        shape, kept = list(values.shape), 1 - self.lora.dropout
+        if split is not None:
+            shape[split] *= self.group.size()
+        mask = torch.empty(shape, dtype=torch.bool, device=values.device).bernoulli_(kept)
+        if split is not None:
+            mask = share(mask, split, self.group, halved)
+        return values * mask / kept
+
+    def _joined(self, pieces: Mapping[str, Tensor]) -> Tensor:
+        """Returns the rows of all pieces in the order of the matrix; zeros stand for pieces without factors."""
+        if WHOLE in pieces:
+            return pieces[WHOLE]
+        like = next(iter(pieces.values()))
+        if self.site == GATE_UP:
+            return torch.cat([pieces.get(name, torch.zeros_like(like)) for name in ("gate", "up")], dim=-1)
+        assert self.site == QKV
+        heads = []
+        for name, number in self.heads_of.items():
+            shape = (*like.shape[:-1], self.groups, number, self.head_size)
+            heads.append(pieces[name].view(shape) if name in pieces else like.new_zeros(shape))
+        return torch.cat(heads, dim=-2).flatten(-3)
+
+
+def share(whole: Tensor, dim: int, group: Any, halved: bool) -> Tensor:
+    """Returns this rank's share of a tensor along a dimension; of each of its two halves, where it is `halved`."""
+    parts = whole.chunk(2, dim) if halved else (whole,)
+    return torch.cat([part.chunk(group.size(), dim)[group.rank()] for part in parts], dim)
+
+
+def _drawn(shape: tuple[int, int], method: str, seed: int, name: str) -> Tensor:
+    tensor = torch.zeros(shape, device="cpu")
+    if method in _INITS:
+        _INITS[method](tensor, generator=generator_for(seed, name))
+    return tensor
+
+
+class AdaptedColumnLinear(ColumnParallelLinear):
+    """Megatron's matrix that is split by rows, with an adapter; `place` are the further arguments of `Adapter`."""
+
+    def __init__(self, *positional: Any, place: Mapping[str, Any], **arguments: Any) -> None:
+        super().__init__(*positional, **arguments)
+        self.adapter = Adapter(self, **place)
+
+    def forward(self, input_: Tensor, *others: Any, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+        """See Megatron's."""
+        output, bias = super().forward(input_, *others, **arguments)
+        return output + self.adapter(input_), bias
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Returns the sharded tensors, those of the adapter too."""
+        return _sharded(self, {"weight": 0, "bias": 0}, prefix, sharded_offsets, metadata)
+
+
+class AdaptedRowLinear(RowParallelLinear):
+    """The same of a matrix that is split by columns."""
+
+    def __init__(self, *positional: Any, place: Mapping[str, Any], **arguments: Any) -> None:
+        super().__init__(*positional, **arguments)
+        self.adapter = Adapter(self, **place)
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See Megatron's."""
+        output, bias = super().forward(input_)
+        return output + self.adapter(input_), bias
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Returns the sharded tensors, those of the adapter too."""
+        return _sharded(self, {"weight": 1}, prefix, sharded_offsets, metadata)
+
+
+def _sharded(
+    matrix: AdaptedColumnLinear | AdaptedRowLinear,
+    axes: dict[str, int],
+    prefix: str,
+    offsets: tuple[Any, ...],
+    metadata: Any,
+) -> dict[str, Any]:
+    tensors = matrix.state_dict(prefix="", keep_vars=True)
+    own: Iterator[tuple[str, Any]] = matrix.adapter.named_parameters(prefix="adapter")
+    split = {
+        name: tensor.partition_dim for name, tensor in own if getattr(tensor, "tensor_model_parallel", False)
+    }
+    found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+        tensors, prefix, axes | split, offsets, tp_group=matrix.tp_group, dp_cp_group=metadata["dp_cp_group"]
+    )
+    for name in split:
+        if is_halved(matrix.adapter.site, name.split(".")[1]):
+            found[prefix + name] = apply_swiglu_sharded_factory(found[prefix + name], offsets)
+    return found
+
+
+def with_adapter(kind: type, language: LanguageConfig, site: str, layer: int, seed: int) -> ModuleSpec:
+    """Returns the spec of a matrix of a layer, counted from 0: Megatron's `kind`, with its adapter if it has one."""
+    if language.lora is None or not language.lora.pieces(site, layer):
+        return ModuleSpec(module=kind)
+    adapted = AdaptedColumnLinear if kind is ColumnParallelLinear else AdaptedRowLinear
+    place = {"language": language, "site": site, "layer": layer, "seed": seed}
+    return ModuleSpec(module=adapted, params={"place": place})

@@ -1,0 +1,187 @@
+"""Adapters between a `.nemo` and a folder of peft, and merged into the model that they belong to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from neva.commands.convert import main
+from neva.config.peft import lora_of
+from neva.convert.convert import convert
+from neva.convert.options import Options
+from neva.convert.readers.nemo import open_model
+from neva.convert.writers.llava_hf import write_llava_hf
+from neva.errors import CheckpointError, ConfigError
+from neva.families.adapters import adapter_shapes
+from neva.formats.nemo import open_nemo, write_nemo
+from neva.inference.trained import open_trained
+from neva.model.build import build_model
+from neva.weights.fingerprint import fingerprint_of
+from neva.weights.lazy import Filtered
+from tests.convert.llava import llava_nemo
+
+pytestmark = pytest.mark.usefixtures("megatron")
+
+
+def peft_section(variant: str, targets: list[str], layers: list[int] | None = None) -> dict[str, Any]:
+    return {
+        "peft_scheme": "lora",
+        "restore_from_path": None,
+        "lora_tuning": {
+            "variant": variant, "target_modules": targets, "adapter_dim": 3, "alpha": 5.0, "adapter_dropout": 0.0,
+            "dropout_position": "post", "column_init_method": "xavier", "row_init_method": "zero",
+            "layer_selection": layers,
+        },
+    }  # fmt: skip
+
+
+def adapter_nemo(folder: Path, variant: str, targets: list[str], layers: list[int] | None = None) -> Path:
+    """Writes a whole `.nemo` and one of adapters beside it, drawn at random, as a training run writes them."""
+    base = llava_nemo(folder)
+    held = open_nemo(base)
+    config = OmegaConf.merge(
+        held.config, {"peft": peft_section(variant, targets, layers), "restore_from_path": str(base)}
+    )
+    shapes = dict(adapter_shapes(replace(open_model(base).language, lora=lora_of(config))))
+    draw = torch.Generator().manual_seed(4)
+    weights = {name: 0.3 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    weights |= {name: 1.1 * held.weights[name] for name in held.weights if name.startswith("projector.")}
+    parts = {
+        part: {"path": str(base), "fingerprint": fingerprint_of(Filtered(held.weights, f"{part}."))}
+        for part in ("language_model", "vision_tower")
+    }
+    path = folder / "adapters.nemo"
+    tokenizer = held.extract_tokenizer(folder / "held")
+    trained = {"adapters": "trained", "projector": "trained"}
+    write_nemo(path, config, weights.items(), tokenizer, held.image_processor, "test", trained, base=parts)
+    return path
+
+
+def factors(path: Path) -> dict[str, torch.Tensor]:
+    weights = open_nemo(path).weights
+    return {name: weights[name] for name in weights if ".adapter." in name}
+
+
+@pytest.mark.parametrize(
+    ("variant", "targets", "layers"),
+    [("nemo", ["all"], None), ("canonical", ["q_proj", "v_proj", "up_proj", "o_proj"], [2])],
+)
+def test_peft_loads_an_exported_adapter_onto_the_exported_model(
+    tmp_path: Path, variant: str, targets: list[str], layers: list[int] | None
+) -> None:
+    adapters = adapter_nemo(tmp_path, variant, targets, layers)
+    convert(adapters, tmp_path / "peft", Options())
+    report = json.loads((tmp_path / "peft" / "parity.json").read_text())
+    assert report["verified"] is True and report["argmax_flips"] == 0
+
+    # and by hand: onto the export of the base, whose projector is another one, as the model with the adapters in it
+    (tmp_path / "base").mkdir()
+    write_llava_hf(open_model(tmp_path / "model.nemo"), tmp_path / "base", None)
+    convert(adapters, tmp_path / "merged", Options(merge=True))
+    base, merged = (
+        LlavaForConditionalGeneration.from_pretrained(tmp_path / name).eval() for name in ("base", "merged")
+    )
+    ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(1))
+    before = base(ids).logits
+    beside = peft.PeftModel.from_pretrained(base, tmp_path / "peft")
+    with torch.no_grad():
+        torch.testing.assert_close(beside(ids).logits, merged(ids).logits, atol=2e-5, rtol=2e-5)
+    assert (before - merged(ids).logits).abs().max() > 0.01
+    projector = beside.base_model.model.model.multi_modal_projector
+    weight = merged.model.multi_modal_projector.linear_1.weight
+    assert torch.equal(projector.modules_to_save["default"].linear_1.weight, weight)
+
+
+def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path) -> None:
+    """There and back, the joined pieces apart: the same model."""
+    adapters = adapter_nemo(tmp_path, "nemo", ["attention", "mlp_fc2"])
+    convert(adapters, tmp_path / "peft", Options(verify=False))
+    convert(tmp_path / "peft", tmp_path / "back.nemo", Options(llm_path=tmp_path / "model.nemo"))
+    back = open_nemo(tmp_path / "back.nemo")
+    assert {name.split(".")[0] for name in back.weights} == {"language_model", "projector"}
+    assert all(".adapter." in name or name.startswith("projector.") for name in back.weights)
+    assert list(back.config.peft.lora_tuning.target_modules) == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "down_proj",
+    ]
+    logits = []
+    for path in (adapters, tmp_path / "back.nemo"):
+        trained = open_trained(path)
+        language = open_model(path).language
+        model = build_model(open_model(path).vision, language, "mlp2x_gelu").eval()
+        trained.fill(model, trained.config)
+        ids = torch.randint(3, 100, (1, 9), generator=torch.Generator().manual_seed(1))
+        logits.append(model(ids, None).detach())
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_merged_nemo_computes_what_the_adapters_did(tmp_path: Path) -> None:
+    adapters = adapter_nemo(tmp_path, "canonical", ["all"])
+    assert main([str(adapters), str(tmp_path / "whole.nemo"), "--merge"]) == 0
+    whole = open_nemo(tmp_path / "whole.nemo")
+    assert whole.config.peft.peft_scheme == "none" and not factors(tmp_path / "whole.nemo")
+    logits = []
+    for path in (adapters, tmp_path / "whole.nemo"):
+        trained, opened = open_trained(path), open_model(path)
+        model = build_model(opened.vision, opened.language, "mlp2x_gelu").eval()
+        trained.fill(model, trained.config)
+        logits.append(model(torch.arange(3, 12)[None], None).detach())
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    adapters = adapter_nemo(tmp_path, "nemo", ["attention_qkv"])
+    base = tmp_path / "model.nemo"
+    held = open_nemo(base)
+    changed = {name: held.weights[name].clone() for name in held.weights}
+    changed["language_model.decoder.layers.1.mlp.linear_fc2.weight"][0, 0] += 1e-3
+    tokenizer = tmp_path / "held"
+    write_nemo(base, held.config, changed.items(), tokenizer, held.image_processor, "x", {}, overwrite=True)
+    with pytest.raises(CheckpointError, match="is another language_model than .* its fingerprint is"):
+        convert(adapters, tmp_path / "peft", Options())
+    trained, opened = open_trained(adapters), open_model(base)
+    model = build_model(opened.vision, replace(opened.language, lora=lora_of(trained.config)), "mlp2x_gelu")
+    with pytest.raises(CheckpointError, match="is another language_model than"):
+        trained.fill(model, trained.config)
+
+
+def test_what_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path) -> None:
+    adapters = adapter_nemo(tmp_path, "nemo", ["attention_qkv"])
+    with pytest.raises(
+        ConfigError, match=r"^--merge merges adapters, and the source is a LLaVA model without any"
+    ):
+        convert(tmp_path / "model.nemo", tmp_path / "x.nemo", Options(merge=True))
+    with pytest.raises(ConfigError, match="that the source is already: give a folder for peft, or --merge"):
+        convert(adapters, tmp_path / "x.nemo", Options())
+    convert(adapters, tmp_path / "peft", Options(verify=False))
+    with pytest.raises(CheckpointError, match="say with --llm_path which LLaVA they belong to"):
+        convert(tmp_path / "peft", tmp_path / "x.nemo", Options())
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(CheckpointError, match="says use_dora True, expected False"):
+        convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    tower = {
+        "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(
+            3, 4
+        )
+    }
+    save_file(load_file(file) | tower, file)
+    with pytest.raises(
+        CheckpointError, match="vision_tower.* expected factors beside the matrices of a LLaVA"
+    ):
+        convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
+    assert not (tmp_path / "x.nemo").exists()
