@@ -78,6 +78,7 @@ class LanguageModel(GPTModel):
         self.form, self.sees_whole_images = language.form, language.sees_whole_images
         # Of a recomputed layer whose input needs no gradient, torch would compute none of its adapters' either.
         self.input_needs_gradient = language.lora is not None and config.recompute_granularity == "full"
+        self.sees_whole_prompts = language.sees_whole_prompts
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 

@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.peft import has_adapters
 from neva.constants import ADAPTERS, ALL_PARTS, LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER, part_of
 from neva.errors import CheckpointError
+from neva.families.connector import connector_named
 from neva.formats.nemo_header import is_nemo, tensor_names
 
-SCRATCH = "scratch"
+SCRATCH, NO_TENSORS = "scratch", "nowhere, as it has no tensors"
 
 SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder"}
 """Part -> section of `model.mm_cfg` whose `from_pretrained` names a folder with its weights."""
@@ -40,7 +41,8 @@ class Origin:
 
     Attributes:
         path: file or folder; None: random weights.
-        is_held: `path` is the `.nemo` that holds the part, not a folder that is named for it.
+        is_held: `path` is the `.nemo` that holds the part, not a folder that is named for it; a part without tensors
+            is held by whatever holds the model, and has no path.
         is_base: it is read again wherever the adapters of this run are.
         fingerprint: of what was read there, beside adapters.
     """
@@ -51,12 +53,19 @@ class Origin:
     fingerprint: str | None = None
 
     @property
+    def is_nowhere(self) -> bool:
+        """Whether neither a file nor a folder has the part."""
+        return self.path is None and not self.is_held
+
+    @property
     def embedded(self) -> bool:
         """Whether the weights cannot be read again from where they came: a run has to save them."""
         return self.path is None or (self.is_held and not self.is_base)
 
     def __str__(self) -> str:
-        return SCRATCH if self.path is None else self.path
+        if self.path is None:
+            return NO_TENSORS if self.is_held else SCRATCH
+        return self.path
 
 
 def resolve_weights(model_cfg: DictConfig) -> dict[str, Origin]:
@@ -78,7 +87,7 @@ def resolve_weights(model_cfg: DictConfig) -> dict[str, Origin]:
         (OmegaConf.select(model_cfg, "peft.restore_from_path"), (PROJECTOR, ADAPTERS)),
     ):
         if path is not None:
-            held |= dict.fromkeys(_held_parts(path, parts), str(path))
+            held |= dict.fromkeys(_held_parts(path, parts, _without_tensors(model_cfg.mm_cfg)), str(path))
     return origins(held, model_cfg)
 
 
@@ -103,11 +112,12 @@ def origins(
     """Returns the origin of each part: the file in `held`, else what is named for it."""
     has_base = has_adapters(model_cfg) and model_cfg.restore_from_path is not None
     base = str(model_cfg.restore_from_path) if has_base else None
+    empty = _without_tensors(model_cfg.mm_cfg)
     found = {}
     for part in ALL_PARTS if has_adapters(model_cfg) else PARTS:
-        if part in held:
-            is_base = held[part] == base and part in SECTION_OF
-            found[part] = Origin(held[part], is_held=True, is_base=is_base)
+        if part in held or part in empty:
+            is_base = base is not None and held.get(part) == base and part in SECTION_OF
+            found[part] = Origin(held.get(part), is_held=True, is_base=is_base)
         elif (overrides or {}).get(part) is None and part in SECTION_OF and _holds(base, part):
             found[part] = Origin(base, is_held=True, is_base=True)
         else:
@@ -143,9 +153,14 @@ def parts_among(names: Iterable[str]) -> list[str]:
     return [part for part in ALL_PARTS if part in found]
 
 
-def _held_parts(path: str, parts: tuple[str, ...]) -> list[str]:
+def _without_tensors(mm_cfg: DictConfig) -> frozenset[str]:
+    """Returns the parts of a model that have no tensors, which no file holds."""
+    return frozenset() if connector_named(mm_cfg.mm_mlp_adapter_type).has_tensors else frozenset({PROJECTOR})
+
+
+def _held_parts(path: str, parts: tuple[str, ...], empty: frozenset[str]) -> list[str]:
     held = [part for part in parts_among(tensor_names(path)) if part in parts]
-    if not held:
+    if not held and not empty.issuperset(parts):
         raise CheckpointError(
             f"{path} holds none of {', '.join(parts)}; expected a .nemo of neva with at least one of them"
         )

@@ -36,7 +36,7 @@ from neva.families.configs import (
     padded_vocab_size,
 )
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, FlexibleShape, KeptShape, NativeShape
+from neva.families.tiling import AnyResolution, CappedResolution, FlexibleShape, KeptShape, NativeShape
 from neva.model.adapters import Adapter
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -79,6 +79,7 @@ class Case:
     tied: bool = False
     fsdp: str | None = None
     tiles: bool = False
+    capped: bool = False
     quarters: bool = False
     packed: bool = False
     own_shape: bool = False
@@ -87,6 +88,7 @@ class Case:
     idefics2: bool = False
     naflex: bool = False
     whole_images: bool = False
+    whole_prompts: bool = False
     form: str | None = None
     lora: str | None = None
 
@@ -95,7 +97,17 @@ class Case:
         """Which of the reference's models and data it has."""
         if self.form is not None or self.lora is not None:
             return f"{self.form}{self.lora}"
-        names = ("tiles", "quarters", "own_shape", "idefics2", "naflex", "experts", "whole_images")
+        names = (
+            "tiles",
+            "capped",
+            "quarters",
+            "own_shape",
+            "idefics2",
+            "naflex",
+            "experts",
+            "whole_images",
+            "whole_prompts",
+        )
         changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
@@ -112,8 +124,9 @@ class Case:
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         words += [f"ep{self.expert}"] * self.experts
         switches = (
-            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed", "own_shape", "idefics2", "naflex", "whole_images",
+            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "capped",
+            "quarters", "packed", "own_shape", "idefics2", "naflex", "whole_images",
+            "whole_prompts",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
@@ -179,6 +192,7 @@ CASES = [
     Case(2, pipeline=2, tiles=True, micro_batch=1),
     Case(2, context=2, tiles=True),
     Case(2, fsdp="full", tiles=True),
+    Case(4, capped=True, tensor=2, context=2, sequence_parallel=True),
     Case(2, tensor=2, quarters=True, sequence_parallel=True),
     Case(2, pipeline=2, quarters=True, micro_batch=1),
     Case(2, context=2, quarters=True),
@@ -199,6 +213,8 @@ CASES = [
     Case(4, naflex=True, pipeline=2, context=2, micro_batch=1),
     Case(2, whole_images=True, pipeline=2, micro_batch=1),
     Case(4, whole_images=True, tensor=2, context=2, sequence_parallel=True, packed=True),
+    Case(2, whole_prompts=True, pipeline=2, micro_batch=1),
+    Case(4, whole_prompts=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
     Case(2, form="around", pipeline=2, micro_batch=1),
     Case(2, form="around", context=2, packed=True),
@@ -309,6 +325,12 @@ def tiled_samples() -> list[Sample]:
     )
 
 
+def capped_samples() -> list[Sample]:
+    """The same with images whose features are interpolated."""
+    pinpoints = ((SIDE, 2 * SIDE), (2 * SIDE, 2 * SIDE))
+    return samples_with_media(media_rules(VISION, NEWLINE, CappedResolution(pinpoints, 1)))
+
+
 def samples_with_media(rules: MediaRules) -> list[Sample]:
     """The same texts with images of four shapes in the middle of them."""
     draw = torch.Generator().manual_seed(8)
@@ -343,6 +365,8 @@ def rows_of(case: Case) -> list[Sample]:
         return samples_with_media(media_rules(IDEFICS2, PERCEIVER, NativeShape(14, 35, splits=True)))
     if case.naflex:
         return samples_with_media(media_rules(SIGLIP2, "mlp2x_gelu", FlexibleShape(10)))
+    if case.capped:
+        return capped_samples()
     return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
 
 
@@ -406,7 +430,8 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
 
 def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     """The pieces of the model that this rank holds."""
-    changes = {"sees_whole_images": case.whole_images, **FORMS.get(case.form or "", {})}
+    sees = {"sees_whole_images": case.whole_images, "sees_whole_prompts": case.whole_prompts}
+    changes = {**sees, **FORMS.get(case.form or "", {})}
     changes["lora"] = lora(case.lora)
     shape = replace(language(case.tensor, case.tied, case.experts), **changes)
     switches: dict[str, Any] = {"recompute_granularity": case.recompute}
@@ -454,7 +479,7 @@ def tower_of(case: Case) -> VisionConfig:
 def projector_of(case: Case) -> str:
     if case.idefics2:
         return PERCEIVER
-    return NEWLINE if case.tiles else QUARTERS if case.quarters else "mlp2x_gelu"
+    return NEWLINE if case.tiles or case.capped else QUARTERS if case.quarters else "mlp2x_gelu"
 
 
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
@@ -562,12 +587,14 @@ def reference(folder: Path) -> None:
         {},
         {"tied": True},
         {"tiles": True},
+        {"capped": True},
         {"quarters": True},
         {"own_shape": True},
         {"experts": True},
         {"idefics2": True},
         {"naflex": True},
         {"whole_images": True},
+        {"whole_prompts": True},
         *({"form": form} for form in FORMS),
         {"lora": "nemo"},
         {"lora": "canonical"},
