@@ -28,7 +28,10 @@ WASTE_VALUES = ("pad_share", "image_share", "label_share", "loader_wait_s")
 
 VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language_model"
 
-PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)
+SECOND_TOWER = "second_vision_tower"
+"""Another tower that sees the same images; few models have one."""
+
+PARTS = (VISION_TOWER, SECOND_TOWER, PROJECTOR, LANGUAGE_MODEL)
 """The parts of a model: attributes of `NevaModel`, and the first component of every parameter's name."""
 
 VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
