@@ -15,15 +15,25 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.model_config import SECOND_ENCODER
 from neva.config.peft import has_adapters
-from neva.constants import ADAPTERS, ALL_PARTS, LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER, part_of
+from neva.constants import (
+    ADAPTERS,
+    ALL_PARTS,
+    LANGUAGE_MODEL,
+    PARTS,
+    PROJECTOR,
+    SECOND_TOWER,
+    VISION_TOWER,
+    part_of,
+)
 from neva.errors import CheckpointError
 from neva.families.connector import connector_named
 from neva.formats.nemo_header import is_nemo, tensor_names
 
 SCRATCH, NO_TENSORS = "scratch", "nowhere, as it has no tensors"
 
-SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder"}
+SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder", SECOND_TOWER: SECOND_ENCODER}
 """Part -> section of `model.mm_cfg` whose `from_pretrained` names a folder with its weights."""
 
 WEIGHT_KEYS = (
@@ -114,7 +124,7 @@ def origins(
     base = str(model_cfg.restore_from_path) if has_base else None
     empty = _without_tensors(model_cfg.mm_cfg)
     found = {}
-    for part in ALL_PARTS if has_adapters(model_cfg) else PARTS:
+    for part in _parts_of(model_cfg):
         if part in held or part in empty:
             is_base = base is not None and held.get(part) == base and part in SECTION_OF
             found[part] = Origin(held.get(part), is_held=True, is_base=is_base)
@@ -123,6 +133,12 @@ def origins(
         else:
             found[part] = Origin(named_folder(model_cfg.mm_cfg, part, overrides), is_held=False)
     return found
+
+
+def _parts_of(model_cfg: DictConfig) -> list[str]:
+    """Returns the parts that a model has."""
+    absent = {SECOND_TOWER} if model_cfg.mm_cfg.get(SECOND_ENCODER) is None else set()
+    return [part for part in (ALL_PARTS if has_adapters(model_cfg) else PARTS) if part not in absent]
 
 
 def _holds(path: str | None, part: str) -> bool:
