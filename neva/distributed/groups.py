@@ -73,10 +73,10 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def gathered(value: Any) -> list[Any]:
-    """Returns what each rank gives, in the order of the ranks. Called by every rank."""
+def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Returns what each rank gives, in the order of the ranks. Called by every rank; `group` has all of them."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from neva.checkpoint.index import checkpoints
 from neva.config.derive import tower_sizes
 from neva.config.derive_language import language_sizes
 from neva.errors import ConfigError
@@ -170,7 +171,7 @@ def _random(folder: Path) -> dict[str, object]:
 
 def _check_run(parsed: argparse.Namespace, run_folder: Path) -> None:
     """Raises ConfigError unless a run folder with checkpoints is continued by --load-optim, and only such a one."""
-    has_checkpoint = any(run_folder.glob("checkpoints/*-last"))
+    has_checkpoint = bool(checkpoints(run_folder / "checkpoints"))
     require(
         has_checkpoint or not parsed.load_optim,
         f"--load-optim found no checkpoint in {run_folder}/checkpoints, expected the run of this --save-dir and "

@@ -134,7 +134,7 @@ class MetricsFile(Callback):
         """
         if not trainer.is_global_zero:
             return
-        earlier = sorted(self.run_dir.glob(f"run_*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+        earlier = sorted(self.run_dir.glob(f"run_*/{METRICS}"), key=_part)
         rows = (
             [row for row in read_metrics(earlier[-1].parent) if row["step"] <= trainer.global_step]
             if earlier
@@ -171,18 +171,20 @@ class MetricsFile(Callback):
         self.on_train_end(trainer, pl_module)
 
 
+def _part(path: Path) -> int:
+    """Returns the number of the earlier part of a run that a file in `run_N` is of; times of files may lie."""
+    number = path.parent.name.removeprefix("run_")
+    return int(number) if number.isdecimal() else -1
+
+
 class CheckpointLogger(Callback):
     """Says at which steps a checkpoint is saved (`checkpoint_callback_params.verbose`)."""
-
-    def __init__(self) -> None:
-        self.last_step = -1
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """One line a step, though the ranked and the newest checkpoint are two saves."""
-        if trainer.is_global_zero and trainer.global_step != self.last_step:
-            self.last_step = trainer.global_step
+        """One line a checkpoint."""
+        if trainer.is_global_zero:
             logger.info("saving a checkpoint at step %s", trainer.global_step)
 
 
