@@ -25,7 +25,6 @@ from neva.planner.experts import expert_bytes, gated_bytes
 from neva.planner.tensors import (
     LANGUAGE,
     PROJECTOR,
-    TOWER,
     ModelSpec,
     Split,
 )
@@ -199,7 +198,7 @@ def _head_norm_bytes(model: ModelSpec, work: MicroBatchSpec, queries: int, keys:
 
 def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     is_trained = PROJECTOR in model.trained_parts
-    if not is_trained and TOWER not in model.trained_parts:
+    if not is_trained and not any(part in model.trained_parts for part, _ in model.towers):
         return 0
     patches = _images(split, work) * model.vision.map_tokens
     sizes = (model.vision.feature_size, model.language.hidden_size)
@@ -207,19 +206,24 @@ def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
 
 
 def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
-    """Counts what a trained tower saves."""
-    if TOWER not in model.trained_parts:
-        return 0
-    vision = model.vision
+    """Counts what trained towers save."""
     views = _images(split, work) * _views(model)
+    return sum(
+        _bytes_of_tower(vision, views, work.width)
+        for part, vision in model.towers
+        if part in model.trained_parts
+    )
+
+
+def _bytes_of_tower(vision: VisionConfig, views: int, width: int) -> int:
     tokens = views * _tower_tokens(vision)
     # Norms: 2 inputs, 2 outputs; queries, keys, values; attention's output.
     widths = 8 * vision.hidden_size
     # Input and output of the activation, and QuickGELU's sigmoid.
     widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
     sums = vision.num_heads * FLOAT_BYTES
-    pixels = 3 * vision.side**2 * views * work.width
-    return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
+    pixels = 3 * vision.side**2 * views * width
+    return tokens * num_layers_run(vision) * (widths * width + sums) + pixels
 
 
 def _images(split: Split, work: MicroBatchSpec) -> int:
@@ -252,18 +256,21 @@ def _columns(model: ModelSpec, split: Split) -> int:
 
 def peak_workspace(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorkspace:
     """Estimates the moments: a tower that only runs forward, logits on their way, one layer going backward."""
-    language, vision = model.language, model.vision
+    language = model.language
+    frozen = [vision for part, vision in model.towers if part not in model.trained_parts]
     tower = 0
-    if split.is_first and TOWER not in model.trained_parts:
+    if split.is_first and frozen:
         images = _images(split, work)
-        tower = (
+        # one after the other
+        tower = max(
             images
             * _views(model)
             * _tower_tokens(vision)
             * (3 * vision.hidden_size + 2 * vision.ffn_hidden_size)
             * work.width
+            for vision in frozen
         )
-        positions = images * tokens_per_image(vision, model.adapter_type)
+        positions = images * tokens_per_image(model.vision, model.adapter_type)
         tower += positions * 2 * language.hidden_size * work.width  # the projector's
     logits = 0
     if split.is_last:

@@ -19,7 +19,6 @@ from neva.checkpoint import nemo_export
 from neva.checkpoint.stored_config import config_state, tokenizer_digest
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.parts import trained_parts
-from neva.constants import PARTS
 from neva.data.batch import Batch
 from neva.data.held_out import source_names
 from neva.data.ledger import LEARNT, NOT_FINITE, OVERFLOW, SKIPPED
@@ -128,7 +127,9 @@ class MegatronNevaModel(ModelPT):
             set_trainable(model, trained)
             self.models.append(model)
         # a frozen part that can be read again from where it came from is not saved with every checkpoint
-        self.saved_parts = [name for name in PARTS if name in trained or self.sources[name].embedded]
+        self.saved_parts = [
+            name for name, origin in self.sources.items() if name in trained or origin.embedded
+        ]
         self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)
         self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER
+from neva.config.model_config import SECOND_ENCODER
+from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.errors import CheckpointError
 from neva.formats.nemo_header import tensor_names
 
 SCRATCH = "scratch"
 
-SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder"}
+SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder", SECOND_TOWER: SECOND_ENCODER}
 """Part -> section of `model.mm_cfg` whose `from_pretrained` names a folder with its weights."""
 
 WEIGHT_KEYS = (
@@ -92,6 +93,7 @@ def origins(
         if part in held
         else Origin(named_folder(mm_cfg, part, overrides), is_held=False)
         for part in PARTS
+        if part != SECOND_TOWER or mm_cfg.get(SECOND_ENCODER) is not None
     }
 
 

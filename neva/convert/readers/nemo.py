@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from neva.config.model_config import vision_config_of
-from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.constants import LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
@@ -20,12 +20,13 @@ from neva.errors import CheckpointError, naming
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import native_projector_table
 from neva.families.language import language_table
-from neva.families.naming import LANGUAGE, TOWER
+from neva.families.naming import LANGUAGE, SECOND, TOWER
 from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
 from neva.families.vision import POOLING, tower_shapes, tower_table
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.weights.lazy import Chained, Filtered
+from neva.weights.parts import second_tower_weights
 from neva.weights.resolve import Origin, named_folder, resolve_nemo
 
 
@@ -54,6 +55,10 @@ def require_tensors(
         VISION_TOWER: tower_table(tower_shapes(vision, pooling), ""),
     }
     prefixes = {LANGUAGE_MODEL: LANGUAGE, PROJECTOR: PROJECTOR_PREFIX, VISION_TOWER: TOWER}
+    if vision.second is not None:
+        pooling = any(name.startswith(SECOND + POOLING) for name in held)
+        shapes = tower_shapes(vision.second, pooling)
+        tables[SECOND_TOWER], prefixes[SECOND_TOWER] = tower_table(shapes, "", native_prefix=SECOND), SECOND
     with naming(nemo.path):
         for part, table in tables.items():
             if origins[part].is_held:
@@ -96,6 +101,11 @@ def open_model(
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
         weights.append(vision_weights(reference, vision))
+    if vision.second is not None and not origins[SECOND_TOWER].is_held:
+        key = "model.mm_cfg.second_vision_encoder.from_pretrained"
+        weights.append(
+            second_tower_weights(require_path(origins[SECOND_TOWER].path, "second tower", key), vision.second)
+        )
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
     settings = nemo.image_processor
     if settings is not None:

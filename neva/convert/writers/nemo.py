@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.constants import LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.convert.lazy_model import LazyLanguageModel, LazyModel
 from neva.convert.options import Options
 from neva.formats.nemo import write_nemo
@@ -21,6 +21,7 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
     parts, image_processor = {LANGUAGE_MODEL: "converted"}, None
     if isinstance(model, LazyModel):
         parts |= {PROJECTOR: "converted", VISION_TOWER: "frozen" if model.tower_reference else "converted"}
+        parts |= dict.fromkeys([SECOND_TOWER] * (model.vision.second is not None), "converted")
         image_processor = model.image_processor
     pairs = ((name, model.weights[name]) for name in model.weights)
     with model.tokenizer_dir() as tokenizer_dir:
