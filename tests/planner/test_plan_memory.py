@@ -29,7 +29,8 @@ from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
-from neva.planner.activations import MicroBatchSpec, peak_workspace, saved_activations
+from neva.planner.activations import peak_workspace, saved_activations
+from neva.planner.micro_batch import MicroBatchSpec
 from neva.planner.state import SHARDINGS
 from neva.planner.tensors import ModelSpec, Split, stage_weights
 from neva.precision import precision_named
