@@ -21,7 +21,9 @@ ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
     ("parameters", lambda stage: stage.state.parameters),
     (
         "  vision tower",
-        lambda stage: sum(stage.state.parameters_by_part[part] for part in (VISION_TOWER, SECOND_TOWER)),
+        lambda stage: sum(
+            stage.state.parameters_by_part.get(part, 0) for part in (VISION_TOWER, SECOND_TOWER)
+        ),
     ),
     ("  projector", lambda stage: stage.state.parameters_by_part[PROJECTOR]),
     ("gradients", lambda stage: stage.state.gradients),

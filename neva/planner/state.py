@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
-from neva.constants import PARTS
+from neva.constants import PARTS, SECOND_TOWER
 from neva.planner.buffer import sharded_buffer
 from neva.planner.tensors import Weight
 from neva.precision import FLOAT32, Precision
@@ -42,7 +42,8 @@ class RankState:
 
     def __add__(self, other: RankState) -> RankState:
         parts = {
-            part: size + other.parameters_by_part[part] for part, size in self.parameters_by_part.items()
+            part: size + other.parameters_by_part.get(part, 0)
+            for part, size in self.parameters_by_part.items()
         }
         return RankState(
             self.parameters + other.parameters,
@@ -156,7 +157,7 @@ class FullySharded:
         """Counts the shards and, under `grad`, the all-gathered parameters."""
         ways = node_ranks if self.strategy == "hybrid" else ranks
         gathered = ways * precision.num_bytes if self.strategy == "grad" else 0
-        parts = dict.fromkeys(PARTS, 0)
+        parts = dict.fromkeys(_parts(weights), 0)
         for weight in weights:
             kept = FLOAT_BYTES if weight.is_trained else precision.num_bytes
             parts[weight.part] += (kept + gathered) * _shard(weight, ways)
@@ -214,8 +215,13 @@ def _by_part(weights: Sequence[Weight], precision: Precision) -> dict[str, int]:
     """Bytes of whole weights by part."""
     return {
         part: precision.num_bytes * sum(weight.numel for weight in weights if weight.part == part)
-        for part in PARTS
+        for part in _parts(weights)
     }
+
+
+def _parts(weights: Sequence[Weight]) -> list[str]:
+    """Returns the parts of a model; few have a second tower."""
+    return [part for part in PARTS if part != SECOND_TOWER or any(weight.part == part for weight in weights)]
 
 
 def _shard(weight: Weight, ways: int) -> int:
