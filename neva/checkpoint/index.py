@@ -89,7 +89,12 @@ def is_among_best(score: float, found: list[Checkpoint], mode: str, top_k: int) 
 
 
 def link_last(path: Path) -> None:
-    """Has the link `…-last` name `path` and no other; where the file system has no links there is none."""
+    """Has the link `…-last` name `path` and no other; where the file system has no links there is none.
+
+    A folder that is called so itself needs none.
+    """
+    if path.name.endswith(LAST):
+        return
     target = path.with_name(path.name + LAST)
     if not target.is_dir() or target.is_symlink():
         temporary = path.with_name(f".{target.name}")

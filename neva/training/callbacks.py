@@ -8,7 +8,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -158,17 +159,29 @@ class MetricsFile(Callback):
                 },
                 "time_s": time.time(),
             }
-            self.file.write(json.dumps(row) + "\n")
+            with _told_only():
+                self.file.write(json.dumps(row) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the curve."""
         if self.file is not None:
-            self.file.close()
-            draw_loss_curve(self.run_dir)
+            with _told_only():
+                self.file.close()
+            with _told_only():
+                draw_loss_curve(self.run_dir)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draws the curve of a run that failed: it may show why."""
         self.on_train_end(trainer, pl_module)
+
+
+@contextmanager
+def _told_only() -> Iterator[None]:
+    """Warns where a disk takes no metrics, which is no reason to end a run; rows are written when it has room again."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("metrics cannot be written: %s", error)
 
 
 def _part(path: Path) -> int:

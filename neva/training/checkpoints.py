@@ -65,6 +65,8 @@ class RankedCheckpoints(NeMoModelCheckpoint):
         self.saved_at_s = time.monotonic()
         if trainer.is_global_zero:
             set_aside_later(Path(self.dirpath), trainer.global_step)
+            for newest in index.checkpoints(Path(self.dirpath))[: bool(self.save_last)]:
+                index.link_last(newest.path)
         dist.barrier()
 
     def on_train_batch_end(

@@ -75,7 +75,7 @@ def test_a_sample_shows_the_pixels_that_the_tower_gets_and_counts_its_labels(tmp
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_every_tile_is_shown(tmp_path: Path, tiling: Tiling, seen: str) -> None:
-    write_dataset(tmp_path, 1)
+    write_dataset(tmp_path, 2)
     samples = dataset(tmp_path)
     rules = media_rules(VISION, "linear_newline" if tiling.is_map else "linear", tiling)
     samples.media = replace(samples.media, rules=rules, aspect_ratio=tiling.name)

@@ -28,9 +28,8 @@ def run(folder: Path, colours: list[str], name: str, *more: str) -> Path:
     return next((made / "checkpoints").glob("*.nemo"))
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_it_trains_is_saved_and_is_loaded(tmp_path: Path, colours: list[str], frozen: bool) -> None:
-    first = run(tmp_path, colours, "first", f"model.mm_cfg.mm_mlp_adapter_freeze={str(frozen).lower()}")
+def test_it_trains_is_saved_and_is_loaded(tmp_path: Path, colours: list[str]) -> None:
+    first = run(tmp_path, colours, "first")
     names = set(open_nemo(first).weights)
     assert not any(name.startswith("projector") for name in names)
     second = run(
@@ -38,11 +37,12 @@ def test_it_trains_is_saved_and_is_loaded(tmp_path: Path, colours: list[str], fr
         colours,
         "second",
         f"model.restore_from_path={first}",
-        f"model.mm_cfg.pretrain_mm_mlp_adapter={first}",
-        "model.optim.lr=0",
+        "model.mm_cfg.mm_mlp_adapter_freeze=true",
+        "model.optim.lr=1e-30",  # less than a bit of any weight that is not zero
     )
     for name in names:
-        assert torch.equal(open_nemo(second).weights[name], open_nemo(first).weights[name]), name
+        pair = open_nemo(second).weights[name], open_nemo(first).weights[name]
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-20)
     groups.init_process_group(rank=0, world_size=1)  # training has left its own
     groups.init_model_parallel(groups.ParallelSizes(), seed=1)
     device = torch.device("cpu")

@@ -123,7 +123,7 @@ def _of_video(
 
 
 def _prompt(processor: WithoutVideos, content: list[dict[str, str]]) -> str:
-    messages = [{"role": "user", "content": content}]
+    messages: list[Any] = [{"role": "user", "content": content}]
     prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)
     return prompt
 
