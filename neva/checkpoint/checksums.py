@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from neva.checkpoint.disk import agreed, sync
+from neva.checkpoint.index import ABOUT
 from neva.distributed import groups
 from neva.errors import CheckpointError
 from neva.formats.json import read_json
@@ -20,16 +22,34 @@ CHECKSUMS = "checksums.json"
 _BLOCK_BYTES = 1 << 22
 
 
-def write_checksums(folder: Path) -> None:
+def write_checksums(folder: Path, target: Path, needed: int, group: dist.ProcessGroup | None = None) -> None:
     """Writes size and CRC-32 of every file of a complete checkpoint. Called by every rank; each reads its share.
 
-    CRC-32 finds what disks and interrupted copies do, at memory speed; it is no seal against tampering.
+    CRC-32 finds what disks and interrupted copies do, at memory speed; it is no seal against tampering. When this
+    returns, the disk holds the files and their names.
+
+    Args:
+        folder: where the files are.
+        target: the checkpoint that they will be, for messages.
+        needed: its bytes.
+        group: of all ranks.
+
+    Raises:
+        CheckpointError: the disk does not take them; the same on every rank.
     """
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    shares = groups.gathered({name: _checksum(folder / name) for name in _share(names)})
-    if dist.get_rank() == 0:
-        found = {name: entry for share in shares for name, entry in share.items()}
-        (folder / CHECKSUMS).write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+    place = (target, needed, group)
+    # as rank 0 sees them: a network file system may show another node a list that is older
+    (names, *_) = agreed(lambda: _files(folder), *place)
+    shares = agreed(lambda: {name: _kept_checksum(folder / name) for name in _share(names)}, *place)
+
+    def write() -> None:
+        if dist.get_rank() == 0:
+            found = {name: entry for share in shares for name, entry in share.items()}
+            (folder / CHECKSUMS).write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+            for path in (folder / CHECKSUMS, folder):
+                sync(path)
+
+    agreed(write, *place)
 
 
 def first_whole(folder: Path, earlier: Sequence[Path] = ()) -> Path:
@@ -94,6 +114,8 @@ def _listed(folder: Path) -> dict[str, list[int]]:
     path = folder / CHECKSUMS
     if not path.is_file() and not (folder / "metadata.json").is_file():
         raise CheckpointError("it has no metadata.json")
+    if not path.is_file() and (folder / ABOUT).is_file():
+        raise CheckpointError(f"it has no {CHECKSUMS}")
     listed = read_json(path) if path.is_file() else {}
     if not isinstance(listed, dict) or not all(
         isinstance(entry, list) and [type(number) for number in entry] == [int, int]
@@ -101,6 +123,10 @@ def _listed(folder: Path) -> dict[str, list[int]]:
     ):
         raise CheckpointError(f"{CHECKSUMS} does not list a size and a CRC-32 for each file")
     return listed
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def _share(names: list[str]) -> list[str]:
@@ -113,6 +139,12 @@ def _checksum(path: Path) -> list[int]:
         while block := file.read(_BLOCK_BYTES):
             crc, size = zlib.crc32(block, crc), size + len(block)
     return [size, crc]
+
+
+def _kept_checksum(path: Path) -> list[int]:
+    """Returns size and CRC-32 of a file that the disk holds."""
+    sync(path)
+    return _checksum(path)
 
 
 def _size_problem(path: Path, expected: list[int]) -> str | None:

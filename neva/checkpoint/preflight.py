@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neva.checkpoint.index import checkpoints
 from neva.config.paths import run_folder
 from neva.config.resumed import allowed_changes
 from neva.errors import ConfigError
@@ -41,10 +42,10 @@ def find_disk(
 
 def note_resume(cfg: DictConfig, found: Findings) -> None:
     """Notes the checkpoint that the run continues from, and that a run leaves none."""
-    last = list((run_folder(cfg) / "checkpoints").glob("*-last*"))
-    if last and cfg.exp_manager.resume_if_exists:
-        found.notes.append(f"the run will continue from {last[0]}")
-        _note_changes(last[0], cfg, found)
+    there = checkpoints(run_folder(cfg) / "checkpoints")
+    if there and cfg.exp_manager.resume_if_exists:
+        found.notes.append(f"the run will continue from {there[0].path}")
+        _note_changes(there[0].path, cfg, found)
     if not cfg.exp_manager.create_checkpoint_callback:
         found.notes.append(
             "exp_manager.create_checkpoint_callback=false: the run leaves neither checkpoints nor a .nemo"
@@ -71,10 +72,12 @@ def _copies(cfg: DictConfig, steps: int | None) -> int:
     if not cfg.exp_manager.create_checkpoint_callback:
         return 0
     kept = cfg.exp_manager.checkpoint_callback_params
-    saves = None if steps is None else max(1, steps // kept.every_n_train_steps)
-    ranked = kept.save_top_k if kept.save_top_k >= 0 else None
-    most = min((number for number in (ranked, saves) if number is not None), default=1) + kept.save_last
-    return most + (saves is None or saves > 1)
+    saves = None
+    if steps is not None and kept.train_time_interval is None:
+        saves = max(1, -(-steps // kept.every_n_train_steps))
+    room = kept.save_top_k + kept.save_last if kept.save_top_k >= 0 else None
+    most = min((number for number in (room, saves) if number is not None), default=1 + kept.save_last)
+    return most + (saves is None or saves > most)
 
 
 def _size(folder: Path) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -28,11 +31,15 @@ from neva.data.position import data_identity, restored_position
 from neva.data.quick_check import check_before_training
 from neva.data.samplers.epoch import Epoch
 from neva.data.sources.mixture import source_counts
-from neva.errors import UserError
+from neva.errors import DataError, UserError
 from neva.families.configs import VisionConfig
 from neva.registry import SAMPLERS
 
 logger = logging.getLogger(__name__)
+
+_WORKER_ENDED = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (?=(\w+))|exited)"
+)
 
 
 class RankBatchDataset(Dataset["list[Batch] | UserError"]):
@@ -213,5 +220,28 @@ def build_loader(
 
 def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
-    # A signal to the run's process group, as timeout(1) sends it, leaves the run the workers that it needs to save.
+    # Signals to the run, to its process group or to each of its processes, leave it the workers that it needs to save.
     os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_leave_with_loader, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with_loader(loader: int) -> None:
+    """Ends this worker when the process that reads from it says so, and for no other's SIGTERM."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != loader:
+        pass
+    os._exit(0)
+
+
+def killed_worker(error: BaseException) -> DataError | None:
+    """Returns the sentence for what torch raises where a worker has ended by itself; None: the error is another one."""
+    found = _WORKER_ENDED.search(str(error))
+    if found is None:
+        return None
+    return DataError(
+        f"a data worker, process {found[1]}, was ended from outside ({found[2] or 'exited'}), as by a machine that is "
+        "out of memory: lower model.data.num_workers, or give the run more memory; the last checkpoint is whole"
+    )

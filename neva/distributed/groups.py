@@ -59,10 +59,10 @@ def init_model_parallel(layout: ParallelSizes, seed: int, timeout_s: float = 180
     torch.manual_seed(seed)
 
 
-def gathered(value: Any) -> list[Any]:
-    """Returns what each rank gives, in the order of the ranks. Called by every rank."""
+def gathered(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Returns what each rank gives, in the order of the ranks. Called by every rank; `group` has all of them."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

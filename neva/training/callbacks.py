@@ -8,7 +8,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -134,7 +135,7 @@ class MetricsFile(Callback):
         """
         if not trainer.is_global_zero:
             return
-        earlier = sorted(self.run_dir.glob(f"run_*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+        earlier = sorted(self.run_dir.glob(f"run_*/{METRICS}"), key=_part)
         rows = (
             [row for row in read_metrics(earlier[-1].parent) if row["step"] <= trainer.global_step]
             if earlier
@@ -158,31 +159,45 @@ class MetricsFile(Callback):
                 },
                 "time_s": time.time(),
             }
-            self.file.write(json.dumps(row) + "\n")
+            with _told_only():
+                self.file.write(json.dumps(row) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the curve."""
         if self.file is not None:
-            self.file.close()
-            draw_loss_curve(self.run_dir)
+            with _told_only():
+                self.file.close()
+            with _told_only():
+                draw_loss_curve(self.run_dir)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draws the curve of a run that failed: it may show why."""
         self.on_train_end(trainer, pl_module)
 
 
+@contextmanager
+def _told_only() -> Iterator[None]:
+    """Warns where a disk takes no metrics, which is no reason to end a run; rows are written when it has room again."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("metrics cannot be written: %s", error)
+
+
+def _part(path: Path) -> int:
+    """Returns the number of the earlier part of a run that a file in `run_N` is of; times of files may lie."""
+    number = path.parent.name.removeprefix("run_")
+    return int(number) if number.isdecimal() else -1
+
+
 class CheckpointLogger(Callback):
     """Says at which steps a checkpoint is saved (`checkpoint_callback_params.verbose`)."""
-
-    def __init__(self) -> None:
-        self.last_step = -1
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """One line a step, though the ranked and the newest checkpoint are two saves."""
-        if trainer.is_global_zero and trainer.global_step != self.last_step:
-            self.last_step = trainer.global_step
+        """One line a checkpoint."""
+        if trainer.is_global_zero:
             logger.info("saving a checkpoint at step %s", trainer.global_step)
 
 

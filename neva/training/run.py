@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from nemo.utils import logging as nemo_logging
-from nemo.utils.callbacks import PreemptionCallback
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +18,7 @@ from neva.config.derive import total_steps
 from neva.config.model_config import row_length, vision_config_of
 from neva.config.paths import run_folder
 from neva.data.held_out import training_records
-from neva.data.loader import packs_per_epoch
+from neva.data.loader import killed_worker, packs_per_epoch
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
@@ -28,26 +26,24 @@ from neva.distributed.launch_environment import restored_environment, settle
 from neva.distributed.session import ProcessSession
 from neva.precision import set_matmul_precision
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
+from neva.training.checkpoints import as_nemos_own
 from neva.training.cluster import cluster_environment
 from neva.training.determinism import deterministic
 from neva.training.module import MegatronNevaModel
-from neva.training.ranked_checkpoints import ranked_by_name
 from neva.training.replay import Replay
-from neva.training.run_folder import finished_step, locked, resume_points
+from neva.training.run_folder import finished_step, locked, refuse_overwriting, resume_points
 from neva.training.sample_ledger import SampleLedger
 from neva.training.samples import Samples
 from neva.training.source_losses import SourceLosses
 from neva.training.spike import SpikeAlert
 from neva.training.start import Start, find_start
+from neva.training.stopping import StopOnSignal, Stopped
 from neva.training.strategy import MegatronStrategy
 from neva.training.throughput import Throughput
 from neva.training.validation import Validation
 from neva.training.waste import WasteReport
 
 logger = logging.getLogger(__name__)
-
-PREEMPTED = 75
-"""Exit code of a run that was told to stop and has saved: EX_TEMPFAIL of sysexits.h, try again."""
 
 
 def train(cfg: DictConfig) -> Path:
@@ -61,7 +57,7 @@ def train(cfg: DictConfig) -> Path:
         is written, and the loss of what is held out stands in the log.
 
     Raises:
-        SystemExit: with PREEMPTED on rank 0, when SIGTERM told the run to stop and it has saved.
+        SystemExit: on rank 0 with a code of `stopping`, when a signal told the run to stop and it has saved.
         UserError: what the user can mend; of several processes, the same on all.
     """
     with restored_environment(), deterministic(bool(cfg.trainer.get("deterministic"))):
@@ -84,6 +80,7 @@ def train(cfg: DictConfig) -> Path:
                 cfg.trainer.max_steps,
             )
             return run_folder(cfg)
+        refuse_overwriting(cfg)
         with locked(run_folder(cfg), is_writer=place.rank == 0):
             return _train(cfg, is_writer=place.rank == 0)
 
@@ -93,8 +90,8 @@ def _train(cfg: DictConfig, is_writer: bool) -> Path:
     set_matmul_precision(cfg.trainer.precision)
     start = find_start(cfg, is_writer)
     trainer = build_trainer(cfg)
-    with ranked_by_name():
-        run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, start.checkpoints)))
+    with as_nemos_own():
+        run_dir = Path(exp_manager(trainer, as_nemo_reads(cfg.exp_manager, start.checkpoints)))
     _continue_from(trainer, start)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     source_losses = SourceLosses(cfg.trainer.log_every_n_steps)
@@ -116,8 +113,8 @@ def _train(cfg: DictConfig, is_writer: bool) -> Path:
         callbacks.append(CheckpointLogger())
     if trainer.is_global_zero:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    if cfg.exp_manager.create_preemption_callback and not torch.cuda.is_available():
-        callbacks += preemption(trainer)
+    if cfg.exp_manager.create_preemption_callback:
+        callbacks.append(StopOnSignal())
     _fit(cfg, trainer, run_dir)
     return run_dir
 
@@ -152,29 +149,28 @@ def _fit(cfg: DictConfig, trainer: Trainer, run_dir: Path, replayed: Path | None
     module = MegatronNevaModel(cfg, trainer, run_dir, skip_steps, replayed)  # type: ignore[arg-type]
     try:
         trainer.fit(module)
-    except SystemExit as stop:
-        raise SystemExit(stop.code or (PREEMPTED if trainer.is_global_zero else 0)) from None
-    except Exception:
+    except Stopped as stop:
+        raise SystemExit(stop.status if trainer.is_global_zero else 0) from None
+    except Exception as error:
         session: ProcessSession = trainer.strategy.session  # type: ignore[attr-defined]
         if session.user_error is not None:
             raise session.user_error from None
+        if (killed := killed_worker(error)) is not None:
+            raise killed from None
         raise
 
 
-def with_resume(manager: DictConfig, checkpoints: Sequence[Path]) -> DictConfig:
-    """Returns `exp_manager` with the first of `checkpoints`, if any: NeMo itself would take none but a `-last`."""
-    if not checkpoints:
-        return manager
-    chosen = {"resume_from_checkpoint": str(checkpoints[0]), "resume_ignore_no_checkpoint": True}
+def as_nemo_reads(manager: DictConfig, checkpoints: Sequence[Path]) -> DictConfig:
+    """Returns `exp_manager` with the first of `checkpoints`, if any: NeMo itself would take none but a `-last`.
+
+    NeMo's own callback for SIGTERM, on GPUs only and for rank 0 only, is left out.
+    """
+    chosen: dict[str, Any] = {"create_preemption_callback": False}
+    if checkpoints:
+        chosen |= {"resume_from_checkpoint": str(checkpoints[0]), "resume_ignore_no_checkpoint": True}
     merged = OmegaConf.merge(manager, chosen)
     assert isinstance(merged, DictConfig)
     return merged
-
-
-def preemption(trainer: Trainer) -> list[PreemptionCallback]:
-    """NeMo's callback that saves and leaves on SIGTERM, which exp_manager adds on GPUs only."""
-    checkpoints = trainer.checkpoint_callback
-    return [] if checkpoints is None else [PreemptionCallback(checkpoints)]
 
 
 def last_step(cfg: DictConfig) -> int:
@@ -213,6 +209,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         expert=model.expert_model_parallel_size,
     )
     fingerprint = partial(consistency.fingerprint, cfg)
+    async_save = cfg.exp_manager.checkpoint_callback_params.async_save
     session = ProcessSession(fingerprint, trainer.distributed_timeout_s, trainer.join_timeout_s)
     fixed: dict[str, Any] = {
         "max_epochs": -1,  # the loader runs across epochs and ends with the last step
@@ -225,7 +222,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         "limit_val_batches": 0,  # `Validation` reads the held-out set
     }
     return Trainer(
-        strategy=MegatronStrategy(layout, model.seed, session),
+        strategy=MegatronStrategy(layout, model.seed, session, async_save),
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         accelerator=trainer.accelerator,

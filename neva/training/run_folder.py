@@ -6,8 +6,8 @@ import fcntl
 import json
 import logging
 import os
-import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TextIO
 from omegaconf import DictConfig
 
 from neva.checkpoint.checksums import incomplete, tell_passed_over
+from neva.checkpoint.index import LAST, checkpoints, unlink_last
 from neva.config.paths import run_folder
-from neva.errors import CheckpointError, LaunchError
+from neva.errors import CheckpointError, ConfigError, LaunchError
 
 logger = logging.getLogger(__name__)
 
@@ -27,34 +28,40 @@ LOCK = Path(".lock", "owner.json")
 PASSED_OVER = "passed_over"
 """Folder of a run for checkpoints that it does not resume from; nothing removes it."""
 
-_STEP = re.compile(r"-step=(\d+)-")
+
+def checkpoint_folder(cfg: DictConfig) -> Path:
+    """Returns the folder of a run's checkpoints."""
+    manager = cfg.exp_manager
+    given = manager.checkpoint_callback_params.get("dirpath")
+    return (
+        Path(given) if given is not None else run_folder(cfg) / (manager.get("version") or "") / "checkpoints"
+    )
 
 
 def finished_step(cfg: DictConfig) -> int | None:
-    """Returns the step of the last checkpoint when nothing is left to do up to `trainer.max_steps`; None: there is."""
-    manager = cfg.exp_manager
-    checkpoints = run_folder(cfg) / "checkpoints"
-    steps = [int(found[1]) for path in checkpoints.glob("*-last") if (found := _STEP.search(path.name))]
-    if not manager.resume_if_exists or not steps or max(steps) < cfg.trainer.max_steps:
+    """Returns the step of the newest checkpoint where nothing is left to do up to `trainer.max_steps`, else None."""
+    manager, folder = cfg.exp_manager, checkpoint_folder(cfg)
+    newest = next((one for one in checkpoints(folder) if incomplete(one.path) is None), None)
+    if not manager.resume_if_exists or newest is None or newest.step < cfg.trainer.max_steps:
         return None
     wants_nemo = manager.checkpoint_callback_params.save_nemo_on_train_end
-    return None if wants_nemo and not any(checkpoints.glob("*.nemo")) else max(steps)
+    return None if wants_nemo and not any(folder.glob("*.nemo")) else newest.step
 
 
 def resume_points(cfg: DictConfig) -> list[Path]:
-    """Returns the complete checkpoints of the run folder, newest first; none where there is nothing to resume.
+    """Returns the complete checkpoints of the run, newest first, else `resume_from_checkpoint`, else nothing.
 
-    Of several that are called `-last`, as a run leaves that is killed between writing one and removing the other,
-    all but the newest complete one are moved to `PASSED_OVER`: NeMo refuses to choose. Called by every process of
-    the run, at about the same time.
+    Of several that are called `-last`, as earlier versions leave them when they are killed, all but the newest complete
+    one are moved to `PASSED_OVER`: NeMo refuses to choose. Called by every process of the run, at about the same time.
 
     Raises:
         CheckpointError: there are checkpoints, and none is complete.
     """
-    manager, folder = cfg.exp_manager, run_folder(cfg)
-    if not manager.resume_if_exists or manager.resume_from_checkpoint is not None:
-        return []
-    found = _checkpoints(folder / "checkpoints")
+    manager = cfg.exp_manager
+    given = [] if manager.resume_from_checkpoint is None else [Path(manager.resume_from_checkpoint)]
+    if not manager.resume_if_exists:
+        return given
+    found = [one.path for one in checkpoints(checkpoint_folder(cfg))]
     problems = {path: incomplete(path) for path in found}
     whole = [path for path in found if problems[path] is None]
     if found and not whole:
@@ -64,34 +71,56 @@ def resume_points(cfg: DictConfig) -> list[Path]:
         )
     if whole and whole[0] != found[0]:
         tell_passed_over(found[0], problems[found[0]], whole[0])
-    lasts = [path for path in found if path.match("*-last")]
+    lasts = [path for path in found if path.name.endswith(LAST)]
     kept = next((path for path in whole if path in lasts), None)
     for path in lasts if len(lasts) > 1 else []:
         if path != kept:
-            _set_aside(path, folder / PASSED_OVER)
-    return [path for path in whole if path == kept or path not in lasts]
+            set_aside(path, "is not the newest whole one of several last checkpoints")
+    if lasts:
+        unlink_last(checkpoint_folder(cfg))
+    return [path for path in whole if path == kept or path not in lasts] or given
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints of a folder by the step that their names give, newest first."""
-    steps = {path: _STEP.search(path.name + "-") for path in folder.glob("*") if path.is_dir()}
-    found = [
-        (int(step[1]) if step else -1, path) for path, step in steps.items() if step or path.match("*-last")
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
+def refuse_overwriting(cfg: DictConfig) -> None:
+    """Raises ConfigError where a run that goes on from nothing would write among the checkpoints of an earlier one.
+
+    NeMo gives such a run a folder of its own, unless the configuration names one.
+    """
+    manager = cfg.exp_manager
+    named = (
+        manager.explicit_log_dir,
+        manager.get("version"),
+        manager.checkpoint_callback_params.get("dirpath"),
+    )
+    if manager.resume_if_exists or not any(named) or not manager.create_checkpoint_callback:
+        return
+    if found := checkpoints(checkpoint_folder(cfg)):
+        raise ConfigError(
+            f"{found[0].path.parent} has checkpoints of an earlier run and exp_manager.resume_if_exists=false: choose "
+            "another folder, set resume_if_exists=true to go on from them, or move them away"
+        )
 
 
-def _set_aside(path: Path, folder: Path) -> None:
-    """Moves a checkpoint into `folder`, unless another process of the run just has."""
+def set_aside_later(folder: Path, step: int) -> None:
+    """Moves away the checkpoints of `folder` that are later than the run is: damaged ones, since it is not at theirs.
+
+    They would be taken for newer than those which the run writes from now on. Called by one process.
+    """
+    for one in checkpoints(folder):
+        if one.step > step:
+            set_aside(one.path, f"is of a later step than {step}, where the run goes on")
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Moves a checkpoint to `PASSED_OVER`, unless another process of the run just has."""
+    folder = path.parent.with_name(PASSED_OVER)
     folder.mkdir(exist_ok=True)
     target = folder / path.name
     while target.exists():
         target = target.with_name(f"{target.name}-again")
     with suppress(FileNotFoundError):
         path.rename(target)
-        logger.warning(
-            "%s is not the newest whole one of several last checkpoints: moved to %s", path, target
-        )
+        logger.warning("%s %s: moved to %s", path, why, target)
 
 
 _held: list[TextIO] = []
@@ -110,6 +139,9 @@ os.register_at_fork(after_in_child=_let_go)
 @contextmanager
 def locked(folder: Path, is_writer: bool) -> Iterator[None]:
     """Keeps other runs out of a run folder until the block or the process ends.
+
+    The lock is the kernel's (flock): that of a process that has died is nobody's. Over NFS the server keeps it, on
+    Lustre only where it is mounted with `flock`; where the file system has no locks, that is said and nothing is kept.
 
     Args:
         folder: the run folder.
@@ -132,8 +164,13 @@ def locked(folder: Path, is_writer: bool) -> Iterator[None]:
                 f"{folder} belongs to a run that goes on ({_owner(file.read())}): wait for its end, or choose another "
                 "exp_manager.name"
             ) from error
+        except OSError as error:
+            logger.warning(
+                "%s cannot be locked (%s): see to it that no second run writes there", folder, error.strerror
+            )
         file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
         file.flush()
         _held.append(file)
         try:
@@ -145,6 +182,6 @@ def locked(folder: Path, is_writer: bool) -> Iterator[None]:
 def _owner(text: str) -> str:
     try:
         owner = json.loads(text)
-        return f"process {owner['process']} on {owner['host']}"
+        return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
     except (ValueError, KeyError, TypeError):
         return "its first process has just begun"

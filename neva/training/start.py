@@ -10,12 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from neva.checkpoint.index import checkpoints
 from neva.checkpoint.stored_config import stored_config, tokenizer_digest
 from neva.config.paths import run_folder
 from neva.config.resumed import allowed_changes
 from neva.data.tokenizer import load_tokenizer
 from neva.errors import ConfigError
-from neva.training.run_folder import resume_points
+from neva.training.run_folder import checkpoint_folder, resume_points
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def find_start(cfg: DictConfig, is_writer: bool) -> Start:
     start = Start((), model.load_optim, model.load_data_state)
     if start != Start():
         _require_another_run(cfg)
-        if manager.resume_if_exists and any((run_folder(cfg) / "checkpoints").glob("*-last")):
+        if manager.resume_if_exists and checkpoints(checkpoint_folder(cfg)):
             if is_writer:
                 logger.info("the run goes on from its own checkpoint; of %s it has taken what it wanted when it began",
                             model.resume_from_checkpoint)  # fmt: skip

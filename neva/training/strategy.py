@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +13,25 @@ from nemo.utils.model_utils import ckpt_to_dir
 
 from neva.checkpoint import store
 from neva.checkpoint.state import OPTIMIZER, load_state, sharded_state
+from neva.data.loader import killed_worker
 from neva.distributed import groups
 from neva.distributed.session import ProcessSession
 from neva.training.start import Start
+
+_LAST_SAVE_S = 60.0
+"""How long a run that fails goes on writing a checkpoint in the background."""
 
 
 class MegatronStrategy(DDPStrategy):
     """Starts local processes as Lightning's DDP does; everything behind the process group is Megatron's."""
 
     def __init__(
-        self, layout: groups.ParallelSizes, seed: int, session: ProcessSession, **kwargs: Any
+        self,
+        layout: groups.ParallelSizes,
+        seed: int,
+        session: ProcessSession,
+        async_save: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(timeout=datetime.timedelta(seconds=session.timeout_s), **kwargs)
         self.layout = layout
@@ -31,6 +39,8 @@ class MegatronStrategy(DDPStrategy):
         self.session = session
         self.start = Start()
         """What the run takes of which checkpoints."""
+        self.async_save = async_save
+        self.background: store.BackgroundSaves | None = None
 
     def setup_distributed(self) -> None:
         """Joins the process group and builds Megatron's groups, before any model exists."""
@@ -48,6 +58,8 @@ class MegatronStrategy(DDPStrategy):
         )
         groups.init_model_parallel(self.layout, self.seed, self.session.timeout_s)
         self.session.log_ranks()
+        if self.async_save:
+            self.background = store.BackgroundSaves(self.session.timeout_s)
 
     def configure_ddp(self) -> None:
         """Nothing: the backend wraps the model."""
@@ -78,7 +90,10 @@ class MegatronStrategy(DDPStrategy):
     def save_checkpoint(
         self, checkpoint_dict: Mapping[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """Writes weights, optimizer and Lightning's own state into one folder."""
+        """Writes weights, optimizer and Lightning's own state into one folder.
+
+        `storage_options`: what `store.save` knows besides, and whether to write `in_background`.
+        """
         module: Any = self.lightning_module
         backend = module.backend
         state = sharded_state(
@@ -93,7 +108,19 @@ class MegatronStrategy(DDPStrategy):
             key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
         }
         common[OPTIMIZER] = backend.common_state(module.inner_optimizer)
-        store.save(ckpt_to_dir(filepath), state, common)
+        options = dict(storage_options or {})
+        in_background = options.pop("in_background", False)
+        save = self.background.save if self.background is not None and in_background else store.save
+        save(ckpt_to_dir(filepath), state, common, **options)
+
+    def finished_save(self) -> Exception | None:
+        """Returns what went wrong with a checkpoint in the background since this was last asked, if anything."""
+        return self.background.finished() if self.background is not None else None
+
+    def wait_for_save(self, timeout_s: float | None = None) -> None:
+        """Waits for the checkpoint that is written in the background, if any."""
+        if self.background is not None:
+            self.background.wait(timeout_s)
 
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
@@ -110,11 +137,6 @@ class MegatronStrategy(DDPStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` filled the model."""
 
-    def remove_checkpoint(self, filepath: Any) -> None:
-        """Deletes a checkpoint's folder."""
-        if self.is_global_zero:
-            store.remove(ckpt_to_dir(Path(filepath)))
-
     def teardown(self) -> None:
         """Leaves the process groups."""
         super().teardown()
@@ -122,5 +144,6 @@ class MegatronStrategy(DDPStrategy):
         self.session.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Lets the other ranks know."""
-        self.session.report_failure(exception)
+        """Lets the other ranks know, when the checkpoint that they write together is written."""
+        self.wait_for_save(_LAST_SAVE_S)
+        self.session.report_failure(killed_worker(exception) or exception)

@@ -24,8 +24,8 @@ def fail_here() -> None:
 
 
 def arm() -> None:
-    """Puts the failure behind the step's callback, or into Megatron's function that writes this rank's part."""
-    from neva.checkpoint import store
+    """Puts the failure behind the step's callback, or into what writes this rank's part of a checkpoint."""
+    from neva.checkpoint.writer import StateWriter
     from neva.training import run
 
     class Failing(run.Progress):
@@ -33,7 +33,7 @@ def arm() -> None:
             super().on_train_batch_end(trainer, *arguments)
             if trainer.global_rank == int(RANK) and trainer.global_step == int(STEP):
                 if HOW == "save":
-                    store.dist_checkpointing.save = lambda *_: fail_here()
+                    StateWriter.write = lambda _: fail_here()  # type: ignore[method-assign]
                 else:
                     fail_here()
 

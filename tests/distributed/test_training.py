@@ -54,8 +54,8 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def handed_over(source: Path, target: Path) -> Path:
     """Makes `target` a run that was stopped where `source` saved its checkpoint of step 4."""
-    saved = next(path for path in (source / "checkpoints").iterdir() if "step=4-" in path.name)
-    shutil.copytree(saved, target / "run" / "checkpoints" / f"{saved.name}-last")
+    (saved,) = (source / "checkpoints").glob("*-step=4-*")
+    shutil.copytree(saved, target / "run" / "checkpoints" / saved.name)
     return target
 
 
@@ -107,8 +107,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, begin: list[str], asking: li
 
 @pytest.fixture(scope="module")
 def tensor(tmp_path_factory: pytest.TempPathFactory, begin: list[str], asking: list[str]) -> Path:
-    """Six steps of two tensor-parallel ranks."""
-    return train(tmp_path_factory.mktemp("tensor"), [*begin, *asking, *TENSOR], steps=6)
+    """Six steps of two tensor-parallel ranks, which train on while they save."""
+    saving = "exp_manager.checkpoint_callback_params.async_save=true"
+    return train(tmp_path_factory.mktemp("tensor"), [*begin, *asking, *TENSOR, saving], steps=6)
 
 
 def test_a_run_ends_the_same_under_tensor_parallel_and_continues_in_an_interleaved_pipeline(

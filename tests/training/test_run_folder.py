@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from neva.checkpoint.checksums import CHECKSUMS
+from neva.checkpoint.index import ABOUT, ranked_value
 from neva.config.load import load
 from neva.constants import LOGGED_VALUES
 from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
 from neva.training.callbacks import read_metrics
-from neva.training.ranked_checkpoints import ranked_value
 from neva.training.run_folder import LOCK, locked, resume_points
 from tests.training.test_run import run
 
@@ -137,9 +138,9 @@ def test_a_second_run_in_a_folder_is_refused_with_the_first_ones_process(
     tmp_path: Path, colours: list[str]
 ) -> None:
     with locked(tmp_path / "run", is_writer=True):
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        owner = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d')} "
         with pytest.raises(
-            LaunchError, match=rf"run belongs to a run that goes on \({owner}\): wait for its end"
+            LaunchError, match=rf"run belongs to a run that goes on \({owner}\S+ \S+\): wait for its end"
         ):
             run(tmp_path, colours, steps=1)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
@@ -189,11 +190,11 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
     every = [*colours, "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
     losses = [row["loss"] for row in read_metrics(run(tmp_path, every, steps=6, name="unbroken"))]
     run_dir = run(tmp_path, every, steps=5)
-    shutil.copytree(run_dir, tmp_path / "whole")
+    shutil.copytree(run_dir, tmp_path / "whole", symlinks=True)
     for harm, found in ((cut, "has "), (changed, "has another content than was written")):
         shutil.rmtree(run_dir)
-        shutil.copytree(tmp_path / "whole", run_dir)
-        (last,) = (run_dir / "checkpoints").glob("*-last")
+        shutil.copytree(tmp_path / "whole", run_dir, symlinks=True)
+        last = max((run_dir / "checkpoints").glob("*-step=5-*[0-9]"))
         (shard, *_) = sorted(last.glob("*.distcp"))
         shard.write_bytes(harm(shard.read_bytes()))
         with caplog.at_level("WARNING"):
@@ -204,11 +205,22 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(
         assert [row["loss"] for row in rows[:4]] == losses[:4]
 
 
+def as_before(checkpoints: Path) -> Path:
+    """Gives the newest checkpoint the form that it had before: a folder called `-last` that says nothing of itself."""
+    (link,) = checkpoints.glob("*-last")
+    newest = link.resolve()
+    link.unlink()
+    (newest / ABOUT).unlink()
+    listed = json.loads((newest / CHECKSUMS).read_text())
+    (newest / CHECKSUMS).write_text(json.dumps({name: listed[name] for name in listed if name != ABOUT}))
+    return newest.rename(link)
+
+
 def test_of_two_last_checkpoints_the_newest_whole_one_is_continued_and_the_other_set_aside(
     three_steps: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, overrides = three_steps
-    (last,) = (folder / "run" / "checkpoints").glob("*-last")
+    last = as_before(folder / "run" / "checkpoints")
     other = last.with_name("run-step=2-consumed_samples=8.0-last")
     shutil.copytree(last, other)
     with caplog.at_level("WARNING"):
@@ -217,7 +229,7 @@ def test_of_two_last_checkpoints_the_newest_whole_one_is_continued_and_the_other
     assert [row["step"] for row in read_metrics(run_dir)] == [1, 2, 3, 4]
     assert [path.name for path in (run_dir / "passed_over").iterdir()] == [other.name]
     (only,) = (run_dir / "checkpoints").glob("*-last")
-    assert "step=4" in only.name
+    assert "step=4" in only.name and only.is_symlink()
 
 
 def test_a_checkpoint_counts_whatever_it_is_called_and_one_that_no_other_replaces_must_be_whole(
@@ -225,10 +237,8 @@ def test_a_checkpoint_counts_whatever_it_is_called_and_one_that_no_other_replace
 ) -> None:
     folder, overrides = three_steps
     (last,) = (folder / "run" / "checkpoints").glob("*-last")
-    for path in (folder / "run" / "checkpoints").iterdir():
-        if path.is_dir() and path != last:
-            shutil.rmtree(path)
-    ranked = last.rename(last.with_name(last.name.removesuffix("-last")))
+    ranked = last.resolve().rename(last.with_name("mine"))
+    last.unlink()
     cfg = load("quickstart_finetune", [*overrides, f"exp_manager.exp_dir={folder}", "exp_manager.name=run"])
     assert resume_points(cfg) == [ranked]
     (ranked / "common.pt").unlink()
@@ -259,7 +269,8 @@ def test_a_run_continues_in_folders_that_read_like_what_is_monitored(
     ]
     for steps in (2, 4):
         run_dir = run(tmp_path / "by_step", [*colours, *kept], steps, name="multistep")
-    ranked = [
-        path.name for path in (run_dir / "checkpoints").iterdir() if "last" not in path.name and path.is_dir()
+    folders = [
+        path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir() and not path.is_symlink()
     ]
-    assert len(ranked) == 2 and len(read_metrics(run_dir)) == 4
+    assert sorted(ranked_value(name, "step") for name in folders) == [2, 3, 4]  # the newest, and two others
+    assert len(read_metrics(run_dir)) == 4

@@ -21,9 +21,15 @@ class CheckpointCallbackParams:
     monitor: str = key("Logged value that ranks the checkpoints.")
     verbose: bool = key("Log every save.")
     save_last: bool = key("Keep the newest checkpoint, which resume starts from.")
-    save_top_k: int = key("How many ranked checkpoints are kept; -1: all.", low=-1, common=True)
+    save_top_k: int = key("How many others are kept, the best ones; -1: all.", low=-1, common=True)
     mode: str = key("Whether a larger or a smaller monitored value is better.", choices=("max", "min"))
     every_n_train_steps: int = key("Steps between two checkpoints.", low=1, common=True)
+    train_time_interval: str | None = key(
+        "Longest time between two checkpoints, besides every_n_train_steps; null: any.",
+        pattern=r"^(?!0+(:0+){3}$)\d+(:\d\d){3}$",
+        form="DD:HH:MM:SS, more than 0",
+    )
+    async_save: bool = key("Train on while a checkpoint is written.", common=True)
     every_n_epochs: int = key("NeMo wants 0 beside every_n_train_steps.", choices=(0,))
     always_save_nemo: bool = key("A .nemo beside every checkpoint.")
     save_nemo_on_train_end: bool = key("A .nemo at the end of training.")
@@ -36,7 +42,6 @@ class CheckpointCallbackParams:
     )
     save_weights_only: Any = refused(False, why="a checkpoint without optimizer state cannot be resumed")
     save_best_model: Any = refused(False, why=_NO_EARLY_END)
-    async_save: Any = refused(False, why="neva does not save asynchronously yet")
     save_last_n_optim_states: Any = refused(None, -1, why="every kept checkpoint has its optimizer state")
 
 
@@ -84,7 +89,7 @@ class ExpManager:
     use_datetime_version: bool = key("Name that subfolder by date when runs are not resumed.", optional=True)
     resume_past_end: bool = key("Also resume from a finished run.", optional=True)
     summary_writer_kwargs: dict[str, Any] | None = key("Given to TensorBoard's SummaryWriter.", optional=True)
-    create_preemption_callback: bool = key("Save and stop when the run gets SIGTERM, as of a scheduler.")
+    create_preemption_callback: bool = key("Save and stop on SIGTERM, SIGUSR1 or Ctrl-C.")
     files_to_copy: list[str] | None = key("Files copied into the run folder.", optional=True)
     log_step_timing: bool = key("Log the time of a step.", optional=True)
     max_time_per_run: str | None = key(
