@@ -11,14 +11,19 @@ from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
 from neva.config.model_config import (
+    CAUSAL,
     SECOND_ENCODER,
+    image_attention_of,
     language_backend_of,
     plain,
     recorded_family,
-    sees_whole_images,
+    vision_config_of,
 )
+from neva.config.parts import trained_parts
 from neva.config.show import as_override
+from neva.constants import PROJECTOR
 from neva.errors import ConfigError
+from neva.families.connector import connector_named
 from neva.families.language import HUGGING_FACE
 from neva.families.rope import check_scaling
 from neva.families.vision import hidden_states, vision_family
@@ -47,6 +52,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             _steps,
             _recompute,
             _backend,
+            _connector,
             _sources,
             _loss,
             held_out_problems,
@@ -219,9 +225,10 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
 def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
     model = cfg.model
     is_capped = model.get("attn_logit_softcapping") is not None
-    if sees_whole_images(model) and (is_capped or language_backend_of(model) == HUGGING_FACE):
+    attention = image_attention_of(model)
+    if attention != CAUSAL and (is_capped or language_backend_of(model) == HUGGING_FACE):
         yield (
-            "model.image_attention=bidirectional with "
+            f"model.image_attention={attention} with "
             f"{'soft caps of scores' if is_capped else 'model.language_backend=huggingface'}: only Megatron's layers "
             "without soft caps have it; leave it out"
         )
@@ -240,6 +247,20 @@ def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield (
             f"model.encoder_seq_length={model.encoder_seq_length}, padded to a multiple of "
             f"{model.data.pad_to_multiple_of}, exceeds the {most} positions of the language model: shorten it"
+        )
+
+
+def _connector(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model = cfg.model
+    connector = connector_named(model.mm_cfg.mm_mlp_adapter_type)
+    try:
+        connector.check_widths(vision_config_of(model).feature_size, model.hidden_size)
+    except ConfigError as error:
+        yield str(error)
+    if not connector.has_tensors and trained_parts(model) <= {PROJECTOR}:
+        yield (
+            f"model.mm_cfg.mm_mlp_adapter_type={connector.kind} has no parameters and the other parts are frozen: "
+            "nothing would train; set model.mm_cfg.llm.freeze or model.mm_cfg.vision_encoder.freeze to false"
         )
 
 

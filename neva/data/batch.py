@@ -40,7 +40,8 @@ class Batch:
     """Tokens of all samples, padding not counted."""
     feature_order: Tensor | None = None
     """int64 [F, 2], for each image position the tile and the feature of it that stand there; None: all features of all
-    tiles, one after the other."""
+    tiles, one after the other. Where features are interpolated, float64 [F, 4, 3]: tile, feature and weight of each of
+    the four whose sum stands there."""
     pictures: list[PictureShape] = field(default_factory=list)
     """The tiles by their shapes where these differ; none: all are squares of the tower's size, or there are none."""
     num_image_tokens: int = 0
@@ -56,6 +57,22 @@ class Batch:
     def packed_lengths(self) -> list[list[int]] | None:
         """`sample_lengths` where a row holds several samples, which do not see each other; None: each is one sample."""
         return self.sample_lengths if any(len(row) > 1 for row in self.sample_lengths) else None
+
+    @property
+    def prefix_lengths(self) -> list[list[int]]:
+        """Tokens of each sample in each row before the first that is learnt; all of them where none is."""
+        lengths = self.sample_lengths or [[self.labels.size(1)]] * len(self.labels)
+        found = []
+        for labels_S, of_row in zip(self.labels != IGNORE_INDEX, lengths, strict=True):
+            firsts = [part.nonzero()[:1] for part in labels_S[: sum(of_row)].split(list(of_row))]
+            found.append(
+                # the token that a position predicts stands behind it
+                [
+                    int(first) + 1 if len(first) else length
+                    for first, length in zip(firsts, of_row, strict=True)
+                ]
+            )
+        return found
 
     @property
     def num_labels(self) -> int:

@@ -177,11 +177,18 @@ class LanguageConfig:
     family: str | None = None
     sees_whole_images: bool = False
     """Whether the positions of an image see each other, not only those before them."""
+    sees_whole_prompts: bool = False
+    """Whether the positions before the first answer see each other."""
     form: DecoderForm = LLAMA_FORM
     experts: ExpertsConfig | None = None
     """None: one feed-forward layer for all tokens."""
     hf_config: Mapping[str, Any] | None = field(default=None, hash=False)
     """All that its `config.json` says, of a model that transformers runs itself; None: Megatron runs it."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether some positions see others behind them."""
+        return self.sees_whole_images or self.sees_whole_prompts
 
     @property
     def rotary_dim(self) -> int:

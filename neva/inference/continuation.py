@@ -42,6 +42,7 @@ class Continuation:
         limits: how its tokens are chosen, and how many.
         seed: of the draws.
         is_finished: whether an answer, given as its ids, ends here (end strings); asked after every token.
+        first_answer: where the first answer of the prompt begins; None: behind it.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Continuation:
     """Whether the answer was as long as it may be before it came to an end."""
     draws: torch.Generator | None = None
     seen_V: Tensor | None = None
+    first_answer: int | None = None
     scores: list[tuple[int, float]] = field(default_factory=list)
     """Tokens and their natural log probabilities, where asked for; the token that ended the answer is the last."""
     distributions: list[Tensor] = field(default_factory=list)
@@ -77,3 +79,8 @@ class Continuation:
         is_complete = length >= self.limits.min_new_tokens and self.is_finished(self.answer)
         self.is_cut_off = not is_complete and length == self.limits.max_new_tokens
         self.has_ended = is_complete or self.is_cut_off
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens before the first answer."""
+        return len(self.input_ids) if self.first_answer is None else self.first_answer

@@ -27,7 +27,7 @@ from neva.inference.rotary import RotaryTable, turn
 from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.merge import merge, text_ids
 from neva.model.packed import Rows
-from neva.model.whole_images import whole_images
+from neva.model.seen_together import whole_images, whole_prompts
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Decoder:
         prompts: Sequence[Tensor],
         features: Sequence[Tensor],
         room: int,
+        prefixes: Sequence[int] | None = None,
     ) -> Tensor:
         """Reads prompts.
 
@@ -91,6 +92,7 @@ class Decoder:
             prompts: ids [S] of each, `IMAGE_TOKEN_ID` at image positions.
             features: [F, D] at the image positions of each, in reading order.
             room: tokens that will follow each.
+            prefixes: tokens of each that stand before its first answer; None: all.
 
         Returns:
             Logits [prompts, V] of their first new tokens.
@@ -100,18 +102,26 @@ class Decoder:
         positions = torch.cat([torch.arange(length) for length in lengths]).to(ids_1T.device)
         rows_T = torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(ids_1T.device)
         cache.reserve(max(lengths) + room)
-        step = self._step(cache, rows_T, positions, lengths, len(rows), max(lengths), {}, self._told(prompts))
+        step = self._step(
+            cache, rows_T, positions, lengths, len(rows), max(lengths), {}, self._told(prompts, prefixes)
+        )
         embedded = embedded_prompts(self.language, ids_1T, features)[0] if self.stage.is_first else None
         ends = torch.tensor(lengths, device=ids_1T.device).cumsum(0) - 1
         return self._logits(self._run(embedded, ids_1T.size(1), step), ends)
 
-    def _told(self, prompts: Sequence[Tensor]) -> list[Rows | None]:
+    def _told(self, prompts: Sequence[Tensor], prefixes: Sequence[int] | None) -> list[Rows | None]:
         """Returns what layers are told of each prompt, as in training."""
+        group = self.language.pg_collection.cp
+        if self.language.sees_whole_prompts:
+            lengths = prefixes or [len(prompt) for prompt in prompts]
+            return [
+                Rows(together=whole_prompts(prompt[None], None, [[prefix]], group))
+                for prompt, prefix in zip(prompts, lengths, strict=True)
+            ]
         if not self.language.sees_whole_images:
             return [None] * len(prompts)
-        group = self.language.pg_collection.cp
         found = [whole_images(prompt[None], None, group) for prompt in prompts]
-        return [None if images is None else Rows(images=images) for images in found]
+        return [None if images is None else Rows(together=images) for images in found]
 
     def decode(self, cache: KeyValueCache, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Adds one token to each of the first rows, at its position, and returns logits [R, V] of the next ones."""

@@ -114,6 +114,7 @@ class ContinuousBatch:
                 ],
                 [continuation.features for continuation in continuations],
                 max(continuation.limits.max_new_tokens for continuation in continuations),
+                [continuation.prefix_length for continuation in continuations],
             )
             for continuation in continuations:
                 if not continuation.answer:

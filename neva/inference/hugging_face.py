@@ -54,6 +54,7 @@ class HuggingFaceDecoder:
         prompts: Sequence[Tensor],
         features: Sequence[Tensor],
         room: int,
+        prefixes: Sequence[int] | None = None,
     ) -> Tensor:
         """See `Decoder.prefill`."""
         logits = []
@@ -96,6 +97,7 @@ class AnyDecoder(Protocol):
         prompts: Sequence[Tensor],
         features: Sequence[Tensor],
         room: int,
+        prefixes: Sequence[int] | None = None,
     ) -> Tensor:
         """Reads prompts; returns logits [prompts, V] of their first new tokens."""
 

@@ -76,16 +76,16 @@ class SDPAttention(MegatronModule):
             key, value: [K, B, G, D].
             attention_mask: bool [B, 1, S, K], True where a query may look; None means causal.
             packed_seq_params: `PackedSamples`: causal within each sample; None: a row is one sample. Of `Rows` with
-                `images`, these say where queries look.
+                `together`, that says where queries look.
 
         Returns:
             [S, B, H*D].
         """
         assert attention_bias is None
-        if isinstance(packed_seq_params, Rows) and packed_seq_params.images is not None:
+        if isinstance(packed_seq_params, Rows) and packed_seq_params.together is not None:
             if self.context_group.size() > 1:
                 key, value = self._whole(key, value)
-            return self._attend(query, key, value, packed_seq_params.images.mask(self.window))
+            return self._attend(query, key, value, packed_seq_params.together.mask(self.window))
         if isinstance(packed_seq_params, PackedSamples):
             if self.context_group.size() > 1:
                 key, value = self._whole(key, value)

@@ -71,6 +71,7 @@ class LanguageModel(GPTModel):
         self.vocab_size_without_padding = language.vocab_size
         self.rotary = Rotary(language)
         self.form, self.sees_whole_images = language.form, language.sees_whole_images
+        self.sees_whole_prompts = language.sees_whole_prompts
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from neva.model.balance import TokenGroups
 from neva.model.context import chunk_ends, positions
-from neva.model.whole_images import WholeImages
+from neva.model.seen_together import SeenTogether
 
 ROWS = "sbhd"
 """Megatron's name of the form in which rows stay rows; its `thd` would take one row alone."""
@@ -42,7 +42,7 @@ class Rows(PackedSeqParams):
     qkv_format: str = ROWS
     groups: TokenGroups | None = None
     """Which tokens experts are balanced for; None: they are not."""
-    images: WholeImages | None = None
+    together: SeenTogether | None = None
     """Which positions see which, where those of an image see each other; None: what is before them."""
 
 
@@ -70,7 +70,7 @@ def packed_samples(
     group: ProcessGroup,
     device: torch.device,
     groups: TokenGroups | None = None,
-    images: WholeImages | None = None,
+    together: SeenTogether | None = None,
 ) -> PackedSamples:
     """Returns how rows are divided.
 
@@ -100,7 +100,7 @@ def packed_samples(
     return PackedSamples(
         longest=longest,
         groups=groups,
-        images=images,
+        together=together,
         spans=spans,
         positions_sB=(positions_SB if shard is None else positions_SB[shard]).to(device, non_blocking=True),
         query_ends=_ends([span.end - span.first for span in spans], device),

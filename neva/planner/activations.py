@@ -130,7 +130,7 @@ def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     total += queries * (is_kept + is_trained if work.context > 1 else is_kept or is_trained)
     if is_kept:
         total += tokens * language.num_heads // split.tensor * FLOAT_BYTES  # attention's log sums
-    if language.sees_whole_images:
+    if language.looks_ahead:
         return total + work.tokens * work.sequence_length * work.width
     if language.sliding_window and work.sequence_length > language.sliding_window:
         masked = sum(map(language.has_window, range(language.num_layers)))

@@ -141,7 +141,13 @@ class Worker(threading.Thread):
         ids = torch.tensor(job.question.ids, device=self._assistant.device)
         is_finished = EndStrings(job.ends, self._decode)
         return Continuation(
-            number, ids, self._encoded(job.question.pictures), job.limits, job.seed, is_finished
+            number,
+            ids,
+            self._encoded(job.question.pictures),
+            job.limits,
+            job.seed,
+            is_finished,
+            first_answer=job.question.first_answer,
         )
 
     def _encoded(self, pictures: Sequence[Picture]) -> Tensor:

@@ -9,7 +9,7 @@ from neva.config.keys.field import MODEL, ORDER, READING, TRAINED, ignored, key,
 from neva.config.keys.optim import Optim
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.trainer import Trainer
-from neva.config.model_config import BIDIRECTIONAL, CAUSAL, IMAGE_TAGS, SAME_ACTIVATION
+from neva.config.model_config import BIDIRECTIONAL, CAUSAL, IMAGE_TAGS, PREFIX, SAME_ACTIVATION
 from neva.families.configs import (
     AFTER,
     ALL_HEADS,
@@ -27,9 +27,6 @@ from neva.families.language import HUGGING_FACE, MEGATRON
 from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES
 
-_NO_PROJECTOR = {
-    "identity": "neva always projects: the tower's width is not the language model's",
-}
 _BALANCING = {
     "sinkhorn": "it chooses other experts in training than in generation",
     "global_aux_loss": "it averages over the steps before, which no checkpoint holds",
@@ -136,7 +133,6 @@ class MmCfg:
         "What projects patches into the language model.",
         pattern=connector_pattern,
         form=connector_forms,
-        not_yet=_NO_PROJECTOR,
         fixed=MODEL,
     )
     mm_mlp_adapter_freeze: bool = key("Do not train the projector.", fixed=TRAINED)
@@ -234,8 +230,9 @@ class ModelKeys(RefusedModelKeys):
     )
     image_attention: str = key(
         "What the positions of an image see: causal, those before them; bidirectional, each other too (Megatron-VLM's "
-        "--use-fixed-attn-mask, Gemma 3); causal if not given.",
-        choices=(CAUSAL, BIDIRECTIONAL),
+        "--use-fixed-attn-mask, Gemma 3); prefix, all before the first answer, as the question does too (PaliGemma); "
+        "causal if not given.",
+        choices=(CAUSAL, BIDIRECTIONAL, PREFIX),
         optional=True,
         fixed=READING,
     )
