@@ -39,6 +39,9 @@ class Connector(ABC):
     needs_square: ClassVar[bool] = False
     """Whether the module needs the features of a square image, row by row, and nothing else among them."""
 
+    has_tensors: ClassVar[bool] = True
+    """Whether there is anything to train, to save and to load."""
+
     kind: str
 
     @abstractmethod
@@ -48,6 +51,9 @@ class Connector(ABC):
     @abstractmethod
     def parameter_shapes(self, vision_hidden_size: int, hidden_size: int) -> dict[str, Shape]:
         """Returns names and shapes of the parameters, in the order of the module."""
+
+    def check_widths(self, vision_hidden_size: int, hidden_size: int) -> None:  # noqa: B027  (most fit any)
+        """Raises ConfigError when it cannot stand between a tower and a language model of these widths."""
 
     def tokens_out(self, tokens_in: int) -> int:
         """Returns the positions that one image takes, of whose map of patch features there are `tokens_in`."""

@@ -85,7 +85,7 @@ class _Nemo:
     def fill(self, model: NevaModel, model_cfg: DictConfig) -> None:
         found = resolve_nemo(self.file.path, model_cfg.mm_cfg)
         for part, origin in found.items():
-            if origin.path is None:
+            if origin.is_nowhere:
                 raise CheckpointError(f"{self.file.path} holds no {part} and names no folder that has it")
         load_parts(model, found, language_config_of(model_cfg))
 
@@ -120,7 +120,7 @@ class _Checkpoint:
             part: origin for part, origin in origins({}, model_cfg.mm_cfg).items() if part not in saved
         }
         for part, origin in elsewhere.items():
-            if origin.path is None:
+            if origin.is_nowhere:
                 raise CheckpointError(
                     f"{self.folder} holds no {part}, and its run names no folder that has it"
                 )

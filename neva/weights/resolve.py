@@ -16,9 +16,10 @@ from omegaconf import DictConfig
 from neva.config.model_config import SECOND_ENCODER
 from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.errors import CheckpointError
+from neva.families.connector import connector_named
 from neva.formats.nemo_header import tensor_names
 
-SCRATCH = "scratch"
+SCRATCH, NO_TENSORS = "scratch", "nowhere, as it has no tensors"
 
 SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder", SECOND_TOWER: SECOND_ENCODER}
 """Part -> section of `model.mm_cfg` whose `from_pretrained` names a folder with its weights."""
@@ -37,11 +38,17 @@ class Origin:
 
     Attributes:
         path: file or folder; None: random weights.
-        is_held: `path` is the `.nemo` that holds the part, not a folder that is named for it.
+        is_held: `path` is the `.nemo` that holds the part, not a folder that is named for it; a part without tensors
+            is held by whatever holds the model, and has no path.
     """
 
     path: str | None
     is_held: bool
+
+    @property
+    def is_nowhere(self) -> bool:
+        """Whether neither a file nor a folder has the part."""
+        return self.path is None and not self.is_held
 
     @property
     def embedded(self) -> bool:
@@ -49,7 +56,9 @@ class Origin:
         return self.is_held or self.path is None
 
     def __str__(self) -> str:
-        return SCRATCH if self.path is None else self.path
+        if self.path is None:
+            return NO_TENSORS if self.is_held else SCRATCH
+        return self.path
 
 
 def resolve_weights(model_cfg: DictConfig) -> dict[str, Origin]:
@@ -67,7 +76,7 @@ def resolve_weights(model_cfg: DictConfig) -> dict[str, Origin]:
         (model_cfg.restore_from_path, PARTS),
     ):
         if path is not None:
-            held |= dict.fromkeys(_held_parts(path, parts), str(path))
+            held |= dict.fromkeys(_held_parts(path, parts, _without_tensors(model_cfg.mm_cfg)), str(path))
     return origins(held, model_cfg.mm_cfg)
 
 
@@ -88,9 +97,10 @@ def origins(
     held: Mapping[str, str], mm_cfg: DictConfig, overrides: Mapping[str, str | Path | None] | None = None
 ) -> dict[str, Origin]:
     """Returns the origin of each part: the file in `held`, else the folder that is named for it."""
+    empty = _without_tensors(mm_cfg)
     return {
-        part: Origin(held[part], is_held=True)
-        if part in held
+        part: Origin(held.get(part), is_held=True)
+        if part in held or part in empty
         else Origin(named_folder(mm_cfg, part, overrides), is_held=False)
         for part in PARTS
         if part != SECOND_TOWER or mm_cfg.get(SECOND_ENCODER) is not None
@@ -113,9 +123,14 @@ def parts_among(names: Iterable[str]) -> list[str]:
     return [part for part in PARTS if part in prefixes]
 
 
-def _held_parts(path: str, parts: tuple[str, ...]) -> list[str]:
+def _without_tensors(mm_cfg: DictConfig) -> frozenset[str]:
+    """Returns the parts of a model that have no tensors, which no file holds."""
+    return frozenset() if connector_named(mm_cfg.mm_mlp_adapter_type).has_tensors else frozenset({PROJECTOR})
+
+
+def _held_parts(path: str, parts: tuple[str, ...], empty: frozenset[str]) -> list[str]:
     held = [part for part in parts_among(tensor_names(path)) if part in parts]
-    if not held:
+    if not held and not empty.issuperset(parts):
         raise CheckpointError(
             f"{path} holds none of {', '.join(parts)}; expected a .nemo of neva with at least one of them"
         )

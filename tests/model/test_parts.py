@@ -72,8 +72,8 @@ def test_projector_kinds() -> None:
     assert wide.parameter_shapes(8, 16) == {"0.weight": (24, 8), "2.weight": (16, 24)}
     with_bias = connector_named("mlp2x_gelu_h24")
     assert list(with_bias.parameter_shapes(8, 16)) == list(dict(with_bias.build(8, 16).named_parameters()))
-    for kind in ("mlp0x_gelu", "mlpx_gelu", "mlp2x_gelu_h0", "mlp3x_gelu_h8", "identity"):
-        with pytest.raises(ValueError, match="expected one such as linear, mlp2x_gelu"):
+    for kind in ("mlp0x_gelu", "mlpx_gelu", "mlp2x_gelu_h0", "mlp3x_gelu_h8", "identities"):
+        with pytest.raises(ValueError, match="expected one such as identity, linear, mlp2x_gelu"):
             connector_named(kind).build(8, 16)
 
 

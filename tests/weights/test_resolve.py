@@ -16,8 +16,9 @@ def nemo(path, *parts):
     return str(path)
 
 
-def section(language=None, tower=None, adapter=None, restored=None):
+def section(language=None, tower=None, adapter=None, restored=None, kind="mlp2x_gelu"):
     mm_cfg = {
+        "mm_mlp_adapter_type": kind,
         "llm": {"from_pretrained": language},
         "vision_encoder": {"from_pretrained": tower},
         "pretrain_mm_mlp_adapter": adapter,
@@ -51,6 +52,18 @@ def test_a_part_that_a_nemo_does_not_hold_is_where_an_override_or_its_configurat
     assert [str(origin) for origin in resolve_nemo(path, mm_cfg).values()] == ["eye", path, "llm"]
     moved = resolve_nemo(path, mm_cfg, {LANGUAGE_MODEL: tmp_path, VISION_TOWER: None})
     assert [str(origin) for origin in moved.values()] == ["eye", path, str(tmp_path)]
+
+
+def test_a_part_without_tensors_is_held_by_every_file(tmp_path):
+    held = Origin(None, is_held=True)
+    path = nemo(tmp_path / "m.nemo", LANGUAGE_MODEL, VISION_TOWER)
+    for found in (
+        resolve_weights(section(adapter=path, kind="identity")),
+        resolve_nemo(path, section(kind="identity").mm_cfg),
+    ):
+        assert found[PROJECTOR] == held and not held.is_nowhere and held.embedded
+    assert str(held) == "nowhere, as it has no tensors"
+    assert resolve_nemo(path, section().mm_cfg)[PROJECTOR].is_nowhere
 
 
 def test_files_that_hold_no_such_part_are_refused(tmp_path):
