@@ -59,7 +59,9 @@ class Inspected:
     stretches: tuple[Stretch, ...] = ()
     images: tuple[ShownImage, ...] = ()
     seen: tuple[Image.Image, ...] = ()
-    """What the tower sees, in the order of the placeholders."""
+    """What the tower sees, in the order of the placeholders: tiles, frames, pictures of their own shape."""
+    seen_sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of each, pixels."""
 
     def count(self, kind: Kind) -> int:
         """Returns its tokens of a kind."""
@@ -88,13 +90,15 @@ def inspect_sample(
         sample = dataset.read(index)
     except SampleError as error:
         return Inspected(index, record, str(error))
+    tiles = _tiles(sample)
     return Inspected(
         index,
         record,
         None,
         tuple(stretches(sample.input_ids.tolist(), sample.labels.tolist(), dataset.encoder.tokenizer)),
         tuple(_shown(dataset, name) for name in record.images),
-        tuple(_as_seen(pixels, mean, std) for pixels in _tiles(sample)),
+        tuple(_as_seen(pixels, mean, std) for pixels in tiles),
+        tuple((pixels.shape[2], pixels.shape[1]) for pixels in tiles),
     )
 
 

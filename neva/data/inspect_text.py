@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -58,7 +59,15 @@ def _one(sample: Inspected, coloured: bool) -> Iterator[str]:
             "not a file of the image folder" if image.size is None else f"{image.size[0]} x {image.size[1]}"
         )
         yield f"  {printable(image.name)}: {size}"
+    if sample.seen_sizes:
+        yield f"  the tower sees {_seen(sample)}"
     yield "  " + "".join(_stretch(stretch, coloured) for stretch in sample.stretches)
+
+
+def _seen(sample: Inspected) -> str:
+    """Returns how many pictures the tower sees of each size, in the order of their first."""
+    counts = Counter(sample.seen_sizes)
+    return ", ".join(f"{count} x ({width} x {height})" for (width, height), count in counts.items())
 
 
 def summary(sample: Inspected) -> str:

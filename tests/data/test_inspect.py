@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from neva.data.inspect_html import page
 from neva.data.inspect_lengths import padding_share, some_lengths
 from neva.data.inspect_text import as_text
 from neva.data.sources.source import Record
+from neva.families.media_tokens import media_rules
+from neva.families.tiling import AnyResolution, CappedResolution, NativeShape, Tiling
 from neva.templates.template import Turn
 from tests.conftest import write_records
 from tests.data import tokenizers
-from tests.data.test_dataset import dataset, write_dataset
+from tests.data.test_dataset import VISION, dataset, write_dataset
 
 MEAN, STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 
@@ -60,6 +63,26 @@ def test_a_sample_shows_the_pixels_that_the_tower_gets_and_counts_its_labels(tmp
     (tmp_path / "1.png").unlink()
     gone = inspect_sample(samples, 0, mean, std)
     assert gone.problem is not None and "1.png does not exist" in gone.problem and gone.num_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("tiling", "seen"),
+    [
+        (AnyResolution(((16, 32), (32, 16))), "6 x (16 x 16)"),
+        (CappedResolution(None, 9), "2 x (16 x 16)"),  # two images: none is cut
+        (NativeShape(24, 40, splits=False), "2 x (24 x 24)"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_tile_is_shown(tmp_path: Path, tiling: Tiling, seen: str) -> None:
+    write_dataset(tmp_path, 2)
+    samples = dataset(tmp_path)
+    rules = media_rules(VISION, "linear_newline" if tiling.is_map else "linear", tiling)
+    samples.media = replace(samples.media, rules=rules, aspect_ratio=tiling.name)
+    shown = inspect_sample(samples, 0, MEAN, STD)
+    assert len(shown.seen) == len(shown.seen_sizes) == int(seen.split()[0])
+    assert f"the tower sees {seen}" in "\n".join(as_text([shown], coloured=False))
+    assert page("x", [shown], [], []).count("as the tower sees it") == len(shown.seen)
 
 
 @pytest.mark.parametrize(("ranks", "same_length"), [(1, False), (2, False), (2, True)])
