@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,7 +22,9 @@ from neva.families.configs import (
 from neva.families.language import HUGGING_FACE, MEGATRON, language_config_from_hf
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import (
+    CAPPED_PATTERN,
     AnyResolution,
+    CappedResolution,
     DynamicTiles,
     FixedGrid,
     FlexibleShape,
@@ -187,9 +190,13 @@ def media_rules_of(model_cfg: DictConfig, vision: VisionConfig) -> MediaRules:
 def _tiling(data: DictConfig) -> Tiling:
     """Returns how images are cut. Models recorded before there were tiles have none of these keys, and no tiles."""
     kind = data.image_aspect_ratio
-    if kind == "anyres":
-        pinpoints = data.image_grid_pinpoints
-        return AnyResolution(None if pinpoints is None else tuple(tuple(size) for size in pinpoints))
+    if kind.startswith("anyres"):
+        listed = data.image_grid_pinpoints
+        pinpoints = None if listed is None else tuple(tuple(size) for size in listed)
+        capped = re.fullmatch(CAPPED_PATTERN, kind)
+        return (
+            AnyResolution(pinpoints) if capped is None else CappedResolution(pinpoints, int(capped["most"]))
+        )
     if kind == "dynamic":
         return DynamicTiles(data.min_num_tiles, data.max_num_tiles, data.use_thumbnail)
     if kind == "grid":
@@ -248,18 +255,19 @@ def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
         ),
         max_positions=model_cfg.max_position_embeddings,
         family=recorded_family(model_cfg),
-        sees_whole_images=sees_whole_images(model_cfg),
+        sees_whole_images=image_attention_of(model_cfg) == BIDIRECTIONAL,
+        sees_whole_prompts=image_attention_of(model_cfg) == PREFIX,
         experts=experts_config_of(model_cfg),
     )
 
 
-CAUSAL, BIDIRECTIONAL = "causal", "bidirectional"
-"""`model.image_attention`: what the positions of an image see of it."""
+CAUSAL, BIDIRECTIONAL, PREFIX = "causal", "bidirectional", "prefix"
+"""`model.image_attention`: what the positions of an image see of it, or of the whole prompt."""
 
 
-def sees_whole_images(model_cfg: Mapping[str, Any] | DictConfig) -> bool:
-    """Whether the positions of an image see each other; in models recorded before there was a choice they do not."""
-    return model_cfg.get("image_attention") == BIDIRECTIONAL
+def image_attention_of(model_cfg: Mapping[str, Any] | DictConfig) -> str:
+    """Returns what positions of an image see; in models recorded before there was a choice, what is before them."""
+    return model_cfg.get("image_attention") or CAUSAL
 
 
 def decoder_form_of(model_cfg: Mapping[str, Any] | DictConfig) -> DecoderForm:

@@ -93,6 +93,6 @@ def _refuse_other_senses(source: Path, config: Mapping[str, Any]) -> None:
     if keys:
         raise CheckpointError(
             f"{source} is a {config.get('model_type')!r} model with more than a language model "
-            f"({', '.join(keys[:4])}); expected a language model, a llava-hf folder (model_type 'llava' or "
-            "'llava_next'), an Idefics2 or one in the original LLaVA layout"
+            f"({', '.join(keys[:4])}); expected a language model, a llava-hf folder (model_type 'llava', "
+            "'llava_next' or 'llava_onevision'), an Idefics2 or one in the original LLaVA layout"
         )

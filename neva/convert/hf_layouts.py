@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neva.config.model_config import media_rules_of
+from neva.config.model_config import BIDIRECTIONAL, PREFIX, media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig
-from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, HFNaming
-from neva.families.tiling import AnyResolution, NativeShape
+from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, LLAVA_ONEVISION, HFNaming
+from neva.families.tiling import AnyResolution, CappedResolution, NativeShape
 from neva.families.vision import vision_family
 
 
@@ -21,11 +21,13 @@ class HFLayout:
         model_class: that loads it.
         processor: its classes of processor and image processor begin with this.
         naming: names of its tensors.
+        has_videos: whether there is a token for videos, and a processor of them.
     """
 
     model_class: str
     processor: str
     naming: HFNaming
+    has_videos: bool = False
 
     @property
     def has_tiles(self) -> bool:
@@ -35,8 +37,11 @@ class HFLayout:
 
 LLAVA = HFLayout("LlavaForConditionalGeneration", "Llava", LLAVA_HF)
 NEXT = HFLayout("LlavaNextForConditionalGeneration", "LlavaNext", LLAVA_NEXT)
+ONEVISION = HFLayout(
+    "LlavaOnevisionForConditionalGeneration", "LlavaOnevision", LLAVA_ONEVISION, has_videos=True
+)
 IDEFICS = HFLayout("Idefics2ForConditionalGeneration", "Idefics2", IDEFICS2)
-LAYOUTS = {layout.naming.model_type: layout for layout in (LLAVA, NEXT, IDEFICS)}
+LAYOUTS = {layout.naming.model_type: layout for layout in (LLAVA, NEXT, ONEVISION, IDEFICS)}
 
 
 def layout_of(model: LazyModel) -> HFLayout:
@@ -44,14 +49,17 @@ def layout_of(model: LazyModel) -> HFLayout:
     tiling = media_rules_of(model.config, model.vision).tiling
     if isinstance(tiling, NativeShape):
         return IDEFICS
+    if isinstance(tiling, CappedResolution):
+        return ONEVISION
     return NEXT if isinstance(tiling, AnyResolution) else LLAVA
 
 
 def check_logits(language: LanguageConfig, name: object) -> None:
     """Raises CheckpointError for logits that no LLaVA of other systems computes."""
-    if language.sees_whole_images:
+    if language.looks_ahead:
+        attention = BIDIRECTIONAL if language.sees_whole_images else PREFIX
         raise CheckpointError(
-            f"{name} was trained with image_attention=bidirectional, which transformers' LLaVA models do not compute: "
+            f"{name} was trained with image_attention={attention}, which transformers' LLaVA models do not compute: "
             "there is no export, keep it as a .nemo"
         )
     if language.form.logit_cap is not None:
@@ -79,4 +87,5 @@ def pinpoints(model: LazyModel) -> list[list[int]]:
     """Returns height and width of each resolution that images of any resolution are shown in."""
     side = model.vision.side
     tiling = media_rules_of(model.config, model.vision).tiling
-    return [[height, width] for width, height in tiling.fullest(side)]
+    assert isinstance(tiling, AnyResolution)
+    return [[rows * side, columns * side] for rows, columns in tiling.shapes(side)]

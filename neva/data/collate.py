@@ -12,6 +12,7 @@ from torch import Tensor
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch, SampleOrigin
 from neva.data.dataset import Sample
+from neva.data.feature_order import joined, order_of
 from neva.families.media_tokens import MediumLayout, PictureShape
 
 Row = Sequence[Sample]
@@ -100,11 +101,11 @@ def picture_shapes(media: Sequence[MediumLayout]) -> list[PictureShape]:
 
 
 def feature_order(media: Sequence[MediumLayout]) -> Tensor | None:
-    """Returns the tile and the feature at each image position of media that follow each other, as `Batch` has them."""
+    """Returns what stands at each image position of media that follow each other, as `Batch` has it."""
     if all(medium.is_plain for medium in media):
         return None
     first_tiles = accumulate((medium.tiles for medium in media), initial=0)
-    orders = [
-        medium.order() + np.array([first, 0]) for medium, first in zip(media, first_tiles, strict=False)
-    ]
-    return torch.from_numpy(np.concatenate(orders))
+    orders = zip(map(order_of, media), first_tiles, strict=False)
+    return torch.from_numpy(
+        joined([order + np.array([first, 0, 0][: order.shape[-1]]) for order, first in orders])
+    )

@@ -11,7 +11,7 @@ from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import LLAMA_FORM, LanguageConfig
 from neva.families.hugging_face import HuggingFaceFamily
 from neva.families.mapping import Shape, Table
-from neva.families.naming import IDEFICS2, TEXT, HFNaming
+from neva.families.naming import IDEFICS2, LLAVA_ONEVISION, TEXT, HFNaming
 from neva.families.values import flag, section, text
 from neva.formats.hf_files import MODEL_CONFIG, read_config
 from neva.formats.json import shown
@@ -58,6 +58,10 @@ MEGATRON, HUGGING_FACE = "megatron", "huggingface"
 """`model.language_backend`: who runs the language model."""
 
 
+USUAL_TYPES: dict[object, str] = {IDEFICS2.model_type: "mistral", LLAVA_ONEVISION.model_type: "qwen2"}
+"""`model_type` of a model with a tower -> that of its language model, where that does not say it; else LLaMA's."""
+
+
 def language_config_from_hf(config: Mapping[str, Any], backend: str | None = None) -> LanguageConfig:
     """Reads the language model of a `config.json`; of a LLaVA one its `text_config`.
 
@@ -74,11 +78,9 @@ def language_config_from_hf(config: Mapping[str, Any], backend: str | None = Non
         above, "tie_word_embeddings"
     ):  # of a LLaVA, said above its text_config; transformers ties for either
         config = {**config, "tie_word_embeddings": True}
-    if above.get("model_type") == IDEFICS2.model_type:
-        config = {
-            "model_type": "mistral",
-            **config,
-        }  # what transformers takes an Idefics2's without a type for
+    # what transformers takes such a model's without a type for
+    if (usual := USUAL_TYPES.get(above.get("model_type"))) is not None:
+        config = {"model_type": usual, **config}
     for part in (above, config):
         if part.get("quantization_config"):
             raise ConfigError(

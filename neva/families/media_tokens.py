@@ -9,17 +9,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.connector import Connector, connector_named, connector_pattern
 from neva.families.tiling import NativeShape, TileGrid, Tiling, View, WholeImage
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 def tokens_per_image(vision: VisionConfig, connector: str) -> int:
@@ -53,6 +48,10 @@ class MediumLayout:
     """First row and that behind the last, first column and that behind the last of the features that are kept of the
     map which all tiles but the first make together. Each row ends with the connector's newline. None: the features of
     all tiles, tile by tile."""
+    reduced: tuple[int, int] | None = None
+    """Rows and columns that the window, or else the map of each tile, is interpolated to; None: it stays."""
+    ends_with_newline: bool = False
+    """Whether one newline stands behind the features of all tiles."""
 
     separator: str | None = None
     """What stands between the placeholders of two tiles, where each has its own; None: the medium has one."""
@@ -79,30 +78,11 @@ class MediumLayout:
     def tokens(self) -> int:
         """Positions of a sequence that it takes."""
         if self.window is None:
-            return self.tiles * self.tile_tokens
+            of_tile = self.tile_tokens if self.reduced is None else self.reduced[0] * self.reduced[1]
+            return self.tiles * of_tile + self.ends_with_newline
         top, bottom, left, right = self.window
-        return self.tile_tokens + (bottom - top) * (right - left + 1)
-
-    def order(self) -> npt.NDArray[np.int64]:
-        """Returns for each position the tile and the feature of it that stand there, [tokens, 2]; read only."""
-        return _order(self)
-
-
-@lru_cache(maxsize=1024)
-def _order(layout: MediumLayout) -> npt.NDArray[np.int64]:
-    import numpy as np
-
-    whole_tiles = layout.tiles if layout.window is None else 1
-    flat = np.indices((whole_tiles, layout.tile_tokens)).reshape(2, -1)
-    if layout.window is None or layout.grid is None:
-        return flat.T.copy()
-    top, bottom, left, right = layout.window
-    side = math.isqrt(layout.tile_tokens)
-    rows, columns = np.mgrid[top:bottom, left : right + 1]
-    # The newline stands behind the features of every tile; a row ends with that of the tile at its end.
-    tile = 1 + rows // side * layout.grid.columns + np.minimum(columns, max(right - 1, 0)) // side
-    feature = np.where(columns < right, rows % side * side + columns % side, layout.tile_tokens)
-    return np.concatenate([flat.T, np.stack([tile, feature], axis=-1).reshape(-1, 2)])
+        rows, columns = self.reduced or (bottom - top, right - left)
+        return self.tile_tokens + rows * (columns + 1)
 
 
 @dataclass(frozen=True)
@@ -121,15 +101,21 @@ class MediaRules:
     separates_frames: bool = False
     """Whether a new line stands between two frames of a video."""
 
-    def image(self, width: int, height: int) -> MediumLayout:
-        """Returns what an image of that many pixels becomes."""
+    def image(self, width: int, height: int, is_alone: bool = True) -> MediumLayout:
+        """Returns what an image of that many pixels becomes, the only one of its record or one of several."""
+        if self.tiling.cuts_one_alone and not is_alone:
+            return MediumLayout(
+                1, self.tile_tokens, self.has_newline, TileGrid(1, 1), ends_with_newline=self.has_newline
+            )
         if views := self.tiling.views(width, height, self.tile_size, self.vision.patch_size):
             return self._pictures(views)
         grid = self.tiling.grid(width, height, self.tile_size)
         layout = MediumLayout(grid.tiles, self.tile_tokens, self.has_newline, grid)
         if not self.tiling.is_map:
             return layout
-        return replace(layout, window=_unpadded(grid, math.isqrt(self.tile_tokens), width, height))
+        side = math.isqrt(self.tile_tokens)
+        window = top, bottom, left, right = _unpadded(grid, side, width, height)
+        return replace(layout, window=window, reduced=self.tiling.reduced(bottom - top, right - left, side))
 
     def _pictures(self, views: tuple[View, ...]) -> MediumLayout:
         """Returns the layout of pictures, of which there is one, or several that have as many features each."""
@@ -143,6 +129,11 @@ class MediaRules:
         separator = "\n" if self.separates_frames else None
         side = self.tile_size
         views = (View(side, side, (side, side)),) * frames if self.tiling.keeps_shape else ()
+        if self.tiling.pools_frames:
+            half = math.ceil(math.isqrt(self.tile_tokens) / 2)
+            return MediumLayout(
+                frames, self.tile_tokens, self.has_newline, reduced=(half, half), ends_with_newline=True
+            )
         return MediumLayout(frames, self.tile_tokens, self.has_newline, separator=separator, views=views)
 
     @property
@@ -179,12 +170,12 @@ def media_rules(
     )
     if rules.tiling.is_map and not kind.has_newline:
         raise ConfigError(
-            f"model.data.image_aspect_ratio=anyres needs a projector with a learned newline, found "
+            f"model.data.image_aspect_ratio={rules.tiling.name} needs a projector with a learned newline, found "
             f"model.mm_cfg.mm_mlp_adapter_type={connector}: take {_with_newline(connector)}"
         )
     if rules.tiling.is_map and math.isqrt(rules.tile_tokens) ** 2 != rules.tile_tokens:
         raise ConfigError(
-            f"model.data.image_aspect_ratio=anyres needs tiles whose features are a square, found "
+            f"model.data.image_aspect_ratio={rules.tiling.name} needs tiles whose features are a square, found "
             f"{rules.tile_tokens} of a tile: take another model.mm_cfg.mm_mlp_adapter_type"
         )
     if rules.tiling.keeps_shape and kind.needs_square:
@@ -197,6 +188,11 @@ def media_rules(
             f"model.mm_cfg.mm_mlp_adapter_type={connector} lays the patches of an image out as a map, in which the "
             f"tower's {vision.kept_tokens} leading tokens have no place: raise "
             "model.mm_cfg.vision_encoder.class_token_length by as many"
+        )
+    if rules.tiling.pools_frames and separates_frames:
+        raise ConfigError(
+            f"model.data.image_aspect_ratio={rules.tiling.name} puts one newline behind a video: "
+            "model.data.sep_token_between_frames must be false"
         )
     rules.tiling.check(vision.side)
     if isinstance(rules.tiling, NativeShape):

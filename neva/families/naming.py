@@ -69,7 +69,10 @@ LLAVA_NEXT = replace(
 )
 """The same, of models with tiles."""
 
-LLAVA_TYPES = (LLAVA_HF.model_type, LLAVA_NEXT.model_type)
+LLAVA_ONEVISION = replace(LLAVA_NEXT, model_type="llava_onevision")
+"""The same, of models that see videos too."""
+
+LLAVA_TYPES = (LLAVA_HF.model_type, LLAVA_NEXT.model_type, LLAVA_ONEVISION.model_type)
 """`model_type` of transformers' LLaVA models."""
 
 IDEFICS2 = replace(

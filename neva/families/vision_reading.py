@@ -9,7 +9,7 @@ from typing import Any
 
 from neva.errors import ConfigError, naming
 from neva.families.configs import VisionConfig
-from neva.families.naming import IDEFICS2, LLAVA_TYPES
+from neva.families.naming import IDEFICS2, LLAVA_ONEVISION, LLAVA_TYPES
 from neva.families.values import section, selected_layers, text
 from neva.families.vision import vision_family
 from neva.formats.hf_files import MODEL_CONFIG, read_config
@@ -32,10 +32,11 @@ def vision_config_from_hf(
         ConfigError: a tower that neva does not read.
     """
     part = section(config, "vision_config") if "vision_config" in config else config
-    # transformers takes a LLaVA's tower without a type for CLIP
-    fallback = (
-        "clip_vision_model" if config.get("model_type") in LLAVA_TYPES else config.get("model_type", "")
-    )
+    # what transformers takes a LLaVA's tower without a type for
+    known = dict.fromkeys(LLAVA_TYPES, "clip_vision_model") | {
+        LLAVA_ONEVISION.model_type: "siglip_vision_model"
+    }
+    fallback = known.get(config.get("model_type"), config.get("model_type", ""))
     stored_type = text({"model_type": fallback, **part}, "model_type")
     if (
         config.get("model_type") == IDEFICS2.model_type
@@ -72,7 +73,8 @@ def _as_selected(vision: VisionConfig, config: Mapping[str, Any]) -> VisionConfi
     """
     if config.get("model_type") not in LLAVA_TYPES:
         return vision
-    strategy = config.get("vision_feature_select_strategy", "default")
+    usual = "full" if config["model_type"] == LLAVA_ONEVISION.model_type else "default"
+    strategy = config.get("vision_feature_select_strategy", usual)
     if strategy not in ("default", "full"):
         raise ConfigError(
             f"vision_feature_select_strategy is {shown(strategy)}, expected 'default' or 'full'"

@@ -12,6 +12,7 @@ from neva.formats.json import decode_text, read_object, shown
 MODEL_CONFIG = "config.json"
 IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
+VIDEO_PROCESSOR_CONFIG = "video_preprocessor_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 PARITY_REPORT = "parity.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

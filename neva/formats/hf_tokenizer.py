@@ -92,7 +92,7 @@ def write_fast_tokenizer(
     roles: Mapping[str, str],
     template: str,
     max_length: int,
-    processor: str = "LlavaProcessor",
+    processor: str,
 ) -> None:
     """Writes `tokenizer.json` and the files beside it for every transformers from 4.45 on.
 

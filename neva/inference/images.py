@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from neva.data.collate import feature_order, picture_shapes
-from neva.data.media.placeholders import Medium, MediumKey, as_images, media_in_order, pieces_of
+from neva.data.media.placeholders import (
+    Medium,
+    MediumKey,
+    as_images,
+    image_media,
+    media_in_order,
+    pieces_of,
+)
 from neva.errors import DataError
 from neva.families.media_tokens import MediumLayout
 from neva.inference.generate import encode
@@ -99,7 +106,7 @@ class SharedMedia:
 def _sources(request: Request) -> list[Medium]:
     """Returns the media that a request names, in no order."""
     videos = [Medium("video", video) for video in request.videos]
-    return [*(Medium("image", image) for image in request.images), *videos]
+    return [*image_media(request.images), *videos]
 
 
 def _media(request: Request) -> list[Medium]:

@@ -23,11 +23,11 @@ from neva.model.balance import is_balanced, token_groups
 from neva.model.context import positions
 from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.language import LanguageModel
-from neva.model.merge import merge, text_ids
+from neva.model.merge import in_order, merge, text_ids
 from neva.model.of_own_shape import encode_pictures
 from neva.model.packed import Rows, packed_samples
+from neva.model.seen_together import SeenTogether, whole_images, whole_prompts
 from neva.model.vision import VisionTower
-from neva.model.whole_images import whole_images
 
 AnyLanguageModel: TypeAlias = LanguageModel | HuggingFaceLanguageModel
 
@@ -71,6 +71,7 @@ class NevaModel(MegatronModule):
         pictures: Sequence[PictureShape] = (),
         token_lengths: Sequence[Sequence[int]] = (),
         label_weight: float = 1.0,
+        prefix_lengths: Sequence[Sequence[int]] = (),
     ) -> Tensor:
         """Runs this stage.
 
@@ -79,11 +80,14 @@ class NevaModel(MegatronModule):
             pixel_values: [N, 3, height, width], tiles of all images of the batch in reading order; None: text alone.
                 [E] where they differ in shape.
             labels: [B, S], shifted, `IGNORE_INDEX` where there is no loss.
-            feature_order: [F, 2], tile and feature of it at each image position; None: all of all tiles in their order.
+            feature_order: [F, 2] or [F, 4, 3], what stands at each image position (see `neva.data.batch.Batch`); None:
+                all features of all tiles in their order.
             sample_lengths: of the samples in each row, which do not see each other; None: a row is one sample.
             pictures: the tiles by their shapes, where they differ in them.
             token_lengths: of the samples in each row, for what balances experts; none: a row is one sample.
             label_weight: of a label token in the loss, for the same.
+            prefix_lengths: positions before the first answer of the samples in each row, for a model that sees whole
+                prompts; none: all are.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -98,12 +102,10 @@ class NevaModel(MegatronModule):
         if labels is not None and self.training and is_balanced(self.config):
             ranks = self.language_model.pg_collection
             groups = token_groups(labels, token_lengths, label_weight, self.config, ranks)
-        images = None
-        if self.language_model.sees_whole_images:
-            images = whole_images(input_ids, sample_lengths, context)
-        rows = None if groups is None and images is None else Rows(groups=groups, images=images)
+        together = self._seen_together(input_ids, sample_lengths, prefix_lengths, labels is not None)
+        rows = None if groups is None and together is None else Rows(groups=groups, together=together)
         if sample_lengths is not None:
-            rows = packed_samples(sample_lengths, length, context, device, groups, images)
+            rows = packed_samples(sample_lengths, length, context, device, groups, together)
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:
@@ -112,6 +114,27 @@ class NevaModel(MegatronModule):
             if self.config.sequence_parallel:
                 decoder_input_SBD = scatter_to_sequence_parallel_region(decoder_input_SBD)
         return self.language_model(decoder_input_SBD, labels, rows)
+
+    def _seen_together(
+        self,
+        input_ids: Tensor,
+        sample_lengths: Sequence[Sequence[int]] | None,
+        prefix_lengths: Sequence[Sequence[int]],
+        has_labels: bool,
+    ) -> SeenTogether | None:
+        """Returns which positions see others behind them; None: none do."""
+        context = self.language_model.pg_collection.cp
+        if self.language_model.sees_whole_images:
+            return whole_images(input_ids, sample_lengths, context)
+        if not self.language_model.sees_whole_prompts:
+            return None
+        if has_labels and not prefix_lengths:
+            raise ValueError(
+                "labels without prefix_lengths: positions that see whole prompts would see their labels"
+            )
+        rows, length = input_ids.shape
+        prefixes = prefix_lengths or sample_lengths or [[length]] * rows
+        return whole_prompts(input_ids, sample_lengths, prefixes, context)
 
     def embed(
         self,
@@ -156,8 +179,7 @@ class NevaModel(MegatronModule):
         gathered = self._gather(self._project(shard_images(pixel_values, number, ranks)))
         if feature_order is None:
             return gathered[: len(pixel_values)].flatten(0, 1)
-        tiles, features = feature_order.unbind(1)
-        return gathered[tiles, features]
+        return in_order(gathered, feature_order)
 
     def _project(self, pixel_values: Tensor) -> Tensor:
         """Returns projected features [N, tokens, D] of pictures [N, 3, height, width], of both towers side by side."""

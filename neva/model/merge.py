@@ -1,10 +1,12 @@
-"""Where image features enter the sequence.
+"""Where image features enter the sequence, and in which order.
 
-Dimensions: B micro batch, S sequence, s shard of it, F features, D hidden.
+Dimensions: B micro batch, S sequence, s shard of it, F features, D hidden, T tiles, P features
+of a tile.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from neva.constants import IMAGE_TOKEN_ID
@@ -13,6 +15,22 @@ from neva.constants import IMAGE_TOKEN_ID
 def text_ids(input_ids_BS: Tensor) -> Tensor:
     """Returns the ids with image positions replaced by id 0, so that an embedding table can be asked."""
     return input_ids_BS.masked_fill(input_ids_BS == IMAGE_TOKEN_ID, 0)
+
+
+def in_order(features_TPD: Tensor, order: Tensor) -> Tensor:
+    """Returns the features [F, D] that an order (see `neva.data.batch.Batch`) puts at the image positions.
+
+    Interpolated ones are summed in float32 at least.
+    """
+    if not order.is_floating_point():
+        tiles, features = order.unbind(1)
+        return features_TPD[tiles, features]
+    tiles, features = order[..., :2].long().unbind(-1)
+    weights = order[..., 2:].to(torch.promote_types(features_TPD.dtype, torch.float32))
+    summed = features_TPD[tiles[:, 0], features[:, 0]] * weights[:, 0]
+    for number in range(1, order.size(1)):
+        summed = summed + features_TPD[tiles[:, number], features[:, number]] * weights[:, number]
+    return summed.to(features_TPD.dtype)
 
 
 def merge(

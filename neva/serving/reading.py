@@ -27,7 +27,7 @@ from neva.formats.json import half_character
 from neva.inference.load import Assistant
 from neva.serving.options import ServeOptions
 from neva.serving.protocol import ImagePart, Message, TextPart
-from neva.templates.template import Turn, insert_media
+from neva.templates.template import Turn, insert_media, placeholders
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What images may be: decoders without programs of their own behind them."""
@@ -36,7 +36,7 @@ _SIDES: dict[str, Literal["human", "gpt"]] = {"user": "human", "assistant": "gpt
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels [T, 3, height, width] of its tiles, and a digest of the file, by which the same picture is known again."""
+    """Pixels [T, 3, height, width] of its tiles, and a digest by which the same file, seen alike, is known again."""
 
     digest: bytes
     layout: MediumLayout
@@ -45,10 +45,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Question:
-    """What the model continues: ids [S] and the images in reading order."""
+    """What the model continues: ids [S], the images in reading order, and where the first answer begins."""
 
     ids: list[int]
     pictures: tuple[Picture, ...]
+    first_answer: int | None = None
+    """None: behind the ids."""
 
 
 class Reader:
@@ -74,21 +76,29 @@ class Reader:
             raise SampleError(
                 f"found {len(urls)} images, expected at most {self._options.max_images} in a request"
             )
-        pictures = tuple(self._picture(number, url) for number, url in enumerate(urls, 1))
+        pictures = tuple(self._picture(number, url, len(urls) == 1) for number, url in enumerate(urls, 1))
         layouts = [picture.layout for picture in pictures]
+        asked, pieces = as_images(turns, layouts), pieces_of(layouts)
         with self._tokenizer_lock:
-            ids = self._assistant.encoder.next_turn(as_images(turns, layouts), pieces_of(layouts), system)
-        return Question(ids, pictures)
+            ids = self._assistant.encoder.next_turn(asked, pieces, system)
+            first = None
+            if len(asked) > 1 and self._assistant.model.language_model.sees_whole_prompts:
+                question = asked[:1]
+                first = len(
+                    self._assistant.encoder.next_turn(question, pieces[: placeholders(question)], system)
+                )
+        return Question(ids, pictures, first)
 
-    def _picture(self, number: int, url: str) -> Picture:
+    def _picture(self, number: int, url: str, is_alone: bool) -> Picture:
         data, media = self._bytes(number, url), self._assistant.media
         try:
             image = decode_image(data, media.exif_transpose, FORMATS, self._options.max_image_pixels)
         except SampleError as error:
             raise SampleError(f"image {number}: {error}") from error
-        medium = Medium("image", image)
+        medium = Medium("image", image, is_alone)
         layout = media.layout(medium)
-        return Picture(hashlib.sha256(data).digest(), layout, media.pixels(medium, layout))
+        digest = hashlib.sha256(data + repr(layout).encode()).digest()
+        return Picture(digest, layout, media.pixels(medium, layout))
 
     def _bytes(self, number: int, url: str) -> bytes:
         header, _, content = url.partition(",")

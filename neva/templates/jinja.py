@@ -23,6 +23,9 @@ _CONTENT = """\
 {%- endif -%}
 {%- endmacro -%}
 """
+_VIDEOS = """\
+{%- for part in message['content'] if part['type'] == 'video' -%}{{ image | replace('image', 'video') }}{%- endfor -%}
+"""
 _BOS = "{{- bos_token -}}"
 _SYSTEM = """\
 {%- if messages[0]['role'] == 'system' -%}
@@ -112,12 +115,18 @@ def with_tags(chat_template: str, tags: tuple[str, str] | None) -> str:
     return f"{{%- filter replace('<image>', {image}) -%}}\n{chat_template}{{% endfilter %}}"
 
 
+def with_videos(chat_template: str) -> str:
+    """Returns a chat template of this module that takes videos too, which come behind the images of a message."""
+    texts = "{%- for part in message['content'] if part['type'] == 'text'"
+    return chat_template.replace(texts, _VIDEOS + texts, 1) if _CONTENT in chat_template else chat_template
+
+
 def known_template(text: str, eos: str) -> tuple[str, str | None] | None:
     """Returns the name and system prompt (None: the template's own) of which `text` is the chat template.
 
     None: it is the chat template of none. Exports whose tokenizers put the beginning-of-sequence token are known too.
     """
-    text = text.removeprefix(_BOS)
+    text = text.removeprefix(_BOS).replace(_VIDEOS, "")
     string = _STRING.search(text)
     system = None if string is None else str(json.loads(string[1]))
     for name in TEMPLATES.names():

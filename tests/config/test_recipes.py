@@ -25,7 +25,7 @@ OPTIONS = [
 def test_the_recipes_are_those_of_the_documentation() -> None:
     sizes = (
         *("llava_7b", "llava_13b", "llava_llama3_8b", "llava_next_7b", "llava_qwen2_5_7b_siglip"),
-        *("asagi_2b", "asagi_4b", "asagi_8b"),
+        *("asagi_2b", "asagi_4b", "asagi_8b", "llava_onevision_qwen2_7b"),
         *("asagi_14b", "idefics2_llama3_8b", "beni_siglip_stablelm", "llava_mixtral_8x7b", "quickstart"),
     )
     assert set(recipes()) == {

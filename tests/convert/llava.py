@@ -71,6 +71,7 @@ def llava_nemo(
     parts: tuple[str, ...] = ("language_model", "projector", "vision_tower"),
     changes: dict[str, Any] | None = None,
     pinpoints: list[list[int]] | None = None,
+    connector: str | None = None,
 ) -> Path:
     """Writes a `.nemo` of random weights holding `parts`, and returns its path. Megatron's groups must be
     there.
@@ -80,7 +81,7 @@ def llava_nemo(
     language = language_config_from_hf(text)
     vision = vision_config_from_hf(tower(kind).config.to_dict(), select_layer=select_layer)
     vision = replace(vision, **tower_changes or {})
-    connector = "mlp2x_gelu_newline" if aspect_ratio == "anyres" else "mlp2x_gelu"
+    connector = connector or ("mlp2x_gelu_newline" if aspect_ratio.startswith("anyres") else "mlp2x_gelu")
     model = scramble(
         native_model(vision, replace(language, padded_vocab_size=language.vocab_size), connector), seed=3
     ).to(dtype)

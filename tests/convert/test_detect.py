@@ -46,7 +46,6 @@ TEXT_SIZES = {"model_type": "qwen2", "hidden_size": 8}
 @pytest.mark.parametrize(
     "config",
     [
-        {"model_type": "llava_onevision", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
         {"model_type": "vipllava", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
         {"model_type": "video_llava", "vision_config": {"hidden_size": 8}, "text_config": TEXT_SIZES},
         {"model_type": "qwen2_5_vl", "vision_config": {"depth": 8}, "hidden_size": 8},

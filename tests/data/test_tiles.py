@@ -17,6 +17,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
 from neva.data.collate import feature_order
+from neva.data.feature_order import order_of
 from neva.data.media import tiles as tiles_module
 from neva.data.media.processor import to_tile_pixels
 from neva.errors import ConfigError
@@ -123,7 +124,7 @@ def test_anyres_features_lie_as_in_llava_next_and_are_counted_as_its_processor_d
     )
     for (width, height), layout in zip(sizes, layouts, strict=True):
         counted = LlavaNextProcessor._get_number_of_features(counter, height, width, TILE, TILE)  # type: ignore[arg-type]
-        assert layout.tokens == len(layout.order()) == counted
+        assert layout.tokens == len(order_of(layout)) == counted
 
 
 def test_videos_and_single_tiles_take_all_features_in_their_order() -> None:

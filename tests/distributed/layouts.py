@@ -34,7 +34,7 @@ from neva.families.configs import (
     padded_vocab_size,
 )
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, FlexibleShape, KeptShape, NativeShape
+from neva.families.tiling import AnyResolution, CappedResolution, FlexibleShape, KeptShape, NativeShape
 from neva.families.two_towers import Colours, with_second
 from neva.model.build import build_model
 from neva.model.language import transformer_config
@@ -80,6 +80,7 @@ class Case:
     tied: bool = False
     fsdp: str | None = None
     tiles: bool = False
+    capped: bool = False
     quarters: bool = False
     packed: bool = False
     own_shape: bool = False
@@ -89,6 +90,7 @@ class Case:
     naflex: bool = False
     two_towers: bool = False
     whole_images: bool = False
+    whole_prompts: bool = False
     form: str | None = None
 
     @property
@@ -98,6 +100,7 @@ class Case:
             return self.form
         names = (
             "tiles",
+            "capped",
             "quarters",
             "own_shape",
             "idefics2",
@@ -105,6 +108,7 @@ class Case:
             "two_towers",
             "experts",
             "whole_images",
+            "whole_prompts",
         )
         changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
@@ -122,9 +126,10 @@ class Case:
         words += [f"first-stage-{self.first_layers}-layers"] * (self.first_layers is not None)
         words += [f"ep{self.expert}"] * self.experts
         switches = (
-            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed", "own_shape", "idefics2", "naflex",
+            "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "capped",
+            "quarters", "packed", "own_shape", "idefics2", "naflex",
             "two_towers", "whole_images",
+            "whole_prompts",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
@@ -189,6 +194,7 @@ CASES = [
     Case(2, pipeline=2, tiles=True, micro_batch=1),
     Case(2, context=2, tiles=True),
     Case(2, fsdp="full", tiles=True),
+    Case(4, capped=True, tensor=2, context=2, sequence_parallel=True),
     Case(2, tensor=2, quarters=True, sequence_parallel=True),
     Case(2, pipeline=2, quarters=True, micro_batch=1),
     Case(2, context=2, quarters=True),
@@ -212,6 +218,8 @@ CASES = [
     Case(4, two_towers=True, pipeline=2, context=2, micro_batch=1),
     Case(2, whole_images=True, pipeline=2, micro_batch=1),
     Case(4, whole_images=True, tensor=2, context=2, sequence_parallel=True, packed=True),
+    Case(2, whole_prompts=True, pipeline=2, micro_batch=1),
+    Case(4, whole_prompts=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
     Case(2, form="around", pipeline=2, micro_batch=1),
     Case(2, form="around", context=2, packed=True),
@@ -291,6 +299,12 @@ def tiled_samples() -> list[Sample]:
     )
 
 
+def capped_samples() -> list[Sample]:
+    """The same with images whose features are interpolated."""
+    pinpoints = ((SIDE, 2 * SIDE), (2 * SIDE, 2 * SIDE))
+    return samples_with_media(media_rules(VISION, NEWLINE, CappedResolution(pinpoints, 1)))
+
+
 def samples_with_media(rules: MediaRules) -> list[Sample]:
     """The same texts with images of four shapes in the middle of them."""
     draw = torch.Generator().manual_seed(8)
@@ -325,6 +339,8 @@ def rows_of(case: Case) -> list[Sample]:
         return samples_with_media(media_rules(IDEFICS2, PERCEIVER, NativeShape(14, 35, splits=True)))
     if case.naflex:
         return samples_with_media(media_rules(SIGLIP2, "mlp2x_gelu", FlexibleShape(10)))
+    if case.capped:
+        return capped_samples()
     return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
 
 
@@ -388,7 +404,8 @@ def padded(row: Tensor, length: int, value: int) -> Tensor:
 
 def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     """The pieces of the model that this rank holds."""
-    changes = {"sees_whole_images": case.whole_images, **FORMS.get(case.form or "", {})}
+    sees = {"sees_whole_images": case.whole_images, "sees_whole_prompts": case.whole_prompts}
+    changes = {**sees, **FORMS.get(case.form or "", {})}
     shape = replace(language(case.tensor, case.tied, case.experts), **changes)
     switches: dict[str, Any] = {"recompute_granularity": case.recompute}
     if case.recompute == "full":
@@ -434,7 +451,7 @@ def tower_of(case: Case) -> VisionConfig:
 def projector_of(case: Case) -> str:
     if case.idefics2:
         return PERCEIVER
-    return NEWLINE if case.tiles else QUARTERS if case.quarters else "mlp2x_gelu"
+    return NEWLINE if case.tiles or case.capped else QUARTERS if case.quarters else "mlp2x_gelu"
 
 
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
@@ -542,6 +559,7 @@ def reference(folder: Path) -> None:
         {},
         {"tied": True},
         {"tiles": True},
+        {"capped": True},
         {"quarters": True},
         {"own_shape": True},
         {"experts": True},
@@ -549,6 +567,7 @@ def reference(folder: Path) -> None:
         {"naflex": True},
         {"two_towers": True},
         {"whole_images": True},
+        {"whole_prompts": True},
         *({"form": form} for form in FORMS),
     ):
         case = Case(1, micro_batch=SAMPLES, **changes)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.config.keys.field import ORDER, READING, ignored, key, refused
+from neva.families.tiling import CAPPED_PATTERN
 from neva.registry import SAMPLERS
 from neva.templates.choice import template_choices
 from neva.templates.template import names_elsewhere
@@ -40,22 +41,17 @@ class Data:
     )
     image_aspect_ratio: str = key(
         "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image; "
-        "keep, native, naflex: whole, in its own shape; anyres, dynamic, grid: cut into tiles; see docs/data.md.",
-        choices=(
-            "square",
-            "pad",
-            "pad_right_bottom",
-            "keep",
-            "native",
-            "naflex",
-            "anyres",
-            "dynamic",
-            "grid",
-        ),
+        "keep, native, naflex: whole, in its own shape; anyres, anyres_max_9, dynamic, grid: cut into tiles; see "
+        "docs/data.md.",
+        pattern=rf"^(square|pad|pad_right_bottom|keep|native|naflex|anyres|{CAPPED_PATTERN}|dynamic|grid)$",
+        form="square, pad, pad_right_bottom, keep, native, naflex, anyres, anyres_max_9 or another number, dynamic, "
+        "grid",
         fixed=READING,
     )
     image_grid_pinpoints: list[list[int]] | None = key(
-        "With anyres: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles.", fixed=READING
+        "With anyres, anyres_max_9: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles, with "
+        "anyres_max_9 all from 1x1 to 6x6.",
+        fixed=READING,
     )
     min_num_tiles: int = key(
         "With dynamic: the fewest tiles of an image, without thumbnail.", low=1, fixed=READING

@@ -42,12 +42,12 @@ def _logits(native: NevaModel, answered: Sequence[ReferenceOutput]) -> list[Tens
     logits = []
     for item in answered:
         ids = item.sample.input_ids.clone()
-        if item.sample.image_token_id is not None:
-            ids[ids == item.sample.image_token_id] = IMAGE_TOKEN_ID
+        for placeholder in item.sample.placeholder_ids:
+            ids[ids == placeholder] = IMAGE_TOKEN_ID
         pixels, order = item.sample.pixel_values, item.sample.feature_order
         if pixels is not None and pixels.ndim == 5:  # tiles below their image
             pixels = pixels.flatten(0, 1)
-        if item.sample.pictures:
+        if item.sample.pictures or item.sample.pixel_values_videos is not None:
             pixels = item.sample.picture_pixels
         logits.append(native(ids, pixels, feature_order=order, pictures=item.sample.pictures)[0].float())
     return logits

@@ -25,6 +25,8 @@ from neva.families.values import section
 from neva.formats.hf_files import read_config
 
 NEW_TOKENS = 16
+OF_MEDIA = ("pixel_values", "image_sizes", "pixel_attention_mask", "batch_num_images", "pixel_values_videos")
+"""What of an input transformers' models take beside ids."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,9 @@ def greedy_outputs(model: Any, inputs: Sequence[ParityInput]) -> list[ReferenceO
     """Returns greedy answers without the image token: one that stood in an answer would be asked for an image."""
     answered = []
     for sample in inputs:
-        names = ("pixel_values", "image_sizes", "pixel_attention_mask")
-        given = {name: getattr(sample, name) for name in names}
+        given = {name: getattr(sample, name) for name in OF_MEDIA}
         images = {name: value for name, value in given.items() if value is not None}
-        never = None if sample.image_token_id is None else [sample.image_token_id]
+        never = sample.placeholder_ids or None
         mask = torch.ones_like(sample.input_ids)
         ids = model.generate(
             input_ids=sample.input_ids,

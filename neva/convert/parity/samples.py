@@ -36,6 +36,8 @@ class ParityInput:
     With tiles, `image_sizes` are height and width of the picture, and `feature_order` is what
     `neva.data.batch.Batch` has for the native model. Where pictures differ in shape, `pixel_attention_mask` tells them
     from what pads them, and the native model takes `pictures` and `picture_pixels` [E] as a `Batch` has them.
+    `batch_num_images` are the images of each row, `pixel_values_videos` [1, frames, 3, height, width] those of a video,
+    whose positions `video_token_id` marks.
     """
 
     input_ids: Tensor
@@ -44,8 +46,16 @@ class ParityInput:
     image_sizes: Tensor | None = None
     feature_order: Tensor | None = None
     pixel_attention_mask: Tensor | None = None
+    batch_num_images: Tensor | None = None
+    pixel_values_videos: Tensor | None = None
+    video_token_id: int | None = None
     pictures: tuple[PictureShape, ...] = ()
     picture_pixels: Tensor | None = None
+
+    @property
+    def placeholder_ids(self) -> list[int]:
+        """The ids that mark positions of media."""
+        return [number for number in (self.image_token_id, self.video_token_id) if number is not None]
 
 
 def text_input(tokenizer_dir: Path, vocab_size: int) -> ParityInput:

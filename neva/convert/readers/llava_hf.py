@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from neva.config.model_config import media_rules_of
-from neva.constants import IMAGE_PLACEHOLDER
-from neva.convert.hf_layouts import LAYOUTS, check_logits
+from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from neva.convert.hf_layouts import LAYOUTS, ONEVISION, HFLayout, check_logits
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import vision_weights
@@ -19,6 +20,7 @@ from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
 from neva.families.configs import VisionConfig
 from neva.families.language import language_table, read_language_config
+from neva.families.tiling import CAPPED_PATTERN, AnyResolution
 from neva.families.vision import vision_family
 from neva.families.vision_reading import read_vision_config
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
@@ -31,9 +33,12 @@ from neva.weights.parts import folder_weights, language_part, projector_weights
 
 logger = logging.getLogger(__name__)
 
+USUAL_ASPECT_RATIO = "anyres_max_9"
+"""What a LLaVA-OneVision's `config.json` omits."""
+
 
 def read(folder: Path, options: Options) -> LazyModel:
-    """Opens the model of a folder. A vocabulary row that only the image token has is left out with its token.
+    """Opens the model of a folder. Last rows of the vocabulary that only tokens of media have are left out with these.
 
     Raises:
         CheckpointError: neva has no such model, or tensors do not fit.
@@ -47,16 +52,14 @@ def read(folder: Path, options: Options) -> LazyModel:
         )
     stored, vision = read_language_config(folder), read_vision_config(folder)
     check_logits(stored, folder)
-    rows, image_id = stored.vocab_size, config.get("image_token_index", config.get("image_token_id"))
-    vocab_size = rows - 1 if image_id == rows - 1 else rows
-    language = stored.with_vocabulary(vocab_size)
     weights, layout = folder_weights(folder), LAYOUTS[str(config["model_type"])]
+    rows, placeholders = stored.vocab_size, _placeholders(config, layout)
+    language = stored.with_vocabulary(_without_last(rows, placeholders))
+    dropped = {token for number, token in placeholders.items() if number >= language.vocab_size}
     kind = str(layout.naming.connector)
-    template, system = _template_of(folder)
+    template, system = _template_of(folder, "chatml" if layout is ONEVISION else "v1")
     processor = read_image_processor(folder)
-    aspect_ratio = "pad" if processor.get("do_pad") else "square"
-    if layout.has_tiles:
-        aspect_ratio = "anyres"
+    aspect_ratio = _aspect_ratio(config, layout, processor)
     section = model_section(language, vision, kind, template, aspect_ratio, system)
     if layout.has_tiles:
         section.data.image_grid_pinpoints = _pinpoints(folder, config, processor)
@@ -77,10 +80,43 @@ def read(folder: Path, options: Options) -> LazyModel:
             projector_weights(weights, kind, vision, language, layout.naming, folder),
             vision_weights(folder, vision),
         ),
-        tokenizer=_tokenizer(folder, drop_image_token=vocab_size < rows),
+        tokenizer=_tokenizer(folder, dropped),
         image_processor=checked_settings(_native_processor(processor, vision), vision.image_size, folder),
         tower_reference=None,
     )
+
+
+def _placeholders(config: Mapping[str, Any], layout: HFLayout) -> dict[int, str]:
+    """Returns the tokens that stand for media, by their ids."""
+    ids = {config.get("image_token_index", config.get("image_token_id")): IMAGE_PLACEHOLDER}
+    if layout.has_videos:
+        ids[config.get("video_token_index", config.get("video_token_id"))] = VIDEO_PLACEHOLDER
+    return {number: token for number, token in ids.items() if type(number) is int}
+
+
+def _without_last(rows: int, placeholders: Collection[int]) -> int:
+    """Returns the rows of a vocabulary without the last ones, as far as they are those of placeholders."""
+    while rows - 1 in placeholders:
+        rows -= 1
+    return rows
+
+
+def _aspect_ratio(config: Mapping[str, Any], layout: HFLayout, processor: Mapping[str, Any]) -> str:
+    """Returns what `image_aspect_ratio` calls the way in which a model's images are shown.
+
+    Raises:
+        CheckpointError: neva has no such way.
+    """
+    if not layout.has_tiles:
+        return "pad" if processor.get("do_pad") else "square"
+    if layout is not ONEVISION:
+        return AnyResolution.name
+    found = config.get("vision_aspect_ratio", USUAL_ASPECT_RATIO)
+    if not isinstance(found, str) or re.fullmatch(CAPPED_PATTERN, found) is None:
+        raise CheckpointError(
+            f"vision_aspect_ratio is {shown(found)}, expected one such as {USUAL_ASPECT_RATIO}"
+        )
+    return found
 
 
 def _pinpoints(folder: Path, config: Mapping[str, Any], processor: Mapping[str, Any]) -> list[list[int]]:
@@ -107,12 +143,13 @@ def _pinpoints(folder: Path, config: Mapping[str, Any], processor: Mapping[str, 
     return named
 
 
-def _tokenizer(folder: Path, drop_image_token: bool) -> dict[str, bytes]:
+def _tokenizer(folder: Path, dropped: Collection[str]) -> dict[str, bytes]:
+    """Returns the files of a tokenizer without the tokens `dropped`."""
     files = stored_tokenizer(folder)
-    if drop_image_token and "tokenizer.json" in files:
+    if dropped and "tokenizer.json" in files:
         content = parse_tokenizer(files["tokenizer.json"], folder / "tokenizer.json")
         content["added_tokens"] = [
-            token for token in content["added_tokens"] if token["content"] != IMAGE_PLACEHOLDER
+            token for token in content["added_tokens"] if token["content"] not in dropped
         ]
         files["tokenizer.json"] = json_text(content).encode()
     return files
@@ -123,17 +160,22 @@ def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict
     others = ("do_pad", "processor_class", "image_grid_pinpoints")
     settings = {key: value for key, value in exported.items() if key not in others}
     if exported.get("do_pad") or "image_grid_pinpoints" in exported:
-        settings["image_processor_type"] = vision_family(vision.model_type).image_processor
+        family = vision_family(vision.model_type)
+        settings["image_processor_type"] = family.image_processor
+        if str(exported.get("image_processor_type")).startswith(ONEVISION.processor):  # has no crop
+            settings |= family.processor_settings(vision.image_size)
     return settings
 
 
-def _template_of(folder: Path) -> tuple[str, str | None]:
-    """Returns template and system prompt of the folder's chat template; v1 (LLaVA-1.5's) when it is another one."""
+def _template_of(folder: Path, usual: str) -> tuple[str, str | None]:
+    """Returns template and system prompt of the folder's chat template; `usual` when it is another one."""
     path = folder / CHAT_TEMPLATE
     text = decode_text(path.read_bytes(), path) if path.is_file() else ""
     if found := known_template(text, read_roles(folder).get("eos_token", "</s>")):
         return found
     logger.warning(
-        "%s has a chat template that neva does not know; the model is recorded with conv_template v1", folder
+        "%s has a chat template that neva does not know; the model is recorded with conv_template %s",
+        folder,
+        usual,
     )
-    return "v1", None
+    return usual, None

@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer
 
 from neva.config.model_config import turns_images
-from neva.constants import IMAGE_PLACEHOLDER
+from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
-from neva.convert.hf_layouts import IDEFICS, check_logits, check_towers, layout_of, pinpoints
+from neva.convert.hf_layouts import IDEFICS, NEXT, ONEVISION, check_logits, check_towers, layout_of, pinpoints
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -27,7 +27,13 @@ from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
 from neva.families.vision import listed, stored_tower, tower_table
-from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
+from neva.formats.hf_files import (
+    GENERATION_CONFIG,
+    IMAGE_PROCESSOR_CONFIG,
+    MODEL_CONFIG,
+    PROCESSOR_CONFIG,
+    VIDEO_PROCESSOR_CONFIG,
+)
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (
     add_special_tokens,
@@ -38,6 +44,7 @@ from neva.formats.hf_tokenizer import (
 )
 from neva.formats.json import read_json, write_json
 from neva.formats.vocabulary import check_vocabulary
+from neva.templates.jinja import with_videos
 from neva.weights.lazy import checked
 
 logger = logging.getLogger(__name__)
@@ -45,9 +52,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageToken:
-    """The `<image>` token of an export; `rows` is the vocabulary that holds it, `fill_row` what its row repeats."""
+    """The `<image>` token of an export, and the `<video>` token of one that has it.
+
+    `rows` is the vocabulary that holds them, `fill_row` what their rows repeat.
+    """
 
     id: int
+    video_id: int | None
     rows: int
     fill_row: int
 
@@ -68,6 +79,11 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
     check_logits(model.language, model.name)
 
     def prove(folder: Path) -> None:
+        if layout_of(model) is ONEVISION:
+            from neva.convert.parity.onevision import prove_onevision
+
+            prove_onevision(model.rounded(options.dtype), folder)
+            return
         from neva.convert.parity.llava import prove_llava
 
         prove_llava(model.rounded(options.dtype), folder)
@@ -76,6 +92,11 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
         logger.info(
             "the model was trained on pictures as their files hold them; loaders that turn them by their EXIF "
             "orientation, such as transformers' own, show it others (model.data.exif_transpose)"
+        )
+    if layout_of(model) is ONEVISION:
+        logger.info(
+            "transformers 4.57 and later show several images as training did; 4.45 cuts each of them into tiles, and "
+            "its processor counts with anyres_max_9 whatever config.json says"
         )
     with proven_folder(target, options, prove) as folder:
         write_llava_hf(model, folder, options.dtype, options.vocab_multiple)
@@ -96,8 +117,11 @@ def write_llava_hf(
     with model.tokenizer_dir() as tokenizer_dir:
         image, ids = _write_tokenizer(model, tokenizer_dir, folder, vocab_multiple)
     write_json(folder / MODEL_CONFIG, llava_config(model, image, ids, dtype or model.dtype))
-    write_json(folder / IMAGE_PROCESSOR_CONFIG, preprocessor_config(model))
-    write_json(folder / "processor_config.json", _processor_config(model))
+    image_processor = preprocessor_config(model)
+    write_json(folder / IMAGE_PROCESSOR_CONFIG, image_processor)
+    if layout_of(model).has_videos:
+        write_json(folder / VIDEO_PROCESSOR_CONFIG, _video_processor(image_processor))
+    write_json(folder / PROCESSOR_CONFIG, _processor_config(model))
     write_json(folder / GENERATION_CONFIG, _generation_config(model, folder, ids))
     table = llava_table(model, image)
     pairs = table.to_hf(model.rounded(dtype).weights)
@@ -119,9 +143,8 @@ def llava_config(
 ) -> dict[str, Any]:
     """Returns the content of `config.json`."""
     language, layout = model.language.with_vocabulary(image.rows), layout_of(model)
-    tiles = {"image_grid_pinpoints": pinpoints(model), "use_image_newline_parameter": True}
     return {
-        **(tiles if layout.has_tiles else {}),
+        **_tiles(model, image),
         "architectures": [layout.model_class],
         "model_type": layout.naming.model_type,
         "ignore_index": -100,
@@ -139,6 +162,18 @@ def llava_config(
     }
 
 
+def _tiles(model: LazyModel, image: ImageToken) -> dict[str, Any]:
+    """Returns what `config.json` says of tiles."""
+    layout = layout_of(model)
+    if not layout.has_tiles:
+        return {}
+    said: dict[str, Any] = {"image_grid_pinpoints": pinpoints(model)}
+    if layout is NEXT:
+        return {**said, "use_image_newline_parameter": True}
+    aspect_ratio = model.config.data.image_aspect_ratio
+    return {**said, "vision_aspect_ratio": aspect_ratio, "video_token_index": image.video_id}
+
+
 def preprocessor_config(model: LazyModel) -> dict[str, Any]:
     """Returns the image processor that does what training did; padding to a square needs transformers 4.49 or later."""
     stored = model.image_processor
@@ -154,9 +189,14 @@ def preprocessor_config(model: LazyModel) -> dict[str, Any]:
             "image_processor_type": f"{layout.processor}ImageProcessor",
             "image_grid_pinpoints": pinpoints(model),
             "do_pad": True,
-            "crop_size": {"height": model.vision.side, "width": model.vision.side},  # of a tile
         }
-        settings.setdefault("do_center_crop", False)
+        square = {"height": model.vision.side, "width": model.vision.side}  # of a tile
+        if layout is NEXT:
+            settings["crop_size"] = square
+            settings.setdefault("do_center_crop", False)
+        else:  # it resizes tiles, and squares, to this and crops nothing
+            settings = {key: value for key, value in settings.items() if not key.endswith("crop_size")}
+            settings |= {"size": square, "do_center_crop": False, "do_resize": True}
         settings.setdefault("do_convert_rgb", True)
     elif model.config.data.image_aspect_ratio == "pad":
         settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
@@ -168,12 +208,28 @@ def preprocessor_config(model: LazyModel) -> dict[str, Any]:
     return settings
 
 
+def _video_processor(image_processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the processor of videos, which does with frames what the other does with a tile."""
+    others = ("image_processor_type", "image_grid_pinpoints", "do_pad", "do_center_crop")
+    kept = {key: value for key, value in image_processor.items() if key not in others}
+    return {**kept, "video_processor_type": f"{ONEVISION.processor}VideoProcessor", "do_sample_frames": False}
+
+
 def _processor_config(model: LazyModel) -> dict[str, Any]:
+    layout = layout_of(model)
+    common = {"processor_class": f"{layout.processor}Processor", "image_token": IMAGE_PLACEHOLDER}
+    if layout is ONEVISION:  # "full": nothing is taken off this number
+        return {
+            **common,
+            "video_token": VIDEO_PLACEHOLDER,
+            "num_image_tokens": tokens_per_image(model.vision, model.connector),
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": model.config.data.image_aspect_ratio,
+        }
     # These two only count image tokens. One more and one less is none, whatever leading tokens are dropped;
     # transformers before 4.46 always adds the one and would be a token off with "full".
     return {
-        "processor_class": f"{layout_of(model).processor}Processor",
-        "image_token": IMAGE_PLACEHOLDER,
+        **common,
         "patch_size": model.vision.patch_size,
         "num_additional_image_tokens": 1 + model.vision.kept_tokens,
         "vision_feature_select_strategy": "default",
@@ -218,13 +274,19 @@ def _write_tokenizer(
         raise DataError(f"{model.name}: its tokenizer names no eos_token; put it into tokenizer_config.json")
     roles.setdefault("pad_token", roles.get("unk_token", roles["eos_token"]))  # batches need one
     set_bos(content, roles.get("bos_token"), wanted=False)  # the chat template's
-    (image_id,) = add_special_tokens(content, [IMAGE_PLACEHOLDER])
-    write_fast_tokenizer(folder, content, roles, jinja(model.config, roles), model.language.max_positions)
+    layout = layout_of(model)
+    tokens = [IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER] if layout.has_videos else [IMAGE_PLACEHOLDER]
+    image_id, *video_ids = ids = add_special_tokens(content, tokens)
+    template = jinja(model.config, roles)
+    template = with_videos(template) if layout.has_videos else template
+    processor = f"{layout.processor}Processor"
+    write_fast_tokenizer(folder, content, roles, template, model.language.max_positions, processor)
     loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
     filler = next((roles[role] for role in ("unk_token", "bos_token") if role in roles), None)
     image = ImageToken(
         id=image_id,
-        rows=padded_vocab_size(max(model.language.vocab_size, image_id + 1), vocab_multiple, 1),
+        video_id=video_ids[0] if video_ids else None,
+        rows=padded_vocab_size(max(model.language.vocab_size, max(ids) + 1), vocab_multiple, 1),
         fill_row=(loaded.token_to_id(filler) if filler else None) or 0,
     )
     return image, token_ids(loaded, roles)

@@ -20,7 +20,7 @@ from neva.templates.template import Turn
 ImageInput: TypeAlias = MediaFile | Image.Image
 """An image file, the content of one, or an image that was made in Python."""
 
-MediumKey: TypeAlias = tuple[str, MediaFile | int]
+MediumKey: TypeAlias = tuple[str, MediaFile | int, bool]
 
 PLACEHOLDER = re.compile(f"{re.escape(IMAGE_PLACEHOLDER)}|{re.escape(VIDEO_PLACEHOLDER)}")
 
@@ -30,11 +30,19 @@ class Medium(NamedTuple):
 
     kind: Literal["image", "video"]
     source: ImageInput
+    is_alone: bool = True
+    """Whether an image is the only one of its record."""
 
     @property
     def key(self) -> MediumKey:
-        """What it is known by: its file, or itself."""
-        return self.kind, id(self.source) if isinstance(self.source, Image.Image) else self.source
+        """What it is known by: its file, or itself, and whether it is alone."""
+        known = id(self.source) if isinstance(self.source, Image.Image) else self.source
+        return self.kind, known, self.is_alone
+
+
+def image_media(images: Sequence[ImageInput]) -> list[Medium]:
+    """Returns the images of one record."""
+    return [Medium("image", image, len(images) == 1) for image in images]
 
 
 def media_in_order(
@@ -48,7 +56,7 @@ def media_in_order(
         SampleError: `<video>` and videos, or with videos `<image>` and images, differ in number.
     """
     if not videos:
-        return [Medium("image", image) for image in images]
+        return image_media(images)
     found = [mark for turn in turns for mark in PLACEHOLDER.findall(turn.text or "")]
     if not images and found == [IMAGE_PLACEHOLDER] * len(videos):
         return [Medium("video", video) for video in videos]
@@ -58,11 +66,8 @@ def media_in_order(
                 f"found {found.count(mark)} {mark} placeholders for {len(media)} {mark[1:-1]}s; each needs exactly one",
                 "placeholders",
             )
-    image, video = iter(images), iter(videos)
-    return [
-        Medium("image", next(image)) if mark == IMAGE_PLACEHOLDER else Medium("video", next(video))
-        for mark in found
-    ]
+    image, video = iter(image_media(images)), iter(videos)
+    return [next(image) if mark == IMAGE_PLACEHOLDER else Medium("video", next(video)) for mark in found]
 
 
 def as_images(turns: Sequence[Turn], media: Sequence[MediumLayout]) -> list[Turn]:

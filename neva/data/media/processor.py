@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -31,9 +31,8 @@ LARGEST_WHOLE = 2**24
 LONG = 20
 """A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
-AspectRatio: TypeAlias = Literal[
-    "square", "pad", "pad_right_bottom", "keep", "native", "naflex", "anyres", "dynamic", "grid"
-]
+AspectRatio: TypeAlias = str
+"""`model.data.image_aspect_ratio`."""
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
 

@@ -58,7 +58,7 @@ class MediaReader:
         if not (self.rules.tiling.cuts or self.rules.tiling.keeps_shape):
             return self.rules.image(self.rules.tile_size, self.rules.tile_size)
         size = image_size(source, self.exif_transpose) if not isinstance(source, Image.Image) else source.size
-        return self.rules.image(*size)
+        return self.rules.image(*size, medium.is_alone)
 
     def require(self, medium: Medium) -> None:
         """Raises what `pixels` would, as far as that is seen without decoding."""
@@ -78,6 +78,8 @@ class MediaReader:
         image = self.image(source)
         if layout.views:
             return torch.cat([to_view_pixels(image, self.processor, view).flatten() for view in layout.views])
+        if layout.ends_with_newline:  # one of several, whole and padded
+            return to_pixels(image, self.processor, "pad")[None]
         if not self.rules.tiling.cuts:
             return self._whole(image)
         assert layout.grid is not None
