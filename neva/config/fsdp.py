@@ -37,7 +37,7 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"model.{key}={model[key]} with model.fsdp=true is refused: neva's FSDP cuts whole weights; set it to "
                 "1, or take model.fsdp=false with model.optim.name=distributed_fused_adam"
             )
-    if (kept := model.data.image_aspect_ratio) in ("keep", "native"):
+    if (kept := model.data.image_aspect_ratio) in ("keep", "native", "naflex"):
         yield (
             f"model.data.image_aspect_ratio={kept} with model.fsdp=true is refused: ranks whose pictures have "
             "different shapes would gather the tower's weights at different times; take pad or anyres, or "

@@ -25,6 +25,7 @@ from neva.families.tiling import (
     AnyResolution,
     DynamicTiles,
     FixedGrid,
+    FlexibleShape,
     KeptShape,
     NativeShape,
     Tiling,
@@ -173,6 +174,8 @@ def _tiling(data: DictConfig) -> Tiling:
         return FixedGrid(data.tile_grid[0], data.tile_grid[1], data.use_thumbnail)
     if kind == "keep":
         return KeptShape()
+    if kind == "naflex":
+        return FlexibleShape(data.max_num_patches)
     if kind == "native":
         return NativeShape(data.shortest_edge, data.longest_edge, data.do_image_splitting)
     return WholeImage()

@@ -38,6 +38,7 @@ MEDIA = (
     "shortest_edge",
     "longest_edge",
     "do_image_splitting",
+    "max_num_patches",
     "media_type",
     "num_frames",
     "splice_single_frame",

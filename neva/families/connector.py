@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -51,6 +52,20 @@ class Connector(ABC):
     def tokens_out(self, tokens_in: int) -> int:
         """Returns the positions that one image takes, of whose map of patch features there are `tokens_in`."""
         return tokens_in
+
+    def flops(self, vision_hidden_size: int, hidden_size: int, tokens_in: int) -> tuple[float, float]:
+        """Returns the operations of a forward pass over one image, counted as in `neva.planner.flops`.
+
+        Returns:
+            Those of matrices that read the tower's features, and those of all behind them.
+        """
+        shapes = [*self.parameter_shapes(vision_hidden_size, hidden_size).values()]
+        sizes = [math.prod(shape) for shape in shapes if len(shape) > 1]
+        is_first = sum(len(shape) > 1 for shape in shapes[:1])  # a trained norm in front reads them instead
+        per_token = sum(sizes[:is_first]), sum(sizes[is_first:])
+        return 2.0 * self.tokens_out(tokens_in) * per_token[0], 2.0 * self.tokens_out(tokens_in) * per_token[
+            1
+        ]
 
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
         """Estimates the elements that a token keeps for the backward pass: the inputs of a trained one's matrices."""

@@ -168,6 +168,42 @@ class NativeShape(WholeImage):
 
 
 @dataclass(frozen=True)
+class FlexibleShape(WholeImage):
+    """SigLIP 2 NaFlex: the whole image, as near to its aspect ratio as whole patches come, of a most number (`naflex`).
+
+    Source: transformers' `Siglip2ImageProcessor`; small images are enlarged, up to `largest` times.
+    """
+
+    name: ClassVar[str] = "naflex"
+    keeps_shape: ClassVar[bool] = True
+    largest: ClassVar[float] = 100.0
+    precision: ClassVar[float] = 1e-5
+    """Of the factor by which images are resized."""
+
+    max_num_patches: int
+
+    def fullest(self, tile_size: int) -> list[tuple[int, int]]:
+        """See `Tiling`. A strip has as many patches as there may be."""
+        return [(self.max_num_patches * tile_size, tile_size)]
+
+    def views(self, width: int, height: int, tile_size: int, patch_size: int) -> tuple[View, ...]:
+        """Returns the one picture that an image becomes: the largest factor is found by halving, sides rounded up."""
+
+        def patches(factor: float) -> tuple[int, int]:
+            rows, columns = (max(1, math.ceil(edge * factor / patch_size)) for edge in (height, width))
+            return rows, columns
+
+        low, high = self.precision / 10, self.largest
+        while high - low >= self.precision:
+            middle = (low + high) / 2
+            rows, columns = patches(middle)
+            low, high = (middle, high) if rows * columns <= self.max_num_patches else (low, middle)
+        rows, columns = patches(low)
+        shape = (rows * patch_size, columns * patch_size)
+        return (View(*shape, shape),)
+
+
+@dataclass(frozen=True)
 class AnyResolution(Tiling):
     """LLaVA-NeXT: the resolution of a list that an image fills best, and the whole image in front (`anyres`)."""
 

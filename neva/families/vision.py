@@ -74,6 +74,8 @@ class VisionFamily:
     """Prefixes of tensors that no hidden state depends on, which a folder may lack."""
     also_loads: tuple[str, ...] = ()
     """Other families whose checkpoints hold the tensors of such a tower."""
+    takes_pixels_alone: bool = True
+    """Whether transformers calls the tower with nothing but pixels, as it does in its LLaVA."""
     other_keys: tuple[str, ...] | None = ()
     """Keys of `config.json` that say more of a tower than its sizes; None: all that are not known to say nothing."""
 
@@ -178,13 +180,17 @@ class VisionFamily:
             ).hidden_states
             return [states[layer] for layer in vision.select_layers]
         first, *others = (getattr(tower, name) for name in self.before_layers if hasattr(tower, name))
-        hidden = first(pixel_values, **self.first_arguments(first, pixel_values, is_other))
+        hidden = self.embedded(first, pixel_values, is_other)
         for module in others:
             hidden = module(hidden)
         found, arguments = {0: hidden}, self.layer_arguments(tower, pixel_values)
         for run, layer in enumerate(tower.get_submodule(self.layers)[: num_layers_run(vision)], 1):
             hidden = found[run] = layer(hidden, **arguments)
         return [found[layer % (vision.num_layers + 1)] for layer in vision.select_layers]
+
+    def embedded(self, module: Any, pixel_values: Any, is_other: bool) -> Any:
+        """Returns what the embeddings make of pictures, which have another size or not."""
+        return module(pixel_values, **self.first_arguments(module, pixel_values, is_other))
 
     def first_arguments(self, module: Any, pixel_values: Any, is_other: bool) -> dict[str, Any]:
         """Returns what the embeddings are called with beside the pictures, which have another size or not."""

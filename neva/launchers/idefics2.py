@@ -17,6 +17,26 @@ RECIPES = {
     "train_multiimg_idefics2.sh": "idefics2_8b_finetune",
 }
 EXPORT_SCRIPT = "mg2hf.sh"
+CONVERSIONS: dict[str, list[str]] = {
+    "idefics2/model_convertor.sh": [],
+    "idefics2_llama3/model_convertor.sh": [
+        "--add_tokens",
+        "<fake_token_around_image>",
+        "<image>",
+        "<end_of_utterance>",
+    ],
+}
+"""Script that reads a Hugging Face folder -> what `neva convert` needs besides it and the `.nemo`."""
+
+CONVERSION_EFFECTLESS = {
+    "--config_path": "the folder says its sizes",
+    "--megatron-path": "megatron-core is installed",
+    "--target_tensor_model_parallel_size": "a .nemo fits every layout",
+    "--target_pipeline_model_parallel_size": "a .nemo fits every layout",
+    "--model_name": "the folder says its language model",
+    "--extra_num_vocabs": "padding of the vocabulary follows from the layout and is not stored",
+    "--make_vocab_size_divisible_by": "padding of the vocabulary follows from the layout and is not stored",
+}
 VALUES = {
     "--image-size": ("model.data.longest_edge", int),
     "--shortest-edge": ("model.data.shortest_edge", int),
@@ -123,20 +143,54 @@ def export_command(words: Sequence[str]) -> NevaCommand:
     return NevaCommand("convert", [str(found[0]), f"{path.with_suffix('')}_hf"])
 
 
+def conversion_command(script: str, words: Sequence[str]) -> NevaCommand:
+    """Returns the `neva convert` of a `model_convertor.sh`, by the flags of the program that it calls.
+
+    Raises:
+        ConfigError: a flag that is not known, or one of the two paths is missing.
+    """
+    parser = OneSentenceParser(prog=script, allow_abbrev=False)
+    parser.add_argument("--load_path", required=True)
+    parser.add_argument("--save_path", required=True)
+    parser.add_argument("--target_params_dtype", choices=("fp32", "fp16", "bf16"))
+    for flag in CONVERSION_EFFECTLESS:
+        parser.add_argument(flag)
+    given = vars(parser.parse_args(list(words)))
+    names = {flag: flag.removeprefix("--").replace("-", "_") for flag in CONVERSION_EFFECTLESS}
+    dtype = given["target_params_dtype"]
+    save_path = Path(given["save_path"])
+    target = save_path if save_path.suffix == ".nemo" else save_path.with_name(f"{save_path.name}.nemo")
+    return NevaCommand(
+        "convert",
+        [given["load_path"], str(target), *CONVERSIONS[script], *(["--precision", dtype] if dtype else [])],
+        effectless={
+            flag: CONVERSION_EFFECTLESS[flag] for flag, name in names.items() if given[name] is not None
+        },
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs one of the scripts: its name, then its arguments."""
-    known = (*RECIPES, EXPORT_SCRIPT)
+    known = (*RECIPES, *CONVERSIONS, EXPORT_SCRIPT)
     require(bool(arguments) and arguments[0] in known, f"expected the name of a script: {', '.join(known)}")
     script, words = arguments[0], arguments[1:]
     if {"-h", "--help"} & set(words):
-        flags = ["CHECKPOINT"] if script == EXPORT_SCRIPT else [*VALUES, *SWITCHES, *EFFECTLESS]
-        sys.stdout.write(
-            f"usage: {script} [--print-only] {' '.join(flags)}\nThe page: docs/migrate/idefics2.md\n"
-        )
+        usage = f"usage: {script} [--print-only] {' '.join(_flags(script))}"
+        sys.stdout.write(f"{usage}\nThe page: docs/migrate/idefics2.md\n")
         return 0
     if script == EXPORT_SCRIPT:
         return print_and_run(script, words, export_command)
+    if script in CONVERSIONS:
+        return print_and_run(script, words, lambda found: conversion_command(script, found))
     return print_and_run(script, words, lambda found: train_command(RECIPES[script], found))
+
+
+def _flags(script: str) -> list[str]:
+    if script == EXPORT_SCRIPT:
+        return ["CHECKPOINT"]
+    if script in CONVERSIONS:
+        return ["--load_path", "--save_path", "--target_params_dtype", *CONVERSION_EFFECTLESS]
+    return [*VALUES, *SWITCHES, *EFFECTLESS]
 
 
 if __name__ == "__main__":

@@ -184,8 +184,10 @@ class NevaModel(MegatronModule):
         return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
     def _zero_image(self, pixel_values: Tensor) -> Tensor:
+        """Returns the smallest picture [1, 3, side, side] that the tower may see: one patch where shapes differ."""
         assert self.vision_tower is not None
-        side = self.vision_tower.config.image_side
+        config = self.vision_tower.config
+        side = config.patch_size if pixel_values.dim() == 1 else config.image_side
         return pixel_values.new_zeros((1, 3, side, side))
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from neva.config.model_config import language_config_of, media_rules_of, row_length, vision_config_of
 from neva.config.parts import trained_parts
+from neva.planner.flops import StepWork
 from neva.planner.tensors import ModelSpec
 
 UNIFORM, ONE_LAYER = "uniform", 1
@@ -38,25 +39,49 @@ class Job:
     gpus: int
     gpus_per_node: int
 
+    @property
+    def work(self) -> StepWork:
+        """What a global batch of full samples computes."""
+        samples, vision = self.global_batch_size, self.model.vision
+        tiles = samples * self.images_per_sample * self.tiles_per_image
+        return StepWork(
+            samples={self.sequence_length: samples},
+            labels=samples * self.sequence_length * self.label_share,
+            tiles={(vision.side // vision.patch_size) ** 2: tiles},
+        )
+
+
+def model_spec(model_cfg: DictConfig) -> ModelSpec:
+    """Returns what a resolved `model` section builds and trains."""
+    return ModelSpec(
+        vision_config_of(model_cfg),
+        language_config_of(model_cfg),
+        model_cfg.mm_cfg.mm_mlp_adapter_type,
+        model_cfg.make_vocab_size_divisible_by,
+        trained_parts(model_cfg),
+    )
+
+
+def recomputed_share(model_cfg: DictConfig) -> float:
+    """Returns the share of the layers that full recomputation is for."""
+    if model_cfg.activations_checkpoint_method != "block":
+        return 1.0
+    chunks = model_cfg.pipeline_model_parallel_size * (model_cfg.virtual_pipeline_model_parallel_size or 1)
+    layers = chunks * (model_cfg.activations_checkpoint_num_layers or ONE_LAYER)
+    return min(1.0, float(layers) / model_cfg.num_layers)
+
 
 def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_share: float) -> Job:
     """Returns what a resolved recipe trains."""
-    model, mm_cfg = cfg.model, cfg.model.mm_cfg
-    vision = vision_config_of(model)
+    model = cfg.model
     return Job(
-        model=ModelSpec(
-            vision,
-            language_config_of(model),
-            mm_cfg.mm_mlp_adapter_type,
-            model.make_vocab_size_divisible_by,
-            trained_parts(model),
-        ),
+        model=model_spec(model),
         precision=str(cfg.trainer.precision),
         micro_batch_size=model.micro_batch_size,
         global_batch_size=model.global_batch_size,
         sequence_length=row_length(model),
         images_per_sample=images,
-        tiles_per_image=media_rules_of(model, vision).most_squares,
+        tiles_per_image=media_rules_of(model, vision_config_of(model)).most_squares,
         label_share=label_share,
         recompute_method=model.activations_checkpoint_method or UNIFORM,
         recompute_layers=model.activations_checkpoint_num_layers or ONE_LAYER,

@@ -13,6 +13,7 @@ from neva.config.show import as_override
 from neva.constants import PROJECTOR, VISION_TOWER
 from neva.planner.candidates import candidate_keys
 from neva.planner.estimate import Plan, StageMemory
+from neva.planner.flops import step_flops, total
 from neva.planner.job import Job
 
 GIB = 1024**3
@@ -47,6 +48,7 @@ def as_json(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:
         "label_share": job.label_share,
         "images_per_sample": job.images_per_sample,
         "sequence_length": job.sequence_length,
+        "model_flops": {name: found.model for name, found in step_flops(job.model, job.work, None).items()},
         "layouts": [_layout_json(job, found, limit) for found in ranked],
     }
 
@@ -98,6 +100,9 @@ def print_tables(
     line("\nstages of the first, GiB on each rank")
     console.print(stage_table(best))
     line(f"\n{BASIS}\n")
+    line("operations of a step in the first, TFLOP in all")
+    console.print(flops_table(job, best))
+    line("")
     if not fitting:
         line("nothing fits: more GPUs, or a smaller model.micro_batch_size", style="bold red")
         return
@@ -158,6 +163,21 @@ def stage_table(found: Plan) -> Table:
     table.add_row("micro batches in flight", *(f"{stage.in_flight:g}" for stage in found.stages))
     for name, size in ROWS:
         table.add_row(name, *(_gib(size(stage)) for stage in found.stages))
+    return table
+
+
+def flops_table(job: Job, found: Plan) -> Table:
+    """Returns what a global batch computes, part by part."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for column in ("forward", "backward", "again", "of the model"):
+        table.add_column(column, justify="right")
+    parts = step_flops(job.model, job.work, found.layout.recompute)
+    whole = total(parts.values())
+    for name, flops in {**parts, "all": whole}.items():
+        sizes = (flops.forward, flops.backward, flops.recomputed)
+        share = f"{flops.model / whole.model:.1%}"
+        table.add_row(name.replace("_", " "), *(f"{size / 1e12:,.2f}" for size in sizes), share)
     return table
 
 

@@ -37,6 +37,7 @@ from neva.training.samples import Samples
 from neva.training.source_losses import SourceLosses
 from neva.training.spike import SpikeAlert
 from neva.training.strategy import MegatronStrategy
+from neva.training.throughput import Throughput
 from neva.training.validation import Validation
 from neva.training.waste import WasteReport
 
@@ -93,8 +94,10 @@ def _train(cfg: DictConfig) -> Path:
     if cfg.trainer.samples.prompt_file is not None:
         asides.append(Samples(cfg.trainer.samples, run_dir))
     callbacks[:0] = [*asides, source_losses]
+    throughput = Throughput(cfg, asides)
     callbacks += [
-        MetricsFile(run_dir, [source_losses, *asides]),
+        throughput,
+        MetricsFile(run_dir, [source_losses, throughput, *asides]),
         Progress(asides),
         SkippedRecords(),
         WasteReport(row_length(cfg.model)),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import flops
 from bench.gpu.page import MISSING, page
 from bench.gpu.shapes import recipe
 from bench.gpu.sheet import Row, Sheet, read
+from neva.planner.flops import step_flops, total
+from neva.planner.job import job_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REPORT = ROOT / "bench/gpu_report.py"
@@ -66,4 +67,5 @@ def test_model_flops_are_those_of_a_hand_computation() -> None:
     tower = 23 * (2 * 12.583e6 * 577 + 4 * 1024 * 577 * 577)
     projector = 6 * 20.97e6 * 576
     expected = layers + head + attention + tower + projector
-    assert flops.step_flops(cfg, label_share=0.5) == pytest.approx(expected, rel=2e-3)
+    job = job_of(cfg, 1, 1, images=1, label_share=0.5)
+    assert total(step_flops(job.model, job.work, None).values()).model == pytest.approx(expected, rel=2e-3)

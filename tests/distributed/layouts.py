@@ -36,7 +36,7 @@ from neva.families.configs import (
     padded_vocab_size,
 )
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, KeptShape, NativeShape
+from neva.families.tiling import AnyResolution, FlexibleShape, KeptShape, NativeShape
 from neva.model.adapters import Adapter
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -57,6 +57,7 @@ IDEFICS2 = replace(
     VISION, model_type="idefics2_vision", hidden_act="gelu_pytorch_tanh", class_token_length=0, select_layer=-1,
     post_layernorm=True,
 )  # fmt: skip
+SIGLIP2 = replace(VISION, model_type="siglip2", hidden_act="gelu_pytorch_tanh", class_token_length=0)
 PERCEIVER = "perceiver_n3_d1_h4x8_g2_m24"
 
 
@@ -84,6 +85,7 @@ class Case:
     experts: bool = False
     expert: int = 1
     idefics2: bool = False
+    naflex: bool = False
     whole_images: bool = False
     form: str | None = None
     lora: str | None = None
@@ -93,7 +95,7 @@ class Case:
         """Which of the reference's models and data it has."""
         if self.form is not None or self.lora is not None:
             return f"{self.form}{self.lora}"
-        names = ("tiles", "quarters", "own_shape", "idefics2", "experts", "whole_images")
+        names = ("tiles", "quarters", "own_shape", "idefics2", "naflex", "experts", "whole_images")
         changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
@@ -111,7 +113,7 @@ class Case:
         words += [f"ep{self.expert}"] * self.experts
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed", "own_shape", "idefics2", "whole_images",
+            "packed", "own_shape", "idefics2", "naflex", "whole_images",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
@@ -193,6 +195,8 @@ CASES = [
     Case(2, idefics2=True, tensor=2, sequence_parallel=True),
     Case(2, idefics2=True, pipeline=2, micro_batch=1),
     Case(2, idefics2=True, context=2),
+    Case(2, naflex=True, tensor=2, sequence_parallel=True),
+    Case(4, naflex=True, pipeline=2, context=2, micro_batch=1),
     Case(2, whole_images=True, pipeline=2, micro_batch=1),
     Case(4, whole_images=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
@@ -337,6 +341,8 @@ def rows_of(case: Case) -> list[Sample]:
         return samples_with_media(media_rules(VISION, "mlp2x_gelu", KeptShape()))
     if case.idefics2:
         return samples_with_media(media_rules(IDEFICS2, PERCEIVER, NativeShape(14, 35, splits=True)))
+    if case.naflex:
+        return samples_with_media(media_rules(SIGLIP2, "mlp2x_gelu", FlexibleShape(10)))
     return tiled_samples() if case.tiles else samples(2 * SIDE if case.quarters else SIDE)
 
 
@@ -424,7 +430,7 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     )
     models = [
         build_model(
-            IDEFICS2 if case.idefics2 else replace(VISION, image_tiles=case.quarters),
+            tower_of(case),
             shape,
             projector_of(case),
             config,
@@ -437,6 +443,12 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     for model in models if case.lora else ():
         set_trainable(model, {ADAPTERS, PROJECTOR})
     return models
+
+
+def tower_of(case: Case) -> VisionConfig:
+    if case.idefics2:
+        return IDEFICS2
+    return SIGLIP2 if case.naflex else replace(VISION, image_tiles=case.quarters)
 
 
 def projector_of(case: Case) -> str:
@@ -552,6 +564,7 @@ def reference(folder: Path) -> None:
         {"own_shape": True},
         {"experts": True},
         {"idefics2": True},
+        {"naflex": True},
         {"whole_images": True},
         *({"form": form} for form in FORMS),
         {"lora": "nemo"},

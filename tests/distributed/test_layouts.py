@@ -116,6 +116,7 @@ def write_table(found: Found) -> None:
         "quarters: images of twice the tower's side, joined by `mlp2x_gelu_downsample`;",
         "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep;",
         "idefics2: its tower on images in their own shapes and on their quarters, with its perceiver;",
+        "naflex: SigLIP 2's tower on images of at most ten patches;",
         "whole_images: the positions of an image see each other;",
         "form-around: norms around each part, all heads normed together, half of each head turned, longrope, soft",
         "caps, windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +11,9 @@ import torch
 
 from neva.formats.nemo import open_nemo
 from neva.training.callbacks import read_metrics
-from tests.megatron import launcher_free
+from tests.megatron import run_neva
 from tests.training.conftest import colours  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[2]
 TENSOR = ["trainer.devices=2", "model.tensor_model_parallel_size=2", "model.sequence_parallel=true"]
 PIPELINE = [
     "trainer.devices=2",
@@ -30,21 +26,15 @@ FSDP = ["trainer.devices=2", "model.fsdp=true"]
 
 
 def train(folder: Path, overrides: list[str], steps: int) -> Path:
-    """Runs the command as a user does; the first process starts the others."""
+    """Trains in as many processes as `overrides` say; returns the folder of the run."""
     fixed = [f"exp_manager.exp_dir={folder}", "exp_manager.name=run", f"trainer.max_steps={steps}"]
     every = "exp_manager.checkpoint_callback_params.every_n_train_steps=2"
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "neva_finetune.py"),
-        "--config-name",
-        "quickstart_finetune",
-    ]
-    environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [*command, *overrides, *fixed, every, "model.data.pad_to_multiple_of=4"],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    words = [*overrides, *fixed, every, "model.data.pad_to_multiple_of=4"]
+    folder.mkdir(exist_ok=True)
+    log = folder / f"log.{steps}"
+    size = 2 if "trainer.devices=2" in overrides else 1
+    codes = run_neva(["train", "--config-name", "quickstart_finetune", *words], log, size)
+    assert codes == [0] * size, log.read_text()[-3000:]
     return folder / "run"
 
 

@@ -8,9 +8,18 @@ import pytest
 
 from neva.config.load import load
 from neva.errors import ConfigError
-from neva.launchers.idefics2 import RECIPES, SWITCHES, VALUES, export_command, train_command
+from neva.launchers.idefics2 import (
+    CONVERSIONS,
+    RECIPES,
+    SWITCHES,
+    VALUES,
+    conversion_command,
+    export_command,
+    train_command,
+)
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "launchers"
+ROOT = Path(__file__).resolve().parents[2]
+TOOLKIT = ROOT / "toolkits" / "model_checkpoints_convertor"
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())
@@ -56,22 +65,47 @@ def test_an_export_lies_beside_its_checkpoint(tmp_path):
     command = export_command([str(tmp_path / "run")])
     assert (command.verb, command.words[1]) == ("convert", f"{tmp_path}/run_hf")
     with pytest.raises(ConfigError, match=r"holds 0 \.nemo files"):
-        export_command([str(SCRIPTS)])
+        export_command([str(ROOT / "examples")])
 
 
-def test_a_script_prints_the_command():
+@pytest.mark.parametrize("script", CONVERSIONS)
+def test_a_folder_is_converted_by_the_flags_of_the_program_that_the_script_calls(script):
+    words = [
+        "--load_path",
+        "a/b",
+        "--save_path",
+        "c/d",
+        "--target_params_dtype",
+        "bf16",
+        "--extra_num_vocabs",
+        "125",
+    ]
+    command = conversion_command(script, words)
+    tokens = ["--add_tokens", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+    added = tokens if "llama3" in script else []
+    assert (command.verb, command.words) == ("convert", ["a/b", "c/d.nemo", *added, "--precision", "bf16"])
+    assert list(command.effectless) == ["--extra_num_vocabs"]
+    with pytest.raises(ConfigError, match="--save_path"):
+        conversion_command(script, words[:2])
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        (
+            ROOT / "examples/idefics2/pretrain_idefics2_llama3.sh",
+            ["--image-size", "378"],
+            "model.data.longest_edge=378",
+        ),
+        (TOOLKIT / "idefics2_llama3/model_convertor.sh", ["--load_path", "a", "--save_path", "b"], "b.nemo"),
+    ],
+)
+def test_a_script_prints_the_command(script, words, expected):
     done = subprocess.run(
-        [
-            "sh",
-            str(SCRIPTS / "pretrain_idefics2_llama3.sh"),
-            "--print-only",
-            "--image-size",
-            "378",
-            "--freeze-llm",
-        ],
+        ["sh", str(script), "--print-only", *words],
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.startswith("neva train") and "model.data.longest_edge=378" in done.stdout
+    assert done.stdout.startswith("neva ") and expected in done.stdout

@@ -96,6 +96,20 @@ def test_images_of_their_own_shape_at_another_input_size_are_learnt_saved_and_an
     ask(tmp_path, path)
 
 
+def test_images_of_so_many_patches_are_learnt_saved_and_answered(tmp_path: Path, colours: list[str]) -> None:
+    path = run(
+        tmp_path,
+        colours,
+        "model.data.image_aspect_ratio=naflex",
+        "model.data.max_num_patches=6",
+        "model.mm_cfg.vision_encoder.model_type=siglip2",
+        "model.mm_cfg.vision_encoder.hidden_act=gelu_pytorch_tanh",
+    )
+    weights = open_nemo(path).weights
+    assert weights["vision_tower.model.embeddings.patch_embedding.weight"].shape == (16, 3 * 8 * 8)
+    ask(tmp_path, path)
+
+
 def run(tmp_path: Path, colours: list[str], *more: str) -> Path:
     """Trains until the data is known, and returns the `.nemo`."""
     write_data(tmp_path)

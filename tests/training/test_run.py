@@ -33,11 +33,13 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_learns_eight_samples_and_leaves_its_files(tmp_path: Path, colours: list[str]) -> None:
-    run_dir = run(tmp_path, [*colours, "model.optim.lr=5e-3", "model.global_batch_size=10"], steps=150)
+    keys = ["model.optim.lr=5e-3", "model.global_batch_size=10", "trainer.peak_tflops=0.25"]
+    run_dir = run(tmp_path, [*colours, *keys], steps=150)
     rows = read_metrics(run_dir)
     assert [row["step"] for row in rows] == list(range(1, 151))
     assert rows[0]["loss"] > 2.0 and rows[-1]["loss"] < 0.05
     assert rows[-1]["consumed_samples"] == 150 * 10
+    assert all(row["mfu"] == pytest.approx(row["tflops"] / 0.25) for row in rows[1:]) and rows[1]["mfu"] > 0
     assert (run_dir / CURVE).stat().st_size > 10_000
     nemo = open_nemo(next((run_dir / "checkpoints").glob("*.nemo")))
     nemo.verify()

@@ -183,6 +183,22 @@ def test_a_batch_without_images_touches_tower_and_projector_with_zero_gradients(
             assert not parameter.requires_grad or torch.count_nonzero(parameter.grad) == 0
 
 
+def test_where_pictures_have_their_own_shapes_a_text_shows_the_tower_one_patch(single_process: None) -> None:
+    model, _ = build()
+    seen: list[torch.Size] = []
+    model.vision_tower.register_forward_pre_hook(lambda tower, inputs: seen.append(inputs[0].shape))
+    batch = together([row for row in samples(4) if len(row.pixel_values) == 0])
+    patch = model.vision_tower.config.patch_size
+    losses = [model(batch.input_ids, pixels, batch.labels) for pixels in (torch.empty(0), batch.pixel_values)]
+    assert seen == [(1, 3, patch, patch), (1, 3, 28, 28)] and torch.equal(*losses)
+    losses[0].sum().backward()
+    gradients = [
+        weight.grad for part in (model.projector, model.vision_tower) for weight in part.parameters()
+    ]
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    assert sum(gradient is not None for gradient in gradients) > 4
+
+
 def test_frozen_parts_have_no_gradient_buffer(single_process: None) -> None:
     model, _ = build()
     set_trainable(model, {"projector"})

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from bench.gpu.flops import peak_flops, step_flops
 from bench.gpu.shapes import FULL, batches, recipe
 from bench.gpu.sheet import Sheet
 from bench.gpu.training import TrainedModel, random_model, start, timed
 from neva.planner.candidates import layout_of
+from neva.planner.devices import peak_flops
 from neva.planner.estimate import estimate
-from neva.planner.job import job_of
+from neva.planner.flops import step_flops, total
+from neva.planner.job import Job, job_of
 from neva.planner.report import GIB
 
 SFT_LAYERS = 12
@@ -63,16 +64,17 @@ def measure(sheet: Sheet, name: str, recipe_name: str, layers: int, label_share:
         seconds = statistics.median(timed(lambda: trained.step(batch), device) for _ in range(MEASURED))
         row["step s"] = round(seconds, 3)
         row["tokens/s"] = round(sum(micro.num_tokens for micro in batch) / seconds)
-        flops = step_flops(cfg, label_share)
+        job = job_of(cfg, 1, 1, 1, label_share)
+        flops = total(step_flops(job.model, job.work, None).values()).model
         row["model TFLOP"] = round(flops / 1e12, 4 if sheet.tiny else 1)
         peak = peak_flops(torch.cuda.get_device_name() if device.type == "cuda" else "")
         row["MFU"] = "-" if peak is None else f"{flops / seconds / peak:.1%}"
-        row.update(memory(cfg, label_share, device))
+        row.update(memory(cfg, job, device))
 
 
-def memory(cfg: Any, label_share: float, device: torch.device) -> dict[str, Any]:
+def memory(cfg: Any, job: Job, device: torch.device) -> dict[str, Any]:
     """Returns the peak beside what `neva plan` says for this layout."""
-    planned = estimate(job_of(cfg, 1, 1, 1, label_share), layout_of(cfg)).peak / GIB
+    planned = estimate(job, layout_of(cfg)).peak / GIB
     if device.type != "cuda":
         return {"peak GiB": "-", "plan GiB": round(planned, 3), "plan / peak": "-", "within 15 %": "-"}
     peak = torch.cuda.max_memory_allocated() / GIB

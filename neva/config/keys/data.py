@@ -36,8 +36,18 @@ class Data:
     system: str | None = key("System prompt of conversations that bring none; null: the template's own.")
     image_aspect_ratio: str = key(
         "square: resize and centre crop; pad: to a square first; pad_right_bottom: zeros behind the resized image; "
-        "keep, native: whole, in its own shape; anyres, dynamic, grid: cut into tiles; see docs/data.md.",
-        choices=("square", "pad", "pad_right_bottom", "keep", "native", "anyres", "dynamic", "grid"),
+        "keep, native, naflex: whole, in its own shape; anyres, dynamic, grid: cut into tiles; see docs/data.md.",
+        choices=(
+            "square",
+            "pad",
+            "pad_right_bottom",
+            "keep",
+            "native",
+            "naflex",
+            "anyres",
+            "dynamic",
+            "grid",
+        ),
     )
     image_grid_pinpoints: list[list[int]] | None = key(
         "With anyres: height, width of each resolution; null: 1x2, 2x1, 2x2, 3x1, 1x3 tiles."
@@ -55,6 +65,7 @@ class Data:
     do_image_splitting: bool = key(
         "With native: the quarters of an image are four more pictures, before the whole."
     )
+    max_num_patches: int = key("With naflex: the most patches of an image.", low=1, high=16384)
     image_urls: bool = key(
         "Fetch images that records name by http:// or https://, and keep them beside the data."
     )

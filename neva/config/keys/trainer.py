@@ -70,6 +70,11 @@ class Trainer:
         above=1,
         optional=True,
     )
+    peak_tflops: float | None = key(
+        "Dense bf16 TFLOP/s of one device, of which `mfu` is a share; null: by the name of the GPU.",
+        above=0,
+        optional=True,
+    )
     deterministic: bool = key(
         "Kernels that give the same bits in every run of one layout; slower, and operations that have none raise.",
         optional=True,

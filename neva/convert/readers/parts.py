@@ -13,6 +13,7 @@ from neva.convert.part_weights import checked_language_weights, vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
+from neva.data.media.processor_settings import square_settings
 from neva.families.built_tower import tokens
 from neva.families.connector import connector_named
 from neva.families.language import read_language_config
@@ -49,6 +50,8 @@ def read(folder: Path, options: Options) -> LazyModel:
         connector=options.adapter_type,
         weights=Chained(drawn, checked_language_weights(folder, language), vision_weights(tower, vision)),
         tokenizer=stored_tokenizer(folder),
-        image_processor=checked_settings(read_image_processor(tower), vision.image_size, tower),
+        image_processor=checked_settings(
+            square_settings(read_image_processor(tower), vision.image_size), vision.image_size, tower
+        ),
         tower_reference=tower,
     )

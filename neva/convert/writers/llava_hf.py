@@ -26,7 +26,7 @@ from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
-from neva.families.vision import listed, stored_tower, tower_table
+from neva.families.vision import listed, stored_tower, tower_table, vision_family
 from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (
@@ -63,6 +63,11 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
             )
         idefics2.write(model, target, options)
         return
+    if not vision_family(model.vision.model_type).takes_pixels_alone:
+        raise CheckpointError(
+            f"{model.name} has a {model.vision.model_type!r} tower, which needs the shape of each picture, and "
+            "transformers' LLaVA gives its tower pixels alone: there is no export, keep it as a .nemo"
+        )
     model = at_input_size(model)
     check_logits(model.language, model.name)
 

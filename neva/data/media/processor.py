@@ -32,7 +32,7 @@ LONG = 20
 """A resized image of more pixels, or a square that has also that many times those of its image, is not made whole."""
 
 AspectRatio: TypeAlias = Literal[
-    "square", "pad", "pad_right_bottom", "keep", "native", "anyres", "dynamic", "grid"
+    "square", "pad", "pad_right_bottom", "keep", "native", "naflex", "anyres", "dynamic", "grid"
 ]
 ImageProcessor: TypeAlias = Any
 """A transformers `BaseImageProcessor`, which gets its settings as attributes at run time."""
@@ -161,7 +161,7 @@ def to_view_pixels(image: Image.Image, processor: ImageProcessor, view: View) ->
     They are bit-equal to `processor.preprocess` of that part at the size `view.resized` and without a crop, as far as
     whole patches of it reach.
     """
-    _require_standard_steps(processor, "keep or native")
+    _require_standard_steps(processor, "keep, native or naflex")
     part = image if view.box is None else image.crop(view.box)
     height, width = view.resized
     array = np.asarray(stretched(part, (width, height), processor.resample))[: view.height, : view.width]

@@ -15,6 +15,9 @@ from neva.formats.json import shown
 LARGEST_SIDE = 8192
 """Pixels; the towers that there are take up to some hundred."""
 
+BILINEAR = int(Image.Resampling.BILINEAR)
+"""What processors that keep shapes resize with where their settings do not say."""
+
 SIDES = ("size", "crop_size")
 COLOURS = ("image_mean", "image_std")
 SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad")
@@ -55,15 +58,18 @@ def scaled(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def square_settings(settings: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """Returns the settings of a processor that makes squares: that Idefics2's keeps shapes is the recipe's choice here.
+    """Returns the settings of a processor that makes squares: that one keeps shapes is the recipe's choice here.
 
-    Its filter and colours stay; other processors' settings are returned as they are.
+    Its filter and colours stay; settings of processors that make squares themselves are returned as they are.
     """
     name = settings.get("image_processor_type")
-    if not isinstance(name, str) or not name.startswith("Idefics2"):
+    if not isinstance(name, str) or not name.startswith(("Idefics2", "Siglip2")):
         return dict(settings)
-    others = ("do_pad", "do_image_splitting", "processor_class", "image_processor_class")
-    kept = {key: value for key, value in settings.items() if key not in others}
+    others = (
+        *("do_pad", "do_image_splitting", "patch_size", "max_num_patches"),
+        *("processor_class", "image_processor_class"),
+    )
+    kept = {"resample": BILINEAR} | {key: value for key, value in settings.items() if key not in others}
     return {**kept, "image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}}
 
 

@@ -57,6 +57,10 @@ class NewlineConnector(Connector):
         """See `Connector`; the newline is not counted, as it is taken once a row."""
         return self.inner.tokens_out(tokens_in)
 
+    def flops(self, vision_hidden_size: int, hidden_size: int, tokens_in: int) -> tuple[float, float]:
+        """See `Connector`."""
+        return self.inner.flops(vision_hidden_size, hidden_size, tokens_in)
+
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
         """See `Connector`."""
         return self.inner.saved_width(vision_hidden_size, hidden_size, is_trained)

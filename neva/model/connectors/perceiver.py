@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,6 +101,22 @@ class PerceiverConnector(NativeConnector):
     def tokens_out(self, tokens_in: int) -> int:
         """See `Connector`."""
         return self.sizes["latents"]
+
+    def flops(self, vision_hidden_size: int, hidden_size: int, tokens_in: int) -> tuple[float, float]:
+        """See `Connector`."""
+        sizes, shapes = self.sizes, self.parameter_shapes(vision_hidden_size, hidden_size)
+        seen = tokens_in + (0 if sizes["separate"] else sizes["latents"])
+        reads = others = 0.0
+        for name, shape in shapes.items():
+            if name.endswith("proj.weight") or name == "modality_projection.weight":
+                is_of_patches = name.startswith("modality_projection")
+                is_of_seen = name.endswith(("k_proj.weight", "v_proj.weight"))
+                tokens = tokens_in if is_of_patches else seen if is_of_seen else sizes["latents"]
+                others += 2 * tokens * math.prod(shape)
+                if is_of_patches and shape[1] == vision_hidden_size and not name.endswith("down_proj.weight"):
+                    reads += 2 * tokens * math.prod(shape)
+        attention = 4 * sizes["latents"] * seen * sizes["heads"] * sizes["head_dim"] * sizes["depth"]
+        return reads, others - reads + attention
 
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
         """Estimates what each patch keeps: its projection, and its norm, keys and values in each layer."""

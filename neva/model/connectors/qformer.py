@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,6 +64,18 @@ class QFormerConnector(NativeConnector):
     def tokens_out(self, tokens_in: int) -> int:
         """See `Connector`."""
         return self.sizes["queries"]
+
+    def flops(self, vision_hidden_size: int, hidden_size: int, tokens_in: int) -> tuple[float, float]:
+        """See `Connector`."""
+        sizes, reads, others = self.sizes, 0.0, 0.0
+        for name, shape in self.parameter_shapes(vision_hidden_size, hidden_size).items():
+            if re.search(r"crossattention\.attention\.(key|value)\.weight", name):
+                reads += 2 * tokens_in * math.prod(shape)
+            elif len(shape) == 2:
+                others += 2 * sizes["queries"] * math.prod(shape)
+        looking = -(-sizes["depth"] // sizes["every"])
+        seen = sizes["depth"] * sizes["queries"] + looking * tokens_in
+        return reads, others + 4 * sizes["queries"] * seen * sizes["heads"] * sizes["head_dim"]
 
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
         """Counts keys and values of each patch in the layers that look, and its features."""

@@ -72,6 +72,19 @@ class AbstractorConnector(NativeConnector):
             )
         return self.sizes["positions"]
 
+    def flops(self, vision_hidden_size: int, hidden_size: int, tokens_in: int) -> tuple[float, float]:
+        """See `Connector`. Squeeze and excitation are of one position, the mean."""
+        reads = others = 0.0
+        for name, shape in self.parameter_shapes(vision_hidden_size, hidden_size).items():
+            tokens = tokens_in if name.startswith("before") else self.sizes["positions"]
+            if re.search(r"\.(squeeze|excite)\.weight", name):
+                others += 2 * math.prod(shape)
+            elif name in ("before.0.expand.weight", "before.0.shortcut.weight"):
+                reads += 2 * tokens * math.prod(shape)
+            elif len(shape) > 1:
+                others += 2 * tokens * math.prod(shape)
+        return reads, others
+
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
         """Counts what three convolutions, their norms and activations keep of a patch, before the map is smaller."""
         return 10 * self.sizes["depth"] * self.sizes["width"]

@@ -121,6 +121,12 @@ class QuartersConnector(DownsamplingConnector):
             "downsample.bias": (vision_hidden_size,),
         }
 
+    def flops(self, vision_hidden_size: int, hidden_size: int, tokens_in: int) -> tuple[float, float]:
+        """See `Connector`. Of the features, a fifth is the image at half size; the convolution reads the others."""
+        tokens = tokens_in / 5
+        first, others = self.inner.flops(vision_hidden_size, hidden_size, round(tokens))
+        return 2 * 9 * tokens * vision_hidden_size**2, first + others
+
     def saved_width(self, vision_hidden_size: int, hidden_size: int, is_trained: bool) -> int:
         """Adds to those of KIND the input of the convolution and its output, a quarter for each feature."""
         behind = self.inner.saved_width(vision_hidden_size, hidden_size, is_trained)

@@ -1,0 +1,1 @@
+"""The vision tower of SigLIP 2 NaFlex."""
