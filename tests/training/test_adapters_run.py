@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neva.distributed import groups
 from neva.formats.nemo import open_nemo
 from neva.inference.load import load_assistant
 from neva.model.llava import NevaModel
@@ -29,11 +30,13 @@ def nemo_of(run_dir: Path) -> Path:
 
 
 def loaded(path: Path) -> NevaModel:
+    groups.init_process_group(0, 1)  # the runs have left theirs
+    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
     return load_assistant(path, torch.device("cpu"), torch.float32, None, None, None).model
 
 
 def test_a_run_saves_adapters_and_resumes_bit_for_bit_with_dropout(
-    tmp_path: Path, colours: list[str], single_process: None
+    tmp_path: Path, colours: list[str]
 ) -> None:
     base = nemo_of(run(tmp_path, colours, steps=2, name="base"))
     every = [

@@ -48,7 +48,9 @@ def require_tensors(
     Raises:
         ConversionError: they differ.
     """
-    held = nemo.weights.without_values()
+    held = {
+        name: tensor for name, tensor in nemo.weights.without_values().items() if part_of(name) != ADAPTERS
+    }
     pooling = any(name.startswith(TOWER + POOLING) for name in held)
     tables = {
         LANGUAGE_MODEL: language_table(replace(language, padded_vocab_size=language.vocab_size)),
