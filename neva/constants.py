@@ -26,6 +26,9 @@ LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
 WASTE_VALUES = ("pad_share", "image_share", "label_share", "loader_wait_s")
 """What it logs beside that of where its positions and its time went."""
 
+SOMETIMES_LOGGED = ("loss_scale", "skipped", "balance_loss")
+"""What it logs beside that with float16, where steps may be passed over, and with experts that are balanced."""
+
 VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language_model"
 
 PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)

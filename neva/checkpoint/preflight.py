@@ -8,7 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neva.checkpoint.stored_config import stored_config
 from neva.config.paths import run_folder
+from neva.config.resumed import allowed_changes
+from neva.errors import ConfigError
 from neva.findings import Findings
 from neva.precision import precision_named
 
@@ -42,6 +45,13 @@ def note_resume(cfg: DictConfig, found: Findings) -> None:
     last = list((run_folder(cfg) / "checkpoints").glob("*-last*"))
     if last and cfg.exp_manager.resume_if_exists:
         found.notes.append(f"the run will continue from {last[0]}")
+        stored = stored_config(last[0])
+        try:
+            changed = [] if stored is None else allowed_changes(stored[0], cfg)
+        except ConfigError as error:
+            found.problems += str(error).splitlines()
+        else:
+            found.notes += [f"changed since that checkpoint: {change}" for change in changed]
     if not cfg.exp_manager.create_checkpoint_callback:
         found.notes.append(
             "exp_manager.create_checkpoint_callback=false: the run leaves neither checkpoints nor a .nemo"

@@ -34,9 +34,13 @@ def load_state(
     backend: Backend,
     models: Sequence[NevaModel],
     parts: Collection[str],
-    optimizer: Any,
+    optimizer: Any | None,
     loaded: Mapping[str, Any],
 ) -> None:
-    """Fills model and optimizer with what `store.load` returned; parts that are not saved keep their weights."""
+    """Fills model and, if given, optimizer with what `store.load` returned.
+
+    Parts that are not saved keep their weights.
+    """
     backend.load_model(models, loaded[MODEL], parts)
-    backend.load_optimizer(optimizer, loaded[OPTIMIZER], loaded[LIGHTNING_STATE][OPTIMIZER])
+    if optimizer is not None:
+        backend.load_optimizer(optimizer, loaded[OPTIMIZER], loaded[LIGHTNING_STATE][OPTIMIZER])

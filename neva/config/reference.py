@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from neva.config.compose import CONF_DIR, compose, recipes
-from neva.config.keys.field import Ignored, Key, Refused
+from neva.config.keys.field import FIXED, Ignored, Key, Refused
 from neva.config.keys.inference import Inference
 from neva.config.keys.model import Training
 from neva.config.schema import leaf_values, walk
@@ -19,6 +19,7 @@ PAGE_HEAD = """\
 
 Written by `python -m neva.config.reference docs/configuration_keys.md`; a test compares. The values of a recipe
 stand in the files of `conf/`; the column *default* is what a YAML without a defaults list gets where it lacks the key.
+What is *fixed* stays as it is when a run is resumed ([train.md](train.md#resume)).
 How keys are chosen and overridden: [configuration.md](configuration.md).
 """
 
@@ -70,7 +71,8 @@ def _key_row(path: str, hint: object, rule: Key, defaults: Mapping[str, object])
         values_by_reason.setdefault(why, []).append(f"`{as_override(value)}`")
     refused = "".join(f" {', '.join(values)}: {why}." for why, values in values_by_reason.items())
     value = _cell(", ".join(part for part in parts if part))
-    return f"| `{path}` | {value} | {_default(path, rule, defaults)} | {_cell(rule.doc + refused)} |"
+    fixed = f" *Fixed*: {FIXED[rule.fixed]}." if rule.fixed else ""
+    return f"| `{path}` | {value} | {_default(path, rule, defaults)} | {_cell(rule.doc + refused + fixed)} |"
 
 
 def _default(path: str, rule: Key, defaults: Mapping[str, object]) -> str:

@@ -48,6 +48,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             held_out_problems,
             monitor_problems,
             sample_problems,
+            _start,
         )
         if "model" in cfg
         else (_inference,)
@@ -55,6 +56,17 @@ def validate(cfg: DictConfig, world_size: int) -> None:
     problems = [problem for rule in rules for problem in rule(cfg, world_size)]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _start(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    """Yields what is wrong with the keys that say what a run takes of the checkpoint that it starts from."""
+    model = cfg.model
+    for name in ("load_optim", "load_data_state"):
+        if not model[name] and model.resume_from_checkpoint is None:
+            yield (
+                f"model.{name}=false says what a run takes of model.resume_from_checkpoint, which is null: name the "
+                "checkpoint to start from, or leave the key out"
+            )
 
 
 def _loss(cfg: DictConfig, world_size: int) -> Iterator[str]:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX
 from neva.families.media_tokens import PictureShape
+
+
+class SampleOrigin(NamedTuple):
+    """Where a sample comes from."""
+
+    row: int
+    """Of its data-parallel rank's share of the step, in the order of the sampler."""
+    number: int
+    """Of the record that it was made of, in the data set."""
+    stands_for: tuple[int, ...]
+    """The records of the sampler that are done with it: that one, and those that give no sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +49,8 @@ class Batch:
     """Tokens of each sample in each row; none: a row is one sample, of a length that is not told."""
     sample_sources: list[list[int]] = field(default_factory=list)
     """Numbers of the sources that they are of, in a mixture."""
+    origins: list[SampleOrigin] = field(default_factory=list)
+    """Of all samples, in the order of `record_ids`."""
 
     @property
     def packed_lengths(self) -> list[list[int]] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
-from neva.data.batch import Batch
+from neva.data.batch import Batch, SampleOrigin
 from neva.data.dataset import Sample
 from neva.families.media_tokens import MediumLayout, PictureShape
 
@@ -33,8 +33,10 @@ def collate(
         pad_to_multiple_of: S is the longest row rounded up to a multiple of this.
         same_length: the longest of all rows counts, not of each micro batch alone; pipelines need it.
     """
-    ordered = sorted(rows, key=lambda row: -num_tokens(row))
-    groups = [ordered[first : first + micro_batch_size] for first in range(0, len(ordered), micro_batch_size)]
+    places = sorted(range(len(rows)), key=lambda place: -num_tokens(rows[place]))
+    ordered = [rows[place] for place in places]
+    firsts = range(0, len(ordered), micro_batch_size)
+    groups = [ordered[first : first + micro_batch_size] for first in firsts]
     longest = [num_tokens(groups[0][0] if same_length else group[0]) for group in groups]
     lengths = [-(-length // pad_to_multiple_of) * pad_to_multiple_of for length in longest]
     sizes = [2 * len(group) * length for group, length in zip(groups, lengths, strict=True)]
@@ -44,8 +46,12 @@ def collate(
         [sum(len(sample.pixel_values) for row in group for sample in row) for group in groups]
     )
     return [
-        _fill(group, block.view(2, len(group), length), group_images, pad_id)
-        for group, length, block, group_images in zip(groups, lengths, integers, images, strict=True)
+        _fill(
+            group, places[first : first + micro_batch_size], block.view(2, -1, length), group_images, pad_id
+        )
+        for group, first, length, block, group_images in zip(
+            groups, firsts, lengths, integers, images, strict=True
+        )
     ]
 
 
@@ -54,7 +60,9 @@ def num_tokens(row: Row) -> int:
     return sum(len(sample.input_ids) for sample in row)
 
 
-def _fill(group: Sequence[Row], block_2BS: Tensor, pixel_values: Tensor, pad_id: int) -> Batch:
+def _fill(
+    group: Sequence[Row], places: Sequence[int], block_2BS: Tensor, pixel_values: Tensor, pad_id: int
+) -> Batch:
     input_ids, labels = block_2BS
     input_ids.fill_(pad_id)
     labels.fill_(IGNORE_INDEX)
@@ -78,6 +86,11 @@ def _fill(group: Sequence[Row], block_2BS: Tensor, pixel_values: Tensor, pad_id:
         num_image_tokens=int((input_ids == IMAGE_TOKEN_ID).sum()),
         sample_lengths=[[len(sample.input_ids) for sample in row] for row in group],
         sample_sources=[[sample.source for sample in row] for row in group],
+        origins=[
+            SampleOrigin(place, sample.number, sample.stands_for)
+            for place, row in zip(places, group, strict=True)
+            for sample in row
+        ],
     )
 
 

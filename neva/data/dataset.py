@@ -45,6 +45,10 @@ class Sample(NamedTuple):
     """What each medium became, in that order."""
     source: int = 0
     """Number of the source that it is of, in a mixture."""
+    number: int = -1
+    """Of the record in the data set."""
+    stands_for: tuple[int, ...] = ()
+    """Records that a sampler asked for and that are done with it, see `SampleOrigin`."""
 
 
 class ConversationDataset(Dataset[Sample]):
@@ -95,7 +99,7 @@ class ConversationDataset(Dataset[Sample]):
         """
         for distance in range(len(self)):
             if (sample := self.read_or_skip((index + distance) % len(self))) is not None:
-                return sample
+                return sample._replace(stands_for=(index,))
         raise SampleError(f"{self.records.path}: none of the {len(self)} records gives a sample")
 
     def read_or_skip(self, index: int) -> Sample | None:
@@ -167,6 +171,8 @@ class ConversationDataset(Dataset[Sample]):
             record.id,
             media,
             record.source,
+            number=index,
+            stands_for=(index,),
         )
 
     def num_positions(self, index: int) -> int:

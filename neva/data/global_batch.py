@@ -76,7 +76,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         position, number = self.start, -1
         order: Order = FileOrder(0)
         for _ in range(self.num_steps):
-            begin = position.batch(self.num_samples, self.global_batch_size, self.drop_last)
+            begin = self.begin(position)
             position = self.behind(position)
             if begin.epoch != number:
                 number, order = begin.epoch, self._order(begin)
@@ -90,6 +90,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Returns the order of the epoch that a global batch begins in."""
         assert begin.batch_size is not None
         return self.order.indices(replace(self.first, number=begin.epoch, global_batch_size=begin.batch_size))
+
+    def begin(self, position: Position) -> Position:
+        """Returns where the next step begins."""
+        return position.batch(self.num_samples, self.global_batch_size, self.drop_last)
 
     def behind(self, position: Position) -> Position:
         """Returns the position behind the next step."""

@@ -71,7 +71,12 @@ class RankBatchDataset(Dataset["list[Batch] | UserError"]):
             return [self.samples[index]]
         members = self.packs.members(index)
         found = [sample for member in members if (sample := self.samples.read_or_skip(member)) is not None]
-        return found or [self.samples[members[0]]]
+        if not found:
+            return [self.samples[members[0]]._replace(stands_for=tuple(members))]
+        if len(found) < len(members):
+            skipped = {*members} - {sample.number for sample in found}
+            found[0] = found[0]._replace(stands_for=(found[0].number, *sorted(skipped)))
+        return found
 
 
 class RankBatchLoader(DataLoader["list[Batch] | UserError"]):
@@ -79,6 +84,9 @@ class RankBatchLoader(DataLoader["list[Batch] | UserError"]):
 
     identity: Mapping[str, Any]
     """What the order of the data depends on."""
+    samples_per_epoch: int
+    most_samples: int
+    """That a rank's share of a step may have."""
 
     def __iter__(self) -> Iterator[list[Batch]]:  # type: ignore[override]  # torch names its private iterator
         for step in super().__iter__():
@@ -142,6 +150,9 @@ def train_loader(
     )
     loader = build_loader(batches, sampler, model_cfg.data.num_workers)
     loader.identity = identity
+    share = first.global_batch_size // size
+    loader.samples_per_epoch = len(dataset) if packs is None else len(packs.samples)
+    loader.most_samples = share if packs is None else share * packs.most_members
     return loader
 
 

@@ -38,6 +38,11 @@ class PackingPlan:
         members: list[int] = self.samples[first : int(self.ends[pack])].tolist()
         return members
 
+    @property
+    def most_members(self) -> int:
+        """Samples of the pack that has the most."""
+        return int(np.diff(self.ends, prepend=0).max(initial=0))
+
     def fill(self, lengths: NDArray[np.integer], capacity: int) -> float:
         """Returns the share of all positions that samples of these lengths take."""
         return float(lengths[self.samples].sum() / (len(self) * capacity))

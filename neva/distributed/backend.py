@@ -65,6 +65,9 @@ class Backend(Protocol):
     def load_optimizer(self, optimizer: Any, state: Mapping[Any, Any], common: Mapping[str, Any]) -> None:
         """Fills the optimizer with what was read into `optimizer_state`, and with `common_state`."""
 
+    def adopt_weights(self, optimizer: Any) -> None:
+        """Has an optimizer that begins afresh start from the weights that the model was filled with."""
+
 
 BACKENDS: tuple[Callable[[DictConfig, int], Backend | None], ...] = (
     FSDPBackend.from_config,

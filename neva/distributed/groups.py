@@ -80,6 +80,13 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def gathered_by_data_parallel(values: torch.Tensor) -> torch.Tensor:
+    """Returns [data-parallel ranks, n] of what each of them gives, [n] on its device. Called by every rank."""
+    gathered = values.new_empty((data_parallel_size(), len(values)))
+    dist.all_gather(list(gathered), values, group=parallel_state.get_data_parallel_group())
+    return gathered
+
+
 @dataclass(frozen=True)
 class PipelineStage:
     """A pipeline stage on this rank; `virtual` is its number where a rank holds several virtual stages."""
@@ -119,6 +126,11 @@ def data_parallel_rank() -> int:
 def leads_model() -> bool:
     """Whether this process is the first of those that hold one copy of the model together."""
     return dist.get_rank(parallel_state.get_model_parallel_group()) == 0
+
+
+def leads_share() -> bool:
+    """Whether this process is the first of those that compute one share of a step together."""
+    return leads_model() and parallel_state.get_context_parallel_rank() == 0
 
 
 def data_parallel_size() -> int:

@@ -113,6 +113,10 @@ class MegatronDDP:
         """See `Backend`."""
         optimizer_state.load(optimizer, state, common)
 
+    def adopt_weights(self, optimizer: MegatronOptimizer) -> None:
+        """See `Backend`; in 16 bits it has main weights of its own."""
+        optimizer.reload_model_params()
+
 
 def data_parallel(
     models: Sequence[NevaModel], distributed_optimizer: bool = False

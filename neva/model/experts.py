@@ -10,7 +10,7 @@ Dimensions: T tokens of this rank (of its shard of the sequence), E experts, D h
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from megatron.core.utils import get_pg_rank
-from torch import Tensor
+from torch import Tensor, nn
 
 from neva.families.configs import LanguageConfig
 from neva.model.balance import TokenGroups, balance_loss
@@ -77,6 +77,8 @@ class Router(TopKRouter):
 
     groups: TokenGroups | None = None
     """Which tokens are balanced together; None: no loss is added."""
+    balance_sum: Tensor | float = 0.0
+    """This rank's parts of that loss since they were last taken, to be shown."""
 
     def gating(self, input: Tensor) -> Tensor:
         """Returns logits [s, B, E]; Megatron's own product needs Transformer Engine."""
@@ -91,8 +93,19 @@ class Router(TopKRouter):
         is_chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter(1, experts_Tk, True)
         if self.groups is not None and torch.is_grad_enabled():
             loss = balance_loss(logits_TE, is_chosen_TE, self.groups, self.config, self.tp_cp_group)
+            # once a step: a forward pass that is to be computed again runs without gradients
+            self.balance_sum = self.balance_sum + loss.detach().double()
             weights_TE = MoEAuxLossAutoScaler.apply(weights_TE, loss)
         return weights_TE, is_chosen_TE
+
+
+def taken_balance(models: Iterable[nn.Module]) -> Tensor | float:
+    """Returns the sum of this rank's parts of the balance loss since this was last asked."""
+    routers = [module for model in models for module in model.modules() if isinstance(module, Router)]
+    total: Tensor | float = sum((router.balance_sum for router in routers), 0.0)
+    for router in routers:
+        router.balance_sum = 0.0
+    return total
 
 
 def choose(logits_TE: Tensor, topk: int, pre_softmax: bool) -> tuple[Tensor, Tensor]:

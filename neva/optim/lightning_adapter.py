@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -11,6 +12,21 @@ from megatron.core.optimizer import OptimizerConfig
 
 from neva.optim.offload import state_on_device
 from neva.optim.schedule import CosineAnnealing
+
+
+class GradientNotFinite(ArithmeticError):
+    """The norm of the gradient is not finite; nothing has been updated."""
+
+    def __init__(self, norm: float) -> None:
+        super().__init__(f"gradient norm is {norm}")
+        self.norm = norm
+
+
+def require_finite(norm: float) -> float:
+    """Returns a gradient norm; raises GradientNotFinite when it is none to update by."""
+    if not math.isfinite(norm):
+        raise GradientNotFinite(float(norm))
+    return norm
 
 
 class OptimizerProtocol(Protocol):
@@ -24,7 +40,14 @@ class OptimizerProtocol(Protocol):
     def zero_grad(self, set_to_none: bool = True) -> None: ...
 
     def step(self) -> tuple[bool, float | None, Any]:
-        """Returns whether it updated, the gradient norm before clipping, and what nobody reads."""
+        """Returns whether it updated, the gradient norm before clipping, and what nobody reads.
+
+        The norm is the same on every rank, with clipping and without. None of a step whose scaled gradients overflowed
+        in float16, which is no error: the loss scale is lowered.
+
+        Raises:
+            GradientNotFinite: with nothing updated.
+        """
 
     def get_loss_scale(self) -> torch.Tensor: ...
 
@@ -49,6 +72,8 @@ class LightningOptimizerAdapter(torch.optim.Optimizer):
         self.grad_norm = 0.0
         self.skips_next = False
         """Whether the next step is counted and changes nothing."""
+        self.has_updated = self.is_finite = True
+        """Of the last step that was not skipped: whether weights changed, and whether its gradient norm was finite."""
         self.offloaded_from = offloaded_from
 
     @property
@@ -69,8 +94,14 @@ class LightningOptimizerAdapter(torch.optim.Optimizer):
             self.grad_norm = 0.0
             return
         device = self.offloaded_from
-        with nullcontext() if device is None else state_on_device(self.inner, device):
-            _, grad_norm, _ = self.inner.step()
+        try:
+            with nullcontext() if device is None else state_on_device(self.inner, device):
+                self.has_updated, grad_norm, _ = self.inner.step()
+        except GradientNotFinite as error:
+            self.has_updated = self.is_finite = False
+            self.grad_norm = error.norm
+            return
+        self.is_finite = True
         self.grad_norm = float(grad_norm or 0.0)  # none of a step that overflowed and was skipped
 
     def loss_scale(self) -> dict[str, float]:

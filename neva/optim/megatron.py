@@ -20,6 +20,7 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from omegaconf import DictConfig
 
+from neva.optim.lightning_adapter import require_finite
 from neva.optim.rules import is_inside, is_vector
 
 
@@ -71,6 +72,9 @@ def build_optimizer(
         use_distributed_optimizer=distributed,
     )
     optimizer = get_megatron_optimizer(config, chunks, _overrides(lr_ratios))
+    norm_of = optimizer.get_grad_norm
+    # asked for in each step, clipping or not, behind the sums over ranks and before the first update
+    optimizer.get_grad_norm = lambda: require_finite(norm_of())
     if is_fp16:
         chunks[0].config.grad_scale_func = optimizer.scale_loss
     for group in optimizer.param_groups:

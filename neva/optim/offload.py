@@ -22,8 +22,10 @@ STEP = "step"
 def state_on_device(optimizer: Any, device: torch.device) -> Iterator[None]:
     """Has main weights and Adam's state on `device` inside, in CPU memory afterwards."""
     move(optimizer, device)
-    yield
-    move(optimizer, CPU)
+    try:
+        yield
+    finally:
+        move(optimizer, CPU)
 
 
 def move(optimizer: Any, device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from neva.constants import LOGGED_VALUES, VALIDATION_LOSS, WASTE_VALUES
+from neva.constants import LOGGED_VALUES, SOMETIMES_LOGGED, VALIDATION_LOSS, WASTE_VALUES
 from neva.data.odd_records import ODDITIES
 from neva.training.step import StepLoss
 
@@ -149,7 +150,7 @@ class MetricsFile(Callback):
         if self.file is not None:
             row = {
                 "step": trainer.global_step,
-                **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, "loss_scale", "skipped"),
+                **plain(trainer.callback_metrics, *LOGGED_VALUES, *WASTE_VALUES, *SOMETIMES_LOGGED),
                 **{
                     name: value
                     for source in self.measured
@@ -230,7 +231,7 @@ def draw_loss_curve(run_dir: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read_metrics(run_dir)
+    rows = [row for row in read_metrics(run_dir) if math.isfinite(row["loss"])]
     if not rows:
         return
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]

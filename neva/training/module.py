@@ -16,15 +16,18 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
 from neva.checkpoint import nemo_export
+from neva.checkpoint.stored_config import config_state, tokenizer_digest
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.parts import trained_parts
 from neva.data.batch import Batch
 from neva.data.held_out import source_names
+from neva.data.ledger import LEARNT, NOT_FINITE, OVERFLOW, SKIPPED
 from neva.data.loader import train_loader
 from neva.data.position import saved_position
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
+from neva.model.balance import is_balanced
 from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
@@ -32,7 +35,8 @@ from neva.model.quantised import quantise
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
-from neva.training.step import StepLoss, evaluating, run_global_batch
+from neva.training.not_finite import SKIP, NotFiniteSteps, kept_batches
+from neva.training.step import evaluating, run_global_batch
 from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -69,19 +73,32 @@ class MegatronNevaModel(ModelPT):
     """Trains a `NevaModel` with Megatron's schedule, data parallel and optimizer inside Lightning's loop.
 
     Args:
-        cfg: the resolved `model` section.
+        whole: the resolved tree; `cfg` is its section `model`.
         trainer: the Lightning trainer, with a `MegatronStrategy`.
-        clip_grad: largest global gradient norm; 0 switches clipping off.
+        run_dir: of the run.
         skip_steps: first and last of steps that are consumed and not learnt.
+        replayed: a kept step that is computed, instead of the data.
     """
 
     def __init__(
-        self, cfg: DictConfig, trainer: Trainer, clip_grad: float, skip_steps: Sequence[Sequence[int]] = ()
+        self,
+        whole: DictConfig,
+        trainer: Trainer,
+        run_dir: Path,
+        skip_steps: Sequence[Sequence[int]] = (),
+        replayed: Path | None = None,
     ) -> None:
-        super().__init__(cfg, trainer)
+        super().__init__(whole.model, trainer)
+        self.whole, self.replayed = whole, replayed
         self.skip_steps = skip_steps
+        self.not_finite = NotFiniteSteps(
+            whole.trainer.on_nan if replayed is None else SKIP,
+            whole.trainer.max_nan_steps,
+            run_dir if replayed is None else None,
+        )
+        self.may_skip = bool(skip_steps) or whole.trainer.on_nan == SKIP
         self.automatic_optimization = False
-        self.clip_grad = clip_grad
+        self.clip_grad: float = whole.trainer.gradient_clip_val
         self.consumed_samples = 0
         self.saved_position: Mapping[str, Any] | None = None
         self.models: list[NevaModel] = []
@@ -93,6 +110,8 @@ class MegatronNevaModel(ModelPT):
         """Builds the model on this rank's device, with its initial weights, wrapped for data parallel."""
         self.vision, self.language = vision_config_of(self.cfg), language_config_of(self.cfg)
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
+        # now: whoever uses a tokenizer may leave a setting in it
+        self.config_state = config_state(self.whole, tokenizer_digest(self.tokenizer))
         config = transformer_config(self.language, **megatron_switches(self.cfg))
         trained = trained_parts(self.cfg)
         for pipeline_stage in groups.pipeline_stages():
@@ -154,12 +173,16 @@ class MegatronNevaModel(ModelPT):
         )
         sampler: Any = loader.sampler
         self.behind_next_step, self.position = sampler.behind, sampler.start
+        self.next_step_begin = sampler.begin
         self.data_identity = loader.identity
         self.source_names = source_names(loader.dataset.samples.records)  # type: ignore[attr-defined]
         if self.trainer.global_step >= self.trainer.max_steps:
             self._write_missing_nemo()
-        self.loader = UnsizedLoader(loader)
+        self.loader = UnsizedLoader(loader if self.replayed is None else [self._kept(self.replayed)])
         return self.loader
+
+    def _kept(self, folder: Path) -> list[Batch]:
+        return kept_batches(folder, groups.data_parallel_rank(), groups.data_parallel_size())
 
     def setup_training_data(self, train_data_config: Any) -> None:
         """Nothing: NeMo's hook; `train_dataloader` makes the loader when the position in the data is known."""
@@ -181,6 +204,7 @@ class MegatronNevaModel(ModelPT):
         """Consumes one global batch and takes one optimizer step, which changes nothing where it is to be skipped."""
         optimizer: Any = self.optimizers()
         number = self.trainer.global_step + 1
+        self.step_begin = self.next_step_begin(self.position)
         is_skipped = any(first <= number <= last for first, last in self.skip_steps)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -196,11 +220,16 @@ class MegatronNevaModel(ModelPT):
                 loss_average=self.cfg.loss_average,
                 num_sources=len(self.source_names),
             )
-        if not is_skipped:
-            self._refuse_nan(loss, batch)
         lr = optimizer.set_step(self.trainer.global_step)
-        optimizer.optimizer.skips_next = is_skipped
+        adapter: LightningOptimizerAdapter = optimizer.optimizer
+        adapter.skips_next = is_skipped or not math.isfinite(loss.loss_sum)
         optimizer.step()
+        self.treatment = treatment_of(adapter, is_skipped)
+        if self.treatment == NOT_FINITE:
+            norm = math.nan if adapter.skips_next else adapter.grad_norm
+            self.not_finite.met(number, loss.mean, norm, batch, self.global_rank)
+        elif not is_skipped:
+            self.not_finite.passed()
         self.consumed_samples += loss.num_samples
         self.position = self.behind_next_step(self.position)
         self.log_dict(
@@ -215,18 +244,10 @@ class MegatronNevaModel(ModelPT):
                 "label_share": loss.num_label_tokens / loss.num_positions,
                 "loader_wait_s": self.loader.last_wait_s(),
                 **optimizer.loss_scale(),
-                **({"skipped": float(is_skipped)} if self.skip_steps else {}),
+                **({"balance_loss": loss.balance_loss} if is_balanced(self.chunks[0].config) else {}),
+                **({"skipped": float(self.treatment in (SKIPPED, NOT_FINITE))} if self.may_skip else {}),
             },
             batch_size=1,
-        )
-
-    def _refuse_nan(self, loss: StepLoss, batch: list[Batch]) -> None:
-        if math.isfinite(loss.loss_sum):
-            return
-        ids = [record_id for micro in batch for record_id in micro.record_ids]
-        raise FloatingPointError(
-            f"loss is {loss.mean} at step {self.trainer.global_step} (rank {self.global_rank}); samples of this rank: "
-            f"{ids}. Lower model.optim.lr or look at these samples; the last checkpoint is untouched"
         )
 
     # Saving
@@ -245,7 +266,8 @@ class MegatronNevaModel(ModelPT):
             self.save_to(str(path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the position in the data."""
+        """Adds the position in the data, and the configuration."""
+        checkpoint.update(self.config_state)
         checkpoint["consumed_samples"] = self.consumed_samples
         checkpoint["data_position"] = saved_position(self.position, self.data_identity)
 
@@ -272,3 +294,12 @@ class MegatronNevaModel(ModelPT):
                 if origin.fingerprint is not None and name not in self.saved_parts
             },
         )
+
+
+def treatment_of(optimizer: LightningOptimizerAdapter, is_skipped: bool) -> int:
+    """Returns what a step did with its samples, as the ledger says it."""
+    if is_skipped:
+        return SKIPPED
+    if optimizer.skips_next or not optimizer.is_finite:
+        return NOT_FINITE
+    return LEARNT if optimizer.has_updated else OVERFLOW

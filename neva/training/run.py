@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from nemo.utils import logging as nemo_logging
 from nemo.utils.callbacks import PreemptionCallback
 from nemo.utils.exp_manager import exp_manager
@@ -32,10 +32,13 @@ from neva.training.cluster import cluster_environment
 from neva.training.determinism import deterministic
 from neva.training.module import MegatronNevaModel
 from neva.training.ranked_checkpoints import ranked_by_name
+from neva.training.replay import Replay
 from neva.training.run_folder import finished_step, locked, resume_points
+from neva.training.sample_ledger import SampleLedger
 from neva.training.samples import Samples
 from neva.training.source_losses import SourceLosses
 from neva.training.spike import SpikeAlert
+from neva.training.start import Start, find_start
 from neva.training.strategy import MegatronStrategy
 from neva.training.throughput import Throughput
 from neva.training.validation import Validation
@@ -65,8 +68,13 @@ def train(cfg: DictConfig) -> Path:
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
         settle(place)
         cfg.trainer.max_steps = last_step(cfg)
+        if cfg.trainer.replay is not None:
+            _look(cfg, Replay(), Path(cfg.trainer.replay))
+            return run_folder(cfg)
         if cfg.trainer.skip_train:
-            _validate(cfg)
+            # changes no weight here; an optimizer without parameters cannot be built
+            cfg.model.mm_cfg.mm_mlp_adapter_freeze = False
+            _look(cfg, Validation(cfg.trainer))
             return run_folder(cfg)
         if (step := finished_step(cfg)) is not None:
             logger.info(
@@ -77,23 +85,23 @@ def train(cfg: DictConfig) -> Path:
             )
             return run_folder(cfg)
         with locked(run_folder(cfg), is_writer=place.rank == 0):
-            return _train(cfg)
+            return _train(cfg, is_writer=place.rank == 0)
 
 
-def _train(cfg: DictConfig) -> Path:
+def _train(cfg: DictConfig, is_writer: bool) -> Path:
     quiet_libraries()
     set_matmul_precision(cfg.trainer.precision)
+    start = find_start(cfg, is_writer)
     trainer = build_trainer(cfg)
-    checkpoints = resume_points(cfg)
     with ranked_by_name():
-        run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, checkpoints)))
-    _continue_from(trainer, checkpoints)
+        run_dir = Path(exp_manager(trainer, with_resume(cfg.exp_manager, start.checkpoints)))
+    _continue_from(trainer, start)
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     source_losses = SourceLosses(cfg.trainer.log_every_n_steps)
     asides: list[Validation | Samples] = [Validation(cfg.trainer)]
     if cfg.trainer.samples.prompt_file is not None:
         asides.append(Samples(cfg.trainer.samples, run_dir))
-    callbacks[:0] = [*asides, source_losses]
+    callbacks[:0] = [SampleLedger(run_dir), *asides, source_losses]
     throughput = Throughput(cfg, asides)
     callbacks += [
         throughput,
@@ -110,37 +118,38 @@ def _train(cfg: DictConfig) -> Path:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     if cfg.exp_manager.create_preemption_callback and not torch.cuda.is_available():
         callbacks += preemption(trainer)
-    _fit(cfg, trainer)
+    _fit(cfg, trainer, run_dir)
     return run_dir
 
 
-def _validate(cfg: DictConfig) -> None:
-    """Validates with the weights that a run would go on from, and takes no step; nothing is written."""
+def _look(cfg: DictConfig, callback: Callback, replayed: Path | None = None) -> None:
+    """Runs a callback on the weights that a run would go on from, before or in a step; nothing is written."""
     quiet_libraries()
     set_matmul_precision(cfg.trainer.precision)
-    # Neither of the two changes a weight here: a finished run has no step left to stand before, and an optimizer
-    # without parameters cannot be built.
-    cfg.trainer.max_steps += 1
-    cfg.model.mm_cfg.mm_mlp_adapter_freeze = False
+    cfg.trainer.max_steps += 1  # a finished run has no step left to stand before
     trainer = build_trainer(cfg)
-    _continue_from(trainer, resume_points(cfg))
+    named = cfg.exp_manager.resume_from_checkpoint
+    checkpoints = resume_points(cfg) if named is None else [Path(named)]
+    _continue_from(trainer, Start(tuple(checkpoints), load_optim=False))
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.append(Validation(cfg.trainer))
+    callbacks.append(callback)
     with warnings.catch_warnings():  # the callback that wrote the checkpoint writes none now
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
-        _fit(cfg, trainer)
+        _fit(cfg, trainer, run_folder(cfg), replayed)
 
 
-def _continue_from(trainer: Trainer, checkpoints: Sequence[Path]) -> None:
+def _continue_from(trainer: Trainer, start: Start) -> None:
     """Has the trainer read the first checkpoint, or where its files have changed the next; none: it starts afresh."""
-    if checkpoints:
-        strategy: Any = trainer.strategy
-        trainer.ckpt_path, strategy.earlier = str(checkpoints[0]), checkpoints[1:]
+    strategy: Any = trainer.strategy
+    strategy.start = start
+    if start.checkpoints:
+        trainer.ckpt_path = str(start.checkpoints[0])
 
 
-def _fit(cfg: DictConfig, trainer: Trainer) -> None:
-    skip_steps = OmegaConf.to_container(cfg.trainer.get("skip_steps") or OmegaConf.create([]))
-    module = MegatronNevaModel(cfg.model, trainer, cfg.trainer.gradient_clip_val, skip_steps)  # type: ignore[arg-type]
+def _fit(cfg: DictConfig, trainer: Trainer, run_dir: Path, replayed: Path | None = None) -> None:
+    skipped = cfg.trainer.get("skip_steps") if replayed is None else None
+    skip_steps = OmegaConf.to_container(skipped or OmegaConf.create([]))
+    module = MegatronNevaModel(cfg, trainer, run_dir, skip_steps, replayed)  # type: ignore[arg-type]
     try:
         trainer.fit(module)
     except SystemExit as stop:
@@ -187,6 +196,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # neva.distributed.launch knows where srun is needed; Lightning asks for it wherever it is installed
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    # of a run folder that was moved; the best checkpoints are found by their names
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)  # NeMo's telemetry, which nobody asked for
 
 

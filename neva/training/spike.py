@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from typing import Any
 
@@ -28,6 +29,8 @@ class SpikeAlert(Callback):
     ) -> None:
         """Compares the step with those before it."""
         step: StepLoss = pl_module.last_step  # type: ignore[assignment]
+        if not math.isfinite(step.mean):
+            return  # told by name
         usual = sum(self.before) / len(self.before) if self.before else step.mean
         self.before.append(step.mean)
         if step.mean < self.ratio * usual or not trainer.is_global_zero or len(self.before) == 1:

@@ -16,6 +16,7 @@ from neva.checkpoint import store
 from neva.checkpoint.state import OPTIMIZER, load_state, sharded_state
 from neva.distributed import groups
 from neva.distributed.session import ProcessSession
+from neva.training.start import Start
 
 
 class MegatronStrategy(DDPStrategy):
@@ -28,8 +29,8 @@ class MegatronStrategy(DDPStrategy):
         self.layout = layout
         self.seed = seed
         self.session = session
-        self.earlier: list[Path] = []
-        """Checkpoints that are read instead where files of the one to resume from have changed, newest first."""
+        self.start = Start()
+        """What the run takes of which checkpoints."""
 
     def setup_distributed(self) -> None:
         """Joins the process group and builds Megatron's groups, before any model exists."""
@@ -97,11 +98,14 @@ class MegatronStrategy(DDPStrategy):
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
-        model = (module.backend, module.models, module.saved_parts, module.inner_optimizer)
-        earlier = groups.gathered(self.earlier)[0]
+        optimizer = module.inner_optimizer if self.start.load_optim else None
+        model = (module.backend, module.models, module.saved_parts, optimizer)
+        earlier = groups.gathered(self.start.checkpoints[1:])[0]
         loaded = store.load(ckpt_to_dir(checkpoint_path), sharded_state(*model, is_loading=True), earlier)
         load_state(*model, loaded)
-        return loaded[store.LIGHTNING_STATE]
+        if optimizer is None:
+            module.backend.adopt_weights(module.inner_optimizer)
+        return self.start.taken(loaded[store.LIGHTNING_STATE])
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` filled the model."""

@@ -116,7 +116,8 @@ def work_of(batch: Sequence[Batch], step: StepLoss, patch_size: int) -> StepWork
     for micro in batch:
         for row in micro.sample_lengths or [[micro.input_ids.shape[1]]] * len(micro.input_ids):
             samples.update(row)
-        pictures = micro.pictures or [micro.pixel_values.shape[-2:]] * len(micro.pixel_values)
+        square: tuple[int, ...] = micro.pixel_values.shape[-2:]
+        pictures: Sequence[tuple[int, ...]] = micro.pictures or [square] * len(micro.pixel_values)
         tiles.update((height // patch_size) * (width // patch_size) for height, width, *_ in pictures)
     by_tokens = step.num_tokens / max(1, sum(micro.num_tokens for micro in batch))
     by_images = step.num_image_tokens / max(1, sum(micro.num_image_tokens for micro in batch))

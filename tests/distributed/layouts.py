@@ -494,6 +494,8 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
         loss = run_global_batch(chunks, batch, torch.device("cpu"), num_sources=SOURCES)
         found["losses"].append(loss.mean)
         found["sources"] += [of.loss_sum / of.num_label_tokens for of in loss.by_source]
+        found["sources"].append(loss.balance_loss)
+        assert (loss.balance_loss > 0) == case.experts
         if step == 0 and not case.distributed_optimizer:
             trained = [(name, value) for name, value in named(models) if value.requires_grad]
             gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}

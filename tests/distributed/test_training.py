@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neva.data.ledger import LedgerStep, read_ledger
 from neva.formats.nemo import open_nemo
 from neva.training.callbacks import read_metrics
 from tests.megatron import run_neva
@@ -58,7 +59,12 @@ def handed_over(source: Path, target: Path) -> Path:
     return target
 
 
+def consumed(run_dir: Path) -> list[LedgerStep]:
+    return [entry for entry in read_ledger(run_dir) if isinstance(entry, LedgerStep)]
+
+
 def assert_same_end(found: Path, expected: Path, first_step: int = 0) -> None:
+    assert consumed(found) == consumed(expected)[first_step:]
     # float32 rounding, carried through six steps
     torch.testing.assert_close(losses(found), losses(expected)[first_step:], atol=1e-4, rtol=1e-4)
     ours, theirs = weights(found), weights(expected)

@@ -30,7 +30,11 @@ WORDS = [
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a recipe that trains a tiny model on eight images of one colour and two texts without an image."""
-    folder = tmp_path_factory.mktemp("colours")
+    return colours_in(tmp_path_factory.mktemp("colours"))
+
+
+def colours_in(folder: Path) -> list[str]:
+    """Writes that data into an empty folder and returns the overrides."""
     (folder / "tokenizer").mkdir()
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from neva.commands.data import main as data_command
 from neva.config.load import load
+from neva.data.ledger import LedgerStep, read_ledger
 from neva.errors import ConfigError
 from neva.training.callbacks import read_metrics
 from neva.training.determinism import VARIABLES
@@ -22,7 +24,13 @@ def columns(run_dir: Path, *names: str) -> list[list[float]]:
     return [[row[name] for name in names] for row in read_metrics(run_dir)]
 
 
-def test_skipped_steps_take_their_samples_and_leave_no_trace(tmp_path: Path, colours: list[str]) -> None:
+def steps_of(run_dir: Path) -> list[LedgerStep]:
+    return [entry for entry in read_ledger(run_dir) if isinstance(entry, LedgerStep)]
+
+
+def test_skipped_steps_take_their_samples_and_leave_no_trace(
+    tmp_path: Path, colours: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     every = [*colours, "exp_manager.checkpoint_callback_params.every_n_train_steps=3"]
     skipping = [*every, "trainer.skip_steps=[[2,3],[5,5]]"]
     plain, skipped = run(tmp_path / "plain", every, steps=6), run(tmp_path / "skipped", skipping, steps=6)
@@ -43,6 +51,34 @@ def test_skipped_steps_take_their_samples_and_leave_no_trace(tmp_path: Path, col
         kill_after(4, tmp_path / "resumed", [*skipping, "trainer.max_steps=6"])
     resumed = run(tmp_path / "resumed", skipping, steps=6)
     assert columns(resumed, "loss", "grad_norm") == columns(skipped, "loss", "grad_norm")
+    assert [step.treatment for step in steps_of(resumed)] == [0, 1, 1, 0, 1, 0]
+    assert steps_of(resumed) == steps_of(skipped)
+    assert [step.numbers for step in steps_of(skipped)] == [step.numbers for step in steps_of(plain)]
+    assert_the_ledger_answers(resumed, colours, capsys)
+
+
+def assert_the_ledger_answers(run_dir: Path, colours: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str, code: int = 0) -> str:
+        assert data_command(["ledger", str(run_dir), *words]) == code
+        return capsys.readouterr().out
+
+    capsys.readouterr()
+    assert "6 steps up to step 6, 24 samples, 2 starts" in said()
+    step = said("--step", "2")
+    assert step.startswith("step 2, epoch 0: 4 samples, consumed and not learnt (trainer.skip_steps)")
+    for number in steps_of(run_dir)[1].numbers:
+        name = str(number) if number < 8 else f"text{2 * number - 15}"
+        assert f"{number}  id {name}, record {number}\n" in step and (number > 7 or f"{number}.png\n" in step)
+    assert "human: <image>\nwhat colour is this?\n" in step
+    first = next(number for number in steps_of(run_dir)[0].numbers if number < 8)
+    assert said("--sample", str(first)).splitlines()[0] == f"step 1, epoch 0: record {first}, learnt"
+    assert "no step of" in said("--sample", "absent", code=1)
+    assert said("--verify").splitlines()[0] == (
+        "epoch 0: 8 of 10 samples, each once; 2 left out, as model.drop_last leaves what fills no global batch; 4 of "
+        "them consumed and not learnt"
+    )
+    with pytest.raises(ConfigError, match="--step 9: the ledger of .* does not have it; its last step is 6"):
+        said("--step", "9")
 
 
 @pytest.mark.parametrize("steps", ["[[3,2]]", "[[1]]", "[[0,2]]"])
@@ -85,9 +121,9 @@ def test_a_deterministic_run_asks_for_such_kernels_while_it_lasts(
     seen: list[tuple[bool, str | None]] = []
     fit = run_module._fit
 
-    def look(cfg: Any, trainer: Any) -> None:
+    def look(*arguments: Any) -> None:
         seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-        fit(cfg, trainer)
+        fit(*arguments)
 
     monkeypatch.setattr(run_module, "_fit", look)
     runs = [

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from neva.constants import WASTE_VALUES
+from neva.data.ledger import LedgerPart, LedgerStep, read_ledger
+from neva.data.ledger_proof import prove
 from neva.training.callbacks import read_metrics
 from tests.training.test_run import Kill, kill_after, run
 
@@ -57,6 +59,12 @@ def test_a_packed_run_counts_samples_and_resumes_exactly(
     resumed = read_metrics(run(tmp_path / "b", packed, steps=-1))
     for name in ("loss", "grad_norm", "consumed_samples"):
         assert [row[name] for row in resumed] == [row[name] for row in rows]
+    ledgers = [[*read_ledger(tmp_path / name / "run")] for name in "ab"]
+    assert [len([e for e in ledger if isinstance(e, LedgerPart)]) for ledger in ledgers] == [1, 2]
+    first, second = ([e for e in ledger if isinstance(e, LedgerStep)] for ledger in ledgers)
+    assert first == second
+    found = [finding.text for finding in prove(ledgers[1])]
+    assert found == [f"epoch {number}: 10 of 10 samples, each once" for number in range(4)]
 
 
 def test_an_unpacked_run_says_what_packing_would_give(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from neva.data.ledger import LEARNT, OVERFLOW, LedgerStep, read_ledger
 from neva.optim.offload import move
 from neva.training.callbacks import read_metrics
 from tests.training.test_run import Kill, kill_after, run, weights
@@ -67,11 +68,14 @@ def test_offloading_moves_moments_to_another_device_and_leaves_the_counter() -> 
 
 def test_an_overflow_skips_the_step_and_lowers_the_loss_scale(tmp_path: Path, colours: list[str]) -> None:
     scaled = ["trainer.precision=16", f"model.native_amp_init_scale={2**30}", "model.hysteresis=2"]
-    rows = read_metrics(run(tmp_path, [*colours, *scaled], steps=40))
+    run_dir = run(tmp_path, [*colours, *scaled], steps=40)
+    rows = read_metrics(run_dir)
     scales = [row["loss_scale"] for row in rows]
     assert scales[0] == 2**30 and scales[-1] < 2**20
     assert all(later in (scale, scale / 2) for scale, later in zip(scales, scales[1:], strict=False))
     skipped = [row["grad_norm"] == 0.0 for row in rows]
+    steps = [entry for entry in read_ledger(run_dir) if isinstance(entry, LedgerStep)]
+    assert [step.treatment for step in steps] == [OVERFLOW if passed else LEARNT for passed in skipped]
     assert skipped[0] and not skipped[-1]
     assert [row["consumed_samples"] for row in rows] == [4.0 * (step + 1) for step in range(40)]
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from neva.config.load import load
+from neva.data.ledger import read_ledger
+from neva.data.ledger_proof import prove
 from neva.errors import ConfigError
 from neva.formats.nemo import open_nemo
 from neva.training import callbacks
@@ -171,6 +173,9 @@ def test_saves_and_the_number_of_skipped_records_are_said(
         "saving a checkpoint at step 3",
         f"2 of 10 records were skipped, the next good one taken instead of each: {tmp_path}/data.json",
     ]
+    findings = [*prove(read_ledger(tmp_path / "run"))]
+    passed_over = "10 of 10 samples, each once; 2 records gave no sample and were passed over"
+    assert [finding.text for finding in findings] == [f"epoch {epoch}: {passed_over}" for epoch in range(3)]
 
 
 def test_a_gpu_that_is_not_there_is_one_sentence(

@@ -15,6 +15,7 @@ class Key:
     `elsewhere`: what other systems call a value, with its name here.
     `optional`: need not be in the YAML (whoever reads the section has its own documented default).
     `common`: shown by `neva train --help`.
+    `fixed`: why a run keeps its value when it is resumed, one of `FIXED`; None: a resumed run may have another.
     """
 
     doc: str
@@ -30,6 +31,18 @@ class Key:
     length: int | None = None
     optional: bool = False
     common: bool = False
+    fixed: str | None = None
+
+
+MODEL, TRAINED, READING, ORDER = "model", "trained", "reading", "order"
+
+FIXED = {
+    MODEL: "the weights of the checkpoint are those of that form",
+    TRAINED: "the checkpoint has weights and optimizer state of what trained",
+    READING: "the model was taught to read its samples so",
+    ORDER: "the position in the data is one in that order",
+}
+"""Why a key is fixed once a run has begun."""
 
 
 def asked(rule: Any) -> Any:

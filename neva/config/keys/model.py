@@ -5,7 +5,7 @@ from typing import Any
 
 from neva.config.keys.data import Data
 from neva.config.keys.exp_manager import ExpManager
-from neva.config.keys.field import ignored, key, refused, section
+from neva.config.keys.field import MODEL, ORDER, READING, TRAINED, ignored, key, refused, section
 from neva.config.keys.optim import Optim
 from neva.config.keys.peft import Peft
 from neva.config.keys.refusals import RefusedModelKeys
@@ -51,21 +51,24 @@ class Llm:
     """Where the language model comes from."""
 
     from_pretrained: str | None = key("Hugging Face folder or .nemo; null: random weights.", common=True)
-    freeze: bool = key("Do not train the language model.", common=True)
+    freeze: bool = key("Do not train the language model.", common=True, fixed=TRAINED)
     family: str | None = key(
         "Hugging Face model type of the language model; null: follows from the checkpoint or the sizes.",
         choices=LANGUAGE_FAMILIES.names,
         optional=True,
+        fixed=MODEL,
     )
     config: dict[str, Any] | None = key(
         "With language_backend=huggingface: what its config.json says; follows from the checkpoint.",
         optional=True,
+        fixed=MODEL,
     )
     model_type: str | None = key(
         "With use_im_start_end, whose tokens stand around an image: <extra_id_4>, <extra_id_5> of nvgpt, llama_2, v1, "
         "mistral, <|reserved_special_token_4|>, …5|> of llama_3, <fake_token_around_image> of idefics2; null: LLaVA's "
         "<im_start>, <im_end>.",
         choices=tuple(IMAGE_TAGS),
+        fixed=READING,
     )
 
 
@@ -74,35 +77,45 @@ class VisionEncoder:
     """The vision tower."""
 
     from_pretrained: str | None = key("Hugging Face folder; null: random weights.", common=True)
-    freeze: bool = key("Do not train the tower.", common=True)
+    freeze: bool = key("Do not train the tower.", common=True, fixed=TRAINED)
     vision_encoder_lr_ratio: float = key("Its learning rate as a share of optim.lr, when trained.", above=0)
-    model_type: str | None = key("Hugging Face model type: clip, siglip, …")
-    image_size: int | None = key("Side of the images that it was trained with, pixels.", low=1)
+    model_type: str | None = key("Hugging Face model type: clip, siglip, …", fixed=MODEL)
+    image_size: int | None = key("Side of the images that it was trained with, pixels.", low=1, fixed=MODEL)
     input_size: int | None = key(
         "Side of the images that it is shown, pixels; its learned positions are interpolated; null: image_size.",
         low=1,
+        fixed=MODEL,
     )
-    patch_dim: int | None = key("Side of a patch, pixels.", low=1)
-    hidden_size: int | None = key("Width.", low=1)
-    num_layers: int | None = key("Layers.", low=1)
-    num_attention_heads: int | None = key("Attention heads.", low=1)
-    ffn_hidden_size: int | None = key("Width of the feed-forward layer.", low=1)
-    hidden_act: str | None = key("Activation.", choices=ACTIVATIONS)
-    layernorm_epsilon: float | None = key("Epsilon of its layer norms.", above=0)
+    patch_dim: int | None = key("Side of a patch, pixels.", low=1, fixed=MODEL)
+    hidden_size: int | None = key("Width.", low=1, fixed=MODEL)
+    num_layers: int | None = key("Layers.", low=1, fixed=MODEL)
+    num_attention_heads: int | None = key("Attention heads.", low=1, fixed=MODEL)
+    ffn_hidden_size: int | None = key("Width of the feed-forward layer.", low=1, fixed=MODEL)
+    hidden_act: str | None = key("Activation.", choices=ACTIVATIONS, fixed=MODEL)
+    layernorm_epsilon: float | None = key("Epsilon of its layer norms.", above=0, fixed=MODEL)
     config: dict[str, Any] | None = key(
-        "What else its config.json says, of towers that are more than their sizes; follows from the checkpoint."
+        "What else its config.json says, of towers that are more than their sizes; follows from the checkpoint.",
+        fixed=MODEL,
     )
     vision_select_layer: int | list[int] = key(
-        "Hidden state that is projected: -1 the last, -2 the one before; a list: their features are joined."
+        "Hidden state that is projected: -1 the last, -2 the one before; a list: their features are joined.",
+        fixed=MODEL,
     )
     class_token_length: int | None = key(
         "Leading tokens to drop, class tokens and registers; null: all that the tower's type has; 0: none.",
         low=0,
+        fixed=MODEL,
     )
-    post_layernorm: bool = key("Apply the tower's last norm to the hidden state that is projected.")
+    post_layernorm: bool = key(
+        "Apply the tower's last norm to the hidden state that is projected.", fixed=MODEL
+    )
     crop_size: list[int] | None = key("Height, width; follows from image_size.", low=1, length=2)
-    image_mean: list[float] | None = key("Mean of each colour, 0 to 1.", low=0, high=1, length=3)
-    image_std: list[float] | None = key("Standard deviation of each colour.", above=0, length=3)
+    image_mean: list[float] | None = key(
+        "Mean of each colour, 0 to 1.", low=0, high=1, length=3, fixed=READING
+    )
+    image_std: list[float] | None = key(
+        "Standard deviation of each colour.", above=0, length=3, fixed=READING
+    )
 
     from_hf: Any = refused(True, why="towers are Hugging Face models")
 
@@ -119,19 +132,21 @@ class MmCfg:
         pattern=connector_pattern,
         form=connector_forms,
         not_yet=_NO_PROJECTOR,
+        fixed=MODEL,
     )
-    mm_mlp_adapter_freeze: bool = key("Do not train the projector.")
+    mm_mlp_adapter_freeze: bool = key("Do not train the projector.", fixed=TRAINED)
     mm_mlp_adapter_lr_ratio: float | None = key(
         "The projector's learning rate as a share of optim.lr; null: 1, and beside adapters NeVA's 0.1.",
         above=0,
     )
 
     use_im_start_end: bool = key(
-        "Put a token of the vocabulary before and behind each image, as LLaVA and NeVA can."
+        "Put a token of the vocabulary before and behind each image, as LLaVA and NeVA can.", fixed=READING
     )
     use_image_tile: bool = key(
         "Images of twice the tower's side, which sees their quarters; a downsampling projector joins them to the "
-        "positions of one tile."
+        "positions of one tile.",
+        fixed=READING,
     )
 
 
@@ -164,7 +179,7 @@ class ModelKeys(RefusedModelKeys):
         "With precision 16: steps without overflow after which the loss scale doubles.", low=1
     )
     hysteresis: int = key("With precision 16: overflows after which the loss scale halves.", low=1)
-    seed: int = key("Seed of initial weights and of the data order.", low=0, common=True)
+    seed: int = key("Seed of initial weights and of the data order.", low=0, common=True, fixed=ORDER)
     micro_batch_size: int = key("Samples in one forward pass of a rank.", low=1, common=True)
     global_batch_size: int = key("Samples in one optimizer step.", low=1, common=True)
     mega_batch_mult: int | None = key(
@@ -208,45 +223,59 @@ class ModelKeys(RefusedModelKeys):
     )
     restore_from_path: str | None = key("A .nemo whose weights the run starts from.", common=True)
     resume_from_checkpoint: str | None = key("Checkpoint to continue from, instead of the run folder's last.")
+    load_optim: bool = key(
+        "Of resume_from_checkpoint, take the optimizer's state; false: it begins afresh, on the checkpoint's weights."
+    )
+    load_data_state: bool = key(
+        "Of resume_from_checkpoint, take the position in the data, steps and schedule; false: a run of its own from "
+        "step 0, on other data if you like."
+    )
     image_attention: str = key(
         "What the positions of an image see: causal, those before them; bidirectional, each other too (Megatron-VLM's "
         "--use-fixed-attn-mask, Gemma 3); causal if not given.",
         choices=(CAUSAL, BIDIRECTIONAL),
         optional=True,
+        fixed=READING,
     )
     language_backend: str = key(
         "Who runs the language model: megatron, in every layout; huggingface, any that transformers has, with data "
         "parallel and FSDP.",
         choices=(MEGATRON, HUGGING_FACE),
         common=True,
+        fixed=MODEL,
     )
     mm_cfg: MmCfg = section()
     peft: Peft = section()
     encoder_seq_length: int = key("Longest sequence; longer samples are cut.", low=1, common=True)
     max_position_embeddings: int = key("Longest position.", low=1)
-    vocab_size: int | None = key("Token ids of the language model.", low=1)
+    vocab_size: int | None = key("Token ids of the language model.", low=1, fixed=MODEL)
     make_vocab_size_divisible_by: int = key("Embedding and head are padded to a multiple of this.", low=1)
-    num_layers: int | None = key("Layers of the language model.", low=1)
-    hidden_size: int | None = key("Width of the language model.", low=1)
-    ffn_hidden_size: int | None = key("Width of its feed-forward layer.", low=1)
-    num_attention_heads: int | None = key("Attention heads.", low=1)
-    num_query_groups: int | None = key("Key-value heads; null: as many as attention heads.", low=1)
-    kv_channels: int | None = key("Width of a head; null: hidden_size / num_attention_heads.", low=1)
-    layernorm_epsilon: float | None = key("Epsilon of the norms.", above=0)
-    rotary_base: float | None = key("Base of the rotary embedding.", above=0)
-    rope_scaling: dict[str, Any] | None = key(
-        "Scaled RoPE, as in a config.json: linear, llama3, dynamic, yarn, longrope."
+    num_layers: int | None = key("Layers of the language model.", low=1, fixed=MODEL)
+    hidden_size: int | None = key("Width of the language model.", low=1, fixed=MODEL)
+    ffn_hidden_size: int | None = key("Width of its feed-forward layer.", low=1, fixed=MODEL)
+    num_attention_heads: int | None = key("Attention heads.", low=1, fixed=MODEL)
+    num_query_groups: int | None = key(
+        "Key-value heads; null: as many as attention heads.", low=1, fixed=MODEL
     )
-    share_embeddings_and_output_weights: bool | None = key("Head and embedding are one matrix.")
-    add_qkv_bias: bool | None = key("Bias in the QKV projection (Qwen2, StableLM 2).")
-    qk_layernorm: bool | None = key("Norms on queries and keys (Qwen3, OLMo 2, Gemma 3).")
-    window_size: int | None = key("Sliding window of the attention, tokens; null: none.", low=1)
+    kv_channels: int | None = key(
+        "Width of a head; null: hidden_size / num_attention_heads.", low=1, fixed=MODEL
+    )
+    layernorm_epsilon: float | None = key("Epsilon of the norms.", above=0, fixed=MODEL)
+    rotary_base: float | None = key("Base of the rotary embedding.", above=0, fixed=MODEL)
+    rope_scaling: dict[str, Any] | None = key(
+        "Scaled RoPE, as in a config.json: linear, llama3, dynamic, yarn, longrope.", fixed=MODEL
+    )
+    share_embeddings_and_output_weights: bool | None = key("Head and embedding are one matrix.", fixed=MODEL)
+    add_qkv_bias: bool | None = key("Bias in the QKV projection (Qwen2, StableLM 2).", fixed=MODEL)
+    qk_layernorm: bool | None = key("Norms on queries and keys (Qwen3, OLMo 2, Gemma 3).", fixed=MODEL)
+    window_size: int | None = key("Sliding window of the attention, tokens; null: none.", low=1, fixed=MODEL)
     normalization: str | None = key(
         "Norms: rmsnorm, rmsnorm1p (a weight that counts from one, Gemma), layernorm (centred, with a bias, StableLM)."
         + _FORM,
         choices=(RMS_NORM, RMS_NORM_PLUS_ONE, LAYER_NORM),
         not_yet=dict.fromkeys(("layernorm1p", "low_precision_layernorm"), _OTHER_FORM),
         optional=True,
+        fixed=MODEL,
     )
     transformer_block_type: str | None = key(
         "Norms stand before attention and feed-forward (pre_ln), behind both (sublayer_post_ln, OLMo 2), or before and "
@@ -254,52 +283,66 @@ class ModelKeys(RefusedModelKeys):
         choices=(BEFORE, AFTER, AROUND),
         not_yet=dict.fromkeys(("post_ln", "normformer", "gpt_j"), _OTHER_FORM),
         optional=True,
+        fixed=MODEL,
     )
     activation: str | None = key(
         "Of the feed-forward layer: swiglu (fast-swiglu is the same), approx-geglu (tanh, Gemma)." + _FORM,
         choices=(SILU, *SAME_ACTIVATION, GELU_TANH),
         not_yet=dict.fromkeys(_OTHER_ACTIVATIONS, _OTHER_FORM),
         optional=True,
+        fixed=MODEL,
     )
     rotary_percentage: float | None = key(
-        "Share of each head that RoPE turns." + _FORM, above=0, high=1, optional=True
+        "Share of each head that RoPE turns." + _FORM, above=0, high=1, optional=True, fixed=MODEL
     )
     qk_layernorm_scope: str | None = key(
         "With qk_layernorm, over each head (head) or all heads of a token (all, OLMo 2)." + _FORM,
         choices=(EACH_HEAD, ALL_HEADS),
         optional=True,
+        fixed=MODEL,
     )
     query_pre_attn_scalar: float | None = key(
-        "Scores are divided by its root (Gemma); null: by that of kv_channels.", above=0, optional=True
+        "Scores are divided by its root (Gemma); null: by that of kv_channels.",
+        above=0,
+        optional=True,
+        fixed=MODEL,
     )
     attn_logit_softcapping: float | None = key(
-        "Soft cap of the scores of attention (Gemma 2); null: none.", above=0, optional=True
+        "Soft cap of the scores of attention (Gemma 2); null: none.", above=0, optional=True, fixed=MODEL
     )
     final_logit_softcapping: float | None = key(
-        "Soft cap of the logits (Gemma 2); null: none.", above=0, optional=True
+        "Soft cap of the logits (Gemma 2); null: none.", above=0, optional=True, fixed=MODEL
     )
     scale_embeddings: bool | None = key(
-        "Multiply embeddings of tokens by the root of hidden_size (Gemma)." + _FORM, optional=True
+        "Multiply embeddings of tokens by the root of hidden_size (Gemma)." + _FORM,
+        optional=True,
+        fixed=MODEL,
     )
     global_attention_interval: int | None = key(
         "With window_size, each so many layers one sees the whole sequence (Gemma); null: all have the window.",
         low=1,
         optional=True,
+        fixed=MODEL,
     )
     rotary_base_local: float | None = key(
-        "Base of RoPE in layers with the window (Gemma 3); null: rotary_base.", above=0, optional=True
+        "Base of RoPE in layers with the window (Gemma 3); null: rotary_base.",
+        above=0,
+        optional=True,
+        fixed=MODEL,
     )
     num_moe_experts: int | None = key(
         "Experts of each layer, of which a router chooses some for each token; null: none (Mixtral, Qwen3-MoE).",
         low=1,
+        fixed=MODEL,
     )
-    moe_router_topk: int | None = key("Experts of a token.", low=1)
-    moe_ffn_hidden_size: int | None = key("Width of an expert; null: ffn_hidden_size.", low=1)
+    moe_router_topk: int | None = key("Experts of a token.", low=1, fixed=MODEL)
+    moe_ffn_hidden_size: int | None = key("Width of an expert; null: ffn_hidden_size.", low=1, fixed=MODEL)
     moe_router_pre_softmax: bool | None = key(
-        "Weights of experts are probabilities among all, not among the chosen (norm_topk_prob=false)."
+        "Weights of experts are probabilities among all, not among the chosen (norm_topk_prob=false).",
+        fixed=MODEL,
     )
     moe_shared_expert_intermediate_size: int | None = key(
-        "Width of the expert that every token passes (Qwen2-MoE); null: none.", low=1
+        "Width of the expert that every token passes (Qwen2-MoE); null: none.", low=1, fixed=MODEL
     )
     moe_aux_loss_coeff: float | None = key(
         "Weight of the loss that balances experts; null: the checkpoint's router_aux_loss_coef, else 0.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from neva.config.keys.field import ignored, key, refused, section
+from neva.config.keys.field import MODEL, TRAINED, ignored, key, refused, section
 
 LORA, QLORA, NO_PEFT = "lora", "qlora", "none"
 NF4, INT8 = "nf4", "int8"
@@ -29,14 +29,16 @@ class LoraTuning:
         "nemo: one pair of factors for the joined queries, keys and values, and for gate and up; canonical: a pair for "
         "each, as in peft.",
         choices=(NEMO_VARIANT, CANONICAL),
+        fixed=MODEL,
     )
     target_modules: list[str] = key(
         "Matrices with adapters, by NeMo's names or those of Hugging Face.",
         choices=(*NEMO_TARGETS, *HF_TARGETS),
+        fixed=MODEL,
     )
-    adapter_dim: int = key("Rank of the factors.", low=1, common=True)
+    adapter_dim: int = key("Rank of the factors.", low=1, common=True, fixed=MODEL)
     alpha: float | None = key(
-        "Their product is multiplied by alpha / adapter_dim; null: adapter_dim.", above=0
+        "Their product is multiplied by alpha / adapter_dim; null: adapter_dim.", above=0, fixed=MODEL
     )
     adapter_dropout: float = key("Share of elements that dropout sets to zero.", low=0, below=1)
     dropout_position: str = key(
@@ -45,7 +47,9 @@ class LoraTuning:
     )
     column_init_method: str = key("How the first factor is drawn.", choices=INITS)
     row_init_method: str = key("How the second factor is drawn.", choices=INITS)
-    layer_selection: list[int] | None = key("Layers with adapters, counted from 1; null: all.", low=1)
+    layer_selection: list[int] | None = key(
+        "Layers with adapters, counted from 1; null: all.", low=1, fixed=MODEL
+    )
 
     weight_tying: Any = refused(False, None, why="every layer has factors of its own")
     position_embedding_strategy: Any = refused(None, why="it acts with tied adapters only")
@@ -60,11 +64,12 @@ class Peft:
         "lora: adapters beside the frozen language model train; qlora: and its matrices are packed; none, null: "
         "there are none.",
         choices=(LORA, QLORA, NO_PEFT),
+        fixed=TRAINED,
         not_yet=dict.fromkeys(_OTHER_SCHEMES, _OTHER_SCHEME),
         common=True,
     )
     restore_from_path: str | None = key("A .nemo whose adapters (and projector) the run starts from.")
-    quantization: str = key("With qlora, how matrices are packed.", choices=(NF4, INT8))
+    quantization: str = key("With qlora, how matrices are packed.", choices=(NF4, INT8), fixed=MODEL)
     lora_tuning: LoraTuning = section()
 
     adapter_tuning: Any = ignored(_OTHER_DETAIL)

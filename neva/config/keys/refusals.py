@@ -43,6 +43,7 @@ class RefusedModelKeys:
 
     nsys_profile: NsysProfile = section()
 
+    load_rng: Any = ignored("training draws no random numbers: the order of the data follows from model.seed")
     fsdp_use_orig_params: Any = ignored(
         "FSDP2 keeps the original parameters, so frozen and trained ones share a unit anyway"
     )

@@ -61,6 +61,14 @@ class Trainer:
         "Only validate, with the weights of the run's last checkpoint or those it would start from; nothing is written."
     )
     samples: SampleKeys = section()
+    on_nan: str = key(
+        "A step whose loss or gradient norm is not finite: fail, or skip it and count. A float16 overflow is none.",
+        choices=("fail", "skip"),
+    )
+    max_nan_steps: int = key("With on_nan=skip, more of them in a row fail.", low=1)
+    replay: str | None = key(
+        "Folder of a step that was not finite: compute it with the weights of the run's last checkpoint, write nothing."
+    )
     skip_steps: list[list[int]] | None = key(
         "Steps whose samples are consumed and not learnt, as [[first, last], …] with the numbers of the log.",
         optional=True,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from neva.distributed.fsdp.sharding import SHARD, FullyShardedModel, local
+from neva.optim.lightning_adapter import require_finite
 from neva.optim.rules import is_vector, lr_ratio
 
 CLIP_EPSILON = 1e-6
@@ -57,8 +58,12 @@ class ShardedAdamW:
         self.optimizer.zero_grad(set_to_none)
 
     def step(self) -> tuple[bool, float, None]:
-        """Clips and updates. Returns whether it did, the gradient norm before clipping (0 without), and None."""
-        norm = self._clip() if self.config.clip_grad > 0 else 0.0
+        """Clips and updates. Returns whether it did, the gradient norm before clipping, and None.
+
+        Raises:
+            GradientNotFinite: with nothing updated.
+        """
+        norm = require_finite(self._clip())
         self.optimizer.step()
         return True, norm, None
 
@@ -70,7 +75,7 @@ class ShardedAdamW:
         gradients = [local(parameter.grad) for parameter in self.named.values()]
         norm = total_norm(gradients, next(iter(self.named.values())))
         factor = self.config.clip_grad / (norm + CLIP_EPSILON)
-        if factor < 1:
+        if 0 < factor < 1:  # 0: clipping is off; what compares with nothing is NaN, which is refused
             torch._foreach_mul_(gradients, factor)
         return norm
 

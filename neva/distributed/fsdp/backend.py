@@ -80,3 +80,6 @@ class FSDPBackend:
     ) -> None:
         """See `Backend`."""
         fsdp_state.load_optimizer(optimizer, state, common["step"])
+
+    def adopt_weights(self, optimizer: ShardedAdamW) -> None:
+        """See `Backend`; the shards that it updates are the weights themselves."""
