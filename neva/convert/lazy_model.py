@@ -117,11 +117,18 @@ class LazyModel(LazyLanguageModel):
             yield folder
 
 
+def resolved_copy(config: DictConfig) -> DictConfig:
+    """Returns a configuration of its own, without interpolations."""
+    copied = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    assert isinstance(copied, DictConfig)
+    return copied
+
+
 def merged(model: LazyModel) -> LazyModel:
     """Returns a model with its adapters merged into its matrices: one like any other."""
     if model.adapters is None:
         return model
-    config = OmegaConf.create(OmegaConf.to_container(model.config, resolve=True))
+    config = resolved_copy(model.config)
     with open_dict(config):
         config.peft.peft_scheme, config.restore_from_path = NO_PEFT, None
     return replace(

@@ -29,7 +29,7 @@ def test_the_recipes_are_those_of_the_documentation() -> None:
     )
     assert set(recipes()) == {
         f"{size}_{job}" for size in sizes for job in ("pretrain", "finetune", "inference")
-    } | {"pai_llava_mistral_7b_pretrain", "idefics2_8b_finetune", "idefics2_8b_inference"}
+    } | {"pai_llava_mistral_7b_pretrain", "idefics2_8b_finetune", "idefics2_8b_inference", "llava_7b_lora"}
 
 
 def test_the_package_reads_the_tree_of_the_repository() -> None:
@@ -213,3 +213,17 @@ def test_a_checkpoints_name_needs_no_quotes() -> None:
     for written in (path, f"'{path}'"):
         cfg = compose("llava_7b_finetune", [f"exp_manager.resume_from_checkpoint={written}"])
         assert cfg.exp_manager.resume_from_checkpoint == path
+
+
+def test_the_adapters_of_llava_1_5_are_those_of_its_script() -> None:
+    """https://github.com/haotian-liu/LLaVA/blob/main/scripts/v1_5/finetune_lora.sh, and peft's own dropout of it."""
+    model = load("llava_7b_lora", []).model
+    lora = language_config_of(model).lora
+    assert lora is not None and model.mm_cfg.llm.freeze
+    assert (lora.rank, lora.alpha, lora.dropout, lora.drops_input) == (128, 256, 0.05, True)
+    assert sum(len(pieces) for _, pieces in lora.sites) == 7
+    assert (model.optim.lr, model.optim.lr * model.mm_cfg.mm_mlp_adapter_lr_ratio) == (
+        2e-4,
+        pytest.approx(2e-5),
+    )
+    assert model.global_batch_size == 128

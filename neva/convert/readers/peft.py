@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from neva.config.peft import lora_of
 from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.convert import detect
-from neva.convert.lazy_model import Base, LazyModel
+from neva.convert.lazy_model import Base, LazyModel, resolved_copy
 from neva.convert.options import Options
 from neva.convert.peft_folder import BODY, from_peft, peft_section
 from neva.convert.readers import llava_hf, nemo
@@ -54,7 +54,7 @@ def read(folder: Path, options: Options) -> LazyModel:
 def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     stored = TensorFile(folder / ADAPTER_WEIGHTS)
     adapters = from_peft(stored, folder)
-    config = OmegaConf.create(OmegaConf.to_container(model.config, resolve=True))
+    config = resolved_copy(model.config)
     held = parts_among(tensor_names(path)) if is_nemo(path) else list(SECTION_OF)
     with open_dict(config):
         config.peft = peft_section(folder, adapters, model.language.num_layers)
