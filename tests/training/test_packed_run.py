@@ -52,7 +52,7 @@ def test_a_packed_run_counts_samples_and_resumes_exactly(
         assert rows[-1]["consumed_samples"] == 40
     assert all({*WASTE_VALUES} <= set(row) for row in rows)
     assert all(0 < row["label_share"] < row["image_share"] + row["label_share"] < 1 for row in rows)
-    (line,) = [line for line in told if "padding" in line]
+    (line,) = [line for line in told if "% padding" in line]
     assert "image tokens" in line and "waited for the loader" in line and "packed_sequence" not in line
     with pytest.raises(Kill):
         kill_after(3, tmp_path / "b", packed)
@@ -71,7 +71,7 @@ def test_an_unpacked_run_says_what_packing_would_give(
     tmp_path: Path, colours: list[str], told: list[str]
 ) -> None:
     run(tmp_path, [*colours, "model.data.pad_to_multiple_of=128"], steps=2)
-    (line,) = [line for line in told if "padding" in line]
+    (line,) = [line for line in told if "% padding" in line]
     # 8 samples in 8 rows of 128 positions
     assert line.startswith("1,024 positions: ")
     assert "with model.data.packed_sequence=true the same samples would take" in line
