@@ -8,7 +8,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.checkpoint.stored_config import stored_config
 from neva.config.paths import run_folder
 from neva.config.resumed import allowed_changes
 from neva.errors import ConfigError
@@ -45,17 +44,26 @@ def note_resume(cfg: DictConfig, found: Findings) -> None:
     last = list((run_folder(cfg) / "checkpoints").glob("*-last*"))
     if last and cfg.exp_manager.resume_if_exists:
         found.notes.append(f"the run will continue from {last[0]}")
-        stored = stored_config(last[0])
-        try:
-            changed = [] if stored is None else allowed_changes(stored[0], cfg)
-        except ConfigError as error:
-            found.problems += str(error).splitlines()
-        else:
-            found.notes += [f"changed since that checkpoint: {change}" for change in changed]
+        _note_changes(last[0], cfg, found)
     if not cfg.exp_manager.create_checkpoint_callback:
         found.notes.append(
             "exp_manager.create_checkpoint_callback=false: the run leaves neither checkpoints nor a .nemo"
         )
+
+
+def _note_changes(folder: Path, cfg: DictConfig, found: Findings) -> None:
+    """Notes what has changed since a checkpoint; problems are fixed keys."""
+    from neva.checkpoint.stored_config import (
+        stored_config,
+    )  # with Megatron, which a dry run has imported quietly
+
+    stored = stored_config(folder)
+    try:
+        changed = [] if stored is None else allowed_changes(stored[0], cfg)
+    except ConfigError as error:
+        found.problems += str(error).splitlines()
+    else:
+        found.notes += [f"changed since that checkpoint: {change}" for change in changed]
 
 
 def _copies(cfg: DictConfig, steps: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import traceback
@@ -82,6 +83,8 @@ def _rank(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    # for workers of the loader, as in any run: a fork takes over how it was made itself
+    multiprocessing.set_start_method("fork", force=True)
     environment = launcher_free(os.environ)
     os.environ.clear()
     os.environ.update(environment)
