@@ -115,6 +115,6 @@ def fill_language(model_cfg: DictConfig) -> None:
         )
     if model_cfg.num_query_groups is None:
         model_cfg.num_query_groups = model_cfg.num_attention_heads
-    if model_cfg.kv_channels is None and model_cfg.num_attention_heads is not None:
+    if model_cfg.kv_channels is None and None not in (model_cfg.hidden_size, model_cfg.num_attention_heads):
         model_cfg.kv_channels = model_cfg.hidden_size // model_cfg.num_attention_heads
     require(model_cfg, tuple(LANGUAGE_KEYS.keys() - NULLABLE), "model", folder)
