@@ -31,7 +31,10 @@ SOMETIMES_LOGGED = ("loss_scale", "skipped", "balance_loss")
 
 VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language_model"
 
-PARTS = (VISION_TOWER, PROJECTOR, LANGUAGE_MODEL)
+SECOND_TOWER = "second_vision_tower"
+"""Another tower that sees the same images; few models have one."""
+
+PARTS = (VISION_TOWER, SECOND_TOWER, PROJECTOR, LANGUAGE_MODEL)
 """The parts of a model: attributes of `NevaModel`, and the first component of every parameter's name."""
 
 ADAPTERS = "adapters"

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.findings import Findings
 from neva.model.preflight import PartSize
 
 PART_NAMES = {
     VISION_TOWER: "vision tower",
+    SECOND_TOWER: "second tower",
     PROJECTOR: "projector",
     LANGUAGE_MODEL: "language model",
     ADAPTERS: "adapters",

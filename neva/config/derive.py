@@ -9,7 +9,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from neva.config.derive_language import fill_language
 from neva.config.fill import fill_or_compare, read_shape, require
 from neva.config.fsdp import fill_fsdp
-from neva.config.model_config import TOWER_KEYS, media_rules_of, own_template_of, vision_config_of
+from neva.config.model_config import (
+    SECOND_ENCODER,
+    TOWER_KEYS,
+    media_rules_of,
+    own_template_of,
+    vision_config_of,
+)
 from neva.config.peft import fill_projector_rate
 from neva.errors import ConfigError
 from neva.families.vision import listed
@@ -108,29 +114,42 @@ def tower_sizes(folder: str | None, wanted: str | None = None) -> dict[str, Any]
 
 
 def _vision(model_cfg: DictConfig) -> None:
-    tower = model_cfg.mm_cfg.vision_encoder
+    first, second = model_cfg.mm_cfg.vision_encoder, model_cfg.mm_cfg.get(SECOND_ENCODER)
+    _tower(first, "vision_encoder")
+    if second is None:
+        return
+    if second.input_size is None:  # it sees what the first one sees
+        second.input_size = first[_size_key(first)]
+    _tower(second, SECOND_ENCODER)
+    for tower, key in ((first, "vision_encoder"), (second, SECOND_ENCODER)):
+        require(tower, ("image_mean", "image_std"), f"model.mm_cfg.{key}", tower.from_pretrained)
+
+
+def _tower(tower: DictConfig, name: str) -> None:
+    """Fills what follows from the checkpoint of a tower, whose section of `mm_cfg` has this name."""
+    section = f"model.mm_cfg.{name}"
     source = f"{tower.from_pretrained}/config.json"
     fill_or_compare(
         tower,
         tower_sizes(tower.from_pretrained, tower.model_type),
-        "model.mm_cfg.vision_encoder",
+        section,
         source,
-        "model/vision_encoder",
+        f"model/{name}",
     )
-    require(tower, tuple(TOWER_KEYS), "model.mm_cfg.vision_encoder", tower.from_pretrained)
+    require(tower, tuple(TOWER_KEYS), section, tower.from_pretrained)
     if tower.model_type in VISION_FAMILIES:
         leading = VISION_FAMILIES[tower.model_type].leading_tokens(tower.config or {})
         if tower.class_token_length is None:
             tower.class_token_length = leading
         elif tower.class_token_length > leading:
             raise ConfigError(
-                f"model.mm_cfg.vision_encoder.class_token_length={tower.class_token_length} but a {tower.model_type} "
+                f"{section}.class_token_length={tower.class_token_length} but a {tower.model_type} "
                 f"tower gives {leading} tokens that are no patches: leave the key out, or give at most {leading}"
             )
-    require(tower, ("class_token_length",), "model.mm_cfg.vision_encoder", None)
+    require(tower, ("class_token_length",), section, None)
     seen = _size_key(tower)
     side = [tower[seen], tower[seen]]
-    fill_or_compare(tower, {"crop_size": side}, "model.mm_cfg.vision_encoder", f"the tower's {seen}")
+    fill_or_compare(tower, {"crop_size": side}, section, f"the tower's {seen}")
 
 
 def _size_key(tower: DictConfig) -> str:

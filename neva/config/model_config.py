@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +31,7 @@ from neva.families.tiling import (
     Tiling,
     WholeImage,
 )
+from neva.families.two_towers import Colours, with_second
 from neva.families.values import selected_layers
 from neva.families.vision import in_order, vision_family
 from neva.registry import VISION_FAMILIES
@@ -85,9 +86,32 @@ SAME_ACTIVATION = {"fast-swiglu": SILU}
 """What NeMo calls a fused kernel of the same arithmetic."""
 
 
+SECOND_ENCODER = "second_vision_encoder"
+"""Section of `mm_cfg`, null where there is no second tower, as in models recorded before there was such a key."""
+
+
 def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
-    """Returns the tower of a resolved `model` section; one that was recorded without `use_image_tile` has it off."""
-    tower = model_cfg.mm_cfg.vision_encoder
+    """Returns the tower of a resolved `model` section, with a second one where there is one.
+
+    A section that was recorded without `use_image_tile` has it off.
+
+    Raises:
+        ConfigError: the two do not go together.
+    """
+    mm_cfg = model_cfg.mm_cfg
+    vision = replace(
+        _tower_of(mm_cfg.vision_encoder),
+        image_tiles=bool(OmegaConf.select(model_cfg, "mm_cfg.use_image_tile")),
+    )
+    if (second := mm_cfg.get(SECOND_ENCODER)) is None:
+        return vision
+    shown, learnt = (
+        Colours(plain(tower.image_mean), plain(tower.image_std)) for tower in (mm_cfg.vision_encoder, second)
+    )
+    return with_second(vision, _tower_of(second), shown, learnt)
+
+
+def _tower_of(tower: DictConfig) -> VisionConfig:
     sizes = {field: tower[key] for key, field in TOWER_KEYS.items()}
     sizes["layer_norm_eps"] = float(sizes["layer_norm_eps"])  # a YAML may say 1
     # models recorded before there were these keys do as their absence says
@@ -101,7 +125,6 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
         input_size=tower.get("input_size"),
         kept_tokens=leading - dropped,
         post_layernorm=bool(tower.get("post_layernorm")),
-        image_tiles=bool(OmegaConf.select(model_cfg, "mm_cfg.use_image_tile")),
         others=in_order(others),
     )
 

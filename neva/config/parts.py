@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from neva.config.model_config import SECOND_ENCODER
 from neva.config.peft import has_adapters
-from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,13 @@ class PartRule:
 def part_rules(model_cfg: DictConfig) -> dict[str, PartRule]:
     """Returns the rule of each part, as the freeze switches and ratios of a resolved `model` section say."""
     mm_cfg = model_cfg.mm_cfg
-    tower = mm_cfg.vision_encoder
+    towers = {VISION_TOWER: mm_cfg.vision_encoder, SECOND_TOWER: mm_cfg.get(SECOND_ENCODER)}
     rules = {
-        VISION_TOWER: PartRule(not tower.freeze, tower.vision_encoder_lr_ratio),
+        **{
+            part: PartRule(not tower.freeze, tower.vision_encoder_lr_ratio)
+            for part, tower in towers.items()
+            if tower is not None
+        },
         PROJECTOR: PartRule(not mm_cfg.mm_mlp_adapter_freeze, mm_cfg.mm_mlp_adapter_lr_ratio),
         LANGUAGE_MODEL: PartRule(not mm_cfg.llm.freeze, 1.0),
     }

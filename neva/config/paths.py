@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neva.config.data_sources import missing_folders, missing_records
+from neva.config.model_config import SECOND_ENCODER
 from neva.errors import ConfigError
 from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of, weight_map
 from neva.formats.json import read_object
@@ -55,9 +56,15 @@ def _training(cfg: DictConfig) -> Iterator[str]:
         yield from _no_file("trainer.samples.prompt_file", samples.prompt_file)
     if samples.images_base_path is not None:
         yield from _no_folder("trainer.samples.images_base_path", samples.images_base_path)
+    second = [
+        (f"model.mm_cfg.{SECOND_ENCODER}.from_pretrained", tower.from_pretrained)
+        for tower in (mm_cfg.get(SECOND_ENCODER),)
+        if tower is not None
+    ]
     for key, source in (
         ("model.mm_cfg.llm.from_pretrained", mm_cfg.llm.from_pretrained),
         ("model.mm_cfg.vision_encoder.from_pretrained", mm_cfg.vision_encoder.from_pretrained),
+        *second,
     ):
         yield from _no_weights(key, source)
     if tokenizer.library == "sentencepiece":

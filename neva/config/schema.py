@@ -103,13 +103,21 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
         if name not in names:
             for unknown, _ in _leaves(path + ".", value):
                 yield f"unknown key {unknown}; nearest: {', '.join(nearest(unknown, known))}"
-        elif is_dataclass(hints[name]):
-            yield from _section(typing.cast(type, hints[name]), value, written[name], path + ".", known)
+        elif (below := _keys_below(hints[name], value)) is not None:
+            yield from _section(below, value, written[name], path + ".", known)
         elif not _refers_to_known(written[name], known):
             yield from value_problems(path, value, hints[name], names[name].metadata["rule"])
     for name, field in names.items():
         if name not in values and _needed(hints[name], field.metadata.get("rule")):
             yield f"missing key {prefix}{name}: add it to the recipe"
+
+
+def _keys_below(hint: Any, value: Any) -> type | None:
+    """Returns the keys that a value has below it; None where it is one itself, as null is for an optional section."""
+    if is_dataclass(hint):
+        return typing.cast(type, hint)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) and value is not None else ()
+    return next((typing.cast(type, option) for option in options if is_dataclass(option)), None)
 
 
 def _leaves(prefix: str, values: Any) -> Iterator[tuple[str, Any]]:

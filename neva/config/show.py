@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from dataclasses import is_dataclass
 from typing import Any
 
 from neva.config.keys.field import Key, asked
@@ -45,6 +46,8 @@ def type_name(hint: Any) -> str:
     }
     if isinstance(hint, types.UnionType):
         return " or ".join(type_name(option) for option in typing.get_args(hint))
+    if is_dataclass(hint):
+        return "a section with keys"
     if typing.get_origin(hint) is list:
         return "a list, each " + type_name(typing.get_args(hint)[0])
     if typing.get_origin(hint) is dict:

@@ -11,6 +11,7 @@ from neva.config.derive_language import language_sizes
 from neva.config.self_contained import select
 
 TOWER = "model.mm_cfg.vision_encoder"
+SECOND = "model.mm_cfg.second_vision_encoder"
 LANGUAGE = "model.mm_cfg.llm"
 
 
@@ -23,10 +24,11 @@ def release(tree: DictConfig, given: Collection[str]) -> None:
     """
     if "model" not in tree:
         return
-    tower, language = (select(tree, f"{part}.from_pretrained") for part in (TOWER, LANGUAGE))
-    wanted = select(tree, f"{TOWER}.model_type")
-    if isinstance(tower, str):
-        _release(tree, TOWER, tower_sizes(tower, wanted if isinstance(wanted, str) else None), given)
+    for part in (TOWER, SECOND):
+        tower, wanted = (select(tree, f"{part}.{key}") for key in ("from_pretrained", "model_type"))
+        if isinstance(tower, str):
+            _release(tree, part, tower_sizes(tower, wanted if isinstance(wanted, str) else None), given)
+    language = select(tree, f"{LANGUAGE}.from_pretrained")
     if isinstance(language, str):
         backend = select(tree, "model.language_backend")
         sizes = language_sizes(language, backend if isinstance(backend, str) else None)

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from neva.config.experts import EXPERT_KEYS, NUMBER
 from neva.config.keys.field import Key
 from neva.config.keys.model import Training
-from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, TOWER_KEYS
+from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, SECOND_ENCODER, TOWER_KEYS
 from neva.config.peft import has_adapters
 from neva.config.schema import NULLABLE, value_problems, walk
 from neva.errors import CheckpointError, ConfigError
@@ -20,6 +20,9 @@ from neva.families.values import LARGEST, MOST_LAYERS
 
 LANGUAGE = (*LANGUAGE_KEYS, "max_position_embeddings")
 TOWER = (*TOWER_KEYS, "vision_select_layer", "class_token_length")
+SECOND_NEEDED = ("image_mean", "image_std")
+"""What a second tower cannot be read without beside that."""
+
 LLAVA = (
     *(f"mm_cfg.vision_encoder.{key}" for key in (*TOWER, "from_pretrained")),
     "mm_cfg.llm.from_pretrained",
@@ -88,6 +91,10 @@ def check_stored(config: DictConfig, where: str | Path) -> None:
     if has_adapters(config):
         needed = (*needed, *TUNING)
     found = [problem for key in needed for problem in _problems(config, key, *rules[key], is_needed=True)]
+    if OmegaConf.select(config, f"mm_cfg.{SECOND_ENCODER}", default=None) is not None:
+        for key in TOWER + SECOND_NEEDED:
+            of_first = rules[f"mm_cfg.vision_encoder.{key}"]
+            found += _problems(config, f"mm_cfg.{SECOND_ENCODER}.{key}", *of_first, is_needed=True)
     found += [problem for key in OPTIONAL for problem in _problems(config, key, *rules[key], is_needed=False)]
     if found:
         raise CheckpointError(f"model_config.yaml of {where}: {'; '.join(found[:3])}")

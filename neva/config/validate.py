@@ -10,7 +10,13 @@ from neva.config.experts import expert_problems
 from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
 from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
-from neva.config.model_config import language_backend_of, plain, recorded_family, sees_whole_images
+from neva.config.model_config import (
+    SECOND_ENCODER,
+    language_backend_of,
+    plain,
+    recorded_family,
+    sees_whole_images,
+)
 from neva.config.peft import has_adapters, peft_problems
 from neva.config.show import as_override
 from neva.errors import ConfigError
@@ -98,26 +104,9 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
     family = recorded_family(model)
     if family is not None and LANGUAGE_FAMILIES[family].follows_from_sizes:
         yield f"model.mm_cfg.llm.family={family} is what the sizes of a model tell: leave the key out"
-    if tower.hidden_size % tower.num_attention_heads:
-        yield (
-            f"model.mm_cfg.vision_encoder.hidden_size={tower.hidden_size} cannot be divided by its "
-            f"num_attention_heads={tower.num_attention_heads}"
-        )
-    for key in ("image_size", "input_size"):
-        if tower[key] is not None and tower.patch_dim > tower[key]:
-            yield f"model.mm_cfg.vision_encoder.patch_dim={tower.patch_dim} exceeds its {key}={tower[key]}"
-    states = hidden_states(tower.num_layers)
-    layers = plain(tower.vision_select_layer)
-    if any(layer not in states for layer in ([layers] if isinstance(layers, int) else layers or [None])):
-        yield (
-            f"model.mm_cfg.vision_encoder.vision_select_layer={as_override(layers)}: a tower of "
-            f"{tower.num_layers} layers has hidden states {states[0]} to {states[-1]}"
-        )
-    if tower.post_layernorm and vision_family(tower.model_type).last_norm is None:
-        yield (
-            f"model.mm_cfg.vision_encoder.post_layernorm=true with model_type={tower.model_type}: which norm of it is "
-            "the last is not known; set it to false"
-        )
+    yield from _tower_sizes(tower, "vision_encoder")
+    if (second := model.mm_cfg.get(SECOND_ENCODER)) is not None:
+        yield from _tower_sizes(second, SECOND_ENCODER)
     if model.data.image_token_len >= model.encoder_seq_length:
         yield (
             f"an image takes {model.data.image_token_len} positions, but model.encoder_seq_length="
@@ -127,6 +116,31 @@ def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield (
             f"model.encoder_seq_length={model.encoder_seq_length} exceeds model.max_position_embeddings="
             f"{model.max_position_embeddings}: raise the latter or shorten the former"
+        )
+
+
+def _tower_sizes(tower: DictConfig, name: str) -> Iterator[str]:
+    """Yields what cannot be in a tower, whose section of `mm_cfg` has this name."""
+    section = f"model.mm_cfg.{name}"
+    if tower.hidden_size % tower.num_attention_heads:
+        yield (
+            f"{section}.hidden_size={tower.hidden_size} cannot be divided by its "
+            f"num_attention_heads={tower.num_attention_heads}"
+        )
+    for key in ("image_size", "input_size"):
+        if tower[key] is not None and tower.patch_dim > tower[key]:
+            yield f"{section}.patch_dim={tower.patch_dim} exceeds its {key}={tower[key]}"
+    states = hidden_states(tower.num_layers)
+    layers = plain(tower.vision_select_layer)
+    if any(layer not in states for layer in ([layers] if isinstance(layers, int) else layers or [None])):
+        yield (
+            f"{section}.vision_select_layer={as_override(layers)}: a tower of "
+            f"{tower.num_layers} layers has hidden states {states[0]} to {states[-1]}"
+        )
+    if tower.post_layernorm and vision_family(tower.model_type).last_norm is None:
+        yield (
+            f"{section}.post_layernorm=true with model_type={tower.model_type}: which norm of it is "
+            "the last is not known; set it to false"
         )
 
 

@@ -10,6 +10,7 @@ from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig
 from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, HFNaming
 from neva.families.tiling import AnyResolution, NativeShape
+from neva.families.vision import vision_family
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,20 @@ def check_logits(language: LanguageConfig, name: object) -> None:
         raise CheckpointError(
             f"{name}: final_logit_softcapping is {language.form.logit_cap}, which transformers' LLaVA models leave "
             "out, expected none: keep such a model as a .nemo"
+        )
+
+
+def check_towers(model: LazyModel) -> None:
+    """Raises CheckpointError for what no LLaVA of other systems has in the place of a tower."""
+    if model.vision.second is not None:
+        raise CheckpointError(
+            f"{model.name} has two towers, which no layout of Hugging Face folders holds: there is no export, keep it "
+            "as a .nemo"
+        )
+    if not vision_family(model.vision.model_type).takes_pixels_alone:
+        raise CheckpointError(
+            f"{model.name} has a {model.vision.model_type!r} tower, which needs the shape of each picture, and "
+            "transformers' LLaVA gives its tower pixels alone: there is no export, keep it as a .nemo"
         )
 
 

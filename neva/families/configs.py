@@ -36,6 +36,10 @@ class VisionConfig:
     """Whether the tower's last norm is applied to what is selected."""
     others: tuple[tuple[str, Any], ...] = ()
     """What else its `config.json` says, by key: of towers that are more than their sizes."""
+    recolour: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """What each colour is multiplied by, and what is then added, before it sees pixels; None: nothing."""
+    second: VisionConfig | None = None
+    """Another tower that sees the same images, whose features are joined to those of this one; None: there is none."""
 
     @property
     def select_layers(self) -> tuple[int, ...]:
@@ -44,8 +48,14 @@ class VisionConfig:
 
     @property
     def feature_size(self) -> int:
-        """Width of a feature: of all selected hidden states together."""
-        return self.hidden_size * len(self.select_layers)
+        """Width of a feature: of all selected hidden states together, of both towers."""
+        own = self.hidden_size * len(self.select_layers)
+        return own if self.second is None else own + self.second.feature_size
+
+    @property
+    def towers(self) -> tuple[VisionConfig, ...]:
+        """This tower, and the second where there is one."""
+        return (self,) if self.second is None else (self, self.second)
 
     @property
     def side(self) -> int:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 LANGUAGE, TOWER, PROJECTOR = "language_model.", "vision_tower.model.", "projector."
 """Prefixes of the native names."""
 
+SECOND = "second_vision_tower.model."
+"""That of a second tower's."""
+
 VISION_MODEL = "vision_model."
 """The module around the towers of CLIP and SigLIP in transformers 4, whose names the stored files keep."""
 

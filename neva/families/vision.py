@@ -283,7 +283,10 @@ def stored_tower(vision: VisionConfig, naming: HFNaming) -> str:
 
 
 def tower_table(
-    shapes: Mapping[str, Shape], hf_prefix: str, file_names: Mapping[str, str] | None = None
+    shapes: Mapping[str, Shape],
+    hf_prefix: str,
+    file_names: Mapping[str, str] | None = None,
+    native_prefix: str = TOWER,
 ) -> Table:
     """Returns the table of a tower of these names and shapes that is stored under `hf_prefix`.
 
@@ -291,7 +294,8 @@ def tower_table(
     """
     stored = file_names or {}
     rules = tuple(
-        Rename(hf_prefix + stored.get(name, name), TOWER + name, shape) for name, shape in shapes.items()
+        Rename(hf_prefix + stored.get(name, name), native_prefix + name, shape)
+        for name, shape in shapes.items()
     )
     ignored: tuple[str, ...] = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
     if not any(name.startswith(POOLING) for name in shapes):

@@ -40,13 +40,16 @@ def build_model(
     """
     config = config or transformer_config(language)
     connector = connector_named(adapter_type)
-    tower = VisionTower(vision, connector.has_thumbnail) if pre_process else None
+    tower, second = (
+        VisionTower(sizes, connector.has_thumbnail) if pre_process and sizes is not None else None
+        for sizes in (vision, vision.second)
+    )
     projector = connector.build(vision.feature_size, language.hidden_size) if pre_process else None
-    for part in (tower, projector):
+    for part in (tower, second, projector):
         if part is not None:
             part.to(config.params_dtype)
     language_model = build_language_model(language, config, pre_process, post_process, virtual_stage)
-    model = NevaModel(language_model, tower, projector)
+    model = NevaModel(language_model, tower, projector, second)
     set_trainable(model, ALL_PARTS)
     return model
 

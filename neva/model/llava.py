@@ -39,13 +39,18 @@ class NevaModel(MegatronModule):
     """
 
     def __init__(
-        self, language_model: AnyLanguageModel, vision_tower: VisionTower | None, projector: nn.Module | None
+        self,
+        language_model: AnyLanguageModel,
+        vision_tower: VisionTower | None,
+        projector: nn.Module | None,
+        second_vision_tower: VisionTower | None = None,
     ) -> None:
         super().__init__(config=language_model.config)
         self.model_type = language_model.model_type
         self.pre_process, self.post_process = language_model.pre_process, language_model.post_process
         self.share_embeddings_and_output_weights = language_model.share_embeddings_and_output_weights
         self.vision_tower = vision_tower
+        self.second_vision_tower = second_vision_tower
         self.projector = projector
         self.language_model = language_model
         self.encode_empty_batches = False
@@ -155,12 +160,16 @@ class NevaModel(MegatronModule):
         return gathered[tiles, features]
 
     def _project(self, pixel_values: Tensor) -> Tensor:
-        """Returns projected features [N, tokens, D] of pictures [N, 3, height, width]."""
+        """Returns projected features [N, tokens, D] of pictures [N, 3, height, width], of both towers side by side."""
         assert self.vision_tower is not None and self.projector is not None
-        trained = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with nullcontext() if trained else torch.no_grad():
-            features = self.vision_tower(pixel_values)
-        return self.projector(features)
+        features = []
+        for tower in (self.vision_tower, self.second_vision_tower):
+            if tower is None:
+                continue
+            trained = any(parameter.requires_grad for parameter in tower.parameters())
+            with nullcontext() if trained else torch.no_grad():
+                features.append(tower(pixel_values))
+        return self.projector(features[0] if len(features) == 1 else torch.cat(features, dim=-1))
 
     def _gather(self, features: Tensor) -> Tensor:
         """Returns what all tensor- and context-parallel ranks have, one behind the other."""

@@ -50,6 +50,9 @@ class VisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Encodes images [N, 3, height, width] of any one size to features [N, P, H]; quarters lie as `joined` says."""
+        if self.config.recolour is not None:
+            scale, shift = (pixel_values.new_tensor(each).view(3, 1, 1) for each in self.config.recolour)
+            pixel_values = pixel_values * scale + shift
         if self.config.image_tiles:
             features = self._encode(views_of(pixel_values, self.has_thumbnail))
             return joined(features, self.has_thumbnail)

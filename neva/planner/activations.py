@@ -15,61 +15,17 @@ from neva.families.configs import (
     CAPPED_CHUNK,
     LAYER_NORM,
     RMS_NORM_PLUS_ONE,
-    VisionConfig,
     padded_vocab_size,
 )
-from neva.families.connector import connector_named
 from neva.families.language import layer_shapes
-from neva.families.media_tokens import tokens_per_image
-from neva.families.vision import num_layers_run
 from neva.planner.experts import expert_bytes, gated_bytes
+from neva.planner.images import projector_bytes, tower_bytes, towers_moment
+from neva.planner.micro_batch import FLOAT_BYTES, MicroBatchSpec
 from neva.planner.tensors import (
     LANGUAGE,
-    PROJECTOR,
-    TOWER,
     ModelSpec,
     Split,
 )
-from neva.precision import FLOAT32, precision_named
-
-FLOAT_BYTES = FLOAT32.num_bytes
-
-
-@dataclass(frozen=True)
-class MicroBatchSpec:
-    """What one micro batch brings, and how much is recomputed.
-
-    `recompute_layers` counts the layers of a unit (method uniform) or the recomputed layers of a stage (block).
-    """
-
-    precision: str
-    micro_batch_size: int
-    sequence_length: int
-    images: int
-    """Tiles of them all, where they are cut."""
-    label_share: float
-    recompute: str | None
-    recompute_method: str
-    recompute_layers: int
-    context: int
-    sequence_parallel: bool
-    fused_norm: bool
-    """On a GPU torch's RMSNorm keeps its input and a number a row; elsewhere float32 copies of input and result."""
-
-    @property
-    def width(self) -> int:
-        """Bytes of an activation's element."""
-        return precision_named(self.precision).num_bytes
-
-    @property
-    def tokens(self) -> int:
-        """Positions of a micro batch on one rank."""
-        return self.micro_batch_size * self.sequence_length // self.context
-
-    @property
-    def label_tokens(self) -> int:
-        """Positions with a loss among `tokens`."""
-        return round(self.tokens * self.label_share)
 
 
 @dataclass(frozen=True)
@@ -112,7 +68,7 @@ def saved_activations(model: ModelSpec, split: Split, work: MicroBatchSpec) -> S
     return SavedActivations(
         layers=layers,
         vision_tower=tower_bytes(model, split, work) if split.is_first else 0,
-        projector=_projector_bytes(model, split, work) if split.is_first else 0,
+        projector=projector_bytes(model, split, work) if split.is_first else 0,
         logits=_logits_bytes(model, split, work) if split.is_last else 0,
     )
 
@@ -215,45 +171,6 @@ def _head_norm_bytes(model: ModelSpec, work: MicroBatchSpec, queries: int, keys:
     return copied * (not is_cast) + floats * (queries + keys) * FLOAT_BYTES // work.width
 
 
-def _projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
-    is_trained = PROJECTOR in model.trained_parts
-    if not is_trained and TOWER not in model.trained_parts:
-        return 0
-    patches = _images(split, work) * model.vision.map_tokens
-    sizes = (model.vision.feature_size, model.language.hidden_size)
-    return patches * connector_named(model.adapter_type).saved_width(*sizes, is_trained) * work.width
-
-
-def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
-    """Counts what a trained tower saves."""
-    if TOWER not in model.trained_parts:
-        return 0
-    vision = model.vision
-    views = _images(split, work) * _views(model)
-    tokens = views * _tower_tokens(vision)
-    # Norms: 2 inputs, 2 outputs; queries, keys, values; attention's output.
-    widths = 8 * vision.hidden_size
-    # Input and output of the activation, and QuickGELU's sigmoid.
-    widths += (3 if vision.hidden_act == "quick_gelu" else 2) * vision.ffn_hidden_size
-    sums = vision.num_heads * FLOAT_BYTES
-    pixels = 3 * vision.side**2 * views * work.width
-    return tokens * num_layers_run(vision) * (widths * work.width + sums) + pixels
-
-
-def _images(split: Split, work: MicroBatchSpec) -> int:
-    """Images that a rank encodes: tensor- and context-parallel ranks share them out."""
-    return -(-work.images // (split.tensor * work.context))
-
-
-def _views(model: ModelSpec) -> int:
-    """Pictures that the tower sees of an image: itself, or its quarters and perhaps the whole of them."""
-    return 4 + connector_named(model.adapter_type).has_thumbnail if model.vision.image_tiles else 1
-
-
-def _tower_tokens(vision: VisionConfig) -> int:
-    return vision.num_tokens + vision.class_token_length
-
-
 def _logits_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Softmax over the vocabulary in float32 and the hidden states of the label positions."""
     rows, logits = work.label_tokens * model.language.hidden_size, work.label_tokens * _columns(model, split)
@@ -270,19 +187,8 @@ def _columns(model: ModelSpec, split: Split) -> int:
 
 def peak_workspace(model: ModelSpec, split: Split, work: MicroBatchSpec) -> PeakWorkspace:
     """Estimates the moments: a tower that only runs forward, logits on their way, one layer going backward."""
-    language, vision = model.language, model.vision
-    tower = 0
-    if split.is_first and TOWER not in model.trained_parts:
-        images = _images(split, work)
-        tower = (
-            images
-            * _views(model)
-            * _tower_tokens(vision)
-            * (3 * vision.hidden_size + 2 * vision.ffn_hidden_size)
-            * work.width
-        )
-        positions = images * tokens_per_image(vision, model.adapter_type)
-        tower += positions * 2 * language.hidden_size * work.width  # the projector's
+    language = model.language
+    tower = towers_moment(model, split, work) if split.is_first else 0
     logits = 0
     if split.is_last:
         columns = _columns(model, split)

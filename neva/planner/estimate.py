@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from neva.families.language import layer_shapes
 from neva.planner.activations import (
-    MicroBatchSpec,
     PeakWorkspace,
     SavedActivations,
     peak_workspace,
@@ -15,6 +14,7 @@ from neva.planner.activations import (
 )
 from neva.planner.candidates import Candidate
 from neva.planner.job import Job
+from neva.planner.micro_batch import MicroBatchSpec
 from neva.planner.state import RankState, rank_state
 from neva.planner.tensors import Split, Weight, stage_weights
 from neva.precision import precision_named

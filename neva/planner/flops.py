@@ -63,7 +63,7 @@ class Flops:
 def step_flops(
     model: ModelSpec, work: StepWork, recompute: str | None, recomputed_share: float = 1.0
 ) -> dict[str, Flops]:
-    """Returns the operations of each of `PARTS`.
+    """Returns the operations of each of `PARTS`; those of a second tower are among those of the first.
 
     Args:
         model: sizes, and which parts train.
@@ -72,10 +72,15 @@ def step_flops(
         recomputed_share: share of the layers that full recomputation is for.
     """
     trained = model.trained_parts
-    language, vision = model.language, model.vision
+    language = model.language
     reads, others = _of_connector(model, work)
     layers, attention = _of_layers(language, work)
-    before_connector = VISION_TOWER in trained
+    towers = {
+        part: sum(number * tower_flops(vision, patches) for patches, number in work.tiles.items())
+        for part, vision in model.towers
+    }
+    of_trained = sum(of_tower for part, of_tower in towers.items() if part in trained)
+    before_connector = any(part in trained for part in towers)
     before_language = before_connector or PROJECTOR in trained
     trains_language, of_adapters = LANGUAGE_MODEL in trained, _of_adapters(language, work)
     flows = before_language or trains_language or ADAPTERS in trained
@@ -83,10 +88,9 @@ def step_flops(
         recompute or "", 0.0
     )
     of_head = 2 * work.labels * language.hidden_size * language.vocab_size
-    of_tower = sum(number * tower_flops(vision, patches) for patches, number in work.tiles.items())
     connector_trains, gradient = PROJECTOR in trained, PROJECTOR in trained or before_connector
     return {
-        VISION_TOWER: Flops(of_tower, 2 * of_tower * before_connector),
+        VISION_TOWER: Flops(sum(towers.values()), 2 * of_trained),
         PROJECTOR: Flops(
             reads + others,
             reads * (connector_trains + before_connector) + others * (connector_trains + gradient),

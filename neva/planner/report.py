@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neva.config.show import as_override
-from neva.constants import PROJECTOR, VISION_TOWER
+from neva.constants import PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.planner.candidates import candidate_keys
 from neva.planner.estimate import Plan, StageMemory
 from neva.planner.flops import step_flops, total
@@ -19,7 +19,12 @@ from neva.planner.job import Job
 GIB = 1024**3
 ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
     ("parameters", lambda stage: stage.state.parameters),
-    ("  vision tower", lambda stage: stage.state.parameters_by_part[VISION_TOWER]),
+    (
+        "  vision tower",
+        lambda stage: sum(
+            stage.state.parameters_by_part.get(part, 0) for part in (VISION_TOWER, SECOND_TOWER)
+        ),
+    ),
     ("  projector", lambda stage: stage.state.parameters_by_part[PROJECTOR]),
     ("gradients", lambda stage: stage.state.gradients),
     ("optimizer", lambda stage: stage.state.optimizer),

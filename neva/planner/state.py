@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
-from neva.constants import ALL_PARTS
+from neva.constants import ADAPTERS, ALL_PARTS, SECOND_TOWER
 from neva.planner.buffer import sharded_buffer
 from neva.planner.tensors import Weight
 from neva.precision import FLOAT32, Precision
@@ -42,7 +42,8 @@ class RankState:
 
     def __add__(self, other: RankState) -> RankState:
         parts = {
-            part: size + other.parameters_by_part[part] for part, size in self.parameters_by_part.items()
+            part: size + other.parameters_by_part.get(part, 0)
+            for part, size in self.parameters_by_part.items()
         }
         return RankState(
             self.parameters + other.parameters,
@@ -155,7 +156,7 @@ class FullySharded:
     ) -> RankState:
         """Counts the shards and, under `grad`, the all-gathered parameters."""
         ways = node_ranks if self.strategy == "hybrid" else ranks
-        parts = dict.fromkeys(ALL_PARTS, 0)
+        parts = dict.fromkeys(_parts(weights), 0)
         for weight in weights:
             kept = FLOAT_BYTES if weight.is_trained else precision.num_bytes
             shard = _shard(weight, ways)
@@ -216,8 +217,14 @@ def _by_part(weights: Sequence[Weight], precision: Precision) -> dict[str, int]:
     """Bytes of whole weights by part."""
     return {
         part: sum(w.bytes_of(w.numel, precision.num_bytes) for w in weights if w.part == part)
-        for part in ALL_PARTS
+        for part in _parts(weights)
     }
+
+
+def _parts(weights: Sequence[Weight]) -> list[str]:
+    """Returns the parts of a model; few have a second tower, or adapters."""
+    found = {weight.part for weight in weights}
+    return [part for part in ALL_PARTS if part not in (SECOND_TOWER, ADAPTERS) or part in found]
 
 
 def _shard(weight: Weight, ways: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from neva.config.keys.peft import INT8
-from neva.constants import ADAPTERS
+from neva.constants import ADAPTERS, SECOND_TOWER
 from neva.families.adapters import BLOCK, site_shapes
 from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
@@ -63,6 +63,11 @@ class ModelSpec:
     adapter_type: str
     vocab_divisible_by: int
     trained_parts: frozenset[str]
+
+    @property
+    def towers(self) -> tuple[tuple[str, VisionConfig], ...]:
+        """The towers by the names of their parts."""
+        return tuple(zip((TOWER, SECOND_TOWER), self.vision.towers, strict=False))
 
 
 @dataclass(frozen=True)
@@ -135,11 +140,11 @@ def _vocabulary(model: ModelSpec, tensor: int) -> tuple[int, int]:
 
 
 def _tower(model: ModelSpec) -> Iterator[Weight]:
-    """Every tensor-parallel rank holds the whole tower; what the selected hidden state does not need never trains."""
-    vision, family = model.vision, vision_family(model.vision.model_type)
-    is_trained = TOWER in model.trained_parts
-    for name, shape in family.module_shapes(vision).items():
-        yield Weight(TOWER, shape, is_trained and family.is_used(name, vision))
+    """Every tensor-parallel rank holds whole towers; what the selected hidden state does not need never trains."""
+    for part, vision in model.towers:
+        family, is_trained = vision_family(vision.model_type), part in model.trained_parts
+        for name, shape in family.module_shapes(vision).items():
+            yield Weight(part, shape, is_trained and family.is_used(name, vision))
 
 
 def _projector(model: ModelSpec) -> Iterator[Weight]:

@@ -14,14 +14,22 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from neva.constants import ADAPTER, ALL_PARTS, LANGUAGE_MODEL, VISION_TOWER, VOCABULARY, part_of
+from neva.constants import (
+    ADAPTER,
+    ALL_PARTS,
+    LANGUAGE_MODEL,
+    SECOND_TOWER,
+    VISION_TOWER,
+    VOCABULARY,
+    part_of,
+)
 from neva.families.adapters import WHOLE
 from neva.families.configs import LanguageConfig
 from neva.families.mapping import ConversionError
-from neva.families.naming import TOWER
+from neva.families.naming import SECOND, TOWER
 from neva.formats.nemo import open_nemo
 from neva.weights.fingerprint import Fingerprint
-from neva.weights.parts import language_weights, tower_weights
+from neva.weights.parts import language_weights, second_tower_weights, tower_weights
 
 if TYPE_CHECKING:
     from neva.weights.resolve import Origin
@@ -31,6 +39,8 @@ EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)(\..*)")
 GATED = re.compile(rf"\.linear_fc1\.(weight|bias)$|\.linear_fc1{re.escape(ADAPTER)}{WHOLE}\.")
 """Of two matrices stacked: a rank has its share of each."""
 TIED_COPY = "language_model.output_layer.weight"
+TOWERS = {VISION_TOWER: (TOWER, tower_weights), SECOND_TOWER: (SECOND, second_tower_weights)}
+"""Prefix of the native names of each tower, and what reads its tensors."""
 
 
 def load_parts(model: nn.Module, origins: Mapping[str, Origin], language: LanguageConfig) -> dict[str, str]:
@@ -53,8 +63,7 @@ def load_parts(model: nn.Module, origins: Mapping[str, Origin], language: Langua
         elif part == LANGUAGE_MODEL:
             load_language_model(model, origin.path, language, seen)
         else:  # projector and adapters have no folder of their own
-            assert part == VISION_TOWER, part
-            load_vision_tower(model, origin.path, seen)
+            load_vision_tower(model, origin.path, part, seen)
         if seen is not None:
             found[part] = str(seen)
     return found
@@ -71,17 +80,20 @@ def load_language_model(
     load_native(model, language_weights(source, language), language.vocab_size, (LANGUAGE_MODEL,), seen)
 
 
-def load_vision_tower(model: nn.Module, source: str | Path, seen: Fingerprint | None = None) -> None:
-    """Fills the tower from a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a `.nemo`.
+def load_vision_tower(
+    model: nn.Module, source: str | Path, part: str = VISION_TOWER, seen: Fingerprint | None = None
+) -> None:
+    """Fills a tower from a Hugging Face folder (CLIPModel, CLIPVisionModel, SigLIP, LLaVA …) or a `.nemo`.
 
     Does nothing on a pipeline stage without a tower.
 
     Raises:
         CheckpointError: names or shapes do not fit; it names the tensors.
     """
-    tower = getattr(model, VISION_TOWER)
+    _, weights_of = TOWERS[part]
+    tower = getattr(model, part)
     if tower is not None:
-        load_native(model, tower_weights(source, tower.config), parts=(VISION_TOWER,), seen=seen)
+        load_native(model, weights_of(source, tower.config), parts=(part,), seen=seen)
 
 
 def load_native(
@@ -149,9 +161,11 @@ def load_sharded(
 
 
 def _unused(model: nn.Module) -> tuple[str, ...]:
-    """Returns what the names of tensors begin with that no hidden state of the tower depends on."""
-    tower = getattr(model, VISION_TOWER, None)
-    return () if tower is None else tuple(TOWER + name for name in tower.family.unused)
+    """Returns what the names of tensors begin with that no hidden state of a tower depends on."""
+    towers = ((prefix, getattr(model, part, None)) for part, (prefix, _) in TOWERS.items())
+    return tuple(
+        prefix + name for prefix, tower in towers if tower is not None for name in tower.family.unused
+    )
 
 
 def global_name(model: nn.Module, name: str) -> str:
@@ -178,7 +192,10 @@ def _lives_elsewhere(model: nn.Module, name: str) -> bool:
         return int(of_expert[2]) < config.num_moe_experts
     return not (model.pre_process and model.post_process) and (
         LAYER.fullmatch(name) is not None
-        or (not model.pre_process and name.startswith((TOWER, "projector.", "language_model.embedding.")))
+        or (
+            not model.pre_process
+            and name.startswith((TOWER, SECOND, "projector.", "language_model.embedding."))
+        )
         or (
             not model.post_process
             and name.startswith(("language_model.output_layer.", "language_model.decoder.final_"))

@@ -18,6 +18,7 @@ from neva.families.naming import (
     LANGUAGE,
     LLAVA_HF,
     LLAVA_ORIGINAL,
+    SECOND,
     TEXT,
     TOWER,
     VISION_MODEL,
@@ -84,6 +85,12 @@ def tower_weights(source: str | Path, vision: VisionConfig) -> Mapping[str, Tens
         return found
     dtype = found[TOWER + first].dtype
     return Chained(found, {TOWER + name: torch.zeros(shape, dtype=dtype) for name, shape in lacking.items()})
+
+
+def second_tower_weights(source: str | Path, vision: VisionConfig) -> Mapping[str, Tensor]:
+    """Returns the tensors of a tower as those of a second one; see `tower_weights`."""
+    weights = tower_weights(source, vision)
+    return Renamed(weights, {SECOND + name.removeprefix(TOWER): name for name in weights})
 
 
 def projector_weights(

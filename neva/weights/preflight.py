@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neva.config.model_config import SECOND_ENCODER
 from neva.constants import ALL_PARTS
 from neva.errors import CheckpointError
 from neva.findings import Findings
@@ -31,7 +32,13 @@ def saved_parts(model_cfg: DictConfig, trained: Collection[str], found: Findings
 def note_random_parts(model_cfg: DictConfig, found: Findings) -> None:
     """Notes the parts that are frozen at random weights."""
     mm_cfg = model_cfg.mm_cfg
-    for name, section in (("tower", mm_cfg.vision_encoder), ("language model", mm_cfg.llm)):
+    for name, section in (
+        ("tower", mm_cfg.vision_encoder),
+        ("second tower", mm_cfg.get(SECOND_ENCODER)),
+        ("language model", mm_cfg.llm),
+    ):
+        if section is None:
+            continue
         if section.freeze and section.from_pretrained is None and model_cfg.restore_from_path is None:
             found.notes.append(
                 f"the {name} is frozen with random weights: give it from_pretrained or train it"

@@ -15,14 +15,24 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.model_config import SECOND_ENCODER
 from neva.config.peft import has_adapters
-from neva.constants import ADAPTERS, ALL_PARTS, LANGUAGE_MODEL, PARTS, PROJECTOR, VISION_TOWER, part_of
+from neva.constants import (
+    ADAPTERS,
+    ALL_PARTS,
+    LANGUAGE_MODEL,
+    PARTS,
+    PROJECTOR,
+    SECOND_TOWER,
+    VISION_TOWER,
+    part_of,
+)
 from neva.errors import CheckpointError
 from neva.formats.nemo_header import is_nemo, tensor_names
 
 SCRATCH = "scratch"
 
-SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder"}
+SECTION_OF = {LANGUAGE_MODEL: "llm", VISION_TOWER: "vision_encoder", SECOND_TOWER: SECOND_ENCODER}
 """Part -> section of `model.mm_cfg` whose `from_pretrained` names a folder with its weights."""
 
 WEIGHT_KEYS = (
@@ -105,6 +115,8 @@ def origins(
     base = str(model_cfg.restore_from_path) if has_base else None
     found = {}
     for part in ALL_PARTS if has_adapters(model_cfg) else PARTS:
+        if part == SECOND_TOWER and model_cfg.mm_cfg.get(SECOND_ENCODER) is None:
+            continue
         if part in held:
             is_base = held[part] == base and part in SECTION_OF
             found[part] = Origin(held[part], is_held=True, is_base=is_base)

@@ -25,6 +25,7 @@ OPTIONS = [
 def test_the_recipes_are_those_of_the_documentation() -> None:
     sizes = (
         *("llava_7b", "llava_13b", "llava_llama3_8b", "llava_next_7b", "llava_qwen2_5_7b_siglip"),
+        *("asagi_2b", "asagi_4b", "asagi_8b"),
         *("asagi_14b", "idefics2_llama3_8b", "beni_siglip_stablelm", "llava_mixtral_8x7b", "quickstart"),
     )
     assert set(recipes()) == {
@@ -94,6 +95,23 @@ def test_stage_two_takes_the_projector_that_stage_one_writes() -> None:
         final = load(f"{size}_finetune", []).exp_manager.name
         answers_with = load(f"{size}_inference", []).neva_model_file
         assert answers_with == f"nemo_experiments/{final}/checkpoints/{final}.nemo"
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("2b", 1_459_718_144), ("4b", 3_171_068_928), ("8b", 6_476_271_616), ("14b", 12_688_184_320)],
+)
+def test_models_of_asagi_have_the_non_embedding_parameters_that_llm_jp_publishes(
+    size: str, parameters: int
+) -> None:
+    pretrain, finetune = (load(f"asagi_{size}_{stage}", []).model for stage in ("pretrain", "finetune"))
+    language = language_config_of(finetune)
+    assert language == language_config_of(pretrain) and language.head_dim == 128
+    width = language.hidden_size
+    layer = 4 * width**2 + 3 * width * language.ffn_hidden_size + 2 * width
+    assert language.num_layers * layer + width == parameters
+    expected = f"nemo_experiments/asagi_{size}_pretrain/checkpoints/asagi_{size}_pretrain.nemo"
+    assert finetune.mm_cfg.pretrain_mm_mlp_adapter == expected
 
 
 def test_language_models_have_their_published_sizes() -> None:

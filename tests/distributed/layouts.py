@@ -37,6 +37,7 @@ from neva.families.configs import (
 )
 from neva.families.media_tokens import MediaRules, media_rules
 from neva.families.tiling import AnyResolution, FlexibleShape, KeptShape, NativeShape
+from neva.families.two_towers import Colours, with_second
 from neva.model.adapters import Adapter
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -58,6 +59,9 @@ IDEFICS2 = replace(
     post_layernorm=True,
 )  # fmt: skip
 SIGLIP2 = replace(VISION, model_type="siglip2", hidden_act="gelu_pytorch_tanh", class_token_length=0)
+TWO_TOWERS = with_second(
+    VISION, SIGLIP2, Colours([0.5] * 3, [0.5] * 3), Colours([0.4, 0.5, 0.3], [0.2, 0.3, 0.4])
+)
 PERCEIVER = "perceiver_n3_d1_h4x8_g2_m24"
 
 
@@ -86,6 +90,7 @@ class Case:
     expert: int = 1
     idefics2: bool = False
     naflex: bool = False
+    two_towers: bool = False
     whole_images: bool = False
     form: str | None = None
     lora: str | None = None
@@ -95,7 +100,16 @@ class Case:
         """Which of the reference's models and data it has."""
         if self.form is not None or self.lora is not None:
             return f"{self.form}{self.lora}"
-        names = ("tiles", "quarters", "own_shape", "idefics2", "naflex", "experts", "whole_images")
+        names = (
+            "tiles",
+            "quarters",
+            "own_shape",
+            "idefics2",
+            "naflex",
+            "two_towers",
+            "experts",
+            "whole_images",
+        )
         changed = [name for name in names if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
@@ -113,7 +127,8 @@ class Case:
         words += [f"ep{self.expert}"] * self.experts
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "quarters",
-            "packed", "own_shape", "idefics2", "naflex", "whole_images",
+            "packed", "own_shape", "idefics2", "naflex",
+            "two_towers", "whole_images",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
@@ -197,6 +212,9 @@ CASES = [
     Case(2, idefics2=True, context=2),
     Case(2, naflex=True, tensor=2, sequence_parallel=True),
     Case(4, naflex=True, pipeline=2, context=2, micro_batch=1),
+    Case(2, two_towers=True, tensor=2, sequence_parallel=True),
+    Case(2, two_towers=True, fsdp="full", micro_batch=1),
+    Case(4, two_towers=True, pipeline=2, context=2, micro_batch=1),
     Case(2, whole_images=True, pipeline=2, micro_batch=1),
     Case(4, whole_images=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
@@ -448,6 +466,8 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
 def tower_of(case: Case) -> VisionConfig:
     if case.idefics2:
         return IDEFICS2
+    if case.two_towers:
+        return TWO_TOWERS
     return SIGLIP2 if case.naflex else replace(VISION, image_tiles=case.quarters)
 
 
@@ -567,6 +587,7 @@ def reference(folder: Path) -> None:
         {"experts": True},
         {"idefics2": True},
         {"naflex": True},
+        {"two_towers": True},
         {"whole_images": True},
         *({"form": form} for form in FORMS),
         {"lora": "nemo"},
@@ -618,7 +639,7 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     if found["gradients"]:
         expected = whole(case, dtype, found["models"], folder / f"gradients{case.variant}{name}.safetensors")
         for part in ("vision_tower", "projector", "language_model"):
-            pairs = [(g, expected[n]) for n, g in found["gradients"].items() if n.startswith(part)]
+            pairs = [(g, expected[n]) for n, g in found["gradients"].items() if part in n.split(".")[0]]
             largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
             worst[f"gradient {part}"] = (
                 max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest

@@ -117,6 +117,7 @@ def write_table(found: Found) -> None:
         "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep;",
         "idefics2: its tower on images in their own shapes and on their quarters, with its perceiver;",
         "naflex: SigLIP 2's tower on images of at most ten patches;",
+        "two_towers: a second tower beside the first, in colours of its own (gradients of both in one column);",
         "whole_images: the positions of an image see each other;",
         "form-around: norms around each part, all heads normed together, half of each head turned, longrope, soft",
         "caps, windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of",

@@ -24,11 +24,13 @@ from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import DecoderForm, ExpertsConfig, LanguageConfig, VisionConfig
+from neva.families.two_towers import Colours, with_second
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
-from neva.planner.activations import MicroBatchSpec, peak_workspace, saved_activations
+from neva.planner.activations import peak_workspace, saved_activations
+from neva.planner.micro_batch import MicroBatchSpec
 from neva.planner.state import SHARDINGS
 from neva.planner.tensors import ModelSpec, Split, stage_weights
 from neva.precision import precision_named
@@ -318,6 +320,23 @@ def test_weights_and_activations_of_quarters_are_those_of_the_built_model(
     vision, language = wide()
     vision = dataclasses.replace(vision, image_tiles=True)
     model = described(vision, language, trained, connector)
+    real = built(model, "bf16")
+    found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
+    assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]
+    batch, work = work_of(vision, language, "bf16", None)
+    kept = saved_activations(model, WHOLE, work)
+    planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
+    assert planned == pytest.approx(count_saved(real, batch), rel=SMALL_CHANGE)
+
+
+@pytest.mark.parametrize("trained", [*TRAINED, frozenset({"second_vision_tower", "projector"})])
+def test_weights_and_activations_of_two_towers_are_those_of_the_built_model(
+    single_process: None, trained: frozenset[str]
+) -> None:
+    vision, language = wide()
+    second = dataclasses.replace(vision, model_type="siglip", class_token_length=0, hidden_act="gelu")
+    vision = with_second(vision, second, Colours([0.5] * 3, [0.5] * 3), Colours([0.4] * 3, [0.3] * 3))
+    model = described(vision, language, trained)
     real = built(model, "bf16")
     found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
     assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]

@@ -126,6 +126,12 @@ class MmCfg:
 
     llm: Llm = section()
     vision_encoder: VisionEncoder = section()
+    second_vision_encoder: VisionEncoder | None = key(
+        "A second tower that sees the same pictures, with the keys of vision_encoder; null: none. Features of both "
+        "stand side by side.",
+        optional=True,
+        fixed=MODEL,
+    )
     pretrain_mm_mlp_adapter: str | None = key("A .nemo whose projector is taken (stage 1's).", common=True)
     mm_mlp_adapter_type: str = key(
         "What projects patches into the language model.",

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from neva.config.model_config import vision_config_of
-from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, part_of
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER, part_of
 from neva.convert.lazy_model import Base, LazyModel
 from neva.convert.options import Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
@@ -20,7 +20,7 @@ from neva.errors import CheckpointError, naming
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import native_projector_table
 from neva.families.language import language_table
-from neva.families.naming import LANGUAGE, TOWER
+from neva.families.naming import LANGUAGE, SECOND, TOWER
 from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
 from neva.families.vision import POOLING, tower_shapes, tower_table
 from neva.formats.nemo import NemoFile, open_nemo
@@ -28,6 +28,7 @@ from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.weights.fingerprint import check_base, fingerprint_of
 from neva.weights.lazy import Chained, Filtered
 from neva.weights.merged import factors_of
+from neva.weights.parts import second_tower_weights
 from neva.weights.resolve import Origin, named_folder, resolve_nemo
 
 
@@ -58,6 +59,10 @@ def require_tensors(
         VISION_TOWER: tower_table(tower_shapes(vision, pooling), ""),
     }
     prefixes = {LANGUAGE_MODEL: LANGUAGE, PROJECTOR: PROJECTOR_PREFIX, VISION_TOWER: TOWER}
+    if vision.second is not None:
+        pooling = any(name.startswith(SECOND + POOLING) for name in held)
+        shapes = tower_shapes(vision.second, pooling)
+        tables[SECOND_TOWER], prefixes[SECOND_TOWER] = tower_table(shapes, "", native_prefix=SECOND), SECOND
     with naming(nemo.path):
         for part, table in tables.items():
             if origins[part].is_held and not origins[part].is_base:
@@ -109,6 +114,13 @@ def open_model(
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
         weights.append(vision_weights(reference, vision))
+    if vision.second is not None and origins[SECOND_TOWER].is_base:
+        weights.append(Filtered(open_nemo(str(origins[SECOND_TOWER].path)).weights, SECOND))
+    elif vision.second is not None and not origins[SECOND_TOWER].is_held:
+        key = "model.mm_cfg.second_vision_encoder.from_pretrained"
+        weights.append(
+            second_tower_weights(require_path(origins[SECOND_TOWER].path, "second tower", key), vision.second)
+        )
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
     if language.lora is not None:
         factors_of(language, adapters)  # compares the shapes

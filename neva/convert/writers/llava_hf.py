@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from neva.config.model_config import turns_images
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
-from neva.convert.hf_layouts import IDEFICS, check_logits, layout_of, pinpoints
+from neva.convert.hf_layouts import IDEFICS, check_logits, check_towers, layout_of, pinpoints
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import jinja, special_end
@@ -26,7 +26,7 @@ from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
-from neva.families.vision import listed, stored_tower, tower_table, vision_family
+from neva.families.vision import listed, stored_tower, tower_table
 from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (
@@ -54,6 +54,7 @@ class ImageToken:
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it; an Idefics2's is its own."""
+    check_towers(model)
     if layout_of(model) is IDEFICS:
         from neva.convert.writers import idefics2
 
@@ -63,11 +64,6 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
             )
         idefics2.write(model, target, options)
         return
-    if not vision_family(model.vision.model_type).takes_pixels_alone:
-        raise CheckpointError(
-            f"{model.name} has a {model.vision.model_type!r} tower, which needs the shape of each picture, and "
-            "transformers' LLaVA gives its tower pixels alone: there is no export, keep it as a .nemo"
-        )
     model = at_input_size(model)
     check_logits(model.language, model.name)
 

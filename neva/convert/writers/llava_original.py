@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from neva.config.model_config import IMAGE_TAGS, image_tags_of
 from neva.convert.at_input_size import at_input_size
-from neva.convert.hf_layouts import check_logits
+from neva.convert.hf_layouts import check_logits, check_towers
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.writers.exported_template import begins_with_bos
@@ -37,6 +37,7 @@ TOWER_FOLDER = "vision_tower"
 
 def write(model: LazyModel, target: Path, options: Options) -> None:
     """Writes the folder and proves it."""
+    check_towers(model)
     check_logits(model.language, model.name)
     model = at_input_size(model)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER
 from neva.convert.lazy_model import LazyLanguageModel, LazyModel
 from neva.convert.options import Options
 from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
@@ -28,6 +28,7 @@ def write(model: LazyLanguageModel, target: Path, options: Options) -> None:
     parts, image_processor = {LANGUAGE_MODEL: "converted"}, None
     if isinstance(model, LazyModel):
         parts |= {PROJECTOR: "converted", VISION_TOWER: "frozen" if model.tower_reference else "converted"}
+        parts |= dict.fromkeys([SECOND_TOWER] * (model.vision.second is not None), "converted")
         image_processor = model.image_processor
     pairs = ((name, model.weights[name]) for name in model.weights)
     with model.tokenizer_dir() as tokenizer_dir:

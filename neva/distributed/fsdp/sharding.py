@@ -175,8 +175,11 @@ def unsharded(model: NevaModel, choice: Sharding) -> Iterator[None]:
 def units(model: NevaModel) -> list[nn.Module]:
     """Returns the modules that are all-gathered one after the other; each is entered by its own `forward`."""
     found: list[nn.Module] = []
-    if model.vision_tower is not None and model.projector is not None:
-        found += [*model.vision_tower.blocks, model.vision_tower, model.projector]
+    for tower in (model.vision_tower, model.second_vision_tower):
+        if tower is not None:
+            found += [*tower.blocks, tower]
+    if model.projector is not None:
+        found.append(model.projector)
     return [*found, *model.language_model.blocks]
 
 
