@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
+from neva.families.adapters import adapter_shapes
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
@@ -81,9 +82,9 @@ def step_flops(
     of_trained = sum(of_tower for part, of_tower in towers.items() if part in trained)
     before_connector = any(part in trained for part in towers)
     before_language = before_connector or PROJECTOR in trained
-    trains_language = LANGUAGE_MODEL in trained
-    flows = before_language or trains_language
-    again = {"full": recomputed_share * (layers + attention), "selective": attention}.get(
+    trains_language, of_adapters = LANGUAGE_MODEL in trained, _of_adapters(language, work)
+    flows = before_language or trains_language or ADAPTERS in trained
+    again = {"full": recomputed_share * (layers + attention + of_adapters), "selective": attention}.get(
         recompute or "", 0.0
     )
     of_head = 2 * work.labels * language.hidden_size * language.vocab_size
@@ -95,10 +96,18 @@ def step_flops(
             reads * (connector_trains + before_connector) + others * (connector_trains + gradient),
         ),
         LANGUAGE_MODEL: Flops(
-            layers + attention, layers * (flows + trains_language) + 2 * attention * flows, again * flows
+            layers + attention + of_adapters,
+            layers * (flows + trains_language) + 2 * (attention + of_adapters) * flows,
+            again * flows,
         ),
         HEAD: Flops(of_head, of_head * (flows + trains_language)),
     }
+
+
+def _of_adapters(language: LanguageConfig, work: StepWork) -> float:
+    """Returns the forward operations of the adapters."""
+    tokens = sum(length * number for length, number in work.samples.items())
+    return 2 * tokens * sum(math.prod(shape) for _, shape in adapter_shapes(language))
 
 
 def total(parts: Iterable[Flops]) -> Flops:

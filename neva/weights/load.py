@@ -39,8 +39,8 @@ EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)(\..*)")
 GATED = re.compile(rf"\.linear_fc1\.(weight|bias)$|\.linear_fc1{re.escape(ADAPTER)}{WHOLE}\.")
 """Of two matrices stacked: a rank has its share of each."""
 TIED_COPY = "language_model.output_layer.weight"
-TOWERS = {VISION_TOWER: tower_weights, SECOND_TOWER: second_tower_weights}
-"""What reads the tensors of each tower."""
+TOWERS = {VISION_TOWER: (TOWER, tower_weights), SECOND_TOWER: (SECOND, second_tower_weights)}
+"""Prefix of the native names of each tower, and what reads its tensors."""
 
 
 def load_parts(model: nn.Module, origins: Mapping[str, Origin], language: LanguageConfig) -> dict[str, str]:
@@ -90,9 +90,10 @@ def load_vision_tower(
     Raises:
         CheckpointError: names or shapes do not fit; it names the tensors.
     """
+    _, weights_of = TOWERS[part]
     tower = getattr(model, part)
     if tower is not None:
-        load_native(model, TOWERS[part](source, tower.config), parts=(part,), seen=seen)
+        load_native(model, weights_of(source, tower.config), parts=(part,), seen=seen)
 
 
 def load_native(

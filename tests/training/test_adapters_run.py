@@ -74,6 +74,9 @@ def test_a_run_saves_adapters_and_resumes_bit_for_bit_with_dropout(
         assert torch.equal(value[: len(expected)], expected), name
 
 
+@pytest.mark.filterwarnings(
+    "ignore:FSDP2-wrapped module:UserWarning"
+)  # torch's remark on the projector's view
 def test_packed_matrices_train_as_unpacked_ones_nearly_and_under_fsdp_exactly(
     tmp_path: Path, colours: list[str]
 ) -> None:

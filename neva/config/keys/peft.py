@@ -64,12 +64,12 @@ class Peft:
         "lora: adapters beside the frozen language model train; qlora: and its matrices are packed; none, null: "
         "there are none.",
         choices=(LORA, QLORA, NO_PEFT),
+        fixed=TRAINED,
         not_yet=dict.fromkeys(_OTHER_SCHEMES, _OTHER_SCHEME),
         common=True,
-        fixed=TRAINED,
     )
     restore_from_path: str | None = key("A .nemo whose adapters (and projector) the run starts from.")
-    quantization: str = key("With qlora, how matrices are packed.", choices=(NF4, INT8))
+    quantization: str = key("With qlora, how matrices are packed.", choices=(NF4, INT8), fixed=MODEL)
     lora_tuning: LoraTuning = section()
 
     adapter_tuning: Any = ignored(_OTHER_DETAIL)

@@ -114,7 +114,9 @@ def open_model(
     else:
         reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
         weights.append(vision_weights(reference, vision))
-    if vision.second is not None and not origins[SECOND_TOWER].is_held:
+    if vision.second is not None and origins[SECOND_TOWER].is_base:
+        weights.append(Filtered(open_nemo(str(origins[SECOND_TOWER].path)).weights, SECOND))
+    elif vision.second is not None and not origins[SECOND_TOWER].is_held:
         key = "model.mm_cfg.second_vision_encoder.from_pretrained"
         weights.append(
             second_tower_weights(require_path(origins[SECOND_TOWER].path, "second tower", key), vision.second)
