@@ -100,6 +100,8 @@ def _main(words: list[str], log: Path, said: dict[str, str]) -> None:
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     torch.set_num_threads(1)
+    # for workers of the loader, as in any run: a fork takes over how it was made itself
+    mp.set_start_method("fork", force=True)
     sys.exit(main(words))
 
 

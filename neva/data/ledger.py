@@ -10,7 +10,9 @@ A process that is killed leaves half a record at the end at most, which readers 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import sys
 import zlib
@@ -108,7 +110,11 @@ class LedgerWriter:
         self._append(b"P" + json.dumps(asdict(part)).encode())
 
     def add(self, step: LedgerStep) -> None:
-        """Appends a step; it is in the file when this returns, whatever becomes of the process."""
+        """Appends a step; it is in the file when this returns, whatever becomes of the process.
+
+        Raises:
+            OSError: the disk does not take it; the file ends with the record before.
+        """
         asked = [number for _, number in step.exceptions]
         width = 4 if max([*step.numbers, *asked], default=0) < 2**32 else 8
         head = _STEP.pack(
@@ -124,7 +130,14 @@ class LedgerWriter:
 
     def _append(self, content: bytes) -> None:
         # one write without a buffer: a kill leaves the whole record, or none of it
-        self.file.write(_FRAME.pack(len(content), zlib.crc32(content)) + content)
+        record, begin = _FRAME.pack(len(content), zlib.crc32(content)) + content, self.file.tell()
+        try:
+            if self.file.write(record) < len(record):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self.file.truncate(begin)
+            self.file.seek(begin)
+            raise
 
 
 def read_ledger(run_dir: Path) -> Iterator[LedgerPart | LedgerStep]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from neva.data.batch import Batch, SampleOrigin
 from neva.data.ledger import LedgerPart, LedgerStep, LedgerWriter
 from neva.distributed import groups
+
+logger = logging.getLogger(__name__)
 
 
 class SampleLedger(Callback):
@@ -53,21 +56,23 @@ class SampleLedger(Callback):
             return
         origins = in_sampler_order(shares.tolist())
         left = loader.sampler.num_samples - begin.offset
-        self.writer.add(
-            LedgerStep(
-                step=trainer.global_step,
-                epoch=begin.epoch,
-                in_epoch=sum(origin.row < left for origin in origins),
-                treatment=module.treatment,
-                numbers=[origin.number for origin in origins],
-                exceptions=[
-                    (place, number)
-                    for place, origin in enumerate(origins)
-                    if origin.stands_for != (origin.number,)
-                    for number in origin.stands_for
-                ],
-            )
+        step = LedgerStep(
+            step=trainer.global_step,
+            epoch=begin.epoch,
+            in_epoch=sum(origin.row < left for origin in origins),
+            treatment=module.treatment,
+            numbers=[origin.number for origin in origins],
+            exceptions=[
+                (place, number)
+                for place, origin in enumerate(origins)
+                if origin.stands_for != (origin.number,)
+                for number in origin.stands_for
+            ],
         )
+        try:
+            self.writer.add(step)
+        except OSError as error:  # no reason to end a run
+            logger.warning("step %s is missing in the ledger: %s", step.step, error)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Closes the file."""

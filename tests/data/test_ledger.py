@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_what_is_written_is_read_and_every_cut_leaves_the_whole_records(tmp_path
 def _part(path: Path) -> int:
     content = path.read_bytes()
     return 8 + int.from_bytes(content[14:18], "little")
+
+
+def test_a_step_that_the_disk_does_not_take_leaves_the_ledger_whole(tmp_path: Path) -> None:
+    path = written(tmp_path, STEPS[:2])
+    writer, (soft, hard) = LedgerWriter(tmp_path, 2), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError, match="."):
+            writer.add(STEPS[2])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.add(STEPS[3])
+    writer.close()
+    assert [*read_ledger(tmp_path)] == [PART, *STEPS[:2], STEPS[3]]
 
 
 def test_a_resume_cuts_what_comes_again_and_half_records(tmp_path: Path) -> None:
