@@ -41,7 +41,7 @@ class SharedMedia:
     def __init__(self, assistant: Assistant, requests: Iterable[Request], pool: Executor) -> None:
         self._assistant = assistant
         self._pool = pool
-        self._uses = Counter(medium.key for request in requests for medium in _sources(request))
+        self._uses = Counter(self._key(medium) for request in requests for medium in _sources(request))
         self._layouts: dict[MediumKey, MediumLayout] = {}
         self._pixels: dict[MediumKey, Future[Tensor | DataError]] = {}
         self._features: OrderedDict[MediumKey, Tensor | DataError] = OrderedDict()
@@ -57,21 +57,26 @@ class SharedMedia:
         return turn.text or "", pieces_of(layouts)
 
     def _layout(self, medium: Medium) -> MediumLayout:
-        if medium.key not in self._layouts:
-            self._layouts[medium.key] = self._assistant.media.layout(medium)
-        return self._layouts[medium.key]
+        if self._key(medium) not in self._layouts:
+            self._layouts[self._key(medium)] = self._assistant.media.layout(medium)
+        return self._layouts[self._key(medium)]
+
+    def _key(self, medium: Medium) -> MediumKey:
+        """Returns what a medium is known by; whether an image is alone matters where such a one is cut otherwise."""
+        matters = self._assistant.media.rules.tiling.cuts_one_alone
+        return (medium if matters else medium._replace(is_alone=True)).key
 
     def prepare(self, request: Request) -> None:
         """Begins to read the media of a request that will come soon."""
         for medium in _media(request):
-            if medium.key not in self._features and medium.key not in self._pixels:
+            if self._key(medium) not in self._features and self._key(medium) not in self._pixels:
                 layout = self._layout(medium)
-                self._pixels[medium.key] = self._pool.submit(_pixels, self._assistant, medium, layout)
+                self._pixels[self._key(medium)] = self._pool.submit(_pixels, self._assistant, medium, layout)
 
     def features(self, request: Request) -> Tensor | DataError:
         """Returns the features [F, D] of a prepared request's media, or why one of them cannot be read."""
         self.prepare(request)
-        keys = [medium.key for medium in _media(request)]
+        keys = [self._key(medium) for medium in _media(request)]
         self._encode({key: self._pixels.pop(key) for key in keys if key in self._pixels})
         found = [self._features[key] for key in keys]
         self._forget(keys)

@@ -181,7 +181,7 @@ def test_an_unknown_key_names_the_nearest(override: str, message: str) -> None:
         ("model.micro_batch_size=0", "model.micro_batch_size=0: must be >= 1"),
         ("trainer.max_steps=-2", "trainer.max_steps=-2: must be >= -1"),
         ("model.data.on_error=ignore", "model.data.on_error=ignore: must be one of fail, skip"),
-        ("model.mm_cfg.mm_mlp_adapter_type=mlp0x_gelu", "mlp0x_gelu: must be of the form linear, mlp2x_gelu"),
+        ("model.mm_cfg.mm_mlp_adapter_type=mlp0x_gelu", "mlp0x_gelu: must be of the form identity, linear"),
         (
             "exp_manager.max_time_per_run=3h",
             "exp_manager.max_time_per_run=3h: must be of the form DD:HH:MM:SS",

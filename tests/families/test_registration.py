@@ -160,7 +160,9 @@ def test_a_connector_is_stored_where_the_layout_allows_it(vision: VisionConfig) 
 
 
 def test_what_no_connector_is_called_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"halve: must be of the form linear, mlp2x_gelu, .*, …, halve1"):
+    with pytest.raises(
+        ConfigError, match=r"halve: must be of the form identity, linear, mlp2x_gelu, .*, …, halve1"
+    ):
         load("llava_7b_pretrain", ["model.mm_cfg.mm_mlp_adapter_type=halve"])
 
 

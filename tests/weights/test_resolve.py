@@ -59,11 +59,11 @@ def test_a_part_without_tensors_is_held_by_every_file(tmp_path):
     path = nemo(tmp_path / "m.nemo", LANGUAGE_MODEL, VISION_TOWER)
     for found in (
         resolve_weights(section(adapter=path, kind="identity")),
-        resolve_nemo(path, section(kind="identity").mm_cfg),
+        resolve_nemo(path, section(kind="identity")),
     ):
         assert found[PROJECTOR] == held and not held.is_nowhere and held.embedded
     assert str(held) == "nowhere, as it has no tensors"
-    assert resolve_nemo(path, section().mm_cfg)[PROJECTOR].is_nowhere
+    assert resolve_nemo(path, section())[PROJECTOR].is_nowhere
 
 
 def test_files_that_hold_no_such_part_are_refused(tmp_path):
