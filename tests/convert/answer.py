@@ -33,7 +33,8 @@ def processor_of(folder: str, model_type: str) -> Any:
 
 def asked(processor: Any, images: list[Image.Image]) -> Any:
     """A question about images, as the model is given it."""
-    content = [*[{"type": "image"}] * len(images), {"type": "text", "text": "What is it?"}]
+    # with the space that transformers 5 puts behind an image of Idefics2 where a word follows, and 4 does not
+    content = [*[{"type": "image"}] * len(images), {"type": "text", "text": " What is it?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     return processor(images=images[0] if len(images) == 1 else [images], text=prompt, return_tensors="pt")
 
