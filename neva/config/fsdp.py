@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from neva.config.model_config import tiling_of
 from neva.config.show import as_override
 
 FSDP = {
@@ -37,7 +38,8 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"model.{key}={model[key]} with model.fsdp=true is refused: neva's FSDP cuts whole weights; set it to "
                 "1, or take model.fsdp=false with model.optim.name=distributed_fused_adam"
             )
-    if (kept := model.data.image_aspect_ratio) in ("keep", "native", "naflex"):
+    if tiling_of(model.data).keeps_shape:
+        kept = model.data.image_aspect_ratio
         yield (
             f"model.data.image_aspect_ratio={kept} with model.fsdp=true is refused: ranks whose pictures have "
             "different shapes would gather the tower's weights at different times; take pad or anyres, or "

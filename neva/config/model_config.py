@@ -185,10 +185,10 @@ def media_rules_of(model_cfg: DictConfig, vision: VisionConfig) -> MediaRules:
     """
     separates_frames = bool(model_cfg.data.get("sep_token_between_frames"))
     kind = model_cfg.mm_cfg.mm_mlp_adapter_type
-    return media_rules(vision, kind, _tiling(model_cfg.data), separates_frames)
+    return media_rules(vision, kind, tiling_of(model_cfg.data), separates_frames)
 
 
-def _tiling(data: DictConfig) -> Tiling:
+def tiling_of(data: DictConfig) -> Tiling:
     """Returns how images are cut. Models recorded before there were tiles have none of these keys, and no tiles."""
     kind = data.image_aspect_ratio
     if kind.startswith("anyres"):
