@@ -8,6 +8,7 @@ they train (the count of the PaLM paper, https://arxiv.org/abs/2204.02311, appen
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -107,7 +108,12 @@ def step_flops(
 def _of_adapters(language: LanguageConfig, work: StepWork) -> float:
     """Returns the forward operations of the adapters."""
     tokens = sum(length * number for length, number in work.samples.items())
-    return 2 * tokens * sum(math.prod(shape) for _, shape in adapter_shapes(language))
+    return 2 * tokens * _adapter_elements(language)
+
+
+@cache
+def _adapter_elements(language: LanguageConfig) -> int:
+    return sum(math.prod(shape) for _, shape in adapter_shapes(language))
 
 
 def total(parts: Iterable[Flops]) -> Flops:
@@ -154,18 +160,24 @@ def _of_connector(model: ModelSpec, work: StepWork) -> tuple[float, float]:
 
 def _of_layers(language: LanguageConfig, work: StepWork) -> tuple[float, float]:
     """Returns the forward operations of all layers: of matrices, and of attention."""
-    within: float = language.num_layers * sum(_active(language))
-    if language.hf_config is not None:
-        matrices = [shape for shape in shapes(language).values() if len(shape) > 1]
-        # embeddings and head are as wide as the vocabulary
-        within = sum(math.prod(shape) for shape in matrices if language.vocab_size not in shape)
     tokens = sum(length * number for length, number in work.samples.items())
+    windows = Counter(map(language.window_of, range(language.num_layers)))
     pairs = sum(
-        number * causal_pairs(length, language.window_of(layer))
+        number * layers * causal_pairs(length, window)
         for length, number in work.samples.items()
-        for layer in range(language.num_layers)
+        for window, layers in windows.items()
     )
-    return 2 * tokens * within, 4 * pairs * language.num_heads * language.head_dim
+    return 2 * tokens * _elements_met(language), 4 * pairs * language.num_heads * language.head_dim
+
+
+@cache
+def _elements_met(language: LanguageConfig) -> float:
+    """Returns the elements of the matrices of all layers that a token meets; every step of a run asks."""
+    if language.hf_config is None:
+        return language.num_layers * sum(_active(language))
+    matrices = [shape for shape in shapes(language).values() if len(shape) > 1]
+    # embeddings and head are as wide as the vocabulary
+    return sum(math.prod(shape) for shape in matrices if language.vocab_size not in shape)
 
 
 def _active(language: LanguageConfig) -> Iterable[float]:
