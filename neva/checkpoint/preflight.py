@@ -54,9 +54,8 @@ def note_resume(cfg: DictConfig, found: Findings) -> None:
 
 def _note_changes(folder: Path, cfg: DictConfig, found: Findings) -> None:
     """Notes what has changed since a checkpoint; problems are fixed keys."""
-    from neva.checkpoint.stored_config import (
-        stored_config,
-    )  # with Megatron, which a dry run has imported quietly
+    # with Megatron, which a dry run has imported quietly
+    from neva.checkpoint.stored_config import stored_config
 
     stored = stored_config(folder)
     try:

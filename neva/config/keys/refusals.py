@@ -43,7 +43,9 @@ class RefusedModelKeys:
 
     nsys_profile: NsysProfile = section()
 
-    load_rng: Any = ignored("training draws no random numbers: the order of the data follows from model.seed")
+    load_rng: Any = ignored(
+        "what training draws follows from model.seed and the step, and so does the order of the data"
+    )
     fsdp_use_orig_params: Any = ignored(
         "FSDP2 keeps the original parameters, so frozen and trained ones share a unit anyway"
     )
