@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.keys.peft import BEFORE_FACTORS, LORA, NEMO_VARIANT, NF4, QLORA
+from neva.config.keys.peft import BEFORE_FACTORS, DORA, NEMO_VARIANT, NF4, QLORA, SCHEMES
 from neva.config.show import as_override
 from neva.errors import ConfigError
 from neva.families.adapters import DOWN, GATE_UP, PIECES, PROJECTION, QKV, WHOLE
@@ -42,7 +42,7 @@ TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
 def has_adapters(model_cfg: Mapping[str, Any] | DictConfig) -> bool:
     """Whether a `model` section has adapters; those recorded before there was `peft` have none."""
     peft = model_cfg.get("peft")
-    return isinstance(peft, Mapping | DictConfig) and peft.get("peft_scheme") in (LORA, QLORA)
+    return isinstance(peft, Mapping | DictConfig) and peft.get("peft_scheme") in SCHEMES
 
 
 def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
@@ -67,6 +67,7 @@ def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
         packing=model_cfg["peft"].get("quantization", NF4)
         if model_cfg["peft"]["peft_scheme"] == QLORA
         else None,
+        has_magnitudes=model_cfg["peft"]["peft_scheme"] == DORA,
     )
 
 
@@ -98,20 +99,21 @@ def peft_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if not has_adapters(model):
         if peft.restore_from_path is not None:
             yield (
-                f"model.peft.restore_from_path={peft.restore_from_path} acts only with model.peft.peft_scheme=lora"
+                f"model.peft.restore_from_path={peft.restore_from_path} acts only with model.peft.peft_scheme="
+                f"{' or '.join(SCHEMES)}"
             )
         return
     if not peft.lora_tuning.target_modules:
         yield "model.peft.lora_tuning.target_modules is empty: name a matrix, such as attention_qkv"
     if not model.mm_cfg.llm.freeze:
         yield (
-            "model.mm_cfg.llm.freeze=false with model.peft.peft_scheme=lora, whose language model stays as it is: set "
-            "it to true"
+            f"model.mm_cfg.llm.freeze=false with model.peft.peft_scheme={peft.peft_scheme}, whose language model stays "
+            "as it is: set it to true"
         )
     if model.language_backend == HUGGING_FACE:
         yield (
-            "model.peft.peft_scheme=lora with model.language_backend=huggingface: only Megatron's layers have "
-            "adapters; use model.language_backend=megatron"
+            f"model.peft.peft_scheme={peft.peft_scheme} with model.language_backend=huggingface: only Megatron's "
+            "layers have adapters; use model.language_backend=megatron"
         )
     beyond = [number for number in peft.lora_tuning.layer_selection or [] if number > model.num_layers]
     if beyond:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from neva.config.keys.peft import BEFORE_FACTORS, CANONICAL, LORA
+from neva.config.keys.peft import BEFORE_FACTORS, CANONICAL, DORA, LORA
 from neva.constants import ADAPTER
 from neva.errors import CheckpointError
-from neva.families.adapters import DOWN, GATE_UP, INPUT, OUTPUT, PROJECTION, QKV, WHOLE
+from neva.families.adapters import DOWN, GATE_UP, INPUT, MAGNITUDE, OUTPUT, PROJECTION, QKV, WHOLE
 from neva.families.configs import LanguageConfig, LoraConfig
 from neva.families.naming import LANGUAGE, LLAVA_HF
 from neva.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -34,13 +34,16 @@ BODY = "base_model.model.model."
 """Stands before the names that transformers' LLaVA has in memory."""
 
 PROJECTOR_MODULE = LLAVA_HF.projector.removesuffix(".")
+KINDS = {INPUT: "lora_A.weight", OUTPUT: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
+"""What a factor is called behind its module."""
+
 FACTOR = re.compile(
-    r"base_model\.model\.(?:model\.language_model|language_model\.model)\.layers\.(\d+)\.(.+)\.lora_([AB])\.weight"
+    r"base_model\.model\.(?:model\.language_model|language_model\.model)\.layers\.(\d+)\.(.+)\."
+    r"(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
 )
 """transformers before 4.52 had the second of the two prefixes."""
 
 OFF: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
     "use_rslora": (False, None),
     "bias": ("none", None),
     "lora_bias": (False, None),
@@ -70,7 +73,7 @@ def peft_config(lora: LoraConfig, num_layers: int, base: str) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "use_dora": False,
+        "use_dora": lora.has_magnitudes,
         "use_rslora": False,
     }
 
@@ -85,10 +88,11 @@ def to_peft(language: LanguageConfig, adapters: Mapping[str, Tensor]) -> dict[st
     found = {}
     for matrix, factors in factors_of(language, adapters).items():
         layer, site = matrix.split(".")[3], ".".join(matrix.split(".")[-2:])
-        for piece, pair in by_piece(language, site, factors).items():
+        for piece, of_piece in by_piece(language, site, factors).items():
             module = f"{BODY}{LLAVA_HF.language}layers.{layer}.{MODULES[site, piece]}"
-            for kind, factor in zip("AB", pair, strict=True):
-                found[f"{module}.lora_{kind}.weight"] = factor.clone().contiguous()
+            for kind, name in KINDS.items():
+                if (factor := getattr(of_piece, kind)) is not None:
+                    found[f"{module}.{name}"] = factor.clone().contiguous()
     return found
 
 
@@ -110,7 +114,7 @@ def from_peft(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
                 "language model, and its projector"
             )
         site, piece = places[match[2]]
-        kind = INPUT if match[3] == "A" else OUTPUT
+        kind = next(kind for kind, name in KINDS.items() if name == match[3])
         found[f"{LANGUAGE}decoder.layers.{match[1]}.{site}{ADAPTER}{piece}.{kind}"] = tensor
     return found
 
@@ -149,7 +153,7 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
         )
     named = {MODULES[_place(rest)].rpartition(".")[2] for rest in kinds[0]}
     return {
-        "peft_scheme": LORA,
+        "peft_scheme": DORA if config.get("use_dora") else LORA,
         "restore_from_path": None,
         "lora_tuning": {
             "variant": CANONICAL,

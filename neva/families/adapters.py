@@ -23,6 +23,9 @@ PIECES = {QKV: ("q", "k", "v"), GATE_UP: ("gate", "up"), PROJECTION: (WHOLE,), D
 INPUT, OUTPUT = "linear_in", "linear_out"
 """What the factors are called: A [rank, columns of the matrix] and B [rows of the piece, rank]."""
 
+MAGNITUDE = "magnitude"
+"""The lengths of a piece's rows, where they are learnt apart: [rows of the piece]."""
+
 SPLIT_BY_COLUMNS = (PROJECTION, DOWN)
 """Matrices that tensor parallel splits along their inputs; the others are split by rows."""
 
@@ -60,7 +63,10 @@ def site_shapes(language: LanguageConfig, site: str, layer: int, tensor: int = 1
         rows, columns = piece_shape(language, site, piece)
         by_columns = site in SPLIT_BY_COLUMNS
         found[f"{piece}.{INPUT}"] = (lora.rank, columns // tensor if by_columns else columns)
-        found[f"{piece}.{OUTPUT}"] = (rows if by_columns else rows // tensor, lora.rank)
+        kept = rows if by_columns else rows // tensor
+        found[f"{piece}.{OUTPUT}"] = (kept, lora.rank)
+        if lora.has_magnitudes:
+            found[f"{piece}.{MAGNITUDE}"] = (kept,)
     return found
 
 

@@ -170,6 +170,8 @@ class LoraConfig:
     """How B is drawn."""
     packing: str | None = None
     """How the frozen matrices are packed into few bits; None: they are not."""
+    has_magnitudes: bool = False
+    """Whether the lengths of rows are learnt apart from their directions (https://arxiv.org/abs/2402.09353)."""
 
     @property
     def scale(self) -> float:

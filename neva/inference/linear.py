@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
-from neva.model.adapters import AdaptedColumnLinear, AdaptedRowLinear
+from neva.model.adapted import AdaptedColumnLinear, AdaptedRowLinear
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 """Of hidden states [T, in] with a matrix: [T, out]."""
@@ -43,8 +43,7 @@ def product_of(module: Any, kind: type) -> Product:
     if (packed := getattr(module, "packed", None)) is not None:
         product = partial(packed.product, weight=weight, scales=module.scales, bias=bias)
     if isinstance(module, AdaptedColumnLinear | AdaptedRowLinear) and isinstance(module, kind):
-        added = module.adapter.partial_product
-        return lambda hidden: product(hidden) + added(hidden)
+        return module.adapter.in_generation(product, module)
     found = type(module)
     assert found is kind, f"found {found.__name__}, expected {kind.__name__}"
     return product

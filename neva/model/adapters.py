@@ -8,7 +8,7 @@ Dimensions: positions first, rank R of the factors, a matrix has inputs I and ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,15 +23,13 @@ from megatron.core.tensor_parallel import (
     reduce_scatter_to_sequence_parallel_region,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from neva.constants import ADAPTER
 from neva.families.adapters import (
     GATE_UP,
     INPUT,
+    MAGNITUDE,
     OUTPUT,
     QKV,
     SPLIT_BY_COLUMNS,
@@ -52,11 +50,18 @@ _INITS: dict[str, Callable[..., Tensor]] = {
 
 
 class Factors(nn.Module):
-    """A pair of factors, this rank's share of it: `linear_in` [R, I], `linear_out` [O, R]."""
+    """A pair of factors, this rank's share of it: `linear_in` [R, I], `linear_out` [O, R].
 
-    def __init__(self, shapes: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype) -> None:
+    `magnitude` [O] is there where the lengths of rows are learnt.
+    """
+
+    def __init__(
+        self, shapes: tuple[tuple[int, int], tuple[int, int]], has_magnitude: bool, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.linear_in, self.linear_out = (nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes)
+        if has_magnitude:
+            self.magnitude = nn.Parameter(torch.ones(shapes[1][0], dtype=dtype))
 
 
 class Adapter(nn.Module):
@@ -97,13 +102,13 @@ class Adapter(nn.Module):
         rank, size = self.lora.rank, self.group.size()
         inputs = (rank, columns // size if self.by_columns else columns)
         outputs = (rows if self.by_columns else rows // size, rank)
-        made = Factors((inputs, outputs), config.params_dtype)
-        split, whole = (
-            (made.linear_in, made.linear_out) if self.by_columns else (made.linear_out, made.linear_in)
-        )
-        set_tensor_model_parallel_attributes(split, True, int(self.by_columns), 1)
-        # Megatron sums such gradients over the ranks
-        whole.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
+        made = Factors((inputs, outputs), self.lora.has_magnitudes, config.params_dtype)
+        split = made.linear_in if self.by_columns else made.linear_out
+        for name_of, parameter in made.named_parameters():
+            if parameter is split or (name_of == MAGNITUDE and not self.by_columns):
+                set_tensor_model_parallel_attributes(parameter, True, int(self.by_columns), 1)
+            else:  # Megatron sums such gradients over the ranks
+                parameter.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
         if config.perform_initialization:
             halved = is_halved(self.site, name.rpartition(".")[2])
             for kind, shape in ((INPUT, (rank, columns)), (OUTPUT, (rows, rank))):
@@ -116,40 +121,73 @@ class Adapter(nn.Module):
                     target.copy_(drawn)
         return made
 
+    def beside(self, product: Tensor, hidden: Tensor, matrix: Any) -> Tensor:
+        """Returns this rank's `product` of the matrix and `hidden` with what the adapter makes of it."""
+        return product + self(hidden)
+
+    def in_generation(self, product: Callable[[Tensor], Tensor], matrix: Any) -> Callable[[Tensor], Tensor]:
+        """Returns the same of hidden states [T, I], of a matrix split by columns before ranks are summed.
+
+        Nothing is dropped, no rank is asked, and weights stay as they are.
+        """
+        return lambda hidden: product(hidden) + self.partial_product(hidden)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns what is added to this rank's product of `hidden`, both as the matrix has them."""
-        return self._joined({name: self._piece(name, hidden) for name, _ in self.named_children()})
+        return self._joined({name: self.added(name, self.input_of(hidden)) for name in self.pieces})
 
     def partial_product(self, hidden: Tensor) -> Tensor:
-        """Returns the same of hidden states [T, I] in generation, of a matrix split by columns before ranks are summed.
-
-        Nothing is dropped and no rank is asked.
-        """
-        found = {
-            name: F.linear(F.linear(hidden, factors.linear_in), factors.linear_out) * self.lora.scale  # type: ignore[arg-type]
-            for name, factors in self.named_children()
-        }
+        """Returns the same of hidden states [T, I] in generation."""
+        found = {}
+        for name in self.pieces:
+            factors = self.factors(name)
+            narrow = F.linear(hidden, factors.linear_in)
+            found[name] = F.linear(narrow, factors.linear_out) * self.lora.scale
         return self._joined(found)
 
-    def _piece(self, name: str, hidden: Tensor) -> Tensor:
-        factors, is_split = self.get_submodule(name), self.sequence_parallel
-        if self.lora.drops_input:
-            split = -1 if self.by_columns else 0 if is_split else None
-            hidden = self._dropped(hidden, split)
-        narrow = F.linear(hidden, factors.linear_in)  # type: ignore[arg-type]
-        if self.by_columns:
-            enter = (
-                reduce_scatter_to_sequence_parallel_region
-                if is_split
-                else reduce_from_tensor_model_parallel_region
-            )
-        else:
-            enter = gather_from_sequence_parallel_region if is_split else copy_to_tensor_model_parallel_region
-        added = F.linear(enter(narrow, group=self.group), factors.linear_out) * self.lora.scale  # type: ignore[arg-type]
+    @property
+    def pieces(self) -> list[str]:
+        """The pieces of the matrix that have factors."""
+        return [name for name, _ in self.named_children()]
+
+    def factors(self, name: str) -> Factors:
+        """Returns those of a piece."""
+        found = self.get_submodule(name)
+        assert isinstance(found, Factors)
+        return found
+
+    def input_of(self, hidden: Tensor) -> Tensor:
+        """Returns what a piece sees of `hidden`; another mask for each."""
+        if not self.lora.drops_input:
+            return hidden
+        return self._dropped(hidden, -1 if self.by_columns else 0 if self.sequence_parallel else None)
+
+    def added(self, name: str, hidden: Tensor) -> Tensor:
+        """Returns what a piece adds to its rows, of what it sees."""
+        factors, is_split = self.factors(name), self.sequence_parallel
+        narrow = self.exchanged(F.linear(hidden, factors.linear_in))
+        added = F.linear(narrow, factors.linear_out) * self.lora.scale
         if not self.lora.drops_input:
             split = (0 if is_split else None) if self.by_columns else -1
             added = self._dropped(added, split, is_halved(self.site, name))
         return added
+
+    def exchanged(self, values: Tensor) -> Tensor:
+        """Returns sums over the ranks where inputs are split, else what all ranks have of the sequence."""
+        if self.by_columns:
+            enter = (
+                reduce_scatter_to_sequence_parallel_region
+                if self.sequence_parallel
+                else reduce_from_tensor_model_parallel_region
+            )
+        else:
+            enter = (
+                gather_from_sequence_parallel_region
+                if self.sequence_parallel
+                else copy_to_tensor_model_parallel_region
+            )
+        found: Tensor = enter(values, group=self.group)
+        return found
 
     def _dropped(self, values: Tensor, split: int | None, halved: bool = False) -> Tensor:
         """Drops elements while training. Masks are drawn for all tensor-parallel ranks: none depends on them."""
@@ -189,71 +227,3 @@ def _drawn(shape: tuple[int, int], method: str, seed: int, name: str) -> Tensor:
     if method in _INITS:
         _INITS[method](tensor, generator=generator_for(seed, name))
     return tensor
-
-
-class AdaptedColumnLinear(ColumnParallelLinear):
-    """Megatron's matrix that is split by rows, with an adapter; `place` are the further arguments of `Adapter`."""
-
-    def __init__(self, *positional: Any, place: Mapping[str, Any], **arguments: Any) -> None:
-        super().__init__(*positional, **arguments)
-        self.adapter = Adapter(self, **place)
-
-    def forward(self, input_: Tensor, *others: Any, **arguments: Any) -> tuple[Tensor, Tensor | None]:
-        """See Megatron's."""
-        output, bias = super().forward(input_, *others, **arguments)
-        return output + self.adapter(input_), bias
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
-    ) -> dict[str, Any]:
-        """Returns the sharded tensors, those of the adapter too."""
-        return _sharded(self, {"weight": 0, "bias": 0}, prefix, sharded_offsets, metadata)
-
-
-class AdaptedRowLinear(RowParallelLinear):
-    """The same of a matrix that is split by columns."""
-
-    def __init__(self, *positional: Any, place: Mapping[str, Any], **arguments: Any) -> None:
-        super().__init__(*positional, **arguments)
-        self.adapter = Adapter(self, **place)
-
-    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See Megatron's."""
-        output, bias = super().forward(input_)
-        return output + self.adapter(input_), bias
-
-    def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
-    ) -> dict[str, Any]:
-        """Returns the sharded tensors, those of the adapter too."""
-        return _sharded(self, {"weight": 1}, prefix, sharded_offsets, metadata)
-
-
-def _sharded(
-    matrix: AdaptedColumnLinear | AdaptedRowLinear,
-    axes: dict[str, int],
-    prefix: str,
-    offsets: tuple[Any, ...],
-    metadata: Any,
-) -> dict[str, Any]:
-    tensors = matrix.state_dict(prefix="", keep_vars=True)
-    own: Iterator[tuple[str, Any]] = matrix.adapter.named_parameters(prefix="adapter")
-    split = {
-        name: tensor.partition_dim for name, tensor in own if getattr(tensor, "tensor_model_parallel", False)
-    }
-    found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
-        tensors, prefix, axes | split, offsets, tp_group=matrix.tp_group, dp_cp_group=metadata["dp_cp_group"]
-    )
-    for name in split:
-        if is_halved(matrix.adapter.site, name.split(".")[1]):
-            found[prefix + name] = apply_swiglu_sharded_factory(found[prefix + name], offsets)
-    return found
-
-
-def with_adapter(kind: type, language: LanguageConfig, site: str, layer: int, seed: int) -> ModuleSpec:
-    """Returns the spec of a matrix of a layer, counted from 0: Megatron's `kind`, with its adapter if it has one."""
-    if language.lora is None or not language.lora.pieces(site, layer):
-        return ModuleSpec(module=kind)
-    adapted = AdaptedColumnLinear if kind is ColumnParallelLinear else AdaptedRowLinear
-    place = {"language": language, "site": site, "layer": layer, "seed": seed}
-    return ModuleSpec(module=adapted, params={"place": place})

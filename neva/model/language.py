@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from neva.constants import IGNORE_INDEX
 from neva.families.adapters import DOWN, GATE_UP, PROJECTION, QKV
 from neva.families.configs import EACH_HEAD, GELU_TANH, LAYER_NORM, SILU, LanguageConfig
-from neva.model.adapters import with_adapter
+from neva.model.adapted import with_adapter
 from neva.model.attention import SDPAttention
 from neva.model.context import positions
 from neva.model.experts import ExpertLayer, expert_fields, experts_spec

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from neva.families.adapters import DOWN, GATE_UP, PROJECTION, QKV
+from neva.families.adapters import DOWN, GATE_UP, PROJECTION, QKV, SPLIT_BY_COLUMNS, WHOLE, piece_shape
 from neva.families.configs import (
     ALL_HEADS,
     CAPPED_CHUNK,
@@ -99,7 +99,9 @@ def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     norms = 2 * (form.norms_before + form.norms_after)
     total = norms * _norm_bytes(model, split, work) + _attention_bytes(model, split, work)
     # inputs of linear_qkv, and of linear_fc1 or the router
-    total += hidden * (_keeps_input(model, QKV) + _keeps_input(model, GATE_UP)) + _factor_bytes(model, work)
+    total += hidden * (_keeps_input(model, QKV) + _keeps_input(model, GATE_UP)) + _factor_bytes(
+        model, split, work
+    )
     if experts is not None:
         shards = (split.tensor if work.sequence_parallel else 1, split.tensor)
         hidden_size = model.language.hidden_size
@@ -118,11 +120,24 @@ def _keeps_input(model: ModelSpec, site: str) -> bool:
     return LANGUAGE in model.trained_parts or (lora is not None and site in dict(lora.sites))
 
 
-def _factor_bytes(model: ModelSpec, work: MicroBatchSpec) -> int:
-    """Counts what adapters save between their factors."""
+def _factor_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
+    """Counts what adapters save between their factors, and before lengths that are learnt."""
     lora = model.language.lora
-    pairs = 0 if lora is None else sum(len(pieces) for _, pieces in lora.sites)
-    return 0 if lora is None else pairs * work.tokens * lora.rank * work.width
+    if lora is None:
+        return 0
+    pairs = sum(len(pieces) for _, pieces in lora.sites)
+    widths = pairs * lora.rank
+    if lora.has_magnitudes:
+        widths += sum(_stretched_width(model, split, work, site) for site, _ in lora.sites)
+    return work.tokens * widths * work.width
+
+
+def _stretched_width(model: ModelSpec, split: Split, work: MicroBatchSpec, site: str) -> int:
+    """Width of a matrix's product before learnt lengths; with dropout of the input, of what stands for it twice."""
+    lora, rows = model.language.lora, piece_shape(model.language, site, WHOLE)[0]
+    assert lora is not None
+    is_split = work.sequence_parallel if site in SPLIT_BY_COLUMNS else True
+    return rows // (split.tensor if is_split else 1) * (2 if lora.dropout and lora.drops_input else 1)
 
 
 def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:

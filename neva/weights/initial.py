@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from neva.config.model_config import language_config_of
 from neva.constants import ADAPTERS
 from neva.formats.nemo import open_nemo
+from neva.model.dora import fill_magnitudes
 from neva.model.llava import NevaModel
 from neva.weights.fingerprint import check_base
 from neva.weights.load import load_parts
@@ -28,4 +29,6 @@ def load_initial_weights(model: NevaModel, model_cfg: DictConfig) -> dict[str, O
     found = load_parts(model, origins, language_config_of(model_cfg))
     if (adapters := origins.get(ADAPTERS)) is not None and adapters.path is not None:
         check_base(open_nemo(adapters.path).manifest, found, origins, adapters)
+    else:
+        fill_magnitudes(model)
     return {part: replace(origin, fingerprint=found.get(part)) for part, origin in origins.items()}

@@ -3,67 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from neva.constants import ADAPTER
-from neva.families.adapters import GATE_UP, INPUT, OUTPUT, PIECES, QKV, WHOLE, adapter_shapes, piece_shape
+from neva.families.adapters import GATE_UP, INPUT, MAGNITUDE, OUTPUT, PIECES, QKV, WHOLE, adapter_shapes
 from neva.families.configs import LanguageConfig
-from neva.families.mapping import FusedQKV, expect_shape
+from neva.families.mapping import ConversionError, FusedQKV, expect_shape
 
 WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class PieceFactors:
+    """Of the rows that a Hugging Face folder has as a matrix: A, B, and their lengths where these are learnt."""
+
+    linear_in: Tensor
+    linear_out: Tensor
+    magnitude: Tensor | None
 
 
 def factors_of(language: LanguageConfig, adapters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Returns native name of each adapted matrix -> its factors, `<piece>.linear_in` and `<piece>.linear_out`.
 
     Raises:
-        ConversionError: a factor does not have the shape that the configuration says.
+        ConversionError: a factor is missing, or does not have the shape that the configuration says.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, shape in adapter_shapes(language):
+        if name not in adapters:
+            raise ConversionError(f"there is no {name}, which adapters of this configuration have")
         matrix, _, factor = name.partition(ADAPTER)
         found.setdefault(matrix, {})[factor] = expect_shape(name, adapters[name], shape)
     return found
 
 
-def by_piece(
-    language: LanguageConfig, site: str, factors: Mapping[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns A and B of each piece that a Hugging Face folder tells apart; those of joined pieces share their A."""
-    inputs = {name.removesuffix(f".{INPUT}"): t for name, t in factors.items() if name.endswith(INPUT)}
-    outputs = {name.removesuffix(f".{OUTPUT}"): t for name, t in factors.items() if name.endswith(OUTPUT)}
-    if WHOLE not in outputs or PIECES[site] == (WHOLE,):
-        return {piece: (inputs[piece], outputs[piece]) for piece in outputs}
-    whole = outputs[WHOLE]
-    parts = (
-        whole.chunk(2)
-        if site == GATE_UP
-        else [part for _, part in _fused(language, whole).to_hf({WHOLE: whole})]
+def by_piece(language: LanguageConfig, site: str, factors: Mapping[str, Tensor]) -> dict[str, PieceFactors]:
+    """Returns those of each piece that a Hugging Face folder tells apart; those of joined pieces share their A."""
+    outputs, magnitudes = (
+        {
+            piece: rows
+            for name, tensor in factors.items()
+            if name.endswith(f".{kind}")
+            for piece, rows in _apart(language, site, name.removesuffix(f".{kind}"), tensor).items()
+        }
+        for kind in (OUTPUT, MAGNITUDE)
     )
-    return {piece: (inputs[WHOLE], part) for piece, part in zip(PIECES[site], parts, strict=True)}
+    return {
+        piece: PieceFactors(
+            factors[f"{piece if f'{piece}.{INPUT}' in factors else WHOLE}.{INPUT}"],
+            output,
+            magnitudes.get(piece),
+        )
+        for piece, output in outputs.items()
+    }
+
+
+def _apart(language: LanguageConfig, site: str, piece: str, rows: Tensor) -> dict[str, Tensor]:
+    """Returns the rows of joined pieces by the pieces; of another piece, itself."""
+    if piece != WHOLE or PIECES[site] == (WHOLE,):
+        return {piece: rows}
+    if site == GATE_UP:
+        return dict(zip(PIECES[site], rows.chunk(2), strict=True))
+    return dict(_fused(language, rows).to_hf({WHOLE: rows}))
 
 
 def _fused(language: LanguageConfig, like: Tensor) -> FusedQKV:
     sizes = (language.num_heads, language.num_query_groups, language.head_dim)
-    return FusedQKV(("q", "k", "v"), WHOLE, *sizes, (like.shape[1],))
+    return FusedQKV(("q", "k", "v"), WHOLE, *sizes, tuple(like.shape[1:]))
 
 
-def delta(language: LanguageConfig, site: str, factors: Mapping[str, Tensor]) -> Tensor:
-    """Returns what the factors add to a whole matrix, in float32 at least."""
+def with_factors(
+    language: LanguageConfig, site: str, matrix: Tensor, factors: Mapping[str, Tensor]
+) -> Tensor:
+    """Returns a whole matrix with what its factors make of it, computed in float32 at least."""
     assert language.lora is not None
-    products = {}
-    for piece, pair in by_piece(language, site, factors).items():
-        first, second = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in pair)
-        products[piece] = second @ first * language.lora.scale
-    like = next(iter(products.values()))
-    for piece in PIECES[site]:
-        products.setdefault(piece, like.new_zeros(piece_shape(language, site, piece)))
+    pieces = _apart(language, site, WHOLE, matrix)
+    for piece, of_piece in by_piece(language, site, factors).items():
+        exact = torch.promote_types(of_piece.linear_in.dtype, torch.float32)
+        added = of_piece.linear_out.to(exact) @ of_piece.linear_in.to(exact) * language.lora.scale
+        rows = pieces[piece].to(exact) + added
+        if of_piece.magnitude is not None:
+            rows *= (of_piece.magnitude.to(exact) / torch.linalg.vector_norm(rows, dim=1))[:, None]
+        pieces[piece] = rows.to(matrix.dtype)
     if site == QKV:
-        (_, joined), *_ = _fused(language, like).to_native(products)
+        (_, joined), *_ = _fused(language, matrix).to_native(pieces)
         return joined
-    return torch.cat([products[piece] for piece in PIECES[site]])
+    return torch.cat([pieces[piece] for piece in PIECES[site]])
 
 
 class Merged(Mapping[str, Tensor]):
@@ -86,8 +114,7 @@ class Merged(Mapping[str, Tensor]):
         if matrix not in self._factors or matrix == name:
             return tensor
         site = ".".join(matrix.split(".")[-2:])
-        added = delta(self._language, site, self._factors[matrix])
-        return (tensor.to(added.dtype) + added).to(tensor.dtype)
+        return with_factors(self._language, site, tensor, self._factors[matrix])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source)

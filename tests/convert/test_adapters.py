@@ -22,6 +22,7 @@ from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
 from neva.errors import CheckpointError, ConfigError
 from neva.families.adapters import adapter_shapes
+from neva.families.mapping import ConversionError
 from neva.formats.nemo import open_nemo, write_nemo
 from neva.inference.trained import open_trained
 from neva.model.build import build_model
@@ -32,9 +33,11 @@ from tests.convert.llava import llava_nemo
 pytestmark = pytest.mark.usefixtures("megatron")
 
 
-def peft_section(variant: str, targets: list[str], layers: list[int] | None = None) -> dict[str, Any]:
+def peft_section(
+    variant: str, targets: list[str], layers: list[int] | None = None, scheme: str = "lora"
+) -> dict[str, Any]:
     return {
-        "peft_scheme": "lora",
+        "peft_scheme": scheme,
         "restore_from_path": None,
         "lora_tuning": {
             "variant": variant, "target_modules": targets, "adapter_dim": 3, "alpha": 5.0, "adapter_dropout": 0.0,
@@ -44,12 +47,14 @@ def peft_section(variant: str, targets: list[str], layers: list[int] | None = No
     }  # fmt: skip
 
 
-def adapter_nemo(folder: Path, variant: str, targets: list[str], layers: list[int] | None = None) -> Path:
+def adapter_nemo(
+    folder: Path, variant: str, targets: list[str], layers: list[int] | None = None, scheme: str = "lora"
+) -> Path:
     """Writes a whole `.nemo` and one of adapters beside it, drawn at random, as a training run writes them."""
     base = llava_nemo(folder)
     held = open_nemo(base)
     config = OmegaConf.merge(
-        held.config, {"peft": peft_section(variant, targets, layers), "restore_from_path": str(base)}
+        held.config, {"peft": peft_section(variant, targets, layers, scheme), "restore_from_path": str(base)}
     )
     shapes = dict(adapter_shapes(replace(open_model(base).language, lora=lora_of(config))))
     draw = torch.Generator().manual_seed(4)
@@ -72,13 +77,17 @@ def factors(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("variant", "targets", "layers"),
-    [("nemo", ["all"], None), ("canonical", ["q_proj", "v_proj", "up_proj", "o_proj"], [2])],
+    ("scheme", "variant", "targets", "layers"),
+    [
+        ("lora", "nemo", ["all"], None),
+        ("lora", "canonical", ["q_proj", "v_proj", "up_proj", "o_proj"], [2]),
+        ("dora", "nemo", ["attention", "up_proj", "gate_proj"], None),
+    ],
 )
 def test_peft_loads_an_exported_adapter_onto_the_exported_model(
-    tmp_path: Path, variant: str, targets: list[str], layers: list[int] | None
+    tmp_path: Path, scheme: str, variant: str, targets: list[str], layers: list[int] | None
 ) -> None:
-    adapters = adapter_nemo(tmp_path, variant, targets, layers)
+    adapters = adapter_nemo(tmp_path, variant, targets, layers, scheme)
     convert(adapters, tmp_path / "peft", Options())
     report = json.loads((tmp_path / "peft" / "parity.json").read_text())
     assert report["verified"] is True and report["argmax_flips"] == 0
@@ -101,14 +110,16 @@ def test_peft_loads_an_exported_adapter_onto_the_exported_model(
     assert torch.equal(projector.modules_to_save["default"].linear_1.weight, weight)
 
 
-def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["lora", "dora"])
+def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path, scheme: str) -> None:
     """There and back, the joined pieces apart: the same model."""
-    adapters = adapter_nemo(tmp_path, "nemo", ["attention", "mlp_fc2"])
+    adapters = adapter_nemo(tmp_path, "nemo", ["attention", "mlp_fc2"], scheme=scheme)
     convert(adapters, tmp_path / "peft", Options(verify=False))
     convert(tmp_path / "peft", tmp_path / "back.nemo", Options(llm_path=tmp_path / "model.nemo"))
     back = open_nemo(tmp_path / "back.nemo")
     assert {name.split(".")[0] for name in back.weights} == {"language_model", "projector"}
     assert all(".adapter." in name or name.startswith("projector.") for name in back.weights)
+    assert back.config.peft.peft_scheme == scheme
     assert list(back.config.peft.lora_tuning.target_modules) == [
         "q_proj",
         "k_proj",
@@ -169,8 +180,13 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="say with --llm_path which LLaVA they belong to"):
         convert(tmp_path / "peft", tmp_path / "x.nemo", Options())
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    with pytest.raises(CheckpointError, match="says use_rslora True, expected False"):
+        convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(CheckpointError, match="says use_dora True, expected False"):
+    with pytest.raises(
+        ConversionError, match="there is no .*magnitude, which adapters of this configuration"
+    ):
         convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
     file = tmp_path / "peft" / "adapter_model.safetensors"

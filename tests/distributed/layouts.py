@@ -252,6 +252,9 @@ CASES = [
         packed=True,
     ),
     Case(4, lora="nemo", tensor=2, context=2, sequence_parallel=True, distributed_optimizer=True),
+    Case(2, lora="dora-nemo", tensor=2, sequence_parallel=True, distributed_optimizer=True),
+    Case(2, lora="dora-canonical", fsdp="full", recompute="full"),
+    Case(4, lora="dora-canonical", tensor=2, pipeline=2, micro_batch=1, packed=True),
 ]
 LONGROPE = {
     "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16, "short_factor": [1.0],
@@ -275,15 +278,16 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def lora(variant: str | None) -> LoraConfig | None:
-    """Of every matrix; the second factor is no zeros, so that the first has a gradient."""
+    """Of every matrix; the second factor is no zeros, so that the first has a gradient; `dora-…` learns lengths."""
     if variant is None:
         return None
+    scheme, _, variant = variant.rpartition("-")
     tuning = {
         "variant": variant, "target_modules": ["all"], "adapter_dim": 6, "alpha": 9.0, "adapter_dropout": 0.0,
         "dropout_position": "pre", "column_init_method": "kaiming", "row_init_method": "normal",
         "layer_selection": None,
     }  # fmt: skip
-    return lora_of({"peft": {"peft_scheme": "lora", "lora_tuning": tuning}})
+    return lora_of({"peft": {"peft_scheme": scheme or "lora", "lora_tuning": tuning}})
 
 
 EXPERTS = ExpertsConfig(
@@ -610,6 +614,8 @@ def reference(folder: Path) -> None:
         *({"form": form} for form in FORMS),
         {"lora": "nemo"},
         {"lora": "canonical"},
+        {"lora": "dora-nemo"},
+        {"lora": "dora-canonical"},
     ):
         case = Case(1, micro_batch=SAMPLES, **changes)
         variant = case.variant

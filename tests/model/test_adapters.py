@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from neva.families.adapters import GATE_UP, QKV, WHOLE, adapter_shapes
 from neva.families.configs import LanguageConfig, LoraConfig, VisionConfig
 from neva.inference.decoder import Decoder
 from neva.model import adapters
-from neva.model.build import build_model, count_parameters, set_trainable
+from neva.model.build import build_language_model, build_model, count_parameters, set_trainable
+from neva.model.dora import DoraAdapter, fill_magnitudes
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from tests.model.test_against_transformers import (
@@ -31,6 +33,7 @@ from tests.model.test_against_transformers import (
 )
 
 RANK, ALPHA = 3, 5.0
+PEFT_NAMES = {"linear_in": "lora_A", "linear_out": "lora_B", "magnitude": "lora_magnitude_vector"}
 HF_NAMES = {
     "self_attention.linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attention.linear_proj": ("self_attn.o_proj",),
@@ -39,12 +42,12 @@ HF_NAMES = {
 }
 
 
-def lora(targets: list[str], variant: str, **changes: Any) -> LoraConfig:
+def lora(targets: list[str], variant: str, scheme: str = "lora", **changes: Any) -> LoraConfig:
     tuning = {
         "variant": variant, "target_modules": targets, "adapter_dim": RANK, "alpha": ALPHA, "adapter_dropout": 0.0,
         "dropout_position": "pre", "column_init_method": "xavier", "row_init_method": "normal", "layer_selection": None,
     }  # fmt: skip
-    found = lora_of({"peft": {"peft_scheme": "lora", "lora_tuning": tuning | changes}})
+    found = lora_of({"peft": {"peft_scheme": scheme, "lora_tuning": tuning | changes}})
     assert found is not None
     return found
 
@@ -56,7 +59,7 @@ def twin() -> tuple[VisionConfig, LanguageConfig, Any]:
 
 
 def built(twin: Any, chosen: LoraConfig, **switches: Any) -> NevaModel:
-    """Our model with the twin's weights, and adapters drawn away from zero."""
+    """Our model with the twin's weights, and adapters drawn away from zero, lengths from those that rows have."""
     vision, language, theirs = twin
     language = replace(language, lora=chosen)
     model = build_model(vision, language, "mlp2x_gelu", transformer_config(language, **switches))
@@ -64,6 +67,11 @@ def built(twin: Any, chosen: LoraConfig, **switches: Any) -> NevaModel:
     without = build_model(vision, replace(language, lora=None), "mlp2x_gelu")
     copy_weights(without, theirs)
     model.load_state_dict({**without.state_dict(), **drawn})
+    fill_magnitudes(model)
+    draw = torch.Generator().manual_seed(5)
+    for name, value in model.named_parameters():
+        if name.endswith(".magnitude"):
+            value.data.mul_(1 + 0.3 * torch.rand(len(value), generator=draw))
     set_trainable(model, {ADAPTERS, PROJECTOR})
     return model
 
@@ -98,9 +106,12 @@ def wrapped(twin: Any, ours: NevaModel, language: LanguageConfig, **settings: An
     for name, value in factors.items():
         layer = name.split(".")[3]
         for module, part in per_piece(language, name, value.detach()):
-            kind = "lora_A" if name.endswith("linear_in") else "lora_B"
+            kind = PEFT_NAMES[name.rpartition(".")[2]]
             by_module.setdefault(f"model.language_model.layers.{layer}.{module}", {})[kind] = part
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(by_module), **settings)
+    has_magnitudes = any("lora_magnitude_vector" in parts for parts in by_module.values())
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=list(by_module), use_dora=has_magnitudes, **settings
+    )
     model = peft.get_peft_model(copy.deepcopy(twin[2]), config)
     for module, parts in by_module.items():
         for kind, part in parts.items():
@@ -111,16 +122,24 @@ def wrapped(twin: Any, ours: NevaModel, language: LanguageConfig, **settings: An
 
 VARIANTS = ("nemo", "canonical")
 TARGETS = [["attention_qkv"], ["attention_dense"], ["mlp_fc1"], ["mlp_fc2"], ["all"]]
-CASES = [(variant, targets) for variant in VARIANTS for targets in TARGETS]
-CASES += [("canonical", ["q_proj", "v_proj", "up_proj"])]
+CASES = [("lora", variant, targets) for variant in VARIANTS for targets in TARGETS]
+CASES += [("lora", "canonical", ["q_proj", "v_proj", "up_proj"])]
+CASES += [("dora", "nemo", ["all"]), ("dora", "canonical", ["q_proj", "v_proj", "up_proj", "down_proj"])]
 
 
-@pytest.mark.parametrize(("variant", "targets"), CASES, ids=[f"{v}-{'-'.join(t)}" for v, t in CASES])
+@pytest.mark.parametrize(
+    ("scheme", "variant", "targets"), CASES, ids=[f"{s}-{v}-{'-'.join(t)}" for s, v, t in CASES]
+)
 def test_logits_and_gradients_equal_those_of_peft(
-    single_process: None, twin: Any, monkeypatch: pytest.MonkeyPatch, variant: str, targets: list[str]
+    single_process: None,
+    twin: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    variant: str,
+    targets: list[str],
 ) -> None:
     """float32 differs by the order of sums; float64 leaves 1e-9 of them in gradients of order 1."""
-    chosen = lora(targets, variant)
+    chosen = lora(targets, variant, scheme)
     ours, data = built(twin, chosen).eval(), batch(twin[0].num_tokens)
     theirs = wrapped(twin, ours, twin[1])
     logits = ours(data["input_ids"], data["pixel_values"])
@@ -153,7 +172,7 @@ def compare_gradients(ours: NevaModel, theirs: Any, language: LanguageConfig) ->
     for name, parameter in ours.named_parameters():
         if ".adapter." not in name:
             continue
-        layer, kind = name.split(".")[3], "lora_A" if name.endswith("linear_in") else "lora_B"
+        layer, kind = name.split(".")[3], PEFT_NAMES[name.rpartition(".")[2]]
         parts = per_piece(language, name, parameter.grad)
         found = [
             getattr(
@@ -169,7 +188,7 @@ def compare_gradients(ours: NevaModel, theirs: Any, language: LanguageConfig) ->
     assert compared
 
 
-@pytest.mark.parametrize("mutation", ["scale", "groups", "halves"])
+@pytest.mark.parametrize("mutation", ["scale", "groups", "halves", "length"])
 def test_the_comparison_sees_a_wrong_adapter(
     single_process: None, twin: Any, monkeypatch: pytest.MonkeyPatch, mutation: str
 ) -> None:
@@ -185,16 +204,24 @@ def test_the_comparison_sees_a_wrong_adapter(
         return joined(self, pieces)
 
     monkeypatch.setattr(adapters.Adapter, "_joined", wrong)
+    if mutation == "length":  # the length has a gradient, as the paper's equation has and its method has not
+        monkeypatch.setattr(DoraAdapter, "_length", DoraAdapter._length.__wrapped__)  # type: ignore[attr-defined]
+    scheme, targets = ("dora", ["o_proj"]) if mutation == "length" else ("lora", ["all"])
     with pytest.raises(AssertionError, match="not close"):
-        test_logits_and_gradients_equal_those_of_peft(single_process, twin, monkeypatch, "canonical", ["all"])
+        test_logits_and_gradients_equal_those_of_peft(
+            single_process, twin, monkeypatch, scheme, "canonical", targets
+        )
 
 
+@pytest.mark.parametrize("mutation", [None, "place"])
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_dropout_falls_on_the_input_or_on_what_is_added(
-    single_process: None, twin: Any, position: str
+    single_process: None, twin: Any, position: str, mutation: str | None
 ) -> None:
     """Of one layer alone: a half of the elements is zero and the others are doubled, before or behind the factors."""
     chosen = lora(["mlp_fc2"], "nemo", adapter_dropout=0.5, dropout_position=position)
+    if mutation is not None:
+        chosen = replace(chosen, drops_input=not chosen.drops_input)
     layer = built(twin, chosen).language_model.decoder.layers[1].mlp.linear_fc2
     hidden, factors = torch.randn(4, 2, 80), layer.adapter.whole
     torch.manual_seed(7)
@@ -204,7 +231,48 @@ def test_dropout_falls_on_the_input_or_on_what_is_added(
     mask = torch.empty(where, dtype=torch.bool).bernoulli_(0.5) * 2
     narrow = (hidden * mask if position == "pre" else hidden) @ factors.linear_in.t()
     expected = narrow @ factors.linear_out.t() * ALPHA / RANK * (1 if position == "pre" else mask)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with nullcontext() if mutation is None else pytest.raises(AssertionError, match="not close"):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_dropout_with_learnt_lengths_keeps_the_frozen_product_whole_and_a_bias_as_it_is(
+    single_process: None, twin: Any, position: str
+) -> None:
+    """Of one matrix with a bias, keys without factors: W x + (m / n - 1) W d(x) + m / n B A d(x), as peft has it."""
+    chosen = lora(["q_proj", "v_proj"], "canonical", "dora", adapter_dropout=0.5, dropout_position=position)
+    config = replace(twin[1], lora=chosen, qkv_bias=True)
+    layer = build_language_model(config).decoder.layers[0].self_attention.linear_qkv.train()
+    layer.adapter.measure(layer)
+    with torch.no_grad():
+        layer.bias.copy_(torch.arange(len(layer.bias)) / 10)
+        for piece in "qv":
+            layer.adapter.factors(piece).magnitude.mul_(1.2)
+    hidden, groups, size = torch.randn(5, 2, config.hidden_size), config.num_query_groups, config.head_dim
+    torch.manual_seed(7)
+    found = layer(hidden)[0].unflatten(-1, (groups, -1, size))
+    torch.manual_seed(7)
+    weight, bias = (each.unflatten(0, (groups, -1, size)) for each in (layer.weight, layer.bias))
+    heads = config.num_heads // groups
+    for piece, which in (
+        ("q", slice(0, heads)),
+        ("v", slice(heads + 1, None)),
+        (None, slice(heads, heads + 1)),
+    ):
+        rows, shift = weight[:, which].flatten(0, 2), bias[:, which].flatten()
+        expected = hidden @ rows.t()
+        if piece is not None:
+            factors = layer.adapter.factors(piece)
+            product = factors.linear_out @ factors.linear_in * ALPHA / RANK
+            stretch = factors.magnitude / (rows + product).norm(dim=1)
+            mask = torch.empty(hidden.shape if position == "pre" else expected.shape, dtype=torch.bool)
+            mask = mask.bernoulli_(0.5) * 2
+            if position == "pre":
+                seen = hidden * mask
+                expected = expected + (stretch - 1) * (seen @ rows.t()) + stretch * (seen @ product.t())
+            else:
+                expected = stretch * (expected + hidden @ product.t() * mask)
+        torch.testing.assert_close(found[..., which, :].flatten(2), expected + shift, atol=1e-4, rtol=1e-5)
 
 
 def test_only_the_chosen_layers_have_adapters(single_process: None, twin: Any) -> None:
@@ -238,8 +306,9 @@ def test_recomputing_trains_adapters_alone_with_the_same_gradients(
         torch.testing.assert_close(recomputed[name], value, atol=0, rtol=0)
 
 
-def test_generation_applies_the_adapter(single_process: None, twin: Any) -> None:
-    model = built(twin, lora(["all"], "canonical")).eval()
+@pytest.mark.parametrize("scheme", ["lora", "dora"])
+def test_generation_applies_the_adapter(single_process: None, twin: Any, scheme: str) -> None:
+    model = built(twin, lora(["all"], "canonical", scheme)).eval()
     data = batch(twin[0].num_tokens)
     prompt, pixels = data["input_ids"][0], data["pixel_values"][:1]
     with torch.no_grad():

@@ -23,7 +23,7 @@ from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID, PARTS
 from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.megatron_ddp import data_parallel
-from neva.families.configs import DecoderForm, ExpertsConfig, LanguageConfig, VisionConfig
+from neva.families.configs import DecoderForm, ExpertsConfig, LanguageConfig, LoraConfig, VisionConfig
 from neva.families.two_towers import Colours, with_second
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
@@ -303,6 +303,32 @@ def test_weights_and_activations_of_experts_are_those_of_the_built_model(
         number=6, per_token=2, ffn_hidden_size=128, pre_softmax=True, shared_ffn_hidden_size=96
     )
     model = described(vision, dataclasses.replace(language, experts=experts), TRAINED[1])
+    real = built(model, "bf16", **RECOMPUTE[recompute])
+    found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
+    assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]
+    batch, work = work_of(vision, language, "bf16", recompute)
+    kept = saved_activations(model, WHOLE, work)
+    planned = kept.layers + kept.vision_tower + kept.projector + kept.logits
+    assert planned == pytest.approx(count_saved(real, batch), rel=SMALL_CHANGE)
+
+
+ADAPTERS = LoraConfig(
+    rank=12, alpha=9.0, dropout=0.0, drops_input=True, layers=None, input_init="kaiming", output_init="normal",
+    sites=(
+        ("self_attention.linear_qkv", ("q", "v")), ("self_attention.linear_proj", ("whole",)),
+        ("mlp.linear_fc1", ("whole",)), ("mlp.linear_fc2", ("whole",)),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recompute", [None, "full"])
+@pytest.mark.parametrize("has_magnitudes", [False, True])
+def test_weights_and_activations_of_adapters_are_those_of_the_built_model(
+    single_process: None, has_magnitudes: bool, recompute: str | None
+) -> None:
+    vision, language = wide()
+    lora = dataclasses.replace(ADAPTERS, has_magnitudes=has_magnitudes)
+    model = described(vision, dataclasses.replace(language, lora=lora), frozenset({"projector", "adapters"}))
     real = built(model, "bf16", **RECOMPUTE[recompute])
     found = [(weight.shape, weight.is_trained) for weight in stage_weights(model, WHOLE)]
     assert found == [(tuple(p.shape), p.requires_grad) for p in real.parameters()]

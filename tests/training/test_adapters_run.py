@@ -35,13 +35,14 @@ def loaded(path: Path) -> NevaModel:
     return load_assistant(path, torch.device("cpu"), torch.float32, None, None, None).model
 
 
-def test_a_run_saves_adapters_and_resumes_bit_for_bit_with_dropout(
+def test_a_run_saves_adapters_and_lengths_and_resumes_bit_for_bit_with_dropout(
     tmp_path: Path, colours: list[str]
 ) -> None:
     base = nemo_of(run(tmp_path, colours, steps=2, name="base"))
     every = [
         *colours,
         *LORA,
+        "model.peft.peft_scheme=dora",
         f"model.restore_from_path={base}",
         "exp_manager.checkpoint_callback_params.every_n_train_steps=2",
     ]
@@ -62,6 +63,11 @@ def test_a_run_saves_adapters_and_resumes_bit_for_bit_with_dropout(
     assert all(before[name].any() for name in before if name.endswith("linear_out")), (
         "all factors have learnt"
     )
+    of_base = open_nemo(base).weights
+    for name, length in before.items():
+        if name.endswith(".magnitude"):  # one step of Adam or four from what the rows had
+            start = of_base[name.replace(".adapter.whole.magnitude", ".weight")].norm(dim=1)
+            assert 0 < (length - start).abs().max() < 0.1, name
 
     # the run's own weights, from its .nemo and from its checkpoint
     checkpoint = next(path for path in (resumed / "checkpoints").iterdir() if path.name.endswith("-last"))

@@ -7,13 +7,16 @@ from typing import Any
 
 from neva.config.keys.field import MODEL, TRAINED, ignored, key, refused, section
 
-LORA, QLORA, NO_PEFT = "lora", "qlora", "none"
+LORA, QLORA, DORA, NO_PEFT = "lora", "qlora", "dora", "none"
+SCHEMES = (LORA, QLORA, DORA)
+"""Those that have adapters."""
+
 NF4, INT8 = "nf4", "int8"
 NEMO_VARIANT, CANONICAL = "nemo", "canonical"
 BEFORE_FACTORS, AFTER_FACTORS = "pre", "post"
 
-_OTHER_SCHEME = "neva trains LoRA adapters (lora, qlora) and none other"
-_OTHER_SCHEMES = ("adapter", "ia3", "ptuning", "selective", "sdlora", "dora")
+_OTHER_SCHEME = "neva trains LoRA adapters (lora, qlora, dora) and none other"
+_OTHER_SCHEMES = ("adapter", "ia3", "ptuning", "selective", "sdlora")
 _OTHER_DETAIL = "acts with another model.peft.peft_scheme only, which is refused"
 
 NEMO_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
@@ -61,9 +64,9 @@ class Peft:
     """Adapters."""
 
     peft_scheme: str | None = key(
-        "lora: adapters beside the frozen language model train; qlora: and its matrices are packed; none, null: "
-        "there are none.",
-        choices=(LORA, QLORA, NO_PEFT),
+        "lora: adapters beside the frozen language model train; qlora: and its matrices are packed; dora: and the "
+        "lengths of rows are learnt apart; none, null: there are none.",
+        choices=(*SCHEMES, NO_PEFT),
         fixed=TRAINED,
         not_yet=dict.fromkeys(_OTHER_SCHEMES, _OTHER_SCHEME),
         common=True,
