@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.experts import experts_config_of
-from neva.config.peft import lora_of
+from neva.config.peft import lora_of, tower_lora_of
 from neva.errors import ConfigError
 from neva.families.configs import (
     LLAMA_FORM,
@@ -105,6 +105,7 @@ def vision_config_of(model_cfg: DictConfig) -> VisionConfig:
     vision = replace(
         _tower_of(mm_cfg.vision_encoder),
         image_tiles=bool(OmegaConf.select(model_cfg, "mm_cfg.use_image_tile")),
+        lora=tower_lora_of(model_cfg),
     )
     if (second := mm_cfg.get(SECOND_ENCODER)) is None:
         return vision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -71,6 +72,16 @@ def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
     )
 
 
+def tower_lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
+    """Returns the adapters beside the tower of a `model` section; None: it has none. Nothing is dropped there."""
+    lora = lora_of(model_cfg)
+    targets = None if lora is None else model_cfg["peft"]["lora_tuning"].get("vision_target_modules")
+    if lora is None or not targets:
+        return None
+    sites = tuple((target, (WHOLE,)) for target in sorted(set(targets)))
+    return replace(lora, sites=sites, layers=None, packing=None, dropout=0.0)
+
+
 def fill_projector_rate(model_cfg: DictConfig) -> None:
     """Gives the projector its share of the learning rate where the YAML leaves it open."""
     if model_cfg.mm_cfg.mm_mlp_adapter_lr_ratio is None:
@@ -103,8 +114,13 @@ def peft_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"{' or '.join(SCHEMES)}"
             )
         return
-    if not peft.lora_tuning.target_modules:
+    if not (peft.lora_tuning.target_modules or peft.lora_tuning.vision_target_modules):
         yield "model.peft.lora_tuning.target_modules is empty: name a matrix, such as attention_qkv"
+    if peft.lora_tuning.vision_target_modules and not model.mm_cfg.vision_encoder.freeze:
+        yield (
+            "model.mm_cfg.vision_encoder.freeze=false with model.peft.lora_tuning.vision_target_modules, beside which "
+            "the tower stays as it is: set it to true"
+        )
     if not model.mm_cfg.llm.freeze:
         yield (
             f"model.mm_cfg.llm.freeze=false with model.peft.peft_scheme={peft.peft_scheme}, whose language model stays "

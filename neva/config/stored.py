@@ -63,7 +63,8 @@ OPTIONAL = (
     *(f"data.{key}" for key in MEDIA),
     *(
         f"peft.{key}"
-        for key in ("peft_scheme", "quantization", "lora_tuning.alpha", "lora_tuning.layer_selection")
+        for key in ("peft_scheme", "quantization")
+        + tuple(f"lora_tuning.{key}" for key in ("alpha", "layer_selection", "vision_target_modules"))
     ),
 )
 TUNING = tuple(

@@ -27,6 +27,7 @@ from neva.errors import ConfigError
 from neva.families.connector import connector_named
 from neva.families.language import HUGGING_FACE
 from neva.families.rope import check_scaling
+from neva.families.tower_adapters import ALL, layer_matrices
 from neva.families.vision import hidden_states, vision_family
 from neva.registry import LANGUAGE_FAMILIES, SAMPLERS
 
@@ -55,6 +56,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             _recompute,
             _backend,
             _connector,
+            _tower_adapters,
             _sources,
             _loss,
             held_out_problems,
@@ -263,6 +265,19 @@ def _connector(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield (
             f"model.mm_cfg.mm_mlp_adapter_type={connector.kind} has no parameters and the other parts are frozen: "
             "nothing would train; set model.mm_cfg.llm.freeze or model.mm_cfg.vision_encoder.freeze to false"
+        )
+
+
+def _tower_adapters(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    vision = vision_config_of(cfg.model)
+    if vision.lora is None:
+        return
+    known = {name.rpartition(".")[2] for name in layer_matrices(vision)}
+    unknown = [target for target, _ in vision.lora.sites if not known or target not in (*known, ALL)]
+    if unknown:
+        yield (
+            f"model.peft.lora_tuning.vision_target_modules names {unknown[0]}; expected "
+            f"{', '.join((ALL, *sorted(known))) if known else 'null'} with a tower of type {vision.model_type}"
         )
 
 

@@ -134,8 +134,10 @@ def merged(model: LazyModel) -> LazyModel:
     return replace(
         model,
         config=config,
-        weights=Merged(model.weights, model.language, model.adapters),
+        weights=Merged(model.weights, model.language, model.vision, model.adapters),
         language=replace(model.language, lora=None),
+        vision=replace(model.vision, lora=None),
+        tower_reference=None if model.vision.lora is not None else model.tower_reference,
         adapters=None,
         base=None,
     )

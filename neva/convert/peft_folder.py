@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from neva.config.keys.peft import BEFORE_FACTORS, CANONICAL, DORA, LORA
 from neva.constants import ADAPTER
 from neva.errors import CheckpointError
 from neva.families.adapters import DOWN, GATE_UP, INPUT, MAGNITUDE, OUTPUT, PROJECTION, QKV, WHOLE
-from neva.families.configs import LanguageConfig, LoraConfig
-from neva.families.naming import LANGUAGE, LLAVA_HF
+from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER, VISION_MODEL
+from neva.families.tower_adapters import layer_matrices, tower_sites
 from neva.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from neva.formats.json import read_object
 from neva.weights.merged import by_piece, factors_of
@@ -37,11 +39,15 @@ PROJECTOR_MODULE = LLAVA_HF.projector.removesuffix(".")
 KINDS = {INPUT: "lora_A.weight", OUTPUT: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 """What a factor is called behind its module."""
 
+_KIND = rf"({'|'.join(map(re.escape, KINDS.values()))})"
 FACTOR = re.compile(
-    r"base_model\.model\.(?:model\.language_model|language_model\.model)\.layers\.(\d+)\.(.+)\."
-    r"(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
+    r"base_model\.model\.(?:model\.language_model|language_model\.model)\.layers\.(\d+)\.(.+)\." + _KIND
 )
 """transformers before 4.52 had the second of the two prefixes."""
+
+TOWER_FACTOR = re.compile(
+    rf"base_model\.model\.(?:model\.)?vision_tower\.(?:{re.escape(VISION_MODEL)})?(.+)\." + _KIND
+)
 
 OFF: dict[str, tuple[Any, ...]] = {
     "use_rslora": (False, None),
@@ -54,12 +60,15 @@ OFF: dict[str, tuple[Any, ...]] = {
 """Settings of peft's LoRA that change its numbers -> the values that leave them as they are."""
 
 
-def peft_config(lora: LoraConfig, num_layers: int, base: str) -> dict[str, Any]:
+def peft_config(language: LanguageConfig, vision: VisionConfig, base: str) -> dict[str, Any]:
     """Returns the content of `adapter_config.json`."""
+    lora = language.lora
+    assert lora is not None
     modules = [MODULES[site, piece] for site, pieces in lora.sites for piece in _told_apart(site, pieces)]
-    layers = range(num_layers) if lora.layers is None else lora.layers
-    numbers = r"\d+" if lora.layers is None else f"({'|'.join(str(layer) for layer in layers)})"
-    names = "|".join(re.escape(module) for module in modules)
+    numbers = r"\d+" if lora.layers is None else f"({'|'.join(map(str, lora.layers))})"
+    chosen = [rf"language_model\.layers\.{numbers}\.({'|'.join(map(re.escape, modules))})"] * bool(modules)
+    if sites := tower_sites(vision):  # by name: peft knows of no layer that does not run
+        chosen.append(rf"vision_tower\.({'|'.join(map(re.escape, sites))})")
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -67,7 +76,7 @@ def peft_config(lora: LoraConfig, num_layers: int, base: str) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout if lora.drops_input else 0.0,
-        "target_modules": rf".*language_model\.layers\.{numbers}\.({names})",
+        "target_modules": rf".*({'|'.join(chosen)})",
         "modules_to_save": [PROJECTOR_MODULE],
         "bias": "none",
         "fan_in_fan_out": False,
@@ -83,40 +92,60 @@ def _told_apart(site: str, pieces: tuple[str, ...]) -> list[str]:
     return known if pieces == (WHOLE,) else list(pieces)
 
 
-def to_peft(language: LanguageConfig, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_peft(
+    language: LanguageConfig, vision: VisionConfig, adapters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Returns the factors under peft's names; joined pieces get a copy each of their common A."""
     found = {}
-    for matrix, factors in factors_of(language, adapters).items():
-        layer, site = matrix.split(".")[3], ".".join(matrix.split(".")[-2:])
+    for matrix, factors in factors_of(language, vision, adapters).items():
+        site = ".".join(matrix.split(".")[-2:])
         for piece, of_piece in by_piece(language, site, factors).items():
-            module = f"{BODY}{LLAVA_HF.language}layers.{layer}.{MODULES[site, piece]}"
+            module = BODY + _module(matrix, site, piece)
             for kind, name in KINDS.items():
                 if (factor := getattr(of_piece, kind)) is not None:
                     found[f"{module}.{name}"] = factor.clone().contiguous()
     return found
 
 
-def from_peft(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+def _module(matrix: str, site: str, piece: str) -> str:
+    """Returns what transformers' LLaVA calls a piece of a matrix in memory; a tower's are named as they are here."""
+    if matrix.startswith(TOWER):
+        return LLAVA_HF.tower + matrix.removeprefix(TOWER)
+    return f"{LLAVA_HF.language}layers.{matrix.split('.')[3]}.{MODULES[site, piece]}"
+
+
+def from_peft(tensors: Mapping[str, Tensor], where: Path, vision: VisionConfig) -> dict[str, Tensor]:
     """Returns the factors among the tensors of a peft folder under native names.
 
+    Those of a tower's layers that do not run are left out: no feature depends on them.
+
     Raises:
-        CheckpointError: there is something else among them than factors of a language model and a projector.
+        CheckpointError: there is something else among them than factors of a language model, a tower and a projector.
     """
     places = {module: place for place, module in MODULES.items()}
+    of_tower = set(layer_matrices(replace(vision, select_layer=vision.num_layers)))
+    running = set(layer_matrices(vision))
     found = {}
     for name, tensor in tensors.items():
         if name.startswith(BODY + LLAVA_HF.projector):
+            continue
+        if (match := TOWER_FACTOR.fullmatch(name)) is not None and match[1] in of_tower:
+            if match[1] in running:
+                found[f"{TOWER}{match[1]}{ADAPTER}{WHOLE}.{_kind(match[2])}"] = tensor
             continue
         match = FACTOR.fullmatch(name)
         if match is None or match[2] not in places:
             raise CheckpointError(
                 f"{where / ADAPTER_WEIGHTS} holds {name}; expected factors beside the matrices of a LLaVA's "
-                "language model, and its projector"
+                "language model and its tower, and its projector"
             )
         site, piece = places[match[2]]
-        kind = next(kind for kind, name in KINDS.items() if name == match[3])
-        found[f"{LANGUAGE}decoder.layers.{match[1]}.{site}{ADAPTER}{piece}.{kind}"] = tensor
+        found[f"{LANGUAGE}decoder.layers.{match[1]}.{site}{ADAPTER}{piece}.{_kind(match[3])}"] = tensor
     return found
+
+
+def _kind(stored: str) -> str:
+    return next(kind for kind, name in KINDS.items() if name == stored)
 
 
 def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) -> dict[str, Any]:
@@ -144,14 +173,19 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG} saves the module {others[0]} as a whole, expected none but {PROJECTOR_MODULE}"
         )
-    places = {tuple(name.split(".decoder.layers.")[1].split(".", 1)) for name in adapters}
+    of_tower = {name.split(ADAPTER)[0].rpartition(".")[2] for name in adapters if name.startswith(TOWER)}
+    places = {
+        tuple(name.split(".decoder.layers.")[1].split(".", 1))
+        for name in adapters
+        if not name.startswith(TOWER)
+    }
     layers = sorted({int(layer) for layer, _ in places})
     kinds = [{rest for layer, rest in places if int(layer) == number} for number in layers]
-    if not layers or any(kind != kinds[0] for kind in kinds):
+    if not adapters or any(kind != kinds[0] for kind in kinds):
         raise CheckpointError(
             f"{folder / ADAPTER_WEIGHTS} has other matrices in some layers, expected the same"
         )
-    named = {MODULES[_place(rest)].rpartition(".")[2] for rest in kinds[0]}
+    named = {MODULES[_place(rest)].rpartition(".")[2] for kind in kinds[:1] for rest in kind}
     return {
         "peft_scheme": DORA if config.get("use_dora") else LORA,
         "restore_from_path": None,
@@ -160,13 +194,14 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
             "target_modules": [
                 m.rpartition(".")[2] for m in MODULES.values() if m.rpartition(".")[2] in named
             ],
+            "vision_target_modules": sorted(of_tower) or None,
             "adapter_dim": int(config["r"]),
             "alpha": float(config["lora_alpha"]),
             "adapter_dropout": float(config.get("lora_dropout") or 0.0),
             "dropout_position": BEFORE_FACTORS,
             "column_init_method": "kaiming",
             "row_init_method": "zero",
-            "layer_selection": None if len(layers) == num_layers else [number + 1 for number in layers],
+            "layer_selection": None if len(layers) in (0, num_layers) else [number + 1 for number in layers],
         },
     }
 

@@ -40,6 +40,8 @@ class VisionConfig:
     """What each colour is multiplied by, and what is then added, before it sees pixels; None: nothing."""
     second: VisionConfig | None = None
     """Another tower that sees the same images, whose features are joined to those of this one; None: there is none."""
+    lora: LoraConfig | None = None
+    """Adapters beside it, by the last words of its matrices' names (`all`: every one); None: there are none."""
 
     @property
     def select_layers(self) -> tuple[int, ...]:

@@ -124,7 +124,8 @@ class _Checkpoint:
                 raise CheckpointError(
                     f"{self.folder} holds no {part}, and its run names no folder that has it"
                 )
-        load_parts(model, elsewhere, language_config_of(model_cfg))
+        prints = load_parts(model, elsewhere, language_config_of(model_cfg))
         backend = MegatronDDP(shards_optimizer=False)
         loaded = store.load(self.folder, {MODEL: backend.model_state([model], saved)})
+        check_base(loaded[store.LIGHTNING_STATE], prints, elsewhere, self.folder)
         backend.load_model([model], loaded[MODEL], saved)

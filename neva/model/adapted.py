@@ -9,12 +9,13 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from neva.families.adapters import is_halved
 from neva.families.configs import LanguageConfig
 from neva.model.adapters import Adapter
 from neva.model.dora import DoraAdapter
+from neva.model.tower_adapters import TowerAdapter
 
 
 def adapter_of(matrix: ColumnParallelLinear | RowParallelLinear, place: Mapping[str, Any]) -> Adapter:
@@ -80,6 +81,14 @@ def _sharded(
         if is_halved(matrix.adapter.site, name.split(".")[1]):
             found[prefix + name] = apply_swiglu_sharded_factory(found[prefix + name], offsets)
     return found
+
+
+def fill_magnitudes(model: nn.Module) -> None:
+    """Measures the rows beside all adapters of a model that has its weights; every tensor-parallel rank calls it."""
+    for matrix in model.modules():
+        adapter = getattr(matrix, "adapter", None)
+        if isinstance(adapter, DoraAdapter | TowerAdapter):
+            adapter.measure(matrix)  # type: ignore[arg-type]
 
 
 def with_adapter(kind: type, language: LanguageConfig, site: str, layer: int, seed: int) -> ModuleSpec:

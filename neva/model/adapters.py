@@ -113,12 +113,12 @@ class Adapter(nn.Module):
             halved = is_halved(self.site, name.rpartition(".")[2])
             for kind, shape in ((INPUT, (rank, columns)), (OUTPUT, (rows, rank))):
                 method = self.lora.input_init if kind == INPUT else self.lora.output_init
-                drawn = _drawn(shape, method, seed, f"{name}.{kind}")
+                found = drawn(shape, method, seed, f"{name}.{kind}")
                 target = getattr(made, kind)
                 if target is split:
-                    drawn = share(drawn, int(self.by_columns), self.group, halved)
+                    found = share(found, int(self.by_columns), self.group, halved)
                 with torch.no_grad():
-                    target.copy_(drawn)
+                    target.copy_(found)
         return made
 
     def beside(self, product: Tensor, hidden: Tensor, matrix: Any) -> Tensor:
@@ -222,7 +222,8 @@ def share(whole: Tensor, dim: int, group: Any, halved: bool) -> Tensor:
     return torch.cat([part.chunk(group.size(), dim)[group.rank()] for part in parts], dim)
 
 
-def _drawn(shape: tuple[int, int], method: str, seed: int, name: str) -> Tensor:
+def drawn(shape: tuple[int, int], method: str, seed: int, name: str) -> Tensor:
+    """Returns a whole factor of that name as a method draws it, the same in every layout."""
     tensor = torch.zeros(shape, device="cpu")
     if method in _INITS:
         _INITS[method](tensor, generator=generator_for(seed, name))

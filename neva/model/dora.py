@@ -7,16 +7,16 @@ joined pieces is a row like any other, so that NeMo's form differs from peft's b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from neva.families.adapters import GATE_UP, PIECES, QKV, WHOLE
-from neva.model.adapters import Adapter
+from neva.model.adapters import Adapter, Factors
 
 
 class DoraAdapter(Adapter):
@@ -31,14 +31,14 @@ class DoraAdapter(Adapter):
                 {name: self._of_dropped(name, hidden, rows[name], stretches[name]) for name in self.pieces}
             )
         stretch = 1 + self._joined({name: stretch - 1 for name, stretch in stretches.items()})
-        return _stretched(product, matrix.bias, stretch, self(hidden))
+        return stretched(product, matrix.bias, stretch, self(hidden))
 
     def in_generation(self, product: Callable[[Tensor], Tensor], matrix: Any) -> Callable[[Tensor], Tensor]:
         """See `Adapter`."""
         rows = self._rows(matrix.weight)
         with torch.no_grad():
             stretch = 1 + self._joined({name: self._stretch(name, rows[name]) - 1 for name in self.pieces})
-        return lambda hidden: _stretched(product(hidden), matrix.bias, stretch, self.partial_product(hidden))
+        return lambda hidden: stretched(product(hidden), matrix.bias, stretch, self.partial_product(hidden))
 
     @torch.no_grad()
     def measure(self, matrix: Any) -> None:
@@ -62,21 +62,9 @@ class DoraAdapter(Adapter):
         stretch: Tensor = magnitude / self._length(name, rows)
         return stretch
 
-    @torch.no_grad()
     def _length(self, name: str, rows: Tensor) -> Tensor:
-        """Returns the lengths [O] of the rows of a piece with its factors.
-
-        Rounded as the magnitudes are: before the first step, each of these is divided by itself.
-        """
-        factors = self.factors(name)
-        whole = rows + factors.linear_out @ factors.linear_in * self.lora.scale
-        exact = torch.promote_types(rows.dtype, torch.float32)
-        length = torch.linalg.vector_norm(whole, dim=1, dtype=exact)
-        if self.by_columns and self.group.size() > 1:
-            square = length.square()
-            dist.all_reduce(square, group=self.group)
-            length = square.sqrt()
-        return length.to(rows.dtype)
+        """Returns the lengths [O] of the rows of a piece with its factors."""
+        return length(rows, self.factors(name), self.lora.scale, self.group if self.by_columns else None)
 
     def _rows(self, weight: Tensor) -> dict[str, Tensor]:
         """Returns this rank's rows of the pieces that have factors."""
@@ -91,19 +79,23 @@ class DoraAdapter(Adapter):
         return {name: parts[name].flatten(0, 2) for name in self.pieces}
 
 
-def fill_magnitudes(model: nn.Module) -> None:
-    """Measures the rows beside all adapters of a model that has its weights; every tensor-parallel rank calls it."""
-    for matrix in _adapted(model):
-        matrix.adapter.measure(matrix)
+@torch.no_grad()
+def length(rows: Tensor, factors: Factors, scale: float, group: Any = None) -> Tensor:
+    """Returns the lengths [O] of rows [O, I] with their factors; the ranks of a group have parts of the rows.
+
+    Rounded as the magnitudes are: before the first step, each of these is divided by itself.
+    """
+    whole = rows + factors.linear_out @ factors.linear_in * scale
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    found: Tensor = torch.linalg.vector_norm(whole, dim=1, dtype=exact)
+    if group is not None and group.size() > 1:
+        square = found.square()
+        dist.all_reduce(square, group=group)
+        found = square.sqrt()
+    return found.to(rows.dtype)
 
 
-def _adapted(model: nn.Module) -> Iterator[Any]:
-    for module in model.modules():
-        if isinstance(getattr(module, "adapter", None), DoraAdapter):
-            yield module
-
-
-def _stretched(product: Tensor, bias: Tensor | None, stretch: Tensor, added: Tensor) -> Tensor:
+def stretched(product: Tensor, bias: Tensor | None, stretch: Tensor, added: Tensor) -> Tensor:
     """Returns the product with what is added to it, stretched; a bias stays as it is."""
     if bias is None:
         return stretch * (product + added)

@@ -20,6 +20,7 @@ from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
 from neva.families.language import layer_shapes
 from neva.families.mixtral.table import EXPERTS
+from neva.families.tower_adapters import tower_adapter_shapes
 from neva.families.vision import num_layers_run, vision_family
 from neva.planner.tensors import ModelSpec
 
@@ -81,7 +82,8 @@ def step_flops(
         for part, vision in model.towers
     }
     of_trained = sum(of_tower for part, of_tower in towers.items() if part in trained)
-    before_connector = any(part in trained for part in towers)
+    of_factors = _of_tower_adapters(model.vision, work)
+    before_connector = any(part in trained for part in towers) or of_factors > 0
     before_language = before_connector or PROJECTOR in trained
     trains_language, of_adapters = LANGUAGE_MODEL in trained, _of_adapters(language, work)
     flows = before_language or trains_language or ADAPTERS in trained
@@ -91,7 +93,11 @@ def step_flops(
     of_head = 2 * work.labels * language.hidden_size * language.vocab_size
     connector_trains, gradient = PROJECTOR in trained, PROJECTOR in trained or before_connector
     return {
-        VISION_TOWER: Flops(sum(towers.values()), 2 * of_trained),
+        # beside adapters, gradients of hidden states alone flow through the matrices
+        VISION_TOWER: Flops(
+            sum(towers.values()) + of_factors,
+            2 * of_trained + (towers[VISION_TOWER] if of_factors else 0.0) + 2 * of_factors,
+        ),
         PROJECTOR: Flops(
             reads + others,
             reads * (connector_trains + before_connector) + others * (connector_trains + gradient),
@@ -109,6 +115,13 @@ def _of_adapters(language: LanguageConfig, work: StepWork) -> float:
     """Returns the forward operations of the adapters."""
     tokens = sum(length * number for length, number in work.samples.items())
     return 2 * tokens * _adapter_elements(language)
+
+
+def _of_tower_adapters(vision: VisionConfig, work: StepWork) -> float:
+    """Returns the forward operations of the adapters beside the tower."""
+    elements = sum(math.prod(shape) for _, shape in tower_adapter_shapes(vision))
+    tokens = sum((patches + vision.class_token_length) * number for patches, number in work.tiles.items())
+    return 2.0 * tokens * elements
 
 
 @cache

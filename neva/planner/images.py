@@ -5,6 +5,7 @@ from __future__ import annotations
 from neva.families.configs import VisionConfig
 from neva.families.connector import connector_named
 from neva.families.media_tokens import tokens_per_image
+from neva.families.tower_adapters import tower_sites
 from neva.families.vision import num_layers_run
 from neva.planner.micro_batch import FLOAT_BYTES, MicroBatchSpec
 from neva.planner.tensors import PROJECTOR, ModelSpec, Split
@@ -13,7 +14,7 @@ from neva.planner.tensors import PROJECTOR, ModelSpec, Split
 def projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Counts what the projector saves, where it or a tower trains."""
     is_trained = PROJECTOR in model.trained_parts
-    if not is_trained and not any(part in model.trained_parts for part, _ in model.towers):
+    if not is_trained and not any(_keeps(model, part, vision) for part, vision in model.towers):
         return 0
     patches = _images(split, work) * model.vision.map_tokens
     sizes = (model.vision.feature_size, model.language.hidden_size)
@@ -21,13 +22,27 @@ def projector_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int
 
 
 def tower_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
-    """Counts what trained towers save."""
+    """Counts what towers save that train, or that have adapters."""
     views = _images(split, work) * _views(model)
     return sum(
-        _bytes_of_tower(vision, views, work.width)
+        _bytes_of_tower(vision, views, work.width) + _bytes_of_factors(vision, views, work.width)
         for part, vision in model.towers
-        if part in model.trained_parts
+        if _keeps(model, part, vision)
     )
+
+
+def _keeps(model: ModelSpec, part: str, vision: VisionConfig) -> bool:
+    """Whether a tower's forward pass is kept for a backward pass."""
+    return part in model.trained_parts or vision.lora is not None
+
+
+def _bytes_of_factors(vision: VisionConfig, views: int, width: int) -> int:
+    """Counts what adapters save between their factors, and before lengths that are learnt."""
+    if vision.lora is None:
+        return 0
+    sites = tower_sites(vision).values()
+    widths = sum(vision.lora.rank + shape[0] * vision.lora.has_magnitudes for shape in sites)
+    return views * _tower_tokens(vision) * widths * width
 
 
 def _bytes_of_tower(vision: VisionConfig, views: int, width: int) -> int:
@@ -43,7 +58,7 @@ def _bytes_of_tower(vision: VisionConfig, views: int, width: int) -> int:
 
 def towers_moment(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Estimates what towers that only run forward need, one after the other, with what the projector makes of them."""
-    frozen = [vision for part, vision in model.towers if part not in model.trained_parts]
+    frozen = [vision for part, vision in model.towers if not _keeps(model, part, vision)]
     if not frozen:
         return 0
     images = _images(split, work)

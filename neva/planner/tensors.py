@@ -19,6 +19,7 @@ from neva.families.hugging_face import shapes
 from neva.families.language import layer_shapes
 from neva.families.llama.sizes import FINAL, norm_shapes
 from neva.families.mixtral.table import EXPERTS
+from neva.families.tower_adapters import factor_shapes, tower_sites
 from neva.families.vision import vision_family
 from neva.precision import FLOAT32
 
@@ -143,8 +144,15 @@ def _tower(model: ModelSpec) -> Iterator[Weight]:
     """Every tensor-parallel rank holds whole towers; what the selected hidden state does not need never trains."""
     for part, vision in model.towers:
         family, is_trained = vision_family(vision.model_type), part in model.trained_parts
-        for name, shape in family.module_shapes(vision).items():
+        shapes, sites = family.module_shapes(vision), tower_sites(vision)
+        last = {name.rpartition(".")[0]: name for name in shapes}
+        for name, shape in shapes.items():
             yield Weight(part, shape, is_trained and family.is_used(name, vision))
+            matrix = name.rpartition(".")[0]
+            if matrix in sites and name == last[matrix]:
+                assert vision.lora is not None
+                for factor in factor_shapes(vision.lora, sites[matrix]).values():
+                    yield Weight(ADAPTERS, factor, ADAPTERS in model.trained_parts)
 
 
 def _projector(model: ModelSpec) -> Iterator[Weight]:

@@ -37,6 +37,7 @@ from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
 from neva.training.not_finite import SKIP, NotFiniteSteps, kept_batches
 from neva.training.step import evaluating, run_global_batch
+from neva.weights.fingerprint import BASE, check_base
 from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -266,15 +267,30 @@ class MegatronNevaModel(ModelPT):
             self.save_to(str(path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the position in the data, and the configuration."""
+        """Adds the position in the data, the configuration, and what adapters are trained beside."""
         checkpoint.update(self.config_state)
+        checkpoint[BASE] = self._base()
         checkpoint["consumed_samples"] = self.consumed_samples
         checkpoint["data_position"] = saved_position(self.position, self.data_identity)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the position in the data."""
+        """Restores the position in the data.
+
+        Raises:
+            CheckpointError: its adapters were trained beside another base.
+        """
+        read = {name: base["fingerprint"] for name, base in self._base().items()}
+        check_base(checkpoint, read, self.sources, "the checkpoint")
         self.consumed_samples = checkpoint["consumed_samples"]
         self.saved_position = checkpoint.get("data_position")
+
+    def _base(self) -> dict[str, dict[str, str]]:
+        """Returns path and fingerprint of each part that adapters are trained beside."""
+        return {
+            name: {"path": str(origin), "fingerprint": origin.fingerprint}
+            for name, origin in self.sources.items()
+            if origin.fingerprint is not None and name not in self.saved_parts
+        }
 
     def save_to(self, save_path: str) -> None:
         """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""
@@ -288,11 +304,7 @@ class MegatronNevaModel(ModelPT):
             {name: str(origin) for name, origin in self.sources.items()},
             trained_parts(self.cfg),
             is_writer=self.trainer.is_global_zero,
-            base={
-                name: {"path": str(origin), "fingerprint": origin.fingerprint}
-                for name, origin in self.sources.items()
-                if origin.fingerprint is not None and name not in self.saved_parts
-            },
+            base=self._base(),
         )
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from neva.errors import CheckpointError
 
+BASE = "base"
+"""Where the manifest of a `.nemo`, and a checkpoint's own state, say what adapters were trained beside."""
+
 SAMPLES = 4096
 """Elements of a tensor that are looked at, evenly spread."""
 
@@ -30,6 +33,10 @@ class Fingerprint:
             self._digests[name] = hashlib.sha256(content).hexdigest()
             yield name, tensor
 
+    def __bool__(self) -> bool:
+        """Whether anything was seen."""
+        return bool(self._digests)
+
     def __str__(self) -> str:
         return hashlib.sha256("".join(sorted(self._digests.values())).encode()).hexdigest()
 
@@ -45,21 +52,21 @@ def fingerprint_of(weights: Mapping[str, Tensor]) -> str:
 def check_base(
     manifest: Mapping[str, Any], found: Mapping[str, str], origins: Mapping[str, Any], where: Any
 ) -> None:
-    """Compares parts with those that a `.nemo` of adapters names as its base.
+    """Compares parts with those that a `.nemo` or a checkpoint with adapters names as their base.
 
     Args:
-        manifest: of the `.nemo`.
+        manifest: of the `.nemo`, or the checkpoint's own state; one of before there was such a thing names none.
         found: part -> fingerprint of what was read for it.
         origins: part -> where that is.
-        where: the `.nemo`.
+        where: the `.nemo` or the checkpoint.
 
     Raises:
         CheckpointError: a part is another one.
     """
-    for part, expected in (manifest.get("base") or {}).items():
+    for part, expected in (manifest.get(BASE) or {}).items():
         if part in found and found[part] != expected["fingerprint"]:
             raise CheckpointError(
                 f"{origins[part]} is another {part} than {expected['path']}, beside which the adapters of {where} "
                 f"were trained: its fingerprint is {found[part][:12]}, expected {expected['fingerprint'][:12]}; give "
-                "that one (base_model_file, --llm_path)"
+                "that one (in training model.restore_from_path or from_pretrained, else base_model_file or --llm_path)"
             )

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from neva.config.model_config import language_config_of
 from neva.constants import ADAPTERS
 from neva.formats.nemo import open_nemo
-from neva.model.dora import fill_magnitudes
+from neva.model.adapted import fill_magnitudes
 from neva.model.llava import NevaModel
 from neva.weights.fingerprint import check_base
 from neva.weights.load import load_parts

@@ -64,7 +64,7 @@ def load_parts(model: nn.Module, origins: Mapping[str, Origin], language: Langua
             load_language_model(model, origin.path, language, seen)
         else:  # projector and adapters have no folder of their own
             load_vision_tower(model, origin.path, part, seen)
-        if seen is not None:
+        if seen:  # a pipeline stage without the tower reads none
             found[part] = str(seen)
     return found
 

@@ -1,4 +1,4 @@
-"""A language model's matrices with their adapters merged into them, and the factors piece by piece."""
+"""Matrices with their adapters merged into them, and the factors piece by piece."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor
 
 from neva.constants import ADAPTER
 from neva.families.adapters import GATE_UP, INPUT, MAGNITUDE, OUTPUT, PIECES, QKV, WHOLE, adapter_shapes
-from neva.families.configs import LanguageConfig
+from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.mapping import ConversionError, FusedQKV, expect_shape
+from neva.families.tower_adapters import tower_adapter_shapes
 
 WEIGHT = ".weight"
+JOINED = (QKV, GATE_UP)
+"""Matrices of several pieces."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,16 @@ class PieceFactors:
     magnitude: Tensor | None
 
 
-def factors_of(language: LanguageConfig, adapters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def factors_of(
+    language: LanguageConfig, vision: VisionConfig, adapters: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
     """Returns native name of each adapted matrix -> its factors, `<piece>.linear_in` and `<piece>.linear_out`.
 
     Raises:
         ConversionError: a factor is missing, or does not have the shape that the configuration says.
     """
     found: dict[str, dict[str, Tensor]] = {}
-    for name, shape in adapter_shapes(language):
+    for name, shape in (*tower_adapter_shapes(vision), *adapter_shapes(language)):
         if name not in adapters:
             raise ConversionError(f"there is no {name}, which adapters of this configuration have")
         matrix, _, factor = name.partition(ADAPTER)
@@ -63,7 +68,7 @@ def by_piece(language: LanguageConfig, site: str, factors: Mapping[str, Tensor])
 
 def _apart(language: LanguageConfig, site: str, piece: str, rows: Tensor) -> dict[str, Tensor]:
     """Returns the rows of joined pieces by the pieces; of another piece, itself."""
-    if piece != WHOLE or PIECES[site] == (WHOLE,):
+    if piece != WHOLE or site not in JOINED:
         return {piece: rows}
     if site == GATE_UP:
         return dict(zip(PIECES[site], rows.chunk(2), strict=True))
@@ -79,7 +84,7 @@ def with_factors(
     language: LanguageConfig, site: str, matrix: Tensor, factors: Mapping[str, Tensor]
 ) -> Tensor:
     """Returns a whole matrix with what its factors make of it, computed in float32 at least."""
-    assert language.lora is not None
+    assert language.lora is not None  # a tower's have the same scale
     pieces = _apart(language, site, WHOLE, matrix)
     for piece, of_piece in by_piece(language, site, factors).items():
         exact = torch.promote_types(of_piece.linear_in.dtype, torch.float32)
@@ -91,7 +96,7 @@ def with_factors(
     if site == QKV:
         (_, joined), *_ = _fused(language, matrix).to_native(pieces)
         return joined
-    return torch.cat([pieces[piece] for piece in PIECES[site]])
+    return torch.cat([pieces[piece] for piece in pieces])
 
 
 class Merged(Mapping[str, Tensor]):
@@ -99,15 +104,19 @@ class Merged(Mapping[str, Tensor]):
 
     Args:
         source: the model without them, under native names.
-        language: its sizes, with the adapters.
+        language, vision: its sizes, with the adapters.
         adapters: the factors under native names.
     """
 
     def __init__(
-        self, source: Mapping[str, Tensor], language: LanguageConfig, adapters: Mapping[str, Tensor]
+        self,
+        source: Mapping[str, Tensor],
+        language: LanguageConfig,
+        vision: VisionConfig,
+        adapters: Mapping[str, Tensor],
     ) -> None:
         self._source, self._language = source, language
-        self._factors = factors_of(language, adapters)
+        self._factors = factors_of(language, vision, adapters)
 
     def __getitem__(self, name: str) -> Tensor:
         tensor, matrix = self._source[name], name.removesuffix(WEIGHT)

@@ -142,6 +142,11 @@ def test_a_yaml_with_adapters_is_taken_with_the_rates_that_neva_fixes() -> None:
             'model.peft.lora_tuning.target_modules=["q_proj"] names q of',
         ),
         (
+            "model.peft.lora_tuning.vision_target_modules=[o_proj]",
+            "model.peft.lora_tuning.vision_target_modules names o_proj; expected all, fc1, fc2, k_proj, out_proj, "
+            "q_proj, v_proj with a tower of type clip",
+        ),
+        (
             "model.peft.lora_tuning.weight_tying=true",
             "model.peft.lora_tuning.weight_tying=true is refused: every",
         ),

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from neva.commands.convert import main
-from neva.config.peft import lora_of
+from neva.config.peft import lora_of, tower_lora_of
+from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.convert import convert
 from neva.convert.options import Options
 from neva.convert.readers.nemo import open_model
@@ -23,6 +24,7 @@ from neva.convert.writers.llava_hf import write_llava_hf
 from neva.errors import CheckpointError, ConfigError
 from neva.families.adapters import adapter_shapes
 from neva.families.mapping import ConversionError
+from neva.families.tower_adapters import tower_adapter_shapes
 from neva.formats.nemo import open_nemo, write_nemo
 from neva.inference.trained import open_trained
 from neva.model.build import build_model
@@ -43,6 +45,7 @@ def peft_section(
             "variant": variant, "target_modules": targets, "adapter_dim": 3, "alpha": 5.0, "adapter_dropout": 0.0,
             "dropout_position": "post", "column_init_method": "xavier", "row_init_method": "zero",
             "layer_selection": layers,
+            "vision_target_modules": ["q_proj", "fc2"] if scheme == "dora" else None,
         },
     }  # fmt: skip
 
@@ -56,7 +59,9 @@ def adapter_nemo(
     config = OmegaConf.merge(
         held.config, {"peft": peft_section(variant, targets, layers, scheme), "restore_from_path": str(base)}
     )
-    shapes = dict(adapter_shapes(replace(open_model(base).language, lora=lora_of(config))))
+    below = open_model(base)
+    shapes = dict(adapter_shapes(replace(below.language, lora=lora_of(config))))
+    shapes |= dict(tower_adapter_shapes(replace(below.vision, lora=tower_lora_of(config))))
     draw = torch.Generator().manual_seed(4)
     weights = {name: 0.3 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
     weights |= {name: 1.1 * held.weights[name] for name in held.weights if name.startswith("projector.")}
@@ -117,7 +122,8 @@ def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path, schem
     convert(adapters, tmp_path / "peft", Options(verify=False))
     convert(tmp_path / "peft", tmp_path / "back.nemo", Options(llm_path=tmp_path / "model.nemo"))
     back = open_nemo(tmp_path / "back.nemo")
-    assert {name.split(".")[0] for name in back.weights} == {"language_model", "projector"}
+    tower = ["vision_tower"] * (scheme == "dora")
+    assert {name.split(".")[0] for name in back.weights} == {"language_model", "projector", *tower}
     assert all(".adapter." in name or name.startswith("projector.") for name in back.weights)
     assert back.config.peft.peft_scheme == scheme
     assert list(back.config.peft.lora_tuning.target_modules) == [
@@ -131,10 +137,14 @@ def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path, schem
     for path in (adapters, tmp_path / "back.nemo"):
         trained = open_trained(path)
         language = open_model(path).language
-        model = build_model(open_model(path).vision, language, "mlp2x_gelu").eval()
+        vision = open_model(path).vision
+        model = build_model(vision, language, "mlp2x_gelu").eval()
         trained.fill(model, trained.config)
-        ids = torch.randint(3, 100, (1, 9), generator=torch.Generator().manual_seed(1))
-        logits.append(model(ids, None).detach())
+        draw = torch.Generator().manual_seed(1)
+        ids = torch.randint(3, 100, (1, 9 + vision.num_tokens), generator=draw)
+        ids[0, 2 : 2 + vision.num_tokens] = IMAGE_TOKEN_ID
+        pixels = torch.randn(1, 3, vision.side, vision.side, generator=draw)
+        logits.append(model(ids, pixels).detach())
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
@@ -191,9 +201,7 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path) -> Non
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
     file = tmp_path / "peft" / "adapter_model.safetensors"
     tower = {
-        "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(
-            3, 4
-        )
+        "base_model.model.model.vision_tower.encoder.layers.0.layer_norm1.lora_A.weight": torch.ones(3, 4)
     }
     save_file(load_file(file) | tower, file)
     with pytest.raises(

@@ -488,6 +488,8 @@ def tower_of(case: Case) -> VisionConfig:
         return IDEFICS2
     if case.two_towers:
         return TWO_TOWERS
+    if (case.lora or "").startswith("dora"):  # beside the tower, too
+        return replace(VISION, lora=replace(lora(case.lora), sites=(("all", ("whole",)),)))  # type: ignore[type-var]
     return SIGLIP2 if case.naflex else replace(VISION, image_tiles=case.quarters)
 
 

@@ -124,7 +124,7 @@ def write_table(found: Found) -> None:
         "caps, windows in every other layer with a RoPE of their own; form-centred: layer norms, windows in two of",
         "three layers; ep: expert parallel, of a model with four experts and a shared one in each layer, balanced by",
         "sample; lora: adapters beside every matrix and the projector train, in NeMo's form (nemo) and peft's",
-        "(canonical), with the lengths of rows learnt too (dora).",
+        "(canonical), with the lengths of rows learnt too, and beside the tower (dora).",
         "With tensor parallel, Megatron's softmax over the sharded vocabulary is float32 even in a float64 model: 1e-8",
         "is its rounding, where other layouts show 1e-15.",
         "",

@@ -18,9 +18,9 @@ from neva.constants import ADAPTERS, PROJECTOR
 from neva.families.adapters import GATE_UP, QKV, WHOLE, adapter_shapes
 from neva.families.configs import LanguageConfig, LoraConfig, VisionConfig
 from neva.inference.decoder import Decoder
-from neva.model import adapters
+from neva.model import adapters, dora
+from neva.model.adapted import fill_magnitudes
 from neva.model.build import build_language_model, build_model, count_parameters, set_trainable
-from neva.model.dora import DoraAdapter, fill_magnitudes
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from tests.model.test_against_transformers import (
@@ -59,10 +59,17 @@ def twin() -> tuple[VisionConfig, LanguageConfig, Any]:
 
 
 def built(twin: Any, chosen: LoraConfig, **switches: Any) -> NevaModel:
-    """Our model with the twin's weights, and adapters drawn away from zero, lengths from those that rows have."""
+    """Our model with the twin's weights, and adapters drawn away from zero, lengths from those that rows have.
+
+    What stands beside all matrices stands beside all of the tower's, too, and beside two of them with some.
+    """
     vision, language, theirs = twin
     language = replace(language, lora=chosen)
-    model = build_model(vision, language, "mlp2x_gelu", transformer_config(language, **switches))
+    beside = {4: ("all",), 3: ("fc2", "out_proj")}.get(len(chosen.sites), ())
+    with_tower = replace(
+        vision, lora=replace(chosen, sites=tuple((name, (WHOLE,)) for name in beside), layers=None)
+    )
+    model = build_model(with_tower, language, "mlp2x_gelu", transformer_config(language, **switches))
     drawn = {name: value.detach().clone() for name, value in model.named_parameters() if ".adapter." in name}
     without = build_model(vision, replace(language, lora=None), "mlp2x_gelu")
     copy_weights(without, theirs)
@@ -78,6 +85,8 @@ def built(twin: Any, chosen: LoraConfig, **switches: Any) -> NevaModel:
 
 def per_piece(language: LanguageConfig, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     """A factor, or its gradient, by the names of the layer's matrices in Hugging Face; written out row by row."""
+    if name.startswith("vision_tower."):
+        return [(name.removeprefix("vision_tower.model.").partition(".adapter.")[0], tensor)]
     site, _, piece = name.rpartition(".adapter.")[0].split(".", 4)[4], None, name.split(".")[-2]
     hf, is_input = HF_NAMES[site], name.endswith("linear_in")
     if piece != WHOLE or len(hf) == 1:
@@ -99,15 +108,20 @@ def per_piece(language: LanguageConfig, name: str, tensor: Tensor) -> list[tuple
     return [(full, torch.cat(parts)) for full, parts in rows.items()]
 
 
+def prefix(name: str) -> str:
+    if name.startswith("vision_tower."):
+        return "model.vision_tower."
+    return f"model.language_model.layers.{name.split('.')[3]}."
+
+
 def wrapped(twin: Any, ours: NevaModel, language: LanguageConfig, **settings: Any) -> Any:
     """The twin in peft, with our factors."""
     factors = {name: value for name, value in ours.named_parameters() if ".adapter." in name}
     by_module: dict[str, dict[str, Tensor]] = {}
     for name, value in factors.items():
-        layer = name.split(".")[3]
         for module, part in per_piece(language, name, value.detach()):
             kind = PEFT_NAMES[name.rpartition(".")[2]]
-            by_module.setdefault(f"model.language_model.layers.{layer}.{module}", {})[kind] = part
+            by_module.setdefault(prefix(name) + module, {})[kind] = part
     has_magnitudes = any("lora_magnitude_vector" in parts for parts in by_module.values())
     config = peft.LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules=list(by_module), use_dora=has_magnitudes, **settings
@@ -172,12 +186,10 @@ def compare_gradients(ours: NevaModel, theirs: Any, language: LanguageConfig) ->
     for name, parameter in ours.named_parameters():
         if ".adapter." not in name:
             continue
-        layer, kind = name.split(".")[3], PEFT_NAMES[name.rpartition(".")[2]]
+        kind = PEFT_NAMES[name.rpartition(".")[2]]
         parts = per_piece(language, name, parameter.grad)
         found = [
-            getattr(
-                theirs.base_model.model.get_submodule(f"model.language_model.layers.{layer}.{module}"), kind
-            )["default"].weight.grad
+            getattr(theirs.base_model.model.get_submodule(prefix(name) + module), kind)["default"].weight.grad
             for module, _ in parts
         ]
         if kind == "lora_A" and len(parts) > 1:  # one factor here, several there: its gradient is their sum
@@ -205,7 +217,7 @@ def test_the_comparison_sees_a_wrong_adapter(
 
     monkeypatch.setattr(adapters.Adapter, "_joined", wrong)
     if mutation == "length":  # the length has a gradient, as the paper's equation has and its method has not
-        monkeypatch.setattr(DoraAdapter, "_length", DoraAdapter._length.__wrapped__)  # type: ignore[attr-defined]
+        monkeypatch.setattr(dora, "length", dora.length.__wrapped__)
     scheme, targets = ("dora", ["o_proj"]) if mutation == "length" else ("lora", ["all"])
     with pytest.raises(AssertionError, match="not close"):
         test_logits_and_gradients_equal_those_of_peft(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from neva.constants import LANGUAGE_MODEL, PARTS, PROJECTOR
+from neva.constants import ADAPTERS, LANGUAGE_MODEL, PARTS, PROJECTOR
 from neva.distributed.megatron_ddp import data_parallel
+from neva.families.configs import LoraConfig
 from neva.families.connector import connector_named
 from neva.families.vision import vision_family
 from neva.planner import flops
@@ -113,6 +115,28 @@ def test_a_step(
         step_flops(model, StepWork({LENGTH: ROWS}, ROWS * LABELS, {patches: ROWS}), recompute).values()
     )
     assert counted.get_total_flops() == pytest.approx(expected.run, rel=0.01)
+
+
+def test_a_step_with_adapters_beside_both_models(
+    monkeypatch: pytest.MonkeyPatch, single_process: None
+) -> None:
+    """Gradients that the first layer of the tower needs none of are counted, too: 2 % of this one."""
+    monkeypatch.setattr(flops, "causal_pairs", lambda length, window: length**2)
+    vision, language = shapes("clip", 2, False)
+    lora = LoraConfig(8, 8.0, 0.0, True, (("mlp.linear_fc2", ("whole",)),), None, "kaiming", "normal")
+    vision = replace(vision, lora=replace(lora, sites=(("all", ("whole",)),)))
+    model = ModelSpec(
+        vision, replace(language, lora=lora), "mlp2x_gelu", 128, frozenset({ADAPTERS, PROJECTOR})
+    )
+    chunks = data_parallel([built(model, "32")])
+    batch = micro_batch(vision, ROWS, LENGTH, LABELS, language.vocab_size)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        run_global_batch(chunks, [batch], torch.device("cpu"))
+    patches = (vision.side // vision.patch_size) ** 2
+    work = StepWork({LENGTH: ROWS}, ROWS * LABELS, {patches: ROWS})
+    assert total(step_flops(model, work, None).values()).run == pytest.approx(
+        counted.get_total_flops(), rel=0.03
+    )
 
 
 def test_pairs_are_counted_as_a_loop_does() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from neva.distributed import groups
-from neva.formats.nemo import open_nemo
+from neva.errors import CheckpointError
+from neva.formats.nemo import open_nemo, write_nemo
 from neva.inference.load import load_assistant
 from neva.model.llava import NevaModel
 from neva.training.callbacks import read_metrics
@@ -43,6 +44,7 @@ def test_a_run_saves_adapters_and_lengths_and_resumes_bit_for_bit_with_dropout(
         *colours,
         *LORA,
         "model.peft.peft_scheme=dora",
+        "model.peft.lora_tuning.vision_target_modules=[q_proj,fc2]",
         f"model.restore_from_path={base}",
         "exp_manager.checkpoint_callback_params.every_n_train_steps=2",
     ]
@@ -78,6 +80,23 @@ def test_a_run_saves_adapters_and_lengths_and_resumes_bit_for_bit_with_dropout(
     for name, value in one.items():
         expected = before[name] if name in before else whole[name][: len(value)]
         assert torch.equal(value[: len(expected)], expected), name
+
+    # beside another base, the checkpoint is neither continued nor read
+    _nudge(base)
+    for again in (lambda: run(tmp_path / "b", every, steps=6), lambda: loaded(checkpoint)):
+        with pytest.raises(
+            CheckpointError, match="is another language_model than .* adapters of .* were trained"
+        ):
+            again()
+
+
+def _nudge(path: Path) -> None:
+    """Moves a number of a language model, in place."""
+    held = open_nemo(path)
+    changed = {name: held.weights[name].clone() for name in held.weights}
+    changed["language_model.decoder.layers.1.mlp.linear_fc2.weight"][0, 0] += 1e-3
+    tokenizer = held.extract_tokenizer(path.parent / "tokenizer")
+    write_nemo(path, held.config, changed.items(), tokenizer, held.image_processor, "x", {}, overwrite=True)
 
 
 @pytest.mark.filterwarnings(

@@ -39,6 +39,11 @@ class LoraTuning:
         choices=(*NEMO_TARGETS, *HF_TARGETS),
         fixed=MODEL,
     )
+    vision_target_modules: list[str] | None = key(
+        "Matrices of the vision tower's layers with adapters, by the last word of their names in Hugging Face (q_proj, "
+        "fc1); all: every one; null: none.",
+        fixed=MODEL,
+    )
     adapter_dim: int = key("Rank of the factors.", low=1, common=True, fixed=MODEL)
     alpha: float | None = key(
         "Their product is multiplied by alpha / adapter_dim; null: adapter_dim.", above=0, fixed=MODEL

@@ -58,6 +58,7 @@ def prove_adapters(model: LazyModel, folder: Path, dtype: torch.dtype | None) ->
         model,
         weights=Chained(blank, model.weights),
         language=replace(model.language, lora=None),
+        vision=replace(model.vision, lora=None),
         adapters=None,
     )
     exact = replace(

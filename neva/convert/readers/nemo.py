@@ -123,7 +123,7 @@ def open_model(
         )
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
     if language.lora is not None:
-        factors_of(language, adapters)  # compares the shapes
+        factors_of(language, vision, adapters)  # compares the shapes
         _check_base(nemo, origins, Chained(*weights))
     settings = nemo.image_processor
     if settings is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import open_dict
 
-from neva.config.peft import lora_of
+from neva.config.peft import lora_of, tower_lora_of
 from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.convert import detect
 from neva.convert.lazy_model import Base, LazyModel, resolved_copy
@@ -53,7 +53,7 @@ def read(folder: Path, options: Options) -> LazyModel:
 
 def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     stored = TensorFile(folder / ADAPTER_WEIGHTS)
-    adapters = from_peft(stored, folder)
+    adapters = from_peft(stored, folder, model.vision)
     config = resolved_copy(model.config)
     held = parts_among(tensor_names(path)) if is_nemo(path) else list(SECTION_OF)
     with open_dict(config):
@@ -63,8 +63,11 @@ def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
             if not is_nemo(path):
                 config.mm_cfg[section].from_pretrained = str(path)
         config.mm_cfg.llm.freeze = True
+        if config.peft.lora_tuning.vision_target_modules:
+            config.mm_cfg.vision_encoder.freeze = True
     language = replace(model.language, lora=lora_of(config))
-    factors_of(language, adapters)  # compares the shapes
+    vision = replace(model.vision, lora=tower_lora_of(config))
+    factors_of(language, vision, adapters)  # compares the shapes
     projector = Filtered(stored, BODY + LLAVA_HF.projector)
     weights = model.weights
     if len(projector):
@@ -87,6 +90,7 @@ def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
         name=str(folder),
         config=config,
         language=language,
+        vision=vision,
         weights=weights,
         adapters=adapters,
         base=base,

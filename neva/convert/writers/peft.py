@@ -49,11 +49,11 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
     projector = projector_table(model.connector, width, hidden, LLAVA_HF)
     tensors: dict[str, Tensor] = {
         BODY + name: tensor for name, tensor in projector.to_hf(Filtered(model.weights, PROJECTOR))
-    } | to_peft(model.language, adapters)
+    } | to_peft(model.language, model.vision, adapters)
     with proven_folder(target, options, prove) as folder:
         base = model.base.parts if model.base else {}
         named = base.get(LANGUAGE.removesuffix("."), {}).get("path", "")
-        write_json(folder / ADAPTER_CONFIG, peft_config(lora, model.language.num_layers, named))
+        write_json(folder / ADAPTER_CONFIG, peft_config(model.language, model.vision, named))
         with (folder / ADAPTER_WEIGHTS).open("wb") as stream:
             writer = TensorFileWriter(stream)
             for name, tensor in sorted(tensors.items()):
