@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from neva.config.experts import experts_config_of
 from neva.config.peft import lora_of, tower_lora_of
 from neva.errors import ConfigError
+from neva.families.any_resolution import CAPPED_PATTERN, AnyResolution, CappedResolution
 from neva.families.configs import (
     LLAMA_FORM,
     SILU,
@@ -22,18 +23,9 @@ from neva.families.configs import (
 )
 from neva.families.language import HUGGING_FACE, MEGATRON, language_config_from_hf
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import (
-    CAPPED_PATTERN,
-    AnyResolution,
-    CappedResolution,
-    DynamicTiles,
-    FixedGrid,
-    FlexibleShape,
-    KeptShape,
-    NativeShape,
-    Tiling,
-    WholeImage,
-)
+from neva.families.own_shapes import FlexibleShape, KeptShape, NativeShape, WholeImage
+from neva.families.tile_grids import DynamicTiles, FixedGrid
+from neva.families.tiling import Tiling
 from neva.families.two_towers import Colours, with_second
 from neva.families.values import selected_layers
 from neva.families.vision import in_order, vision_family

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from neva.config.model_config import BIDIRECTIONAL, PREFIX, media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
+from neva.families.any_resolution import AnyResolution, CappedResolution
 from neva.families.configs import LanguageConfig
 from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, LLAVA_ONEVISION, HFNaming
-from neva.families.tiling import AnyResolution, CappedResolution, NativeShape
+from neva.families.own_shapes import NativeShape
 from neva.families.vision import vision_family
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
 from neva.families.connector import Connector, connector_named, connector_pattern
-from neva.families.tiling import NativeShape, TileGrid, Tiling, View, WholeImage
+from neva.families.own_shapes import NativeShape, WholeImage
+from neva.families.tiling import TileGrid, Tiling, View
 
 
 def tokens_per_image(vision: VisionConfig, connector: str) -> int:

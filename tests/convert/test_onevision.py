@@ -25,7 +25,7 @@ from neva.convert.writers.llava_hf import write_llava_hf
 from neva.data import feature_order
 from neva.errors import CheckpointError
 from neva.families import media_tokens
-from neva.families.tiling import CappedResolution
+from neva.families.any_resolution import CappedResolution
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.json import read_object, write_json
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer

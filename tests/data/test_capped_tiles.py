@@ -20,9 +20,9 @@ from neva.data.feature_order import bilinear, order_of
 from neva.data.media.placeholders import image_media
 from neva.data.media.reader import MediaReader
 from neva.errors import ConfigError
+from neva.families.any_resolution import CappedResolution
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediaRules, MediumLayout, media_rules
-from neva.families.tiling import CappedResolution
 from neva.model.merge import in_order
 from tests.conftest import random_image
 from tests.data.test_media import PROCESSORS

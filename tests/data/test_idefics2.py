@@ -17,8 +17,8 @@ from neva.data.media.placeholders import Medium, as_images, pieces_of
 from neva.data.media.reader import MediaReader
 from neva.data.tokenizer import from_folder
 from neva.families.media_tokens import MediumLayout, media_rules
+from neva.families.own_shapes import NativeShape
 from neva.families.pictures import split_pictures
-from neva.families.tiling import NativeShape
 from neva.families.vision_reading import vision_config_from_hf
 from neva.registry import TEMPLATES
 from neva.templates.template import Turn

@@ -19,8 +19,10 @@ from neva.data.inspect_html import page
 from neva.data.inspect_lengths import padding_share, some_lengths
 from neva.data.inspect_text import as_text
 from neva.data.sources.source import Record
+from neva.families.any_resolution import AnyResolution, CappedResolution
 from neva.families.media_tokens import media_rules
-from neva.families.tiling import AnyResolution, CappedResolution, NativeShape, Tiling
+from neva.families.own_shapes import NativeShape
+from neva.families.tiling import Tiling
 from neva.templates.template import Turn
 from tests.conftest import write_records
 from tests.data import tokenizers

@@ -21,8 +21,8 @@ from neva.data.media.reader import MediaReader
 from neva.errors import ConfigError
 from neva.families.connector import Connector
 from neva.families.media_tokens import media_rules
+from neva.families.own_shapes import KeptShape
 from neva.families.pictures import split_pictures
-from neva.families.tiling import KeptShape
 from neva.registry import CONNECTORS
 from tests.conftest import random_image
 from tests.data.test_media import PROCESSORS, vision_cfg

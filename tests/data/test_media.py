@@ -28,9 +28,11 @@ from neva.data.media.placeholders import Medium
 from neva.data.media.processor import build_image_processor, enlarged, to_pixels
 from neva.data.media.reader import MediaReader
 from neva.errors import ConfigError, DataError, SampleError
+from neva.families.any_resolution import AnyResolution
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import media_rules
-from neva.families.tiling import AnyResolution, Tiling, WholeImage
+from neva.families.own_shapes import WholeImage
+from neva.families.tiling import Tiling
 from tests.conftest import random_image, shared_data
 
 SIZES = [(64, 64), (48, 48), (100, 64), (64, 100), (65, 64), (31, 200), (1, 1), (7, 5), (333, 501)]

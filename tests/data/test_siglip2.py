@@ -17,8 +17,8 @@ from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import MediaReader
 from neva.errors import ConfigError
 from neva.families.media_tokens import media_rules
+from neva.families.own_shapes import FlexibleShape
 from neva.families.pictures import split_pictures
-from neva.families.tiling import FlexibleShape
 from neva.families.vision_reading import vision_config_from_hf
 from tests.siglip2 import PATCH, PICTURES, SIDE, build, processor
 

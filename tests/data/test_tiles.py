@@ -21,9 +21,11 @@ from neva.data.feature_order import order_of
 from neva.data.media import tiles as tiles_module
 from neva.data.media.processor import to_tile_pixels
 from neva.errors import ConfigError
+from neva.families.any_resolution import AnyResolution
 from neva.families.configs import VisionConfig
 from neva.families.media_tokens import MediaRules, MediumLayout, media_rules
-from neva.families.tiling import AnyResolution, DynamicTiles, FixedGrid, Tiling
+from neva.families.tile_grids import DynamicTiles, FixedGrid
+from neva.families.tiling import Tiling
 from tests.conftest import random_image
 from tests.data.test_media import PROCESSORS
 

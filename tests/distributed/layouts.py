@@ -27,6 +27,7 @@ from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
+from neva.families.any_resolution import AnyResolution, CappedResolution
 from neva.families.configs import (
     DecoderForm,
     ExpertsConfig,
@@ -36,7 +37,7 @@ from neva.families.configs import (
     padded_vocab_size,
 )
 from neva.families.media_tokens import MediaRules, media_rules
-from neva.families.tiling import AnyResolution, CappedResolution, FlexibleShape, KeptShape, NativeShape
+from neva.families.own_shapes import FlexibleShape, KeptShape, NativeShape
 from neva.families.two_towers import Colours, with_second
 from neva.model.adapters import Adapter
 from neva.model.build import build_model, set_trainable

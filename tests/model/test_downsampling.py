@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neva.errors import ConfigError
+from neva.families.any_resolution import AnyResolution
 from neva.families.connector import connector_named
 from neva.families.media_tokens import media_rules
-from neva.families.tiling import AnyResolution, DynamicTiles
+from neva.families.tile_grids import DynamicTiles
 from neva.model.build import build_model
 from neva.model.quarters import joined, views_of
 from neva.model.vision import VisionTower

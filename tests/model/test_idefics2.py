@@ -11,7 +11,8 @@ from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2I
 from neva.config.model_config import media_rules
 from neva.errors import ConfigError
 from neva.families.connector import connector_named
-from neva.families.tiling import NativeShape, View
+from neva.families.own_shapes import NativeShape
+from neva.families.tiling import View
 from neva.families.vision import tower_shapes, vision_family
 from neva.families.vision_reading import vision_config_from_hf
 from neva.model.vision import VisionTower

@@ -18,7 +18,8 @@ from neva.errors import CheckpointError, ConfigError
 from neva.families.connector import Connector, connector_named, projector_table
 from neva.families.media_tokens import media_rules
 from neva.families.naming import LLAVA_HF, LLAVA_ORIGINAL
-from neva.families.tiling import DynamicTiles, KeptShape
+from neva.families.own_shapes import KeptShape
+from neva.families.tile_grids import DynamicTiles
 from neva.model.build import build_model, meta_model
 from neva.planner.tensors import PROJECTOR, ModelSpec, Split, stage_weights
 from tests.model.test_against_transformers import shapes

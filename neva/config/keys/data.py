@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.config.keys.field import ORDER, READING, ignored, key, refused
-from neva.families.tiling import CAPPED_PATTERN
+from neva.families.any_resolution import CAPPED_PATTERN
 from neva.registry import SAMPLERS
 from neva.templates.choice import template_choices
 from neva.templates.template import names_elsewhere

@@ -18,9 +18,9 @@ from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
+from neva.families.any_resolution import CAPPED_PATTERN, AnyResolution
 from neva.families.configs import VisionConfig
 from neva.families.language import language_table, read_language_config
-from neva.families.tiling import CAPPED_PATTERN, AnyResolution
 from neva.families.vision import vision_family
 from neva.families.vision_reading import read_vision_config
 from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
