@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from neva.families.configs import LanguageConfig, VisionConfig
@@ -22,17 +24,36 @@ LANGUAGE = LanguageConfig(
 )  # fmt: skip
 
 
-def random_llava() -> NevaModel:
+@dataclass(frozen=True)
+class Shape:
+    """A tower and a language model, joined by `mlp2x_gelu`."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+
+
+SMALL = Shape(VISION, LANGUAGE)
+JOB = Shape(
+    replace(VISION, image_size=336, num_layers=3),
+    replace(LANGUAGE, hidden_size=512, ffn_hidden_size=1376, head_dim=64, vocab_size=4000, padded_vocab_size=4000),
+)  # fmt: skip
+"""An eighth of a LLaVA-1.5 7B in width and in depth: its 576 positions an image, its ratios of tower, width and
+vocabulary."""
+
+
+def random_llava(shape: Shape = SMALL, dtype: torch.dtype = torch.float32) -> NevaModel:
     """Returns neva's model, alone in a process group of its own."""
     from neva.distributed import groups
     from neva.model.build import build_model
+    from neva.model.language import transformer_config
 
     groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.ParallelSizes(), seed=1)
-    return build_model(VISION, LANGUAGE, "mlp2x_gelu")
+    config = transformer_config(shape.language, params_dtype=dtype, pipeline_dtype=dtype)
+    return build_model(shape.vision, shape.language, "mlp2x_gelu", config)
 
 
-def write_twin(model: NevaModel, folder: Path) -> None:
+def write_twin(model: NevaModel, folder: Path, shape: Shape = SMALL) -> None:
     """Writes the model as `LlavaForConditionalGeneration.from_pretrained` reads it."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -41,23 +62,24 @@ def write_twin(model: NevaModel, folder: Path) -> None:
     from neva.families.naming import LLAVA_HF
     from neva.families.vision import stored_tower, tower_shapes, tower_table
 
+    vision, language = shape.vision, shape.language
     table = (
-        language_table(LANGUAGE, LLAVA_HF)
-        + tower_table(tower_shapes(VISION, pooling_head=False), stored_tower(VISION, LLAVA_HF))
-        + projector_table("mlp2x_gelu", VISION.hidden_size, LANGUAGE.hidden_size, LLAVA_HF)
+        language_table(language, LLAVA_HF)
+        + tower_table(tower_shapes(vision, pooling_head=False), stored_tower(vision, LLAVA_HF))
+        + projector_table("mlp2x_gelu", vision.hidden_size, language.hidden_size, LLAVA_HF)
     )
-    weights = table.to_hf({name: parameter.detach() for name, parameter in model.named_parameters()})
+    weights = table.to_hf({name: parameter.detach().float() for name, parameter in model.named_parameters()})
     save_file({name: weight.contiguous() for name, weight in weights}, folder / "model.safetensors")
     LlavaConfig(
         vision_config=CLIPVisionConfig(
-            image_size=VISION.image_size, patch_size=VISION.patch_size, hidden_size=VISION.hidden_size,
-            num_hidden_layers=VISION.num_layers, num_attention_heads=VISION.num_heads,
-            intermediate_size=VISION.ffn_hidden_size, layer_norm_eps=VISION.layer_norm_eps,
+            image_size=vision.image_size, patch_size=vision.patch_size, hidden_size=vision.hidden_size,
+            num_hidden_layers=vision.num_layers, num_attention_heads=vision.num_heads,
+            intermediate_size=vision.ffn_hidden_size, layer_norm_eps=vision.layer_norm_eps,
         ),
         text_config=LlamaConfig(
-            vocab_size=LANGUAGE.padded_vocab_size, hidden_size=LANGUAGE.hidden_size,
-            intermediate_size=LANGUAGE.ffn_hidden_size, num_hidden_layers=LANGUAGE.num_layers,
-            num_attention_heads=LANGUAGE.num_heads, rms_norm_eps=LANGUAGE.rms_norm_eps,
+            vocab_size=language.padded_vocab_size, hidden_size=language.hidden_size,
+            intermediate_size=language.ffn_hidden_size, num_hidden_layers=language.num_layers,
+            num_attention_heads=language.num_heads, rms_norm_eps=language.rms_norm_eps,
         ),
         image_token_index=IMAGE_ID,
         architectures=["LlavaForConditionalGeneration"],

@@ -1,9 +1,13 @@
-"""Seconds per training step: neva beside Hugging Face's LlavaForConditionalGeneration with torch AdamW.
+"""Seconds per training step: neva beside Hugging Face's LlavaForConditionalGeneration.
 
-Same shape, same weights, same batch, float32, one process each; the two take turns, so that a noisy machine slows both.
-Prints samples/s of each, their ratio, and the largest difference of the losses of the first steps.
+Same shape, same weights, same batch, same parts frozen, one process each; the two take turns, so that a noisy machine
+slows both. `--against plain` is transformers as its Trainer runs it; `tuned` compiles each layer, makes logits of the
+positions with labels alone, and has the fused AdamW. Attention is SDPA in all. In bfloat16 neva keeps float32 main
+weights, transformers autocasts float32 ones. Prints samples/s of each and their ratio, for the whole step and without
+the optimizer (medians, with the quartiles of the ratio turn by turn), and the largest difference of the losses of the
+first steps.
 
-    python bench/train_step.py [--steps 20] [--threads 2]
+    python bench/train_step.py [--shape job] [--stage finetune] [--against tuned] [--dtype float32] [--threads 2]
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,132 +33,221 @@ from neva.data.batch import Batch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.small_llava import IMAGE_ID, VISION, VOCAB, random_llava, write_twin
+from bench.small_llava import IMAGE_ID, JOB, SMALL, Shape, random_llava, write_twin
 
 BATCH, TEXT, LR, BETAS = 4, 192, 1e-4, (0.9, 0.999)
 ANSWER_SHARE = 1 / 3  # of the text, as in LLaVA's instruction data
-AGREEMENT = 1e-5
+WARM_UP = 3  # of which the first two compile
+SHAPES = {"small": SMALL, "job": JOB}
+STAGES = {
+    "pretrain": ("projector",),
+    "finetune": ("projector", "language_model"),
+    "all": ("vision_tower", "projector", "language_model"),
+}
+"""What trains."""
+AGREEMENT = {"float32": 1e-5, "bfloat16": 3e-2}
+"""Largest difference of the losses of the first steps: rounding in a loss of ten."""
 
 
-def batch() -> Batch:
+@dataclass(frozen=True)
+class Job:
+    """What both sides do; `folder` holds the weights."""
+
+    folder: Path
+    shape: Shape
+    trained: tuple[str, ...]
+    dtype: torch.dtype
+    tuned: bool
+    threads: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step: its loss, and seconds of all of it and of its optimizer."""
+
+    loss: float
+    seconds: float
+    optimizer: float
+
+
+def batch(shape: Shape) -> Batch:
     """Returns ids [B, S], shifted labels [B, S] and pixels [B, 3, side, side]: an image, a question, an answer."""
     draw = torch.Generator().manual_seed(0)
-    text = torch.randint(3, VOCAB, (BATCH, TEXT), generator=draw)
-    input_ids = torch.cat([torch.full((BATCH, VISION.num_tokens), IMAGE_TOKEN_ID), text], dim=1)
+    side, tokens = shape.vision.image_size, shape.vision.num_tokens
+    text = torch.randint(3, shape.language.vocab_size, (BATCH, TEXT), generator=draw)
+    input_ids = torch.cat([torch.full((BATCH, tokens), IMAGE_TOKEN_ID), text], dim=1)
     labels = torch.full_like(input_ids, IGNORE_INDEX)
     answer = int(TEXT * ANSWER_SHARE)
     labels[:, -answer - 1 : -1] = input_ids[:, -answer:]
-    pixels = torch.randn(BATCH, 3, VISION.image_size, VISION.image_size, generator=draw)
+    pixels = torch.randn(BATCH, 3, side, side, generator=draw)
     return Batch(input_ids, labels, pixels, [""] * BATCH, input_ids.numel())
 
 
-def neva_steps(folder: Path) -> Iterator[float]:
-    """Yields the loss of one step after another."""
+def neva_steps(job: Job) -> Iterator[Step]:
+    """Yields one step after another."""
     from omegaconf import OmegaConf
 
     from neva.distributed import cuda_on_cpu
     from neva.distributed.megatron_ddp import data_parallel
+    from neva.model.build import set_trainable
     from neva.optim.megatron import build_optimizer
     from neva.training.step import run_global_batch
 
-    model = random_llava().train()
-    write_twin(model, folder)
+    model = random_llava(job.shape, job.dtype).to(job.dtype).train()
+    write_twin(model, job.folder, job.shape)
+    set_trainable(model, job.trained)
     device = cuda_on_cpu.install()
     chunks = data_parallel([model])
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})
-    optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=torch.float32)
-    data = batch()
+    optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=job.dtype)
+    data = batch(job.shape)
+    data = replace(data, pixel_values=data.pixel_values.to(job.dtype))
     while True:
+        start = time.perf_counter()
         chunks[0].zero_grad_buffer()
         optimizer.zero_grad()
         loss = run_global_batch(chunks, [data], device).mean
+        between = time.perf_counter()
         optimizer.step()
-        yield loss
+        end = time.perf_counter()
+        yield Step(loss, end - start, end - between)
 
 
-def transformers_steps(folder: Path) -> Iterator[float]:
-    """Yields the loss of one step after another."""
+def transformers_steps(job: Job) -> Iterator[Step]:
+    """Yields one step after another."""
     from transformers import LlavaForConditionalGeneration
 
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(job.folder, output_loading_info=True)
     model, info = loaded
     lost = [name for name in info["missing_keys"] if "post_layernorm" not in name]
     if lost or info["unexpected_keys"]:
         raise RuntimeError(f"the two models differ: missing {lost}, unexpected {info['unexpected_keys']}")
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
-    data = batch()
-    ids = data.input_ids.masked_fill(data.input_ids == IMAGE_TOKEN_ID, IMAGE_ID)
-    labels = data.labels.roll(1, dims=1)  # transformers shifts by itself
+    parts = {
+        "vision_tower": [model.model.vision_tower],
+        "projector": [model.model.multi_modal_projector],
+        "language_model": [model.model.language_model, model.lm_head],
+    }
+    for name, modules in parts.items():
+        for module in modules:
+            module.requires_grad_(name in job.trained)
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR, betas=BETAS, weight_decay=0.0, fused=job.tuned)
+    data = batch(job.shape)
+    inputs = {
+        "input_ids": data.input_ids.masked_fill(data.input_ids == IMAGE_TOKEN_ID, IMAGE_ID),
+        "pixel_values": data.pixel_values,
+        "attention_mask": torch.ones_like(data.input_ids),
+    }
+    if job.tuned:
+        for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
+            layer.compile()
+    precision = torch.autocast("cpu", job.dtype) if job.dtype != torch.float32 else nullcontext()
     while True:
-        optimizer.zero_grad()
-        loss = model(
-            input_ids=ids,
-            pixel_values=data.pixel_values,
-            attention_mask=torch.ones_like(ids),
-            labels=labels,
-        ).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        yield loss.item()
-
-
-def worker(steps: Callable[[Path], Iterator[float]], folder: Path, threads: int, pipe: Connection) -> None:
-    """Takes one step whenever asked and answers with its loss and its seconds."""
-    torch.set_num_threads(threads)
-    runs = steps(folder)
-    while pipe.recv():
         start = time.perf_counter()
-        loss = next(runs)
-        pipe.send((loss, time.perf_counter() - start))
+        optimizer.zero_grad()
+        with precision:
+            loss = (loss_at_labels if job.tuned else plain_loss)(model, inputs, data.labels)
+        loss.backward()
+        between = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        end = time.perf_counter()
+        yield Step(loss.item(), end - start, end - between)
 
 
-def measure(steps: int, threads: int) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Returns (loss, seconds) of each step of neva and of transformers, taken in turns; the first warms up."""
+def plain_loss(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The loss that the model itself returns; it shifts labels."""
+    loss: torch.Tensor = model(**inputs, labels=labels.roll(1, dims=1)).loss
+    return loss
+
+
+def loss_at_labels(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The same of logits at the labels alone."""
+    hidden = model.model(**inputs).last_hidden_state
+    kept = labels != IGNORE_INDEX
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]).float(), labels[kept])
+
+
+def worker(steps: Callable[[Job], Iterator[Step]], job: Job, pipe: Connection) -> None:
+    """Takes one step whenever asked and answers with it."""
+    torch.set_num_threads(job.threads)
+    runs = steps(job)
+    while pipe.recv():
+        pipe.send(next(runs))
+
+
+def measure(job: Job, steps: int) -> tuple[list[Step], list[Step]]:
+    """Returns the steps of neva and of transformers, taken in turns; the first `WARM_UP` warm up."""
     context = get_context("spawn")
-    results: list[list[tuple[float, float]]] = [[], []]
-    with tempfile.TemporaryDirectory() as name:
-        pipes, processes = [], []
-        for function in (neva_steps, transformers_steps):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=worker, args=(function, Path(name), threads, theirs), daemon=True
-            )
-            process.start()
-            pipes.append(ours)
-            processes.append(process)
-        for _ in range(steps + 1):
-            for pipe, rows in zip(pipes, results, strict=True):
-                pipe.send(True)
-                rows.append(pipe.recv())
-        for pipe, process in zip(pipes, processes, strict=True):
-            pipe.send(False)
-            process.join()
+    results: list[list[Step]] = [[], []]
+    pipes, processes = [], []
+    for function in (neva_steps, transformers_steps):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker, args=(function, job, theirs), daemon=True)
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    for _ in range(WARM_UP + steps):
+        for pipe, rows in zip(pipes, results, strict=True):
+            pipe.send(True)
+            rows.append(pipe.recv())
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(False)
+        process.join()
     return results[0], results[1]
 
 
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Returns samples/s of each by their medians, the ratio of those, and the quartiles of the ratios turn by turn."""
+    turns = [b / a for a, b in zip(ours, theirs, strict=True)]
+    first, _, third = statistics.quantiles(turns, n=4)
+    a, b = statistics.median(ours), statistics.median(theirs)
+    return {
+        "neva_samples_per_s": round(BATCH / a, 2),
+        "transformers_samples_per_s": round(BATCH / b, 2),
+        "ratio": round(b / a, 3),
+        "first_quartile": round(first, 3),
+        "third_quartile": round(third, 3),
+    }
+
+
 def main() -> None:
+    """Measures and prints."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20, help="steps of each, after one that warms up")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="small, or the ratios of a 7B job")
+    parser.add_argument("--stage", choices=STAGES, default="all", help="what trains")
+    parser.add_argument("--against", choices=("plain", "tuned"), default="plain", help="the other side")
+    parser.add_argument("--dtype", choices=AGREEMENT, default="float32")
+    parser.add_argument("--steps", type=int, default=20, help=f"steps of each, after {WARM_UP} that warm up")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
     arguments = parser.parse_args()
-    ours, theirs = measure(arguments.steps, arguments.threads)
-    seconds = [statistics.median(seconds for _, seconds in rows[1:]) for rows in (ours, theirs)]
-    differences = [abs(a - b) for (a, _), (b, _) in zip(ours[:3], theirs[:3], strict=True)]
+    with tempfile.TemporaryDirectory() as name:
+        job = Job(
+            Path(name),
+            SHAPES[arguments.shape],
+            STAGES[arguments.stage],
+            getattr(torch, arguments.dtype),
+            arguments.against == "tuned",
+            arguments.threads,
+        )
+        ours, theirs = measure(job, arguments.steps)
+    differences = [abs(a.loss - b.loss) for a, b in zip(ours[:3], theirs[:3], strict=True)]
+    timed = [rows[WARM_UP:] for rows in (ours, theirs)]
     result = {
-        "neva_samples_per_s": round(BATCH / seconds[0], 2),
-        "transformers_samples_per_s": round(BATCH / seconds[1], 2),
-        "ratio": round(seconds[1] / seconds[0], 3),
-        "losses": [round(loss, 6) for loss, _ in ours[:3]],
+        "step": ratio(*([row.seconds for row in rows] for rows in timed)),
+        "forward and backward": ratio(*([row.seconds - row.optimizer for row in rows] for rows in timed)),
+        "losses": [round(row.loss, 6) for row in ours[:3]],
         "loss_differences": differences,
-        "losses_agree": max(differences) <= AGREEMENT,
+        "losses_agree": max(differences) <= AGREEMENT[arguments.dtype],
     }
     print(json.dumps(result, indent=2))
     if not result["losses_agree"]:
-        raise SystemExit(f"losses differ by {max(differences):.2e}, more than {AGREEMENT:.0e}")
+        raise SystemExit(
+            f"losses differ by {max(differences):.2e}, more than {AGREEMENT[arguments.dtype]:.0e}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import runpy
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -93,16 +96,47 @@ def run_neva(words: Sequence[str], log: Path, size: int) -> list[int | None]:
 
 
 def _main(words: list[str], log: Path, said: dict[str, str]) -> None:
-    environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", **said}
+    _become({**launcher_free(os.environ), "OMP_NUM_THREADS": "1", **said}, log, log)
+    sys.exit(main(words))
+
+
+def run_command(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python COMMAND`, a script or `-m MODULE` and its arguments, in `folder` and that environment.
+
+    As `subprocess.run` would, in a process that has imported training already.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        out, err = Path(name, "out"), Path(name, "err")
+        process = warm_processes().Process(
+            target=_command, args=(list(command), folder, dict(environment), out, err)
+        )
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(command, process.exitcode or 0, out.read_text(), err.read_text())
+
+
+def _command(command: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    os.chdir(folder)
+    _become({**environment, "OMP_NUM_THREADS": "1"}, out, err)
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def _become(environment: Mapping[str, str], out: Path, err: Path) -> None:
+    """Makes this process, forked from a warm one, that of a command."""
     os.environ.clear()
     os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
+    for standard, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), standard)
     torch.set_num_threads(1)
     # for workers of the loader, as in any run: a fork takes over how it was made itself
     mp.set_start_method("fork", force=True)
-    sys.exit(main(words))
 
 
 def meetings(rank: int, size: int, port: int) -> Iterator[None]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from neva.distributed import cuda_on_cpu
+from neva.distributed.gloo import share_device
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def init_process_group(
     and MASTER_PORT of the environment. A collective that takes longer than `timeout_s` raises.
     """
     device = cuda_on_cpu.install()
+    share_device()
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         timeout = datetime.timedelta(seconds=timeout_s)

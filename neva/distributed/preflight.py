@@ -43,8 +43,10 @@ def lone_process(seed: int) -> Iterator[None]:
         import torch.distributed as dist
 
         from neva.distributed import cuda_on_cpu, groups
+        from neva.distributed.gloo import share_device
 
         with cuda_on_cpu.cpu_only():
+            share_device()
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
             try:
                 groups.init_model_parallel(groups.ParallelSizes(), seed=seed)

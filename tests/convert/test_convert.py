@@ -20,6 +20,7 @@ from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo, write_nemo
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
 from tests.convert.tiny import FAMILIES, RELATIVES, language_model, tower
+from tests.megatron import run_command
 
 pytestmark = pytest.mark.usefixtures("megatron")
 ROOT = Path(__file__).parents[2]
@@ -374,7 +375,8 @@ def test_scripts_take_the_flags_of_old_command_lines(tmp_path):
     language_model("llama").save_pretrained(tmp_path / "text")
     write_tokenizer(tmp_path / "text")
     folder = ROOT / "scripts" / "checkpoint_converters"
-    command = [sys.executable, "-W", "ignore", str(folder / "convert_llama_hf_to_nemo.py")]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [str(folder / "convert_llama_hf_to_nemo.py")]
     flags = [
         "--input_name_or_path",
         str(tmp_path / "text"),
@@ -383,10 +385,10 @@ def test_scripts_take_the_flags_of_old_command_lines(tmp_path):
         "--precision",
         "32",
     ]
-    subprocess.run([*command, *flags], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert run_command([*command, *flags], ROOT, environment).returncode == 0
     assert len(open_nemo(tmp_path / "m.nemo").weights) == 21
     source = llava_nemo(tmp_path)
-    command[-1] = str(folder / "convert_llava_nemo_to_hf.py")
+    command = [str(folder / "convert_llava_nemo_to_hf.py")]
     flags = [
         "--input_name_or_path",
         str(source),
@@ -396,17 +398,11 @@ def test_scripts_take_the_flags_of_old_command_lines(tmp_path):
         "clip",
     ]
     flags += ["--input_tokenizer", str(tmp_path / "tokenizer"), "--vision_tower_type", "clip", "--cpu-only"]
-    subprocess.run([*command, *flags], check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert run_command([*command, *flags], ROOT, environment).returncode == 0
     assert (tmp_path / "hf" / "parity.json").is_file()
     flags[1], flags[3] = str(tmp_path / "model.nemo"), str(tmp_path / "other")
     flags[5] = "siglip"
-    found = subprocess.run(
-        [*command, *flags],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    found = run_command([*command, *flags], ROOT, environment)
     assert found.returncode == 1 and not (tmp_path / "other").exists()
     assert "--processor_type siglip, but" in found.stderr and "has a clip tower" in found.stderr
 

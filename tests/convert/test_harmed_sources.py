@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from neva.formats.hf_folder import FolderWeights, write_weights
 from neva.formats.nemo import open_nemo
 from tests.convert.harm import harm_folder, harm_nemo
 from tests.convert.llava import llava_nemo
+from tests.megatron import run_command
 
 KINDS = ["llava-hf", "original", "nemo"]
 LONGEST = 1200
@@ -130,12 +130,8 @@ def test_a_process_ends_with_one_sentence_and_status_1(
         convert(source, tmp_path / "x.nemo", Options())
     if kind == "llava-hf":
         return
-    done = subprocess.run(
-        [sys.executable, "-m", "neva", "convert", str(source), str(tmp_path / "x.nemo")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["-m", "neva", "convert", str(source), str(tmp_path / "x.nemo")]
+    done = run_command(words, tmp_path, os.environ)
     (sentence,) = (line for line in done.stderr.splitlines() if line.startswith("neva convert: "))
     assert done.returncode == 1 and re.search(message, sentence) and "Traceback" not in done.stderr
     assert not (tmp_path / "x.nemo").exists()

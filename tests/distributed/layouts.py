@@ -49,7 +49,7 @@ from neva.training.validation import held_out_loss
 from neva.weights.load import global_name, load_native
 from tests.megatron import meetings, ranks_tell, unnamed_batch
 
-VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE, SOURCES = 99, 8, 5, 3, 28, 3
+VOCAB, SAMPLES, HELD_OUT, STEPS, SIDE, SOURCES = 99, 8, 5, 2, 28, 3
 NEWLINE, QUARTERS = "mlp2x_gelu_newline", "mlp2x_gelu_downsample"
 VISION = VisionConfig(
     model_type="clip", image_size=SIDE, patch_size=7, hidden_size=24, num_layers=3, num_heads=3,
@@ -64,6 +64,16 @@ TWO_TOWERS = with_second(
     VISION, SIGLIP2, Colours([0.5] * 3, [0.5] * 3), Colours([0.4, 0.5, 0.3], [0.2, 0.3, 0.4])
 )
 PERCEIVER = "perceiver_n3_d1_h4x8_g2_m24"
+
+
+VARIANTS = (
+    "tiles", "capped", "quarters", "own_shape", "idefics2", "naflex", "two_towers", "experts", "whole_images",
+    "whole_prompts",
+)  # fmt: skip
+"""Models and data of their own, by the field of a case."""
+
+NUMBERS = ("loss", "sources", "held_out", "norm")
+"""What is compared number by number."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +113,7 @@ class Case:
         """Which of the reference's models and data it has."""
         if self.form is not None or self.lora is not None:
             return f"{self.form}{self.lora}"
-        names = (
-            "tiles",
-            "capped",
-            "quarters",
-            "own_shape",
-            "idefics2",
-            "naflex",
-            "two_towers",
-            "experts",
-            "whole_images",
-            "whole_prompts",
-        )
-        changed = [name for name in names if getattr(self, name)]
+        changed = [name for name in VARIANTS if getattr(self, name)]
         return changed[0] if changed else str(self.tied)
 
     def __str__(self) -> str:
@@ -503,11 +501,12 @@ def projector_of(case: Case) -> str:
 def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
     """Takes `STEPS` optimizer steps in float32, or one forward and backward pass in float64.
 
-    Returns losses, those of sources, gradient norms, and this rank's gradients of the first step and parameters after
-    the last.
+    Returns losses and those of sources; in float64 this rank's gradients and the losses of what is held out; in float32
+    its drawn weights, the gradient norms, and its parameters after the steps.
     """
+    exact = dtype == torch.float64
     models = build(case, dtype)
-    initial = {name: value.detach().clone() for name, value in named(models)}
+    initial = {} if exact else {name: value.detach().clone() for name, value in named(models)}
     for model in models:
         load_native(model, weights, VOCAB)
     chunks = wrapped(models, case)
@@ -516,38 +515,39 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
         {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95], "sched": {"min_lr": 0.0}}
     )
     found: dict[str, Any] = {
-        "losses": [],
+        "loss": [],
         "sources": [],
-        "norms": [],
+        "norm": [],
         "gradients": {},
+        "held_out": [],
         "models": models,
         "initial": initial,
     }
-    exact = dtype == torch.float64
     optimizer: Any = None
     if not exact and case.fsdp:
         optimizer = ShardedAdamW(chunks[0], optim, {}, 1.0)
     elif not exact:
         optimizer = build_optimizer(chunks, optim, {}, 1.0, dtype, case.distributed_optimizer)
-    for step in range(1 if exact else STEPS):
+    for _ in range(1 if exact else STEPS):
         for chunk in chunks:
             chunk.zero_grad_buffer()
         if optimizer is not None:
             optimizer.zero_grad()
         loss = run_global_batch(chunks, batch, torch.device("cpu"), num_sources=SOURCES)
-        found["losses"].append(loss.mean)
+        found["loss"].append(loss.mean)
         found["sources"] += [of.loss_sum / of.num_label_tokens for of in loss.by_source]
         found["sources"].append(loss.balance_loss)
         assert (loss.balance_loss > 0) == case.experts
-        if step == 0 and not case.distributed_optimizer:
+        if exact:  # before gradients are taken: it must not change them
+            found["held_out"] = held_out(case, chunks, dtype)
+        if exact and not case.distributed_optimizer:
             trained = [(name, value) for name, value in named(models) if value.requires_grad]
             gradients = {name: value.grad if case.fsdp else value.main_grad for name, value in trained}
             found["gradients"] = {name: joined(value).clone() for name, value in gradients.items()}
-        if step == 0:  # between gradients and step: it must change neither
-            found["held_out"] = held_out(case, chunks, dtype)
         if optimizer is not None:
-            found["norms"].append(optimizer.step()[1])
-    found["after"] = {name: joined(value.detach()).clone() for name, value in named(models)}
+            found["norm"].append(optimizer.step()[1])
+    if not exact:
+        found["after"] = {name: joined(value.detach()).clone() for name, value in named(models)}
     return found
 
 
@@ -598,29 +598,16 @@ def named(models: list[NevaModel]) -> list[tuple[str, torch.nn.Parameter]]:
     return [(global_name(model, name), value) for model in models for name, value in model.named_parameters()]
 
 
-def reference(folder: Path) -> None:
-    """One process, one micro batch of everything: weights, gradients, and parameters after the steps, as files."""
+def alone(case: Case) -> Case:
+    """The case's model and data on one process, one micro batch of everything."""
+    kept = {name: getattr(case, name) for name in (*VARIANTS, "tied", "form", "lora")}
+    return Case(1, micro_batch=SAMPLES, **kept)
+
+
+def reference(folder: Path, cases: list[Case]) -> None:
+    """What one process makes of the cases: weights, gradients, and parameters after the steps, as files."""
     groups.init_process_group(0, 1)
-    for changes in (
-        {},
-        {"tied": True},
-        {"tiles": True},
-        {"capped": True},
-        {"quarters": True},
-        {"own_shape": True},
-        {"experts": True},
-        {"idefics2": True},
-        {"naflex": True},
-        {"two_towers": True},
-        {"whole_images": True},
-        {"whole_prompts": True},
-        *({"form": form} for form in FORMS),
-        {"lora": "nemo"},
-        {"lora": "canonical"},
-        {"lora": "dora-nemo"},
-        {"lora": "dora-canonical"},
-    ):
-        case = Case(1, micro_batch=SAMPLES, **changes)
+    for case in {case.variant: alone(case) for case in cases}.values():
         variant = case.variant
         groups.init_model_parallel(groups.ParallelSizes(), seed=1234)
         weights = {name: value.detach().clone() for name, value in named(build(case, torch.float32))}
@@ -634,12 +621,12 @@ def reference(folder: Path) -> None:
         for dtype in (torch.float64, torch.float32):
             found = run(case, weights, dtype)
             name = str(dtype).removeprefix("torch.")
-            untrained = {key: torch.zeros_like(value) for key, value in named(found["models"])}
-            write(folder, f"gradients{variant}{name}", untrained | found["gradients"])
-            write(folder, f"after{variant}{name}", found["after"])
-            norms = found["norms"] or [0.0]  # none in float64: Megatron's clipping takes float32 alone
-            numbers[name] = torch.tensor([found["losses"], norms], dtype=torch.float64)
-            for kind in ("sources", "held_out"):
+            if dtype == torch.float64:
+                untrained = {key: torch.zeros_like(value) for key, value in named(found["models"])}
+                write(folder, f"gradients{variant}", untrained | found["gradients"])
+            else:
+                write(folder, f"after{variant}", found["after"])
+            for kind in NUMBERS:
                 numbers[f"{name} {kind}"] = torch.tensor(found[kind], dtype=torch.float64)
         save_file(numbers, folder / f"numbers{variant}.safetensors")
     groups.destroy()
@@ -656,15 +643,13 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     name = str(dtype).removeprefix("torch.")
     found = run(case, load_file(folder / f"weights{case.variant}.safetensors"), dtype)
     numbers = load_file(folder / f"numbers{case.variant}.safetensors")
-    losses, norms = numbers[name]
-    worst = {"loss": max(abs(a - b) for a, b in zip(found["losses"], losses.tolist(), strict=True))}
-    for kind in ("sources", "held_out"):
-        expected_numbers = numbers[f"{name} {kind}"].tolist()
-        worst[kind] = max(abs(a - b) for a, b in zip(found[kind], expected_numbers, strict=True))
-    if found["norms"]:
-        worst["norm"] = max(abs(a - b) for a, b in zip(found["norms"], norms.tolist(), strict=True))
+    worst: dict[str, float] = {}
+    for kind in NUMBERS:
+        pairs = zip(found[kind], numbers[f"{name} {kind}"].tolist(), strict=True)
+        if found[kind]:
+            worst[kind] = max(abs(a - b) for a, b in pairs)
     if found["gradients"]:
-        expected = whole(case, dtype, found["models"], folder / f"gradients{case.variant}{name}.safetensors")
+        expected = whole(case, found["models"], folder / f"gradients{case.variant}.safetensors")
         for part in ("vision_tower", "projector", "language_model"):
             pairs = [(g, expected[n]) for n, g in found["gradients"].items() if part in n.split(".")[0]]
             largest = max((float(b.abs().max()) for _, b in pairs), default=1.0)
@@ -672,13 +657,13 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
                 max((float((a - b).abs().max()) for a, b in pairs), default=0.0) / largest
             )
     if dtype == torch.float32:
-        expected = whole(case, dtype, found["models"], folder / f"after{case.variant}{name}.safetensors")
+        expected = whole(case, found["models"], folder / f"after{case.variant}.safetensors")
         # Keys' biases do not change attention: their gradients are rounding, which Adam scales up to whole steps.
         compared = [
             (n, v) for n, v in found["after"].items() if "k_proj.bias" not in n and n not in VOCABULARY
         ]
         worst["parameters"] = max(float((v - expected[n]).abs().max()) for n, v in compared)
-        expected = whole(case, dtype, found["models"], folder / f"initial{case.variant}.safetensors")
+        expected = whole(case, found["models"], folder / f"initial{case.variant}.safetensors")
         filled = {n: v.any(dim=-1, keepdim=True) if n in VOCABULARY else 1 for n, v in expected.items()}
         worst["initial"] = max(
             float(((v - expected[n]) * filled[n]).abs().max()) for n, v in found["initial"].items()
@@ -686,11 +671,15 @@ def differences(case: Case, folder: Path, dtype: torch.dtype) -> dict[str, float
     return worst
 
 
-def whole(case: Case, dtype: torch.dtype, models: list[NevaModel], path: Path) -> dict[str, Tensor]:
+def whole(case: Case, models: list[NevaModel], path: Path) -> dict[str, Tensor]:
     """This rank's share of what a file holds for one process; `models`, which are done with, take it in."""
-    models = build(case, dtype) if case.fsdp else models
+    tensors = load_file(path)
+    if case.fsdp:  # what is compared is joined
+        below = (0, 0, 0, padded_vocab_size(VOCAB, 8, 1) - VOCAB)
+        names = tensors.keys() & VOCABULARY
+        return tensors | {name: torch.nn.functional.pad(tensors[name], below) for name in names}
     for model in models:
-        load_native(model, load_file(path), VOCAB)
+        load_native(model, tensors, VOCAB)
     return {name: value.detach().clone() for name, value in named(models)}
 
 

@@ -142,7 +142,7 @@ def forward_without_images(run: Run, rank: int) -> float:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("fsdp")
-    layouts.reference(folder)
+    layouts.reference(folder, [Case(SIZE)])
     (answer,) = ranks_tell(rank_main, SIZE, 1, *free_ports(1), folder)
     return answer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,27 @@ TIMEOUT_S = 400
 
 def test_the_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+
+
+def test_a_job_that_is_told_to_stop_before_its_first_step_is_requeued(tmp_path: Path) -> None:
+    """With stand-ins for SLURM's commands; the tasks die of the signal."""
+    stand_ins = {
+        "srun": 'echo $$ >"$PLACE/step"; exec sleep 60',
+        "scancel": 'kill -TERM "$(cat "$PLACE/step")"',
+        "scontrol": 'echo "$@" >"$PLACE/told"',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    request = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "1"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, **request, "PATH": path, "NEVA_VENV": sys.prefix, "PLACE": str(tmp_path)}
+    with subprocess.Popen(["bash", str(SCRIPT)], env=environment) as job:
+        while not (tmp_path / "step").exists() or not (tmp_path / "step").read_text():
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+    assert job.returncode == 75
+    assert (tmp_path / "told").read_text() == "requeue 7\n"
 
 
 def test_a_job_that_is_told_to_stop_saves_is_requeued_and_goes_on(
@@ -46,7 +68,7 @@ def test_a_job_that_is_told_to_stop_saves_is_requeued_and_goes_on(
     assert 3 <= first < steps
     assert [row["step"] for row in read_metrics(metrics)] == list(range(1, steps + 1))
     assert text.count("2 ranks\nrank  host") == 2
-    assert f"job {job} has saved and goes back into the queue" in text
+    assert f"job {job} has saved what there was and goes back into the queue" in text
     assert list((metrics / "checkpoints").glob("*.nemo"))
 
 

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from neva.inference.preflight import find_model, find_prompts
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results
 from neva.model.llava import NevaModel
-from tests.megatron import launcher_free
+from tests.megatron import launcher_free, run_command
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_run import run as train
 
@@ -151,11 +149,11 @@ def test_two_processes_answer_as_one(nemo: Path, images: str, tmp_path: Path, la
     prompts, output = write(Path(images) / "prompts.jsonl", rows), tmp_path / "results.jsonl"
     output.write_text("")
     command = [
-        sys.executable, "-m", "neva", "infer", "--config-name", "quickstart_inference", f"neva_model_file={nemo}",
+        "-m", "neva", "infer", "--config-name", "quickstart_inference", f"neva_model_file={nemo}",
         f"prompt_file={prompts}", f"output_file={output}", f"inference.images_base_path={images}", "trainer.devices=2",
         "inference.batch_size=3", *layout,
     ]  # fmt: skip
-    done = subprocess.run(command, env=launcher_free(os.environ), capture_output=True, text=True, timeout=300)
+    done = run_command(command, tmp_path, launcher_free(os.environ))
     assert done.returncode == 1 and done.stderr.count("1 of 10 prompts could not be asked") == 1, done.stderr
     results = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["text"] for row in results] == [*ANSWERS, *ANSWERS[::-1], "", ANSWERS[3]]

@@ -1,7 +1,6 @@
 """Megatron-VLM's commands in their order, typed as its page has them, on a model of a few layers."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from neva.formats.hf_folder import write_json
 from tests.conftest import image_record, random_image, write_records
 from tests.convert.llava import image_processor, write_tokenizer
 from tests.convert.tiny import TOWER_SIZES, language_model, tower
+from tests.megatron import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = """\
@@ -43,12 +43,6 @@ def inputs(tmp_path: Path) -> Path:
 def test_a_model_is_built_trained_in_two_stages(inputs: Path) -> None:
     for line in COMMANDS.splitlines():
         script, *words = line.split()
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / script), *words],
-            cwd=inputs,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run_command([str(ROOT / "scripts" / script), *words], inputs, os.environ)
         assert done.returncode == 0, done.stderr[-2000:]
     assert (inputs / "runs/two-tp1-pp1-gpus1/checkpoints/two-tp1-pp1-gpus1.nemo").is_file()

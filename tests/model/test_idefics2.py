@@ -56,6 +56,16 @@ def test_each_picture_alone_is_what_it_is_among_others_padded_and_masked(splits:
     assert not torch.allclose(expected[0], expected[1], atol=1e-2)
 
 
+@torch.no_grad()
+def test_a_picture_of_zeros_is_a_picture() -> None:
+    """Grey is zero once it is normalised; transformers takes an image of zeros for padding and leaves it out."""
+    _, tower, perceiver = parts(build())
+    zero = torch.zeros(1, 3, 35, 28)
+    found = perceiver(tower(zero))
+    assert found.shape == (1, LATENTS, PERCEIVER["hidden_size"])
+    torch.testing.assert_close(found, perceiver(tower(zero + 1e-7)), atol=1e-5, rtol=0)
+
+
 def test_a_patch_has_the_position_of_its_place_in_the_picture() -> None:
     """By hand: of 9 places in a row, patch i of n stands in that which holds the fraction i / n."""
     model = build()
