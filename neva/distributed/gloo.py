@@ -11,12 +11,14 @@ import functools
 import os
 from typing import Any
 
-from torch._C._distributed_c10d import ProcessGroupGloo
+from torch._C import _distributed_c10d
+
+_Gloo: Any = _distributed_c10d.ProcessGroupGloo  # whose options have no type
 
 _DEVICES: dict[int, Any] = {}
 """By process, as a fork has none of the threads: the devices of its first group, those of GLOO_SOCKET_IFNAME."""
 
-_own_devices = ProcessGroupGloo.__init__
+_own_devices = _Gloo.__init__
 
 
 @functools.wraps(_own_devices)
@@ -29,11 +31,11 @@ def _shared_devices(
         if hasattr(self, "options"):
             _DEVICES[os.getpid()] = self.options._devices
         return
-    options = ProcessGroupGloo._Options()
+    options = _Gloo._Options()
     options._devices, options._threads, options._timeout = devices, 2 * len(devices), timeout
     _own_devices(self, store, rank, size, options)
 
 
 def share_device() -> None:
     """Has every group of gloo that is made from now on use the device of the first one."""
-    ProcessGroupGloo.__init__ = _shared_devices
+    _Gloo.__init__ = _shared_devices
