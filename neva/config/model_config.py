@@ -236,7 +236,8 @@ def video_choice(data: DictConfig) -> VideoChoice | None:
 def language_config_of(model_cfg: DictConfig) -> LanguageConfig:
     """Returns the language model of a resolved `model` section."""
     if language_backend_of(model_cfg) == HUGGING_FACE:
-        return language_config_from_hf(plain(recorded_llm(model_cfg)["config"]), HUGGING_FACE)
+        found = language_config_from_hf(plain(recorded_llm(model_cfg)["config"]), HUGGING_FACE)
+        return replace(found, lora=lora_of(model_cfg))
     sizes = {field: model_cfg[key] for key, field in LANGUAGE_KEYS.items()}
     sizes |= {field: float(sizes[field]) for field in ("rope_theta", "rms_norm_eps")}
     if sizes["rope_scaling"] is not None:

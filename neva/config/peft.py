@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.keys.peft import BEFORE_FACTORS, DORA, NEMO_VARIANT, NF4, QLORA, SCHEMES
+from neva.config.keys.peft import (
+    BEFORE_FACTORS,
+    CANONICAL,
+    DORA,
+    HF_TARGETS,
+    NEMO_VARIANT,
+    NF4,
+    QLORA,
+    SCHEMES,
+)
 from neva.config.show import as_override
 from neva.errors import ConfigError
-from neva.families.adapters import DOWN, GATE_UP, PIECES, PROJECTION, QKV, WHOLE
+from neva.families.adapters import ALL, DOWN, GATE_UP, PIECES, PROJECTION, QKV, WHOLE
 from neva.families.configs import LoraConfig
 from neva.families.language import HUGGING_FACE
 
@@ -55,13 +64,18 @@ def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
     if not has_adapters(model_cfg):
         return None
     tuning = model_cfg["peft"]["lora_tuning"]
-    alpha, layers = tuning.get("alpha"), tuning.get("layer_selection")
+    alpha, layers, targets = (
+        tuning.get("alpha"),
+        tuning.get("layer_selection"),
+        list(tuning["target_modules"]),
+    )
+    is_hf = model_cfg.get("language_backend") == HUGGING_FACE
     return LoraConfig(
         rank=tuning["adapter_dim"],
         alpha=float(tuning["adapter_dim"] if alpha is None else alpha),
         dropout=float(tuning["adapter_dropout"]),
         drops_input=tuning["dropout_position"] == BEFORE_FACTORS,
-        sites=tuple(_sites(list(tuning["target_modules"]), tuning["variant"])),
+        sites=_words(targets) if is_hf else tuple(_sites(targets, tuning["variant"])),
         layers=None if layers is None else tuple(sorted({number - 1 for number in layers})),
         input_init=tuning["column_init_method"],
         output_init=tuning["row_init_method"],
@@ -72,14 +86,21 @@ def lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
     )
 
 
+def _words(targets: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Returns the sites of matrices that are named by the last words of their names."""
+    return tuple((target, (WHOLE,)) for target in sorted(set(targets)))
+
+
 def tower_lora_of(model_cfg: Mapping[str, Any] | DictConfig) -> LoraConfig | None:
-    """Returns the adapters beside the tower of a `model` section; None: it has none. Nothing is dropped there."""
+    """Returns the adapters beside the tower of a `model` section; None: it has none.
+
+    Nothing is dropped there: ranks that share out images would draw other masks, and then differ in all that follow.
+    """
     lora = lora_of(model_cfg)
     targets = None if lora is None else model_cfg["peft"]["lora_tuning"].get("vision_target_modules")
     if lora is None or not targets:
         return None
-    sites = tuple((target, (WHOLE,)) for target in sorted(set(targets)))
-    return replace(lora, sites=sites, layers=None, packing=None, dropout=0.0)
+    return replace(lora, sites=_words(targets), layers=None, packing=None, dropout=0.0)
 
 
 def fill_projector_rate(model_cfg: DictConfig) -> None:
@@ -127,10 +148,7 @@ def peft_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
             "as it is: set it to true"
         )
     if model.language_backend == HUGGING_FACE:
-        yield (
-            f"model.peft.peft_scheme={peft.peft_scheme} with model.language_backend=huggingface: only Megatron's "
-            "layers have adapters; use model.language_backend=megatron"
-        )
+        yield from _backend_problems(peft)
     beyond = [number for number in peft.lora_tuning.layer_selection or [] if number > model.num_layers]
     if beyond:
         yield f"model.peft.lora_tuning.layer_selection names layer {beyond[0]} of {model.num_layers}"
@@ -147,6 +165,26 @@ def peft_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield (
             f"model.peft.lora_tuning.target_modules={targets} with model.num_moe_experts={model.num_moe_experts}: "
             "experts have no adapters; use attention"
+        )
+
+
+def _backend_problems(peft: DictConfig) -> Iterator[str]:
+    """Yields what does not go with a language model that transformers runs."""
+    if peft.peft_scheme == QLORA:
+        yield (
+            "model.peft.peft_scheme=qlora packs the matrices of Megatron's layers, and model.language_backend is "
+            "huggingface: use lora or dora"
+        )
+    if peft.lora_tuning.variant != CANONICAL:
+        yield (
+            f"model.peft.lora_tuning.variant={peft.lora_tuning.variant} with model.language_backend=huggingface, which "
+            f"joins no matrices: use {CANONICAL}"
+        )
+    of_nemo = [name for name in peft.lora_tuning.target_modules if name not in (*HF_TARGETS, ALL)]
+    if of_nemo:
+        yield (
+            f"model.peft.lora_tuning.target_modules names {of_nemo[0]} with model.language_backend=huggingface: use "
+            f"{ALL}, or names of transformers such as q_proj"
         )
 
 

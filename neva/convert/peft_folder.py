@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from neva.constants import ADAPTER
 from neva.errors import CheckpointError
 from neva.families.adapters import DOWN, GATE_UP, INPUT, MAGNITUDE, OUTPUT, PROJECTION, QKV, WHOLE
 from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.hugging_face import MODULE, adapted
 from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER, VISION_MODEL
 from neva.families.tower_adapters import layer_matrices, tower_sites
 from neva.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -64,11 +65,18 @@ def peft_config(language: LanguageConfig, vision: VisionConfig, base: str) -> di
     """Returns the content of `adapter_config.json`."""
     lora = language.lora
     assert lora is not None
-    modules = [MODULES[site, piece] for site, pieces in lora.sites for piece in _told_apart(site, pieces)]
-    numbers = r"\d+" if lora.layers is None else f"({'|'.join(map(str, lora.layers))})"
-    chosen = [rf"language_model\.layers\.{numbers}\.({'|'.join(map(re.escape, modules))})"] * bool(modules)
+    if language.hf_config is not None:
+        modules = [
+            _module(MODULE + name, "", WHOLE).removeprefix(LLAVA_HF.language) for name in adapted(language)
+        ]
+        numbers = ""
+    else:
+        modules = [MODULES[site, piece] for site, pieces in lora.sites for piece in _told_apart(site, pieces)]
+        layer = r"\d+" if lora.layers is None else _one_of(map(str, lora.layers))
+        numbers = rf"layers\.{layer}\."
+    chosen = [rf"language_model\.{numbers}{_one_of(modules)}"] * bool(modules)
     if sites := tower_sites(vision):  # by name: peft knows of no layer that does not run
-        chosen.append(rf"vision_tower\.({'|'.join(map(re.escape, sites))})")
+        chosen.append(rf"vision_tower\.{_one_of(sites)}")
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -85,6 +93,10 @@ def peft_config(language: LanguageConfig, vision: VisionConfig, base: str) -> di
         "use_dora": lora.has_magnitudes,
         "use_rslora": False,
     }
+
+
+def _one_of(words: Iterable[str]) -> str:
+    return f"({'|'.join(map(re.escape, words))})"
 
 
 def _told_apart(site: str, pieces: tuple[str, ...]) -> list[str]:
@@ -111,6 +123,8 @@ def _module(matrix: str, site: str, piece: str) -> str:
     """Returns what transformers' LLaVA calls a piece of a matrix in memory; a tower's are named as they are here."""
     if matrix.startswith(TOWER):
         return LLAVA_HF.tower + matrix.removeprefix(TOWER)
+    if matrix.startswith(MODULE):
+        return LLAVA_HF.language + matrix.removeprefix(MODULE).partition(".")[2]
     return f"{LLAVA_HF.language}layers.{matrix.split('.')[3]}.{MODULES[site, piece]}"
 
 

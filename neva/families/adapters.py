@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neva.constants import ADAPTER
-from neva.families.configs import LanguageConfig
+from neva.families import hugging_face
+from neva.families.configs import LanguageConfig, LoraConfig
 from neva.families.mapping import Shape
 from neva.families.naming import LANGUAGE
 
@@ -13,6 +14,9 @@ QKV, PROJECTION = "self_attention.linear_qkv", "self_attention.linear_proj"
 GATE_UP, DOWN = "mlp.linear_fc1", "mlp.linear_fc2"
 BLOCK = 64
 """Elements of a packed matrix with a common scale in nf4."""
+
+ALL = "all"
+"""Stands for every matrix among the names of some."""
 
 WHOLE = "whole"
 """The one piece of a matrix whose rows are not told apart."""
@@ -49,6 +53,18 @@ def piece_shape(language: LanguageConfig, site: str, piece: str) -> Shape:
     return rows[site, piece], columns[site]
 
 
+def factor_shapes(lora: LoraConfig, matrix: Shape) -> dict[str, Shape]:
+    """Returns names behind that of a matrix without pieces, and shapes of what stands beside it."""
+    rows, columns = matrix
+    found: dict[str, Shape] = {
+        f"{WHOLE}.{INPUT}": (lora.rank, columns),
+        f"{WHOLE}.{OUTPUT}": (rows, lora.rank),
+    }
+    if lora.has_magnitudes:
+        found[f"{WHOLE}.{MAGNITUDE}"] = (rows,)
+    return found
+
+
 def is_halved(site: str, piece: str) -> bool:
     """Whether the rows of a piece are two stacked matrices, of each of which a tensor-parallel rank has its share."""
     return (site, piece) == (GATE_UP, WHOLE)
@@ -72,6 +88,12 @@ def site_shapes(language: LanguageConfig, site: str, layer: int, tensor: int = 1
 
 def adapter_shapes(language: LanguageConfig) -> Iterator[tuple[str, Shape]]:
     """Yields native names and shapes of all factors of a whole model."""
+    if language.hf_config is not None:
+        for matrix, of_matrix in hugging_face.adapted(language).items():
+            assert language.lora is not None
+            for name, shape in factor_shapes(language.lora, of_matrix).items():
+                yield f"{hugging_face.MODULE}{matrix}{ADAPTER}{name}", shape
+        return
     for layer in range(language.num_layers):
         for site in (PROJECTION, QKV, GATE_UP, DOWN):
             for name, shape in site_shapes(language, site, layer).items():

@@ -176,6 +176,38 @@ def shapes(language: LanguageConfig) -> dict[str, Shape]:
     return {name: tuple(weight.shape) for name, weight in module_of(language).named_parameters()}
 
 
+def adapted(language: LanguageConfig) -> dict[str, Shape]:
+    """Returns name and shape of the matrices with adapters, among the linear layers of the decoder's.
+
+    Raises:
+        ConfigError: it has none of those that are named.
+    """
+    from torch import nn
+
+    if language.lora is None:
+        return {}
+    module, named, layers = module_of(language), dict(language.lora.sites), language.lora.layers
+    chosen = [
+        layer
+        for number, layer in enumerate(blocks(module, language.num_layers))
+        if layers is None or number in layers
+    ]
+    inside = {part for layer in chosen for part in layer.modules() if type(part) is nn.Linear}
+    linear = {name: part for name, part in module.named_modules() if part in inside}
+    words = {name.rpartition(".")[2] for name in linear}
+    for word in named:
+        if word not in (*words, "all") or not words:
+            raise ConfigError(
+                f"model.peft.lora_tuning.target_modules names {word}, and the linear layers of a "
+                f"{module.config.model_type!r} are {', '.join(sorted(words)) or 'none'}"
+            )
+    return {
+        name: (part.out_features, part.in_features)
+        for name, part in linear.items()
+        if "all" in named or name.rpartition(".")[2] in named
+    }
+
+
 def blocks(module: nn.Module, num_layers: int) -> list[nn.Module]:
     """Returns the layers: the first list of as many modules as there are layers; none where there is no such list."""
     from torch import nn

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neva.constants import ADAPTER
-from neva.families.adapters import INPUT, MAGNITUDE, OUTPUT, WHOLE
-from neva.families.configs import LoraConfig, VisionConfig
+from neva.families.adapters import ALL, factor_shapes
+from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
 from neva.families.naming import TOWER
 from neva.families.vision import vision_family
-
-ALL = "all"
-"""Stands for every matrix."""
 
 WEIGHT = ".weight"
 
@@ -42,18 +39,6 @@ def tower_sites(vision: VisionConfig) -> dict[str, Shape]:
         for name, shape in layer_matrices(vision).items()
         if ALL in named or name.rpartition(".")[2] in named
     }
-
-
-def factor_shapes(lora: LoraConfig, matrix: Shape) -> dict[str, Shape]:
-    """Returns names behind that of the matrix, and shapes of what stands beside it."""
-    rows, columns = matrix
-    found: dict[str, Shape] = {
-        f"{WHOLE}.{INPUT}": (lora.rank, columns),
-        f"{WHOLE}.{OUTPUT}": (rows, lora.rank),
-    }
-    if lora.has_magnitudes:
-        found[f"{WHOLE}.{MAGNITUDE}"] = (rows,)
-    return found
 
 
 def tower_adapter_shapes(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:

@@ -15,7 +15,7 @@ from neva.families.adapters import is_halved
 from neva.families.configs import LanguageConfig
 from neva.model.adapters import Adapter
 from neva.model.dora import DoraAdapter
-from neva.model.tower_adapters import TowerAdapter
+from neva.model.whole_adapters import WholeAdapter
 
 
 def adapter_of(matrix: ColumnParallelLinear | RowParallelLinear, place: Mapping[str, Any]) -> Adapter:
@@ -87,7 +87,7 @@ def fill_magnitudes(model: nn.Module) -> None:
     """Measures the rows beside all adapters of a model that has its weights; every tensor-parallel rank calls it."""
     for matrix in model.modules():
         adapter = getattr(matrix, "adapter", None)
-        if isinstance(adapter, DoraAdapter | TowerAdapter):
+        if isinstance(adapter, DoraAdapter | WholeAdapter):
             adapter.measure(matrix)  # type: ignore[arg-type]
 
 

@@ -25,6 +25,7 @@ from neva.families import hugging_face
 from neva.families.configs import LanguageConfig
 from neva.model.packed import PackedSamples, Span
 from neva.model.seeding import seed_for
+from neva.model.whole_adapters import adapt
 
 
 class HuggingFaceLanguageModel(MegatronModule):
@@ -47,6 +48,7 @@ class HuggingFaceLanguageModel(MegatronModule):
         seed_for(seed, "language_model")
         self.model: Any = hugging_face.build(language)
         torch.manual_seed(seed)
+        adapt(self.model, hugging_face.adapted(language), language.lora, hugging_face.MODULE)
         for parameter in self.model.parameters():  # buffers, such as RoPE's frequencies, keep their precision
             parameter.data = parameter.data.to(config.params_dtype)
         self.model.register_state_dict_post_hook(_only_parameters)

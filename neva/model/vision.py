@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from neva.families.built_tower import check_tokens
 from neva.families.configs import VisionConfig
+from neva.families.naming import TOWER
+from neva.families.tower_adapters import tower_sites
 from neva.families.vision import num_layers_run, vision_family
 from neva.model.quarters import joined, views_of
-from neva.model.tower_adapters import adapt
+from neva.model.whole_adapters import adapt
 from neva.registry import VISION_FAMILIES
 
 
@@ -37,7 +39,7 @@ class VisionTower(nn.Module):
         if config.model_type not in VISION_FAMILIES:
             check_tokens(self.family, config)
         self.model: Any = self.family.build(config)
-        adapt(self.model, config)
+        adapt(self.model, tower_sites(config), config.lora, TOWER)
 
     def used_parameters(self) -> Iterator[nn.Parameter]:
         """Yields the parameters that take part in the forward pass."""

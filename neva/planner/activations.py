@@ -17,6 +17,7 @@ from neva.families.configs import (
     RMS_NORM_PLUS_ONE,
     padded_vocab_size,
 )
+from neva.families.hugging_face import adapted
 from neva.families.language import layer_shapes
 from neva.planner.experts import expert_bytes, gated_bytes
 from neva.planner.images import projector_bytes, tower_bytes, towers_moment
@@ -117,7 +118,9 @@ def layer_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
 def _keeps_input(model: ModelSpec, site: str) -> bool:
     """Whether a matrix of a layer keeps its input for a gradient: its own, or that of an adapter."""
     lora = model.language.lora
-    return LANGUAGE in model.trained_parts or (lora is not None and site in dict(lora.sites))
+    if LANGUAGE in model.trained_parts or lora is None:
+        return LANGUAGE in model.trained_parts
+    return model.language.hf_config is not None or site in dict(lora.sites)
 
 
 def _factor_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -125,6 +128,10 @@ def _factor_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     lora = model.language.lora
     if lora is None:
         return 0
+    if model.language.hf_config is not None:
+        matrices = adapted(model.language).values()
+        widths = sum(lora.rank + shape[0] * lora.has_magnitudes for shape in matrices)
+        return work.tokens * widths * work.width // model.language.num_layers
     pairs = sum(len(pieces) for _, pieces in lora.sites)
     widths = pairs * lora.rank
     if lora.has_magnitudes:

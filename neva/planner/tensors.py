@@ -6,20 +6,21 @@ The shapes are those of `neva.model`; a test compares them with the built model,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from neva.config.keys.peft import INT8
 from neva.constants import ADAPTERS, SECOND_TOWER
-from neva.families.adapters import BLOCK, site_shapes
-from neva.families.configs import LanguageConfig, VisionConfig, padded_vocab_size
+from neva.families.adapters import BLOCK, factor_shapes, site_shapes
+from neva.families.configs import LanguageConfig, LoraConfig, VisionConfig, padded_vocab_size
 from neva.families.connector import connector_named
-from neva.families.hugging_face import shapes
+from neva.families.hugging_face import adapted, shapes
 from neva.families.language import layer_shapes
 from neva.families.llama.sizes import FINAL, norm_shapes
+from neva.families.mapping import Shape
 from neva.families.mixtral.table import EXPERTS
-from neva.families.tower_adapters import factor_shapes, tower_sites
+from neva.families.tower_adapters import tower_sites
 from neva.families.vision import vision_family
 from neva.precision import FLOAT32
 
@@ -99,7 +100,8 @@ def stage_weights(model: ModelSpec, split: Split) -> list[Weight]:
         weights += [*_tower(model), *_projector(model)]
     is_trained = LANGUAGE in model.trained_parts
     if model.language.hf_config is not None:
-        return weights + [Weight(LANGUAGE, shape, is_trained) for shape in shapes(model.language).values()]
+        named = {name: Weight(LANGUAGE, shape, is_trained) for name, shape in shapes(model.language).items()}
+        return [*weights, *_beside(named, adapted(model.language), model.language.lora, model)]
     vocabulary = _vocabulary(model, split.tensor)
     is_shared = model.language.tied and split.pipeline > 1
     if split.is_first:
@@ -144,15 +146,25 @@ def _tower(model: ModelSpec) -> Iterator[Weight]:
     """Every tensor-parallel rank holds whole towers; what the selected hidden state does not need never trains."""
     for part, vision in model.towers:
         family, is_trained = vision_family(vision.model_type), part in model.trained_parts
-        shapes, sites = family.module_shapes(vision), tower_sites(vision)
-        last = {name.rpartition(".")[0]: name for name in shapes}
-        for name, shape in shapes.items():
-            yield Weight(part, shape, is_trained and family.is_used(name, vision))
-            matrix = name.rpartition(".")[0]
-            if matrix in sites and name == last[matrix]:
-                assert vision.lora is not None
-                for factor in factor_shapes(vision.lora, sites[matrix]).values():
-                    yield Weight(ADAPTERS, factor, ADAPTERS in model.trained_parts)
+        named = {
+            name: Weight(part, shape, is_trained and family.is_used(name, vision))
+            for name, shape in family.module_shapes(vision).items()
+        }
+        yield from _beside(named, tower_sites(vision), vision.lora, model)
+
+
+def _beside(
+    named: Mapping[str, Weight], sites: Mapping[str, Shape], lora: LoraConfig | None, model: ModelSpec
+) -> Iterator[Weight]:
+    """Yields weights by their names, and adapters behind the last weight of their matrix."""
+    last = {name.rpartition(".")[0]: name for name in named}
+    for name, weight in named.items():
+        yield weight
+        matrix = name.rpartition(".")[0]
+        if matrix in sites and name == last[matrix]:
+            assert lora is not None
+            for factor in factor_shapes(lora, sites[matrix]).values():
+                yield Weight(ADAPTERS, factor, ADAPTERS in model.trained_parts)
 
 
 def _projector(model: ModelSpec) -> Iterator[Weight]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neva.constants import IGNORE_INDEX
+from neva.families.configs import LoraConfig
 from neva.families.hugging_face import HuggingFaceFamily
 from neva.families.language import HUGGING_FACE, MEGATRON, language_table, read_language_config
 from neva.formats.json import write_json
@@ -19,6 +22,7 @@ from neva.inference.continuation import Continuation, Limits
 from neva.inference.generate import ContinuousBatch
 from neva.inference.hugging_face import decoder_of
 from neva.inference.sampling import Sampling
+from neva.model.adapted import fill_magnitudes
 from neva.model.build import build_language_model
 from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.packed import packed_samples
@@ -68,6 +72,44 @@ def batch() -> tuple[Tensor, Tensor]:
     labels[torch.rand(labels.shape, generator=generator) < 0.6] = IGNORE_INDEX
     labels[:, 3] = IGNORE_INDEX
     return ids, labels
+
+
+@pytest.mark.parametrize("has_magnitudes", [False, True])
+def test_adapters_compute_what_those_of_peft_do(
+    single_process: None, tmp_path: Path, has_magnitudes: bool
+) -> None:
+    """Logits in float32 and, in float64, gradients; beside matrices with biases."""
+    theirs, (ids, _) = saved(tmp_path, "starcoder2"), batch()
+    sites = tuple((name, ("whole",)) for name in ("q_proj", "o_proj", "c_fc"))
+    lora = LoraConfig(3, 5.0, 0.0, True, sites, None, "xavier", "normal", has_magnitudes=has_magnitudes)
+    language = replace(read_language_config(tmp_path, HUGGING_FACE), lora=lora)
+    ours = build_language_model(language)
+    load_language_model(NevaModel(ours, None, None), tmp_path, language)
+    fill_magnitudes(ours)
+    settings = {"r": 3, "lora_alpha": 5.0, "use_dora": has_magnitudes}
+    wrapped = peft.get_peft_model(
+        theirs, peft.LoraConfig(target_modules=[name for name, _ in sites], **settings)
+    )
+    kinds = {"linear_in": "lora_A", "linear_out": "lora_B", "magnitude": "lora_magnitude_vector"}
+    pairs = []
+    for name, value in ours.model.named_parameters():
+        matrix, is_factor, factor = name.partition(".adapter.whole.")
+        if is_factor:
+            if factor == "magnitude":
+                value.data.mul_(1.1)
+            layer = wrapped.base_model.model.get_submodule(matrix)
+            other = getattr(layer, kinds[factor])["default"].weight
+            other.data.copy_(value)
+            pairs.append((value, other))
+    assert len(pairs) == len(sites) * language.num_layers * (2 + has_magnitudes)
+    for dtype, tolerance in ((torch.float32, TOLERANCE), (torch.float64, 1e-9)):
+        logits = losses(ours.to(dtype), ids, None)
+        expected = wrapped.to(dtype)(ids).logits
+        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    for value, other in pairs:
+        torch.testing.assert_close(value.grad, other.grad, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

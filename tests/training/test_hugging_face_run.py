@@ -63,6 +63,37 @@ def test_it_resumes_exactly_and_is_exported_with_a_proof(tmp_path: Path, starcod
     convert(folder, tmp_path / "back.nemo", Options())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:FSDP2-wrapped module:UserWarning"
+)  # torch's remark on the projector's view
+def test_adapters_train_beside_it_under_fsdp_too_and_cross_to_peft(
+    tmp_path: Path, starcoder: list[str]
+) -> None:
+    overrides = [
+        *starcoder,
+        "model.language_backend=huggingface",
+        "model.mm_cfg.llm.freeze=true",
+        "model.peft.peft_scheme=dora",
+        "model.peft.lora_tuning.variant=canonical",
+        "model.peft.lora_tuning.target_modules=[all]",
+        "model.peft.lora_tuning.adapter_dim=4",
+        "model.peft.lora_tuning.adapter_dropout=0.3",
+        "model.optim.lr=1e-2",
+    ]
+    plain = run(tmp_path / "plain", overrides, steps=3)
+    shares = run(tmp_path / "shares", [*overrides, "model.fsdp=true"], steps=3)
+    first, second = ([row["loss"] for row in read_metrics(folder)] for folder in (plain, shares))
+    assert first == pytest.approx(second, rel=1e-5)  # float32 sums in another order
+    saved = weights(plain)
+    factors = [name for name in saved if ".adapter." in name]
+    assert len(factors) == 2 * 6 * 3
+    assert {name for name in saved if name.startswith("language_model.")} == set(factors)
+    assert all(saved[name].any() for name in factors)
+    for target, options in (("peft", Options()), ("merged", Options(merge=True))):
+        convert(plain / "checkpoints" / "run.nemo", tmp_path / target, options)
+        assert '"verified": true' in (tmp_path / target / "parity.json").read_text()
+
+
 def test_recomputed_layers_give_the_same_losses(tmp_path: Path, starcoder: list[str]) -> None:
     overrides = [*starcoder, "model.language_backend=huggingface"]
     plain = run(tmp_path / "plain", overrides, steps=2)
@@ -82,6 +113,7 @@ def test_what_it_cannot_do_is_said_before_it_starts(tmp_path: Path, starcoder: l
         "trainer.devices=2 model.tensor_model_parallel_size=2": "whole on every rank",
         "model.activations_checkpoint_granularity=selective": "each layer or none",
         "model.encoder_seq_length=130 model.max_position_embeddings=130": "exceeds the 128 positions",
+        "model.peft.peft_scheme=lora model.mm_cfg.llm.freeze=true": "variant=nemo .* which joins no matrices",
     }.items():
         with pytest.raises(ConfigError, match=message):
             load("quickstart_finetune", [*backend, *key.split()])

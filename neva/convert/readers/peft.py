@@ -47,6 +47,11 @@ def read(folder: Path, options: Options) -> LazyModel:
         )
     reader = nemo if kind.reader == "nemo" else llava_hf
     model = reader.read(path, replace(options, llm_path=None))
+    if model.language.hf_config is not None:
+        raise CheckpointError(
+            f"{path} has a language model that transformers runs, beside which no peft folder is read; expected one "
+            "that Megatron runs"
+        )
     with naming(folder):
         return _beside(model, folder, path)
 

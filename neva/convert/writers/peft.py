@@ -34,7 +34,8 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
             f"{LLAVA_HF.connector}: merge the adapters with --merge"
         )
     modules = {name.removesuffix(".weight") for name in language_table(model.language, LLAVA_HF).hf_names}
-    if not all(any(name.endswith(module) for name in modules) for module in MODULES.values()):
+    is_megatron = model.language.hf_config is None
+    if is_megatron and not all(any(name.endswith(module) for name in modules) for module in MODULES.values()):
         raise CheckpointError(
             f"{model.name}: transformers joins matrices of such a language model that have adapters of their own here; "
             "merge the adapters with --merge"

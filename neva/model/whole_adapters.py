@@ -1,10 +1,8 @@
-"""Adapters beside the matrices of a vision tower, whole on every rank as these are.
-
-Ranks that share out images draw no common masks: nothing is dropped here.
-"""
+"""Adapters beside torch's matrices, whole on every rank as these are: in a tower, or a model that transformers runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,16 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neva.constants import ADAPTER
-from neva.families.adapters import INPUT, OUTPUT, WHOLE
-from neva.families.configs import LoraConfig, VisionConfig
-from neva.families.naming import TOWER
-from neva.families.tower_adapters import factor_shapes, tower_sites
+from neva.families.adapters import INPUT, OUTPUT, WHOLE, factor_shapes
+from neva.families.configs import LoraConfig
 from neva.model.adapters import Factors, drawn
 from neva.model.dora import length, stretched
 
 
-class TowerAdapter(nn.Module):
-    """What the factors beside a matrix of a tower make of its product."""
+class WholeAdapter(nn.Module):
+    """What the factors beside a matrix make of its product."""
 
     def __init__(self, shape: tuple[int, int], lora: LoraConfig, name: str, seed: int) -> None:
         super().__init__()
@@ -37,12 +33,22 @@ class TowerAdapter(nn.Module):
 
     def beside(self, product: Tensor, hidden: Tensor, matrix: nn.Linear) -> Tensor:
         """Returns the product of the matrix and `hidden` with what the adapter makes of it."""
-        narrow = F.linear(hidden, self.whole.linear_in)
-        added = F.linear(narrow, self.whole.linear_out) * self.lora.scale
-        if not self.lora.has_magnitudes:
+        lora = self.lora
+        seen = self._dropped(hidden) if lora.drops_input else hidden
+        added = F.linear(F.linear(seen, self.whole.linear_in), self.whole.linear_out) * lora.scale
+        if not lora.drops_input:
+            added = self._dropped(added)
+        if not lora.has_magnitudes:
             return product + added
-        stretch = self.whole.magnitude / length(matrix.weight, self.whole, self.lora.scale)
-        return stretched(product, matrix.bias, stretch, added)
+        stretch = self.whole.magnitude / length(matrix.weight, self.whole, lora.scale)
+        if seen is hidden:
+            return stretched(product, matrix.bias, stretch, added)
+        return product + (stretch - 1) * F.linear(seen, matrix.weight) + stretch * added
+
+    def _dropped(self, values: Tensor) -> Tensor:
+        if not (self.training and self.lora.dropout):
+            return values
+        return F.dropout(values, self.lora.dropout)
 
     @torch.no_grad()
     def measure(self, matrix: nn.Linear) -> None:
@@ -54,7 +60,7 @@ class TowerAdapter(nn.Module):
 class AdaptedLinear(nn.Linear):
     """A matrix in the place of another, whose weight and bias it has, with an adapter."""
 
-    def __init__(self, matrix: nn.Linear, adapter: TowerAdapter) -> None:
+    def __init__(self, matrix: nn.Linear, adapter: WholeAdapter) -> None:
         has_bias = matrix.bias is not None
         super().__init__(matrix.in_features, matrix.out_features, has_bias, device="meta")
         self.weight, self.bias = matrix.weight, matrix.bias
@@ -65,14 +71,14 @@ class AdaptedLinear(nn.Linear):
         return self.adapter.beside(super().forward(input), input, self)
 
 
-def adapt(tower: nn.Module, vision: VisionConfig) -> None:
-    """Puts adapters beside the matrices of a tower that are to have them."""
+def adapt(module: nn.Module, names: Iterable[str], lora: LoraConfig | None, prefix: str) -> None:
+    """Puts adapters beside matrices of a module, whose native name is `prefix`; the names are none without `lora`."""
     seed = torch.initial_seed()
-    for name, shape in tower_sites(vision).items():
-        assert vision.lora is not None
-        rows, columns = shape
+    for name in names:
+        assert lora is not None
         parent, _, child = name.rpartition(".")
-        matrix = tower.get_submodule(name)
+        matrix = module.get_submodule(name)
         assert isinstance(matrix, nn.Linear)
-        adapter = TowerAdapter((rows, columns), vision.lora, f"{TOWER}{name}{ADAPTER}{WHOLE}", seed)
-        setattr(tower.get_submodule(parent), child, AdaptedLinear(matrix, adapter))
+        shape = (matrix.out_features, matrix.in_features)
+        adapter = WholeAdapter(shape, lora, f"{prefix}{name}{ADAPTER}{WHOLE}", seed)
+        setattr(module.get_submodule(parent), child, AdaptedLinear(matrix, adapter))
