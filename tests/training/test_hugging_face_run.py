@@ -10,9 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neva.config.load import load
+from neva.config.model_config import vision_config_of
 from neva.convert.convert import convert
 from neva.convert.options import Options
-from neva.errors import ConfigError
+from neva.errors import CheckpointError, ConfigError
+from neva.families.vision import vision_family
 from neva.training.callbacks import read_metrics
 from tests.convert.tiny import scramble
 from tests.training.test_run import Kill, kill_after, run, weights
@@ -79,6 +81,17 @@ def test_adapters_train_beside_it_under_fsdp_too_and_cross_to_peft(
         "model.peft.lora_tuning.adapter_dim=4",
         "model.peft.lora_tuning.adapter_dropout=0.3",
         "model.optim.lr=1e-2",
+    ]
+    tower = vision_config_of(load("quickstart_finetune", overrides).model)
+    vision_family(tower.model_type).build(tower).save_pretrained(tmp_path / "tower")
+    trained = run(tmp_path / "trained", overrides, steps=1)
+    with pytest.raises(
+        CheckpointError, match="holds a tower that trained, for which a peft folder has no place"
+    ):
+        convert(trained / "checkpoints" / "run.nemo", tmp_path / "none", Options())
+    overrides += [
+        f"model.mm_cfg.vision_encoder.{key}"
+        for key in (f"from_pretrained={tmp_path / 'tower'}", "freeze=true", "vision_select_layer=-1")
     ]
     plain = run(tmp_path / "plain", overrides, steps=3)
     shares = run(tmp_path / "shares", [*overrides, "model.fsdp=true"], steps=3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from neva.constants import VISION_TOWER
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import Options
 from neva.convert.peft_folder import BODY, MODULES, peft_config, to_peft
@@ -32,6 +33,11 @@ def write(model: LazyModel, target: Path, options: Options) -> None:
         raise CheckpointError(
             f"{model.name} has a {model.connector} projector, for which a peft folder has no place; expected "
             f"{LLAVA_HF.connector}: merge the adapters with --merge"
+        )
+    if model.base is not None and VISION_TOWER not in model.base.parts:
+        raise CheckpointError(
+            f"{model.name} holds a tower that trained, for which a peft folder has no place: merge the adapters with "
+            "--merge"
         )
     modules = {name.removesuffix(".weight") for name in language_table(model.language, LLAVA_HF).hf_names}
     is_megatron = model.language.hf_config is None
