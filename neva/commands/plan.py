@@ -15,8 +15,9 @@ from neva.config.load import complete
 from neva.config.validate import validate
 from neva.errors import ConfigError
 from neva.planner.candidates import Candidate, candidate_keys, set_keys
+from neva.planner.cluster import Cluster, cluster_of
 from neva.planner.job import LABEL_SHARE, job_of
-from neva.planner.rank import rank
+from neva.planner.rank import fastest, rank
 from neva.planner.report import GIB, as_json, print_tables
 
 SUMMARY = "memory of every layout of a number of GPUs, best first"
@@ -27,6 +28,7 @@ EXAMPLES = """\
 examples:
   neva plan --config-name llava_7b_finetune --gpus 8 --gpu-memory 80
   neva plan --config-name llava_13b_finetune --gpus 16 --gpu-memory 80 model.micro_batch_size=4
+  neva plan --config-name llava_7b_finetune --cluster nodes=4,gpus=8,memory=80,nvlink=900,ib=400
   neva plan --config-name llava_7b_pretrain --gpus 1 --gpu-memory 24 --json
 """
 
@@ -41,20 +43,39 @@ def main(arguments: Sequence[str]) -> int:
         ConfigError: the recipe is wrong whatever the layout.
     """
     options = parse(arguments)
+    cluster = None if options.cluster is None else cluster_of(options.cluster)
+    gpus, memory, node = _machines(options, cluster)
     cfg = _recipe(options)
+    job = job_of(cfg, gpus, node, options.images, options.label_share)
+    limit = int((memory - options.reserve) * GIB)
+    ranked, times = rank(cfg, job, limit), None
+    if cluster is not None:
+        timed = fastest(ranked, job, limit, cluster)
+        ranked, times = [one.plan for one in timed], [one.time for one in timed]
+    if options.json:
+        sys.stdout.write(json.dumps(as_json(job, ranked, limit, times), indent=1) + "\n")
+    else:
+        print_tables(job, ranked, limit, memory, options.reserve, options.top, times)
+    return 0 if ranked and ranked[0].peak <= limit else NOTHING_FITS
+
+
+def _machines(options: argparse.Namespace, cluster: Cluster | None) -> tuple[int, float, int]:
+    """Returns the GPUs in all, the GiB of one, and the GPUs of a node."""
+    counted = options.gpus, options.gpu_memory
+    if cluster is not None:
+        if counted != (None, None):
+            raise ConfigError(
+                "--cluster says how many GPUs there are, and of what memory: leave out --gpus and --gpu-memory"
+            )
+        return cluster.world, cluster.memory, cluster.gpus
+    if None in counted:
+        raise ConfigError("the GPUs are not known: give --gpus and --gpu-memory, or --cluster")
     node = min(options.gpus, options.gpus_per_node)
     if options.gpus % node:
         raise ConfigError(
             f"--gpus {options.gpus} cannot be divided into nodes of {node}: change it or --gpus-per-node"
         )
-    job = job_of(cfg, options.gpus, node, options.images, options.label_share)
-    limit = int((options.gpu_memory - options.reserve) * GIB)
-    ranked = rank(cfg, job, limit)
-    if options.json:
-        sys.stdout.write(json.dumps(as_json(job, ranked, limit), indent=1) + "\n")
-    else:
-        print_tables(job, ranked, limit, options.gpu_memory, options.reserve, options.top)
-    return 0 if ranked and ranked[0].peak <= limit else NOTHING_FITS
+    return options.gpus, options.gpu_memory, node
 
 
 def _recipe(options: argparse.Namespace) -> DictConfig:
@@ -75,8 +96,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "Memory of every layout that a number of GPUs allows, per pipeline stage, best layout first.",
         EXAMPLES,
     )
-    parser.add_argument("--gpus", type=_positive, required=True, help="GPUs in all")
-    parser.add_argument("--gpu-memory", type=float, required=True, help="of one GPU, GiB")
+    parser.add_argument("--gpus", type=_positive, help="GPUs in all")
+    parser.add_argument("--gpu-memory", type=float, help="of one GPU, GiB")
+    parser.add_argument(
+        "--cluster",
+        metavar="nodes=N,gpus=N,memory=GIB,nvlink=GB/s,ib=Gbit/s",
+        help="in place of these: predicts the time of a step, best first (docs/plan.md: units, tflops, efficiency)",
+    )
     parser.add_argument("--gpus-per-node", type=_positive, default=NODE_GPUS, help=f"default: {NODE_GPUS}")
     parser.add_argument(
         "--reserve",

@@ -15,6 +15,7 @@ from neva.planner.candidates import candidate_keys
 from neva.planner.estimate import Plan, StageMemory
 from neva.planner.flops import step_flops, total
 from neva.planner.job import Job
+from neva.planner.step_time import StepTime
 
 GIB = 1024**3
 ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
@@ -36,6 +37,7 @@ ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
     ("workspace", lambda stage: stage.workspace),
     ("peak", lambda stage: stage.peak),
 ]
+STEP_PARTS = ("compute", "tensor", "context", "experts", "pipeline", "data", "bubble")
 LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
@@ -45,8 +47,8 @@ workspace: estimated; with the activations, against the peak of a forward and a
   backward pass on a CPU: 1 % below to 13 % above"""
 
 
-def as_json(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:
-    """Returns everything that was found, sizes in bytes."""
+def as_json(job: Job, ranked: list[Plan], limit: int, times: list[StepTime] | None = None) -> dict[str, Any]:
+    """Returns everything that was found, sizes in bytes; `times` are those of the steps of the layouts, if known."""
     return {
         "gpus": job.gpus,
         "limit": limit,
@@ -54,7 +56,10 @@ def as_json(job: Job, ranked: list[Plan], limit: int) -> dict[str, Any]:
         "images_per_sample": job.images_per_sample,
         "sequence_length": job.sequence_length,
         "model_flops": {name: found.model for name, found in step_flops(job.model, job.work, None).items()},
-        "layouts": [_layout_json(job, found, limit) for found in ranked],
+        "layouts": [
+            {**_layout_json(job, found, limit), **({} if times is None else _time_json(times[number]))}
+            for number, found in enumerate(ranked)
+        ],
     }
 
 
@@ -78,10 +83,25 @@ def _layout_json(job: Job, found: Plan, limit: int) -> dict[str, Any]:
     }
 
 
+def _time_json(time: StepTime) -> dict[str, Any]:
+    return {
+        "step_s": time.seconds,
+        "samples_per_s": time.samples_per_s,
+        "mfu": time.mfu,
+        "step_parts_s": {name: getattr(time, name) for name in STEP_PARTS},
+    }
+
+
 def print_tables(
-    job: Job, ranked: list[Plan], limit: int, memory_gib: float, reserve_gib: float, top: int
+    job: Job,
+    ranked: list[Plan],
+    limit: int,
+    memory_gib: float,
+    reserve_gib: float,
+    top: int,
+    times: list[StepTime] | None = None,
 ) -> None:
-    """Prints what was assumed, the best layouts, the stages of the best one and its keys."""
+    """Prints what was assumed, the best layouts, the stages of the best one and its keys; `times` as in `as_json`."""
     console = Console(highlight=False, markup=False)
 
     def line(text: str, style: str | None = None) -> None:
@@ -100,8 +120,12 @@ def print_tables(
         line("no layout: sizes or the batch cannot be divided among these GPUs", style="bold red")
         return
     rows = best_of_each(ranked)
-    console.print(layout_table(rows[:top], limit))
+    known = {} if times is None else {id(found): time for found, time in zip(ranked, times, strict=True)}
+    console.print(layout_table(rows[:top], limit, known))
     best = ranked[0]
+    if times is not None:
+        line("\nseconds of a step of the first, predicted (docs/plan.md says from what)")
+        console.print(time_table(times[0]))
     line("\nstages of the first, GiB on each rank")
     console.print(stage_table(best))
     line(f"\n{BASIS}\n")
@@ -128,15 +152,25 @@ def best_of_each(ranked: list[Plan]) -> list[Plan]:
     return list(first.values())
 
 
-def layout_table(rows: list[Plan], limit: int) -> Table:
-    """Returns the ranked layouts."""
+def time_table(time: StepTime) -> Table:
+    """Returns what a step's time goes to."""
+    table = Table(box=None, pad_edge=False)
+    for name in STEP_PARTS:
+        table.add_column(name, justify="right")
+    table.add_column("all", justify="right")
+    table.add_row(*(f"{getattr(time, name):.3f}" for name in STEP_PARTS), f"{time.seconds:.3f}")
+    return table
+
+
+def layout_table(rows: list[Plan], limit: int, times: dict[int, StepTime]) -> Table:
+    """Returns the ranked layouts, with the times that are known of them, by identity."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     shares_experts = any(found.layout.expert > 1 for found in rows)
     for column in ("", "DP", "TP", "PP", "VP", "CP", *(["EP"] if shares_experts else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("SP", "sharded", "recompute"):
         table.add_column(column, no_wrap=True)
-    for column in ("batches", "bubble", "GiB"):
+    for column in ("batches", *(["samples/s", "MFU"] if times else ["bubble"]), "GiB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
     for number, found in enumerate(rows, 1):
@@ -150,12 +184,20 @@ def layout_table(rows: list[Plan], limit: int) -> Table:
             layout.state_sharding.label,
             layout.recompute or "-",
             str(found.micro_batches),
-            f"{found.bubble:.0%}",
+            *_speed(found, times),
             _gib(found.peak),
             "yes" if found.peak <= limit else "no",
             style=None if found.peak <= limit else "dim",
         )
     return table
+
+
+def _speed(found: Plan, times: dict[int, StepTime]) -> list[str]:
+    """Returns samples a second and MFU, where they are predicted, else the share of the bubble."""
+    if not times:
+        return [f"{found.bubble:.0%}"]
+    time = times[id(found)]
+    return [f"{time.samples_per_s:.1f}", f"{time.mfu:.1%}"]
 
 
 def stage_table(found: Plan) -> Table:
