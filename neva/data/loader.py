@@ -27,7 +27,7 @@ from neva.data.global_batch import GlobalBatchSampler
 from neva.data.lengths import measure
 from neva.data.packing import PackingPlan
 from neva.data.packs import describe, packs_of
-from neva.data.position import data_identity, restored_position
+from neva.data.position import Position, data_identity, restored_position
 from neva.data.quick_check import check_before_training
 from neva.data.samplers.epoch import Epoch
 from neva.data.sources.mixture import source_counts
@@ -161,6 +161,18 @@ def train_loader(
     loader.samples_per_epoch = len(dataset) if packs is None else len(packs.samples)
     loader.most_samples = share if packs is None else share * packs.most_members
     return loader
+
+
+def first_indices(model_cfg: DictConfig, dataset: ConversationDataset, rank: int, size: int) -> list[int]:
+    """Returns the records that data-parallel rank `rank` of `size` consumes in the first step of a run without packs.
+
+    Raises:
+        UserError: the data does not fill a step, or its lengths cannot be read.
+    """
+    first = first_epoch(model_cfg, model_cfg.seed, dataset)
+    order = model_cfg.data.dataloader_type
+    sampler = GlobalBatchSampler(first, rank, size, Position(), num_steps=1, dataloader_type=order)
+    return next(iter(sampler))
 
 
 def packs_per_epoch(model_cfg: DictConfig, vision: VisionConfig, tokenizer: PreTrainedTokenizerFast) -> int:

@@ -20,30 +20,37 @@ _active: CudaOnCpu | None = None
 
 
 class CudaOnCpu(TorchFunctionMode):
-    """Rewrites CUDA devices in torch calls to the CPU, as `torch.set_default_device` rewrites missing ones."""
+    """Rewrites CUDA devices in torch calls to the CPU, as `torch.set_default_device` rewrites missing ones.
+
+    Args:
+        device: that stands for CUDA; another than the CPU where nothing is computed.
+    """
+
+    def __init__(self, device: torch.device = _CPU) -> None:
+        super().__init__()
+        self.device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.Tensor.cuda:
-            return args[0]
+            return args[0].to(self.device)
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             # Megatron's optimizers compare with 'torch.cuda.FloatTensor'.
-            return func(*args).replace("torch.", "torch.cuda.", 1)
+            return f"torch.cuda.{func(*args).rpartition('.')[2]}"
         if func is torch.Tensor.to:
-            args = tuple(_on_cpu(arg) for arg in args)
+            args = tuple(map(self._replaced, args))
         if "device" in kwargs:
-            kwargs = {**kwargs, "device": _on_cpu(kwargs["device"])}
+            kwargs = {**kwargs, "device": self._replaced(kwargs["device"])}
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
         return func(*args, **kwargs)
 
-
-def _on_cpu(value: Any) -> Any:
-    """Returns the CPU device for anything that names a CUDA device, else the value itself."""
-    is_cuda = (isinstance(value, str) and value.startswith("cuda")) or (
-        isinstance(value, torch.device) and value.type == "cuda"
-    )
-    return _CPU if is_cuda else value
+    def _replaced(self, value: Any) -> Any:
+        """Returns the device in the place of anything that names a CUDA device, else the value itself."""
+        is_cuda = (isinstance(value, str) and value.startswith("cuda")) or (
+            isinstance(value, torch.device) and value.type == "cuda"
+        )
+        return self.device if is_cuda else value
 
 
 def install() -> torch.device:
@@ -53,7 +60,7 @@ def install() -> torch.device:
         The current CUDA device, or the CPU with CUDA's names emulated. Calling it again changes nothing.
     """
     if _active is not None:
-        return _CPU
+        return _active.device
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     _activate()
@@ -75,29 +82,38 @@ def cpu_only() -> Iterator[None]:
     if install() == _CPU:
         yield
         return
-    replaced = _activate()
+    with on_device(_CPU):
+        yield
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Has another device stand for CUDA inside."""
+    before = _active
+    replaced = _activate(device)
     try:
         yield
     finally:
-        _deactivate(replaced)
+        _deactivate(replaced, before)
 
 
-def _activate() -> list[tuple[Any, str, Any]]:
+def _activate(device: torch.device = _CPU) -> list[tuple[Any, str, Any]]:
     """Emulates CUDA's names from now on; returns what `_deactivate` needs to end it."""
     global _active
-    replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in _cpu_functions()]
-    for owner, name, function in _cpu_functions():
+    functions = _cpu_functions(device)
+    replaced = [(owner, name, getattr(owner, name)) for owner, name, _ in functions]
+    for owner, name, function in functions:
         setattr(owner, name, function)
-    _active = CudaOnCpu()
+    _active = CudaOnCpu(device)
     _active.__enter__()
     return replaced
 
 
-def _deactivate(replaced: list[tuple[Any, str, Any]]) -> None:
+def _deactivate(replaced: list[tuple[Any, str, Any]], before: CudaOnCpu | None) -> None:
     global _active
     assert _active is not None
     _active.__exit__(None, None, None)
-    _active = None
+    _active = before
     for owner, name, function in replaced:
         setattr(owner, name, function)
 
@@ -116,7 +132,7 @@ class _StreamOnCpu:
         """Nothing to wait for."""
 
 
-def _cpu_functions() -> list[tuple[Any, str, Any]]:
+def _cpu_functions(device: torch.device) -> list[tuple[Any, str, Any]]:
     """What Megatron calls by name, as owner, name, and what serves on the CPU with its generator."""
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.moe import token_dispatcher
@@ -137,7 +153,7 @@ def _cpu_functions() -> list[tuple[Any, str, Any]]:
         return None
 
     return [
-        (torch.cuda, "current_device", lambda: _CPU),
+        (torch.cuda, "current_device", lambda: device),
         (torch.cuda, "synchronize", nothing),
         (torch.cuda, "get_rng_state", get_rng_state),
         (torch.cuda, "set_rng_state", set_rng_state),

@@ -1,0 +1,175 @@
+"""Training without memory and without numbers: floating-point tensors have shapes alone, integers are real.
+
+Everything that a step does is decided by shapes and by integers (ids, labels, positions), so a step on torch's meta
+device, which computes shapes, goes the way of a real one. Where code asks for a number, it gets 1.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.nn.attention.bias import CausalBias
+from torch.optim import optimizer as torch_optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from neva.distributed.collectives import Collectives
+
+META = torch.device("meta")
+aten = torch.ops.aten
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types whose tensors have no memory; float64, in which a step sums up what it reports, has."""
+
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+
+
+class ShapesOnly(Collectives):
+    """Runs whatever a tensor without memory takes part in on the meta device, and counts bytes and messages.
+
+    Messages go nowhere; what is received has a shape.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        """Bytes of all tensors without memory that are alive, and the most that were; FSDP empties some unseen."""
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch's."""
+        kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            self.count(func, args)
+            return func(*tree_map(_stand_in, args), **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            made = self._of_shapes(func, args, kwargs)
+        else:
+            if not tensors and kwargs.get("dtype") in FLOATS:
+                kwargs = {**kwargs, "device": META}
+            made = func(*args, **kwargs)
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _of_shapes(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is aten._local_scalar_dense.default:
+            return 1
+        if func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
+            return args[0]  # a real tensor stays what it is
+        if func in INDEXED:
+            args = (args[0], [index for given in args[1] for index in _indices(given)], *args[2:])
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": META}
+        return func(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
+
+    def _add(self, storage: Any) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            size = storage.nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, size)
+
+    def _remove(self, size: int) -> None:
+        self.now -= size
+
+
+class GpuKernels(TorchFunctionMode):
+    """Has attention and RMS norm keep on the meta device what their kernels keep on a GPU, not what their formulas do.
+
+    And lets `torch.tensor` take tensors without memory for the numbers of a list.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch's."""
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if func is torch.tensor and any(map(_is_shape, tree_leaves(first))):
+            return _stacked(first)
+        if _is_shape(first):
+            if func is F.scaled_dot_product_attention:
+                return _attended(*args, **kwargs)
+            if func in (F.rms_norm, torch.rms_norm):
+                return aten._fused_rms_norm(*args, **kwargs)[0]
+        return func(*args, **kwargs)
+
+
+def _attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Returns what FlashAttention would: it keeps queries, keys, values, its output and a number a row."""
+    if isinstance(attn_mask, CausalBias):  # the kernel knows it
+        attn_mask = None
+    if attn_mask is not None:
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
+    attended: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+    return attended
+
+
+def _stacked(value: Any) -> Tensor:
+    """Returns lists in lists of numbers as a tensor."""
+    if isinstance(value, list):
+        return torch.stack([_stacked(each) for each in value])
+    return torch.as_tensor(value, device=META)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _without_memory(value: Any) -> Any:
+    return value.to(META) if isinstance(value, Tensor) and not value.is_meta else value
+
+
+def _stand_in(value: Any) -> Any:
+    """Returns an empty tensor in the place of one without memory: groups take real ones alone."""
+    return torch.empty(0, dtype=value.dtype) if _is_shape(value) else value
+
+
+def _indices(given: Tensor | None) -> list[Tensor | None]:
+    """Returns what an index chooses as positions, whose number is known; of a mask, one for each of its dims."""
+    if given is None or given.is_meta or given.dtype != torch.bool:
+        return [given]
+    return [*given.nonzero().unbind(1)]
+
+
+@contextmanager
+def shapes_only() -> Iterator[ShapesOnly]:
+    """Has the whole process train without memory inside, as an imagined rank."""
+    with ExitStack() as stack:
+        for owner, name, function in _lenient():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, function)
+        stack.enter_context(GpuKernels())
+        yield stack.enter_context(ShapesOnly())
+
+
+def _lenient() -> list[tuple[Any, str, Any]]:
+    """What refuses tensors without memory: owner, name, and what stands there instead."""
+    fused = torch_optimizer._get_fused_kernels_supported_devices
+
+    def has_weights(group: FSDPParamGroup) -> None:
+        """Nothing: they need no memory."""
+
+    return [
+        (torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), META.type]),
+        (FSDPParamGroup, "_validate_no_meta_params", has_weights),
+    ]
