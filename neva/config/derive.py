@@ -16,6 +16,7 @@ from neva.config.model_config import (
     own_template_of,
     vision_config_of,
 )
+from neva.config.paths import vertex_folder
 from neva.config.peft import fill_projector_rate
 from neva.errors import ConfigError
 from neva.families.vision import listed
@@ -46,6 +47,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
             fill_fsdp(resolved.model)
             fill_projector_rate(resolved.model)
             _checkpoints(resolved)
+            _output(resolved.exp_manager)
     OmegaConf.set_struct(resolved, True)
     return resolved
 
@@ -176,6 +178,12 @@ def _template(model_cfg: DictConfig) -> None:
         text = read_chat_template(model_cfg.tokenizer.type)
         data.template = None if text is None else {CHAT_KEY: text}
     check_choice(data.conv_template, own_template_of(model_cfg))
+
+
+def _output(manager: DictConfig) -> None:
+    """Puts the run where Vertex AI says, unless a key says where."""
+    if manager.exp_dir is None and manager.explicit_log_dir is None:
+        manager.exp_dir = vertex_folder()
 
 
 def _checkpoints(cfg: DictConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -24,6 +24,21 @@ def run_folder(cfg: DictConfig) -> Path:
     if manager.explicit_log_dir is not None:
         return Path(manager.explicit_log_dir)
     return Path(manager.exp_dir or "nemo_experiments") / manager.name
+
+
+VERTEX_VARIABLES = ("AIP_CHECKPOINT_DIR", "AIP_MODEL_DIR")
+"""Where Vertex AI wants checkpoints and models of a custom job; the first that is there counts."""
+
+BUCKET, MOUNTED = "gs://", "/gcs/"
+"""How a bucket is written, and where Vertex AI mounts it."""
+
+
+def vertex_folder(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Returns the folder that Vertex AI names for the output of a custom job, None elsewhere."""
+    named = next((environment[name] for name in VERTEX_VARIABLES if environment.get(name)), None)
+    if named is None or not named.startswith(BUCKET):
+        return named
+    return MOUNTED + named.removeprefix(BUCKET)
 
 
 def model_source(cfg: DictConfig) -> Path:

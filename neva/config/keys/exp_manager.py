@@ -73,7 +73,9 @@ class ExpManager:
     """Run folder, loggers, checkpoints, resume."""
 
     explicit_log_dir: str | None = key("Run folder, instead of exp_dir/name.")
-    exp_dir: str | None = key("Where run folders go; null: nemo_experiments/.", common=True)
+    exp_dir: str | None = key(
+        "Where run folders go; null: nemo_experiments/, on Vertex AI where it says.", common=True
+    )
     name: str = key("Name of the run, its folder and its .nemo.", common=True)
     create_tensorboard_logger: bool = key("Write TensorBoard events.")
     create_wandb_logger: bool = key("Log to Weights & Biases.", common=True)
