@@ -24,6 +24,15 @@ from neva.distributed.backend import Backend
 from neva.formats.nemo import write_nemo
 from neva.model.llava import NevaModel
 
+AVERAGED = "-EMA"
+"""Ends the name of a `.nemo` with a moving average of the weights, as NeMo calls it."""
+
+
+def averaged(path: str) -> str:
+    """Returns the name of the `.nemo` with the average beside that with the weights."""
+    whole = Path(path)
+    return str(whole.with_name(f"{whole.stem}{AVERAGED}{whole.suffix}"))
+
 
 def save(
     path: str,

@@ -13,7 +13,7 @@ from neva.config.paths import run_folder
 from neva.config.resumed import allowed_changes
 from neva.errors import ConfigError
 from neva.findings import Findings
-from neva.precision import precision_named
+from neva.precision import FLOAT32, precision_named
 
 
 def find_disk(
@@ -22,8 +22,11 @@ def find_disk(
     """Adds the disk space needed and free; a problem when it does not suffice."""
     precision, kept = precision_named(cfg.trainer.precision), cfg.exp_manager.checkpoint_callback_params
     weights = saved_parameters * precision.num_bytes
-    one, copies = weights + trained_parameters * precision.adam_bytes, _copies(cfg, steps)
+    averages = bool(cfg.exp_manager.ema.enable)
+    of_each = precision.adam_bytes + averages * FLOAT32.num_bytes
+    one, copies = weights + trained_parameters * of_each, _copies(cfg, steps)
     nemo = weights if kept.save_nemo_on_train_end and cfg.exp_manager.create_checkpoint_callback else 0
+    nemo *= 1 + averages
     needed = copies * one + nemo
     folder = run_folder(cfg).resolve()
     nearest = next(path for path in (folder, *folder.parents) if path.is_dir())

@@ -209,8 +209,12 @@ def load(folder: Path, state: dict[str, Any], earlier: Sequence[Path] = ()) -> d
     Raises:
         CheckpointError: none of them is what was written.
     """
-    whole = first_whole(folder, earlier)
-    return dist_checkpointing.load(state, str(whole), strict=StrictHandling.RAISE_UNEXPECTED)
+    return read(first_whole(folder, earlier), state)
+
+
+def read(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The same for a checkpoint that is known to be whole."""
+    return dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
 
 
 def _on_first(action: Callable[..., None], *arguments: Any) -> None:

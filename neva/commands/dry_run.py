@@ -38,7 +38,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     from neva.data.preflight import find_samples
     from neva.distributed.preflight import lone_process, note_gpus
     from neva.model.preflight import find_image, find_share, part_sizes
-    from neva.optim.preflight import find_batch, find_steps
+    from neva.optim.preflight import find_average, find_batch, find_steps
     from neva.planner.preflight import find_memory
     from neva.weights.preflight import note_random_parts, saved_parts
 
@@ -51,7 +51,9 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     find_batch(cfg, found)
     steps = find_steps(cfg, find_samples(cfg.model, found), found)
     saved = sum(part.size.total for part in parts if part.is_saved)
-    find_disk(cfg, saved, sum(size.trained for size in sizes), steps, found)
+    trained = sum(size.trained for size in sizes)
+    find_average(cfg, trained, steps, found)
+    find_disk(cfg, saved, trained, steps, found)
     find_memory(cfg, found)
     note_random_parts(cfg.model, found)
     note_resume(cfg, found)

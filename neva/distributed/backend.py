@@ -68,6 +68,9 @@ class Backend(Protocol):
     def adopt_weights(self, optimizer: Any) -> None:
         """Has an optimizer that begins afresh start from the weights that the model was filled with."""
 
+    def publish_weights(self, optimizer: Any) -> None:
+        """Has the model compute with the main weights of the optimizer, which were changed. Called by every rank."""
+
 
 BACKENDS: tuple[Callable[[DictConfig, int], Backend | None], ...] = (
     FSDPBackend.from_config,

@@ -16,6 +16,8 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -116,6 +118,15 @@ class MegatronDDP:
     def adopt_weights(self, optimizer: MegatronOptimizer) -> None:
         """See `Backend`; in 16 bits it has main weights of its own."""
         optimizer.reload_model_params()
+
+    def publish_weights(self, optimizer: MegatronOptimizer) -> None:
+        """See `Backend`; what Megatron's optimizers do behind a step."""
+        for member in optimizer_state.members(optimizer):
+            if isinstance(member, MixedPrecisionOptimizer):
+                member._copy_main_params_to_model_params()
+            if isinstance(member, DistributedOptimizer):
+                for chunk in member.model_chunks:
+                    chunk.start_param_sync()
 
 
 def data_parallel(

@@ -60,6 +60,7 @@ def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
             cfg.tokenizer_type,
             ParallelSizes(cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size),
             cfg.hparams_file,
+            cfg.use_ema,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -74,6 +75,7 @@ def load_assistant(
     tokenizer_type: str | None,
     layout: ParallelSizes = SINGLE,
     hparams_file: str | None = None,
+    use_ema: bool = False,
 ) -> Assistant:
     """Loads a trained model and the frozen parts that it refers to.
 
@@ -85,12 +87,13 @@ def load_assistant(
         tokenizer_type: folder of another tokenizer; None: the `.nemo`'s own.
         layout: that of Megatron's groups; this rank holds its stage and its shards.
         hparams_file: configuration of the run that wrote a checkpoint; None: that of its run folder.
+        use_ema: of a checkpoint, the moving average of the weights.
 
     Raises:
         CheckpointError: a part is neither in the `.nemo` nor where it should be.
         ConfigError: the model cannot be divided so.
     """
-    trained = open_trained(neva_model_file, hparams_file)
+    trained = open_trained(neva_model_file, hparams_file, use_ema)
     model_cfg = copy.deepcopy(trained.config)
     OmegaConf.set_struct(model_cfg, False)
     for key, path in (("llm", base_model_file), ("vision_encoder", vision_encoder_path)):

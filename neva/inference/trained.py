@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from neva.checkpoint import store
+from neva.checkpoint.average import averaged_names, from_average
+from neva.checkpoint.nemo_export import AVERAGED
 from neva.checkpoint.state import MODEL
 from neva.config.model_config import language_config_of
 from neva.config.stored import check_stored
@@ -49,18 +51,26 @@ class TrainedModel(Protocol):
         """
 
 
-def open_trained(path: str | Path, hparams_file: str | Path | None = None) -> TrainedModel:
+def open_trained(
+    path: str | Path, hparams_file: str | Path | None = None, use_ema: bool = False
+) -> TrainedModel:
     """Returns the model at `path`.
 
     Args:
         path: a `.nemo`, the folder of an extracted one, or the folder of a training checkpoint.
         hparams_file: configuration of the run that wrote a checkpoint; None: `config.yaml` of its run folder.
+        use_ema: take the moving average that a checkpoint holds beside its weights.
 
     Raises:
-        CheckpointError: it holds no LLaVA model.
+        CheckpointError: it holds no LLaVA model, or no average.
     """
     if dist_checkpointing.check_is_distributed_checkpoint(str(path)):
-        return _Checkpoint(Path(path), hparams_file)
+        return _Checkpoint(Path(path), hparams_file, use_ema)
+    if use_ema:
+        raise CheckpointError(
+            f"use_ema=true with {path}, which holds one set of weights: expected a training checkpoint, or give the "
+            f"run's NAME{AVERAGED}.nemo without use_ema"
+        )
     return _Nemo(path)
 
 
@@ -93,8 +103,13 @@ class _Nemo:
 
 
 class _Checkpoint:
-    def __init__(self, folder: Path, hparams_file: str | Path | None) -> None:
+    def __init__(self, folder: Path, hparams_file: str | Path | None, use_ema: bool) -> None:
         self.folder = folder
+        self.averaged = averaged_names(folder) if use_ema else frozenset[str]()
+        if use_ema and not self.averaged:
+            raise CheckpointError(
+                f"use_ema=true, but the run of {folder} kept no moving average of its weights (exp_manager.ema.enable)"
+            )
         file = Path(hparams_file) if hparams_file else folder.resolve().parent.parent / RUN_CONFIG
         if not file.is_file():
             raise CheckpointError(
@@ -126,6 +141,7 @@ class _Checkpoint:
                 )
         prints = load_parts(model, elsewhere, language_config_of(model_cfg))
         backend = MegatronDDP(shards_optimizer=False)
-        loaded = store.load(self.folder, {MODEL: backend.model_state([model], saved)})
+        state = from_average(backend.model_state([model], saved), self.averaged)
+        loaded = store.load(self.folder, {MODEL: state})
         check_base(loaded[store.LIGHTNING_STATE], prints, elsewhere, self.folder)
         backend.load_model([model], loaded[MODEL], saved)

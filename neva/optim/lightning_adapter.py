@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -93,9 +92,8 @@ class LightningOptimizerAdapter(torch.optim.Optimizer):
         if self.skips_next:
             self.grad_norm = 0.0
             return
-        device = self.offloaded_from
         try:
-            with nullcontext() if device is None else state_on_device(self.inner, device):
+            with state_on_device(self.inner, self.offloaded_from):
                 self.has_updated, grad_norm, _ = self.inner.step()
         except GradientNotFinite as error:
             self.has_updated = self.is_finite = False

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from neva.optim.optimizer_state import members
+from neva.optim.optimizer_state import AVERAGE, members
 
 CPU = torch.device("cpu")
 STEP = "step"
@@ -19,8 +19,11 @@ STEP = "step"
 
 
 @contextmanager
-def state_on_device(optimizer: Any, device: torch.device) -> Iterator[None]:
-    """Has main weights and Adam's state on `device` inside, in CPU memory afterwards."""
+def state_on_device(optimizer: Any, device: torch.device | None) -> Iterator[None]:
+    """Has main weights and moments on `device` inside, in CPU memory afterwards; None: leaves them where they are."""
+    if device is None:
+        yield
+        return
     move(optimizer, device)
     try:
         yield
@@ -29,12 +32,15 @@ def state_on_device(optimizer: Any, device: torch.device) -> Iterator[None]:
 
 
 def move(optimizer: Any, device: torch.device) -> None:
-    """Moves the main weights and the state of a Megatron optimizer over 16-bit parameters."""
+    """Moves the main weights and the moments of a Megatron optimizer over 16-bit parameters.
+
+    A moving average of the weights stays in CPU memory, where it was made.
+    """
     for member in members(optimizer):
         for group in member.optimizer.param_groups:
             for main in group["params"]:
                 main.data = main.data.to(device)
         for state in member.optimizer.state.values():
             for kind, tensor in state.items():
-                if kind != STEP:
+                if kind not in (STEP, AVERAGE):
                     state[kind] = tensor.to(device)

@@ -1,8 +1,8 @@
 """Adam's state by parameter: one form for every optimizer, under the names of the model's tensors.
 
 A checkpoint holds `optimizer.state.<kind>.<tensor>` whether the state was sharded or not, so a run
-continues with another optimizer, layout or number of ranks. Kinds are `exp_avg`, `exp_avg_sq` and, where weights are
-in 16 bits, `fp32_param`.
+continues with another optimizer, layout or number of ranks. Kinds are `exp_avg`, `exp_avg_sq`, where weights are in 16
+bits `fp32_param`, and where a moving average of the weights is kept `average`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.optimizer import (
     get_param_id_to_sharded_param_map,
     make_sharded_optimizer_tensor,
@@ -23,6 +24,10 @@ from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAIN = "fp32_param"
+AVERAGE = "average"
+"""Also a flag of the groups of an optimizer that has it: a rank may hold shards of none of their parameters."""
+STATE = (*MOMENTS, AVERAGE)
+"""What `torch.optim` keeps of a parameter, beside the steps taken."""
 
 
 def sharded(
@@ -41,10 +46,13 @@ def sharded(
 
 def _sharded(member: Any, model_tensors: dict[str, Any], is_loading: bool) -> dict[int, dict[str, Any]]:
     if is_loading:
-        _initialize(member)
+        initialize(member)
     if isinstance(member, DistributedOptimizer):
         state = member.sharded_param_state_fully_reshardable(model_tensors, is_loading, metadata={})
-        return {number: _renamed(member, kinds) for number, kinds in state.items()}
+        averages = _whole_averages(member, model_tensors, is_loading)
+        return {
+            number: {**_renamed(member, kinds), **averages.get(number, {})} for number, kinds in state.items()
+        }
     parameters = [parameter for parameter, _ in _whole(member)]
     named = get_param_id_to_sharded_param_map(model_tensors, parameters)
     return {
@@ -102,23 +110,63 @@ def _whole(member: Any) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
     if hasattr(member, "float16_groups"):
         halves = zip(chain(*member.float16_groups), chain(*member.fp32_from_float16_groups), strict=True)
         for parameter, main in halves:
-            yield parameter, {MAIN: main.detach(), **_moments(member, main)}
+            yield parameter, {MAIN: main.detach(), **_state(member, main)}
         singles = chain(*member.fp32_from_fp32_groups)
     else:
         singles = member.get_parameters()
     for parameter in singles:
-        yield parameter, _moments(member, parameter)
+        yield parameter, _state(member, parameter)
 
 
-def _moments(member: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
+def _state(member: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
     state = member.optimizer.state[parameter]
-    return {kind: state[kind] for kind in MOMENTS if kind in state}
+    return {kind: state[kind] for kind in STATE if kind in state}
 
 
-def _initialize(member: Any) -> None:
+def initialize(member: Any) -> None:
+    """Gives an optimizer that has not stepped the state that `torch.optim` would begin with."""
     for parameter in (parameter for group in member.optimizer.param_groups for parameter in group["params"]):
         if not member.optimizer.state[parameter]:
-            member.optimizer.state[parameter] = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
+            step = torch.zeros((), device=parameter.device)
+            moments = {kind: torch.zeros_like(parameter.detach()) for kind in MOMENTS}
+            member.optimizer.state[parameter] = {"step": step, **moments}
+
+
+def _whole_averages(
+    member: DistributedOptimizer, model_tensors: dict[str, Any], is_loading: bool
+) -> dict[int, dict[str, Any]]:
+    """Returns the sharded form of the averages, whole on every data-parallel rank; Megatron knows the moments alone.
+
+    With `is_loading`, of what they are read into.
+    """
+    if not any(group.get(AVERAGE) for group in member.optimizer.param_groups):
+        return {}
+    parameters = _parameters(member)
+    named = get_param_id_to_sharded_param_map(model_tensors, parameters)
+    found = {}
+    for number, parameter in enumerate(parameters):
+        whole = torch.zeros(parameter.shape) if is_loading else _whole_average(member, parameter)
+        found[number] = {
+            AVERAGE: make_sharded_optimizer_tensor(named[number], whole, f"optimizer.state.{AVERAGE}")
+        }
+    return found
+
+
+def _whole_average(member: DistributedOptimizer, parameter: nn.Parameter) -> Tensor:
+    """Returns the average of a parameter, of which each data-parallel rank has a part or nothing, in CPU memory."""
+    whole = torch.zeros(parameter.numel(), device=parameter.device)
+    if parameter in member.model_param_group_index_map:
+        group, place = member.model_param_group_index_map[parameter]
+        main = member.optimizer.param_groups[group]["params"][place]
+        mine = member._get_model_param_range_map(parameter)["param"]
+        whole[mine.start : mine.end] = member.optimizer.state[main][AVERAGE]
+    dist.all_reduce(whole, group=member.data_parallel_group)
+    return whole.view(parameter.shape).cpu()
+
+
+def _parameters(member: DistributedOptimizer) -> list[nn.Parameter]:
+    """Returns the parameters in the order in which Megatron numbers them."""
+    return [parameter for buffer in member.buffers for parameter in buffer.param_index_map]
 
 
 def _renamed(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +180,8 @@ def _renamed(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, A
 
 def _load_shards(member: DistributedOptimizer, state: Mapping[int, Any], first: int) -> int:
     for values in member.optimizer.state.values():
-        values.pop("step", None)  # Megatron expects moments alone
-    parameters = [parameter for buffer in member.buffers for parameter in buffer.param_index_map]
+        values.pop("step", None)  # Megatron expects what is read alone
+    parameters = _parameters(member)
     whole = {
         number: {MAIN: parameter, **state[first + number]} for number, parameter in enumerate(parameters)
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from omegaconf import DictConfig
 
 from neva.config.derive import total_steps
@@ -10,6 +12,7 @@ from neva.config.validate import world_size
 from neva.data.global_batch import require_passes
 from neva.errors import ConfigError
 from neva.findings import Findings
+from neva.precision import FLOAT32
 
 
 def find_batch(cfg: DictConfig, found: Findings) -> None:
@@ -38,6 +41,27 @@ def find_steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int
             "learning rate never decays along the cosine"
         )
     return steps
+
+
+def find_average(cfg: DictConfig, trained_parameters: int, steps: int | None, found: Findings) -> None:
+    """Adds the moving average of the weights, where one is kept."""
+    ema = cfg.exp_manager.ema
+    if not ema.enable:
+        return
+    every = "every step" if ema.every_n_steps == 1 else f"every {ema.every_n_steps} steps"
+    where = " in CPU memory" if ema.cpu_offload else ""
+    found.add(
+        "average",
+        f"of the {trained_parameters:,} trained parameters, decay {ema.decay:g}, {every}: "
+        f"{trained_parameters * FLOAT32.num_bytes / 1e9:,.1f} GB of float32{where}, sharded as the optimizer is; a "
+        f"second .nemo",
+    )
+    reach = ema.every_n_steps / (1 - ema.decay) if ema.decay < 1 else math.inf
+    if steps is not None and steps < reach:
+        found.notes.append(
+            f"exp_manager.ema.decay={ema.decay:g} averages over some {reach:,.0f} steps, the run has {steps:,}: "
+            "the average will stay close to the first weights"
+        )
 
 
 def _steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | None:

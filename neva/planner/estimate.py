@@ -15,7 +15,7 @@ from neva.planner.activations import (
 from neva.planner.candidates import Candidate
 from neva.planner.job import Job
 from neva.planner.micro_batch import MicroBatchSpec
-from neva.planner.state import RankState, rank_state
+from neva.planner.state import FLOAT_BYTES, RankState, rank_state
 from neva.planner.tensors import Split, Weight, stage_weights
 from neva.precision import precision_named
 
@@ -103,7 +103,8 @@ def _stage(job: Job, layout: Candidate, number: int, micro_batches: int) -> Stag
     split = Split(layout.tensor, layout.pipeline, number, layout.expert)
     weights, precision = stage_weights(job.model, split), precision_named(job.precision)
     sharding, ways = layout.state_sharding, layout.data * layout.context
-    state = rank_state(sharding, weights, precision, ways, min(ways, job.gpus_per_node), layout.expert)
+    node_ways, average = min(ways, job.gpus_per_node), FLOAT_BYTES if job.averages_weights else 0
+    state = rank_state(sharding, weights, precision, ways, node_ways, layout.expert, average)
     work = _work(job, layout)
     of_layers, of_images = in_flight(layout, number, micro_batches)
     return StageMemory(

@@ -24,6 +24,7 @@ class Job:
     """A model, its batches and the GPUs.
 
     `tiles_per_image`: the most that an image becomes. `recompute_method`, `recompute_layers`: of full recomputation.
+    `averages_weights`: a moving average of the weights lies on the GPUs.
     """
 
     model: ModelSpec
@@ -38,6 +39,7 @@ class Job:
     recompute_layers: int
     gpus: int
     gpus_per_node: int
+    averages_weights: bool
 
     @property
     def work(self) -> StepWork:
@@ -73,7 +75,7 @@ def recomputed_share(model_cfg: DictConfig) -> float:
 
 def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_share: float) -> Job:
     """Returns what a resolved recipe trains."""
-    model = cfg.model
+    model, ema = cfg.model, cfg.exp_manager.ema
     return Job(
         model=model_spec(model),
         precision=str(cfg.trainer.precision),
@@ -87,4 +89,5 @@ def job_of(cfg: DictConfig, gpus: int, gpus_per_node: int, images: int, label_sh
         recompute_layers=model.activations_checkpoint_num_layers or ONE_LAYER,
         gpus=gpus,
         gpus_per_node=gpus_per_node,
+        averages_weights=ema.enable and not ema.cpu_offload,
     )

@@ -3,7 +3,8 @@
 The rules are those of the objects that training builds: Megatron's `DistributedDataParallel` holds a float32 gradient
 for every trained parameter, its mixed-precision optimizer a float32 copy of it, Adam two float32 moments and a
 float32 step counter a tensor. The distributed optimizer lays parameters into one padded buffer and cuts that into
-equal shards. FSDP keeps float32 shards of what trains and gradients of the same size.
+equal shards. FSDP keeps float32 shards of what trains and gradients of the same size. A moving average of the weights
+is sharded as Adam's moments are.
 """
 
 from __future__ import annotations
@@ -72,9 +73,12 @@ class StateSharding(Protocol):
         """Whether it goes with tensor x pipeline parallel `model_ranks` and shards something over `ranks`."""
 
     def state(
-        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int, extra: int = 0
     ) -> RankState:
-        """Counts the state of one rank: of a stage's weights, sharded over `ranks`, `node_ranks` of them on a node."""
+        """Counts the state of one rank: of a stage's weights, sharded over `ranks`, `node_ranks` of them on a node.
+
+        `extra`: bytes of optimizer state for a trained parameter beside Adam's and the main weights.
+        """
 
     def gathered(self, largest_unit: int, precision: Precision) -> int:
         """Bytes of what is all-gathered for a moment, given the elements of the largest unit."""
@@ -93,12 +97,12 @@ class Replicated:
         return True
 
     def state(
-        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int, extra: int = 0
     ) -> RankState:
         """Counts what every rank holds."""
         trained, parts = _trained(weights), _by_part(weights, precision)
         numel = sum(weight.numel for weight in trained)
-        optimizer = numel * precision.adam_bytes + STEP * len(trained)
+        optimizer = numel * (precision.adam_bytes + extra) + STEP * len(trained)
         return RankState(sum(parts.values()), numel * FLOAT_BYTES, optimizer, parts)
 
     def gathered(self, largest_unit: int, precision: Precision) -> int:
@@ -118,14 +122,14 @@ class OptimizerSharded(Replicated):
         return ranks > 1
 
     def state(
-        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int, extra: int = 0
     ) -> RankState:
         """Counts the padded buffer and the fullest shard."""
         trained, parts = _trained(weights), _by_part(weights, precision)
         buffer, shards = sharded_buffer(trained, ranks)
         padding = buffer - sum(weight.numel for weight in trained)
         parameters = sum(parts.values()) + precision.num_bytes * padding
-        optimizer = max(count * precision.adam_bytes + STEP * tensors for count, tensors in shards)
+        optimizer = max(count * (precision.adam_bytes + extra) + STEP * tensors for count, tensors in shards)
         return RankState(parameters, buffer * FLOAT_BYTES, optimizer, parts)
 
 
@@ -152,7 +156,7 @@ class FullySharded:
         return model_ranks == 1 and ranks > (node_ranks if self.strategy == "hybrid" else 1)
 
     def state(
-        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int
+        self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int, extra: int = 0
     ) -> RankState:
         """Counts the shards and, under `grad`, the all-gathered parameters."""
         ways = node_ranks if self.strategy == "hybrid" else ranks
@@ -165,7 +169,7 @@ class FullySharded:
                 parts[weight.part] += weight.bytes_of(shard * ways, precision.num_bytes)
         trained = _trained(weights)
         numel = sum(_shard(weight, ways) for weight in trained)
-        optimizer = numel * MOMENTS + STEP * len(trained)
+        optimizer = numel * (MOMENTS + extra) + STEP * len(trained)
         return RankState(sum(parts.values()), numel * FLOAT_BYTES, optimizer, parts)
 
     def gathered(self, largest_unit: int, precision: Precision) -> int:
@@ -191,15 +195,16 @@ def rank_state(
     ranks: int,
     node_ranks: int,
     expert: int,
+    extra: int = 0,
 ) -> RankState:
     """Counts the state of one rank, of whose data (times context) parallel `ranks` each `expert` share out experts."""
     experts = [weight for weight in weights if weight.is_expert]
     found = sharding.state(
-        [weight for weight in weights if not weight.is_expert], precision, ranks, node_ranks
+        [weight for weight in weights if not weight.is_expert], precision, ranks, node_ranks, extra
     )
     if not experts:
         return found
-    return found + sharding.state(experts, precision, ranks // expert, max(1, node_ranks // expert))
+    return found + sharding.state(experts, precision, ranks // expert, max(1, node_ranks // expert), extra)
 
 
 def sharding_of(model_cfg: DictConfig) -> str:

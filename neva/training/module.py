@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise
+from neva.optim.average import WeightAverage
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
+from neva.optim.offload import state_on_device
 from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
 from neva.training.not_finite import SKIP, NotFiniteSteps, kept_batches
@@ -104,6 +106,7 @@ class MegatronNevaModel(ModelPT):
         self.saved_position: Mapping[str, Any] | None = None
         self.models: list[NevaModel] = []
         self.chunks: list[Any] = []
+        self.average: WeightAverage | None = None
 
     # Building
 
@@ -155,7 +158,30 @@ class MegatronNevaModel(ModelPT):
             self.trainer.max_steps,
         )
         offloaded_from = self.trainer.strategy.root_device if optim.cpu_offload else None
+        self.average = self._average(offloaded_from)
         return LightningOptimizerAdapter(self.inner_optimizer, schedule, offloaded_from)
+
+    def _average(self, offloaded_from: torch.device | None) -> WeightAverage | None:
+        """Returns the moving average of the weights, if one is kept; it begins with the initial ones."""
+        ema = self.whole.exp_manager.ema
+        if not ema.enable:
+            return None
+
+        def publish() -> None:
+            with state_on_device(self.inner_optimizer, offloaded_from):
+                self.backend.publish_weights(self.inner_optimizer)
+
+        on_cpu = ema.cpu_offload or offloaded_from is not None
+        return WeightAverage(self.inner_optimizer, ema.decay, ema.every_n_steps, on_cpu, publish)
+
+    def validated_weights(self) -> AbstractContextManager[None]:
+        """Has the model compute with what is validated, and answers samples: the average, where one is kept.
+
+        Called by every rank.
+        """
+        if self.average is None or self.whole.exp_manager.ema.validate_original_weights:
+            return nullcontext()
+        return self.average.in_place_of_weights()
 
     # Data
 
@@ -226,6 +252,8 @@ class MegatronNevaModel(ModelPT):
         adapter.skips_next = is_skipped or not math.isfinite(loss.loss_sum)
         optimizer.step()
         self.treatment = treatment_of(adapter, is_skipped)
+        if self.average is not None and self.treatment == LEARNT:
+            self.average.update(number)
         if self.treatment == NOT_FINITE:
             norm = math.nan if adapter.skips_next else adapter.grad_norm
             self.not_finite.met(number, loss.mean, norm, batch, self.global_rank)
@@ -293,16 +321,28 @@ class MegatronNevaModel(ModelPT):
         }
 
     def save_to(self, save_path: str) -> None:
-        """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts."""
+        """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts.
+
+        Where an average of the weights is kept, one with that comes first.
+        """
+        if self.average is not None:
+            with self.average.in_place_of_weights():
+                self._save_to(
+                    nemo_export.averaged(save_path), f", moving average of decay {self.average.decay}"
+                )
+        self._save_to(save_path)
+
+    def _save_to(self, path: str, note: str = "") -> None:
+        trained = trained_parts(self.cfg)
         nemo_export.save(
-            save_path,
+            path,
             self.cfg,
             self.backend,
             self.models,
             self.saved_parts,
             self.tokenizer,
-            {name: str(origin) for name, origin in self.sources.items()},
-            trained_parts(self.cfg),
+            {name: f"{origin}{note if name in trained else ''}" for name, origin in self.sources.items()},
+            trained,
             is_writer=self.trainer.is_global_zero,
             base=self._base(),
         )

@@ -127,7 +127,9 @@ def _look(cfg: DictConfig, callback: Callback, replayed: Path | None = None) -> 
     trainer = build_trainer(cfg)
     named = cfg.exp_manager.resume_from_checkpoint
     checkpoints = resume_points(cfg) if named is None else [Path(named)]
-    _continue_from(trainer, Start(tuple(checkpoints), load_optim=False))
+    ema = cfg.exp_manager.ema
+    takes_average = ema.enable and not ema.validate_original_weights and replayed is None
+    _continue_from(trainer, Start(tuple(checkpoints), load_optim=False, takes_average=takes_average))
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(callback)
     with warnings.catch_warnings():  # the callback that wrote the checkpoint writes none now
@@ -163,9 +165,10 @@ def _fit(cfg: DictConfig, trainer: Trainer, run_dir: Path, replayed: Path | None
 def as_nemo_reads(manager: DictConfig, checkpoints: Sequence[Path]) -> DictConfig:
     """Returns `exp_manager` with the first of `checkpoints`, if any: NeMo itself would take none but a `-last`.
 
-    NeMo's own callback for SIGTERM, on GPUs only and for rank 0 only, is left out.
+    NeMo's own callbacks for SIGTERM, on GPUs only and for rank 0 only, and for the moving average, which knows no main
+    weights, are left out.
     """
-    chosen: dict[str, Any] = {"create_preemption_callback": False}
+    chosen: dict[str, Any] = {"create_preemption_callback": False, "ema": {"enable": False}}
     if checkpoints:
         chosen |= {"resume_from_checkpoint": str(checkpoints[0]), "resume_ignore_no_checkpoint": True}
     merged = OmegaConf.merge(manager, chosen)

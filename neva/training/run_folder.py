@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from neva.checkpoint.checksums import incomplete, tell_passed_over
 from neva.checkpoint.index import LAST, checkpoints, unlink_last
+from neva.checkpoint.nemo_export import AVERAGED
 from neva.config.paths import run_folder
 from neva.errors import CheckpointError, ConfigError, LaunchError
 
@@ -45,7 +46,8 @@ def finished_step(cfg: DictConfig) -> int | None:
     if not manager.resume_if_exists or newest is None or newest.step < cfg.trainer.max_steps:
         return None
     wants_nemo = manager.checkpoint_callback_params.save_nemo_on_train_end
-    return None if wants_nemo and not any(folder.glob("*.nemo")) else newest.step
+    is_written = any(not path.stem.endswith(AVERAGED) for path in folder.glob("*.nemo"))
+    return None if wants_nemo and not is_written else newest.step
 
 
 def resume_points(cfg: DictConfig) -> list[Path]:

@@ -108,7 +108,11 @@ class Samples(Callback):
             }
         )
         session = trainer.strategy.session  # type: ignore[attr-defined]
-        with evaluating(module.chunks), module.backend.unsharded(module.models):
+        with (
+            module.validated_weights(),
+            evaluating(module.chunks),
+            module.backend.unsharded(module.models),
+        ):
             mine = {number: self.requests[number] for number in share(numbers)}
             assistant = self._assistant(module, trainer.strategy.root_device)
             for said in at_rank_0(session.store, numbers, answer_all(assistant, settings, mine)):

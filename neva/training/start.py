@@ -32,6 +32,8 @@ class Start:
     """The run's own, newest first: the first that is whole is read."""
     load_optim: bool = True
     load_data_state: bool = True
+    takes_average: bool = False
+    """Whether the moving average of the weights is read in place of them, as far as there is one."""
 
     def taken(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the run takes of the state that a checkpoint keeps for Lightning."""

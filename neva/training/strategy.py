@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,16 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from nemo.utils.model_utils import ckpt_to_dir
 
 from neva.checkpoint import store
-from neva.checkpoint.state import OPTIMIZER, load_state, sharded_state
+from neva.checkpoint.average import averaged_names, from_average
+from neva.checkpoint.checksums import first_whole
+from neva.checkpoint.state import MODEL, OPTIMIZER, load_state, sharded_state
 from neva.data.loader import killed_worker
 from neva.distributed import groups
 from neva.distributed.session import ProcessSession
+from neva.optim.average import WeightAverage
 from neva.training.start import Start
+
+logger = logging.getLogger(__name__)
 
 _LAST_SAVE_S = 60.0
 """How long a run that fails goes on writing a checkpoint in the background."""
@@ -125,13 +131,28 @@ class MegatronStrategy(DDPStrategy):
     def load_checkpoint(self, checkpoint_path: Any) -> dict[str, Any]:
         """Fills model and optimizer from a folder and returns Lightning's own state."""
         module: Any = self.lightning_module
+        average: WeightAverage | None = module.average
         optimizer = module.inner_optimizer if self.start.load_optim else None
         model = (module.backend, module.models, module.saved_parts, optimizer)
         earlier = groups.gathered(self.start.checkpoints[1:])[0]
-        loaded = store.load(ckpt_to_dir(checkpoint_path), sharded_state(*model, is_loading=True), earlier)
+        folder = first_whole(ckpt_to_dir(checkpoint_path), earlier)
+        averaged = averaged_names(folder)
+        goes_on = optimizer is not None and bool(averaged)
+        if average is not None and not goes_on:
+            average.forget()
+        state = sharded_state(*model, is_loading=True)
+        if self.start.takes_average:
+            state[MODEL] = from_average(state[MODEL], averaged)
+        loaded = store.read(folder, state)
         load_state(*model, loaded)
         if optimizer is None:
             module.backend.adopt_weights(module.inner_optimizer)
+        if average is not None and not goes_on:
+            average.begin()
+            if not averaged and self.is_global_zero:
+                logger.warning(
+                    "%s has no moving average of the weights: it begins with those of this step", folder
+                )
         return self.start.taken(loaded[store.LIGHTNING_STATE])
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

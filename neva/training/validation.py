@@ -95,9 +95,10 @@ class Validation(Callback):
     def _validate(self, trainer: Trainer, module: Any) -> None:
         assert self.loader is not None
         started, step = time.monotonic(), trainer.global_step
-        found = held_out_loss(
-            module.chunks, self.loader, trainer.strategy.root_device, len(self.source_names)
-        )
+        with module.validated_weights():
+            found = held_out_loss(
+                module.chunks, self.loader, trainer.strategy.root_device, len(self.source_names)
+            )
         by_source = by_name(VALIDATION_LOSS, self.source_names, found.by_source)
         self.step, self.losses = step, {VALIDATION_LOSS: found.mean, **by_source}
         self.seconds += time.monotonic() - started

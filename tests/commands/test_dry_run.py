@@ -134,9 +134,12 @@ def test_disk_space_counts_weights_and_adams_state(
         "trainer.precision=bf16",
         f"{params}.save_top_k=-1",
         f"{params}.every_n_train_steps=10",
+        "exp_manager.ema.enable=true",
     )
-    one = 2 * total + 12 * trained
-    assert f"10 checkpoints x {one / 1e6:,.1f} MB + .nemo {2 * total / 1e6:,.1f} MB" in text
+    one = 2 * total + 12 * trained + 4 * trained
+    assert f"10 checkpoints x {one / 1e6:,.1f} MB + .nemo {2 * 2 * total / 1e6:,.1f} MB" in text
+    assert f"of the {trained:,} trained parameters, decay 0.9999, every step" in text
+    assert "averages over some 10,000 steps, the run has 100" in text
 
 
 def test_a_broken_image_among_those_read_is_a_problem(

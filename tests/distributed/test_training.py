@@ -47,8 +47,8 @@ def samples(run_dir: Path) -> list[str]:
     return [file.read_text() for file in sorted((run_dir / "samples").iterdir())]
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    nemo = open_nemo(next((run_dir / "checkpoints").glob("*.nemo")))
+def weights(run_dir: Path, name: str = "run") -> dict[str, torch.Tensor]:
+    nemo = open_nemo(run_dir / "checkpoints" / f"{name}.nemo")
     return {name: nemo.weights[name].clone() for name in nemo.weights}
 
 
@@ -67,12 +67,13 @@ def assert_same_end(found: Path, expected: Path, first_step: int = 0) -> None:
     assert consumed(found) == consumed(expected)[first_step:]
     # float32 rounding, carried through six steps
     torch.testing.assert_close(losses(found), losses(expected)[first_step:], atol=1e-4, rtol=1e-4)
-    ours, theirs = weights(found), weights(expected)
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        # keys' biases have rounding for gradients, which Adam turns into whole steps of 1e-3
-        tolerance = 1e-2 if name.endswith("k_proj.bias") else 2e-4
-        torch.testing.assert_close(ours[name], value, atol=tolerance, rtol=1e-3, msg=name)
+    for nemo in ("run", "run-EMA"):
+        ours, theirs = weights(found, nemo), weights(expected, nemo)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            # keys' biases have rounding for gradients, which Adam turns into whole steps of 1e-3
+            tolerance = 1e-2 if name.endswith("k_proj.bias") else 2e-4
+            torch.testing.assert_close(ours[name], value, atol=tolerance, rtol=1e-3, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,8 @@ def begin(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> list[
         restore,
         "model.optim.lr=1e-3",
         "exp_manager.checkpoint_callback_params.save_top_k=3",
+        "exp_manager.ema.enable=true",
+        "exp_manager.ema.decay=0.8",
     ]
 
 

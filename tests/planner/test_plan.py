@@ -35,6 +35,7 @@ from neva.families.configs import ExpertsConfig, LoraConfig
 from neva.families.language import language_config_from_hf
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
+from neva.optim.average import WeightAverage
 from neva.planner import candidates as candidates_module
 from neva.planner.candidates import Candidate, candidates
 from neva.planner.estimate import estimate, in_flight
@@ -93,6 +94,7 @@ class Case:
     is_distributed: bool
     expert: int | None = None
     has_adapters: bool = False
+    is_averaged: bool = False
 
 
 CASES = [
@@ -104,6 +106,8 @@ CASES = [
 CASES += [
     Case(2, 1, False, "bf16", True, has_adapters=True),
     Case(1, 2, False, "32", False, has_adapters=True),
+    Case(1, 1, False, "bf16", True, is_averaged=True),
+    Case(2, 1, False, "32", False, is_averaged=True),
 ]
 
 
@@ -161,6 +165,8 @@ def allocate(case: Case) -> tuple[int, int, int]:
         ),
         [chunk],
     )
+    if case.is_averaged:
+        WeightAverage(optimizer, 0.9, 1, on_cpu=False, refresh=lambda: None)
     for parameter in real.parameters():
         if parameter.requires_grad:
             parameter.main_grad.fill_(1e-3)
@@ -230,7 +236,7 @@ def test_state_equals_what_two_real_ranks_allocate(
         split, expert = Split(case.tensor, case.pipeline, stage, case.expert or 1), case.expert or 1
         sharding = SHARDINGS["optimizer" if case.is_distributed else "none"]
         weights, precision = stage_weights(model_of(case), split), precision_named(case.precision)
-        planned = rank_state(sharding, weights, precision, data, data, expert)
+        planned = rank_state(sharding, weights, precision, data, data, expert, 4 * case.is_averaged)
         ranks = [stage] if case.pipeline == 2 else [0, 1]
         found = [two_ranks[rank][number] for rank in ranks]
         # of ranks with different shards, the fullest counts

@@ -9,9 +9,16 @@ import pytest
 import torch
 
 from neva.data.ledger import LEARNT, OVERFLOW, LedgerStep, read_ledger
+from neva.distributed import groups
+from neva.errors import CheckpointError
+from neva.formats.archive import members_of
+from neva.formats.torch_dist import DistributedWeights
+from neva.inference.load import load_assistant
+from neva.inference.trained import open_trained
 from neva.optim.offload import move
 from neva.training.callbacks import read_metrics
 from tests.training.test_run import Kill, kill_after, run, weights
+from tests.training.test_validation import recording
 
 FP16 = ["trainer.precision=16", "model.native_amp_init_scale=1024"]
 HALVES = {"bf16": ["trainer.precision=bf16"], "fp16": FP16}
@@ -44,14 +51,41 @@ def test_a_run_in_16_bits_follows_float32_and_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize("optimizer", ["fused_adam", "distributed_fused_adam"])
-def test_an_offloaded_optimizer_trains_bit_for_bit_the_same(
-    tmp_path: Path, colours: list[str], optimizer: str
+def test_an_offloaded_optimizer_trains_and_averages_bit_for_bit_the_same(
+    tmp_path: Path, colours: list[str], optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = [*colours, "trainer.precision=bf16", f"model.optim.name={optimizer}"]
-    plain = run(tmp_path, common, steps=3, name="plain")
+    common += [f"exp_manager.ema.{word}" for word in ("enable=true", "decay=0.75")]
+    common += [
+        f"exp_manager.checkpoint_callback_params.{word}"
+        for word in ("every_n_train_steps=1", "save_top_k=-1")
+    ]
+    with monkeypatch.context() as patch:
+        recorded = recording(patch)
+        plain = run(tmp_path, common, steps=3, name="plain")
     offloaded = run(tmp_path, [*common, "model.optim.cpu_offload=true"], steps=3, name="offloaded")
-    first, second = weights(plain), weights(offloaded)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    for suffix in ("", "-EMA"):
+        first, second = weights(plain, suffix), weights(offloaded, suffix)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    # the average is that of the float32 main weights
+    average = {name: value.double() for name, value in recorded[0].items()}
+    checkpoints = [next((plain / "checkpoints").glob(f"*step={step}-*")) for step in (1, 2, 3)]
+    for folder in checkpoints:
+        stored = DistributedWeights(members_of(folder), str(folder))
+        mains = {name: stored[f"optimizer.state.fp32_param.{name}"] for name in average}
+        average = {name: 0.75 * value + 0.25 * mains[name] for name, value in average.items()}
+    groups.init_process_group(0, 1)  # the runs have left theirs
+    groups.init_model_parallel(groups.ParallelSizes(), seed=1)
+    device, half = torch.device("cpu"), torch.bfloat16
+    answering = load_assistant(checkpoints[-1], device, half, None, None, None, use_ema=True).model
+    for name, value in answering.named_parameters():
+        exact = stored[f"optimizer.state.average.{name}"]
+        torch.testing.assert_close(exact.double(), average[name], atol=1e-7, rtol=1e-6)  # float32
+        assert torch.equal(value, exact.bfloat16()), name
+        assert torch.equal(second[name], value[: len(second[name])]), name
+    with pytest.raises(CheckpointError, match="which holds one set of weights"):
+        open_trained(plain / "checkpoints" / "plain-EMA.nemo", use_ema=True)
 
 
 def test_offloading_moves_moments_to_another_device_and_leaves_the_counter() -> None:

@@ -29,8 +29,8 @@ def run(folder: Path, overrides: list[str], steps: int, name: str = "run") -> Pa
     return train(load("quickstart_finetune", overrides))
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    nemo = open_nemo(next((run_dir / "checkpoints").glob("*.nemo")))
+def weights(run_dir: Path, suffix: str = "") -> dict[str, torch.Tensor]:
+    nemo = open_nemo(run_dir / "checkpoints" / f"{run_dir.name}{suffix}.nemo")
     return {name: nemo.weights[name].clone() for name in nemo.weights}
 
 

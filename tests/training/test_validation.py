@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from neva.training.callbacks import CURVE, read_metrics
+from neva.training.module import MegatronNevaModel
 from neva.training.validation import Validation
 from tests.training.test_run import Kill, kill_after, run, weights
 
@@ -42,11 +43,21 @@ def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an
     plain = run(tmp_path / "plain", every, steps=7)
     ranked = [*colours, "model.optim.lr=0.5", *held_out]
     ranked += [f"exp_manager.checkpoint_callback_params.{word}" for word in kept]
-    unbroken = run(tmp_path / "a", ranked, steps=7)
+    ranked += [f"exp_manager.ema.{word}" for word in ("enable=true", "decay=0.75", "every_n_steps=2")]
+    with monkeypatch.context() as patch:
+        recorded = recording(patch)
+        unbroken = run(tmp_path / "a", ranked, steps=7)
 
     assert rows(unbroken, *TRAINED) == rows(plain, *TRAINED)
     before, after = weights(plain), weights(unbroken)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    average = {name: value.double() for name, value in recorded[0].items()}
+    for step in (1, 3, 5, 7):
+        average = {name: 0.75 * value + 0.25 * recorded[step][name] for name, value in average.items()}
+    averaged = weights(unbroken, "-EMA")
+    for name, value in averaged.items():  # four updates in float32, of weights up to 4
+        torch.testing.assert_close(value.double(), average[name][: len(value)], atol=1e-6, rtol=1e-6)
+    assert max(float((averaged[name] - after[name]).abs().max()) for name in after) > 0.1
     losses = validated(unbroken)
     assert list(losses) == [2, 4, 6, 7]
     assert validated(plain) == {}
@@ -57,6 +68,7 @@ def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an
     resumed = run(tmp_path / "b", ranked, steps=7)
     assert validated(resumed) == losses
     assert rows(resumed, *TRAINED) == rows(plain, *TRAINED)
+    assert all(torch.equal(value, averaged[name]) for name, value in weights(resumed, "-EMA").items())
 
     evaluated = [*ranked, "trainer.skip_train=true", *(f"model.mm_cfg.{part}=true" for part in FREEZES)]
     files = sorted(path for path in (tmp_path / "a").rglob("*"))
@@ -79,14 +91,31 @@ def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an
         steps = {int(name.partition("step=")[2].partition("-")[0]) for name in names if "-last" not in name}
         assert steps == {*best, 7}, (names, losses)
 
-    # the loss at the end, by the training loop: one step over the held-out records alone, from the final weights
-    nemo = next((unbroken / "checkpoints").glob("*.nemo"))
+    # the loss at the end, by the training loop: one step over the held-out records alone, from the final average
+    nemo = unbroken / "checkpoints" / "run-EMA.nemo"
     path = held_out[0].partition("=")[2]
     same = [*colours, f"model.restore_from_path={nemo}", f"model.data.data_path={path}"]
     same += ["model.global_batch_size=7", "model.micro_batch_size=7"]
     (first,) = rows(run(tmp_path / "same", same, steps=1), "loss")
     # float32: other lengths of padding
     torch.testing.assert_close(losses[7], first[0], atol=1e-5, rtol=1e-5)
+
+
+def recording(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """Returns what will hold the weights before the first step, and behind each, of the runs from now on."""
+    found: list[dict[str, torch.Tensor]] = []
+    take_step = MegatronNevaModel.training_step
+
+    def spied(self: MegatronNevaModel, *given: Any) -> None:
+        for is_behind in (False, True):
+            if is_behind:
+                take_step(self, *given)
+            if is_behind or not found:
+                named = self.models[0].named_parameters()
+                found.append({name: value.detach().clone() for name, value in named})
+
+    patch.setattr(MegatronNevaModel, "training_step", spied)
+    return found
 
 
 def test_a_share_of_an_epoch_the_curve_and_tensorboard(tmp_path: Path, colours: list[str]) -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 from neva.config.keys.field import ignored, key, refused, section
 
-_EMA = "neva does not keep an exponential moving average of the weights"
-_EMA_DETAIL = "acts with exp_manager.ema.enable only"
 _NO_EARLY_END = (
     "a run goes on to its last step; monitor=val_loss with mode=min keeps the checkpoints that validate best"
 )
@@ -59,13 +57,15 @@ class WandbLoggerKwargs:
 
 @dataclass
 class Ema:
-    """Exponential moving average."""
+    """Exponential moving average of the weights that train."""
 
-    enable: Any = refused(False, why=_EMA)
-    decay: Any = ignored(_EMA_DETAIL)
-    validate_original_weights: Any = ignored(_EMA_DETAIL)
-    every_n_steps: Any = ignored(_EMA_DETAIL)
-    cpu_offload: Any = ignored(_EMA_DETAIL)
+    enable: bool = key("Keep the average, in checkpoints and in a second .nemo, NAME-EMA.nemo.", common=True)
+    decay: float = key("What an update keeps of the average.", low=0, high=1)
+    validate_original_weights: bool = key(
+        "Validate and answer samples with the weights, not with their average."
+    )
+    every_n_steps: int = key("Steps from one update to the next.", low=1)
+    cpu_offload: bool = key("The average lies in CPU memory.")
 
 
 @dataclass

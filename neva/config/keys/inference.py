@@ -78,6 +78,7 @@ class Inference:
     hparams_file: str | None = key(
         "Configuration of a checkpoint's run; null: config.yaml of its run folder."
     )
+    use_ema: bool = key("Of a training checkpoint: answer with the moving average of its weights.")
     base_model_file: str | None = key("Language model, when the .nemo holds none; null: as recorded in it.")
     vision_encoder_path: str | None = key("Tower, when the .nemo holds none; null: as recorded in it.")
     tokenizer_type: str | None = key("Tokenizer folder; null: the one inside the .nemo.")

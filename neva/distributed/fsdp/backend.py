@@ -83,3 +83,6 @@ class FSDPBackend:
 
     def adopt_weights(self, optimizer: ShardedAdamW) -> None:
         """See `Backend`; the shards that it updates are the weights themselves."""
+
+    def publish_weights(self, optimizer: ShardedAdamW) -> None:
+        """See `Backend`, and `adopt_weights`; whatever evaluates gathers them anew."""

@@ -18,7 +18,7 @@ from neva.constants import VOCABULARY, part_of
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
 from neva.model.llava import NevaModel
-from neva.optim.optimizer_state import MAIN, MOMENTS
+from neva.optim.optimizer_state import MAIN, STATE, initialize
 
 
 def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> dict[str, ShardedTensor]:
@@ -40,7 +40,7 @@ def optimizer_state(
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
     """
     if is_loading:
-        _initialize(optimizer)
+        initialize(optimizer)
     kinds = _kinds(optimizer)
     if is_loading and MAIN in kinds:
         # tensors are read in place, and the rounded weights are copied over these before they are used
@@ -64,18 +64,10 @@ def load_optimizer(optimizer: ShardedAdamW, stored: Mapping[str, Mapping[str, Te
 def _kinds(optimizer: ShardedAdamW) -> dict[str, dict[str, Tensor]]:
     """Returns the tensors of the state, by kind and name; where the model runs in 16 bits, its float32 weights too."""
     states = {name: optimizer.optimizer.state[parameter] for name, parameter in optimizer.named.items()}
-    kinds = {kind: {name: state[kind] for name, state in states.items() if kind in state} for kind in MOMENTS}
+    kinds = {kind: {name: state[kind] for name, state in states.items() if kind in state} for kind in STATE}
     if optimizer.config.params_dtype != torch.float32:
         kinds[MAIN] = {name: parameter.detach() for name, parameter in optimizer.named.items()}
     return kinds
-
-
-def _initialize(optimizer: ShardedAdamW) -> None:
-    for parameter in optimizer.named.values():
-        if not optimizer.optimizer.state[parameter]:
-            step = torch.zeros((), device=local(parameter).device)
-            moments = {kind: torch.zeros_like(parameter.detach()) for kind in MOMENTS}
-            optimizer.optimizer.state[parameter] = {"step": step, **moments}
 
 
 def _stored(values: Mapping[str, Tensor], prefix: str, gather_full: bool) -> dict[str, ShardedTensor]:
@@ -113,7 +105,8 @@ def _shards(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, in
 def _full_tensors(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
     """Yields the same for full tensors, all-gathered one by one and kept by rank 0 in CPU memory."""
     for name, value in values.items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
+        # what lies in CPU memory is gathered where the ranks can
+        full = value.to(value.device_mesh.device_type).full_tensor() if isinstance(value, DTensor) else value
         if dist.get_rank() == 0:
             yield name, full.cpu(), 0, 0
 
