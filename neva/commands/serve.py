@@ -13,6 +13,7 @@ from pathlib import Path
 
 from neva.commands.options import verb_parser
 from neva.commands.recipe import quiet_imports
+from neva.config.keys.peft import INT8, NF4
 from neva.errors import ConfigError
 from neva.precision import PRECISIONS
 from neva.registry import load_plugins
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         given.language_model,
         given.vision_tower,
         given.tokenizer,
+        given.quantization,
     )
     serve(source, given.served_model_name or given.model.stem, options)
     return 0
@@ -74,6 +76,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--served-model-name", metavar="NAME", help="for clients; default: the file's name")
     group.add_argument(
         "--precision", choices=PRECISIONS, help="of the weights; default: bf16 on a GPU, else 32"
+    )
+    group.add_argument(
+        "--quantization", choices=(NF4, INT8), help="of the language model's matrices; default: none"
     )
     group.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
     group.add_argument("--language-model", metavar="FOLDER", help="where the .nemo holds none and it moved")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from omegaconf import DictConfig
 
@@ -326,6 +327,18 @@ def _inference(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"checkpoint_name={as_override(cfg.checkpoint_name)}: give either the first or the other two"
         )
     generation = cfg.inference
+    if generation.quantization is not None:
+        if tensor * pipeline > 1:
+            yield (
+                f"inference.quantization={generation.quantization} with tensor_model_parallel_size={tensor} and "
+                f"pipeline_model_parallel_size={pipeline}: a packed model lies on one device, and copies share the "
+                "prompts; set both to 1, or leave inference.quantization out"
+            )
+        if find_spec("bitsandbytes") is None:
+            yield (
+                f"inference.quantization={generation.quantization} needs bitsandbytes: pip install 'neva[qlora]', or "
+                "leave the key out"
+            )
     if generation.min_tokens_to_generate > generation.tokens_to_generate:
         yield (
             f"inference.min_tokens_to_generate={generation.min_tokens_to_generate} exceeds "

@@ -61,6 +61,7 @@ def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
             ParallelSizes(cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size),
             cfg.hparams_file,
             cfg.use_ema,
+            cfg.inference.quantization,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -76,6 +77,7 @@ def load_assistant(
     layout: ParallelSizes = SINGLE,
     hparams_file: str | None = None,
     use_ema: bool = False,
+    packing: str | None = None,
 ) -> Assistant:
     """Loads a trained model and the frozen parts that it refers to.
 
@@ -88,6 +90,7 @@ def load_assistant(
         layout: that of Megatron's groups; this rank holds its stage and its shards.
         hparams_file: configuration of the run that wrote a checkpoint; None: that of its run folder.
         use_ema: of a checkpoint, the moving average of the weights.
+        packing: how the matrices of the language model are packed, `nf4` or `int8`; None: as they were in training.
 
     Raises:
         CheckpointError: a part is neither in the `.nemo` nor where it should be.
@@ -106,8 +109,8 @@ def load_assistant(
     vision = vision_config_of(model_cfg)
     model = _stage(model_cfg, vision, dtype, layout)
     trained.fill(model, model_cfg)
-    if (lora := lora_of(model_cfg)) is not None and lora.packing is not None:
-        quantise(model, lora.packing)
+    if (kind := _packing(model_cfg, packing)) is not None:
+        quantise(model, kind)
     model.to(device).eval().requires_grad_(False)
     return Assistant(
         model=model,
@@ -118,6 +121,18 @@ def load_assistant(
         media=build_media_reader(model_cfg, vision, trained.image_processor(model_cfg)),
         device=device,
     )
+
+
+def _packing(model_cfg: DictConfig, wanted: str | None) -> str | None:
+    """Returns how matrices are packed: as beside adapters in training, else as is wanted."""
+    lora = lora_of(model_cfg)
+    trained = None if lora is None else lora.packing
+    if trained is not None and wanted not in (None, trained):
+        raise ConfigError(
+            f"inference.quantization={wanted}, but the adapters were trained beside matrices in {trained}: leave "
+            "the key out, or merge the adapters first (neva convert --merge)"
+        )
+    return trained or wanted
 
 
 def _stage(

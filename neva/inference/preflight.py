@@ -7,10 +7,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.layout import division_problems
+from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
+from neva.config.stored import check_stored
 from neva.errors import UserError
 from neva.findings import Findings
 from neva.formats.nemo_header import nemo_config
+from neva.planner.tensors import ModelSpec, Split, stage_weights
+from neva.precision import precision_named
 
 
 def find_model(cfg: DictConfig, found: Findings) -> None:
@@ -21,13 +25,43 @@ def find_model(cfg: DictConfig, found: Findings) -> None:
         return
     found.add("model", f"{recorded['num_layers']} layers, hidden size {recorded['hidden_size']}")
     sizes = cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size
-    found.problems += division_problems(OmegaConf.create(recorded), *sizes)
+    problems = list(division_problems(OmegaConf.create(recorded), *sizes))
+    found.problems += problems
     if "mm_cfg" in recorded:
         found.add("template", recorded["data"]["conv_template"])
+        if not problems:
+            _find_weights(cfg, OmegaConf.create(recorded), source, found)
     else:
         found.problems.append(
             f"neva_model_file: {source} holds a language model alone; expected what a LLaVA training wrote"
         )
+
+
+def _find_weights(cfg: DictConfig, recorded: DictConfig, source: Path, found: Findings) -> None:
+    """Adds what the weights take on the fullest device, beside keys, values and activations."""
+    packing = cfg.inference.quantization
+    try:
+        check_stored(recorded, source)
+        model = ModelSpec(
+            vision_config_of(recorded),
+            language_config_of(recorded),
+            recorded.mm_cfg.mm_mlp_adapter_type,
+            recorded.make_vocab_size_divisible_by,
+            frozenset(),
+            packing,
+        )
+    except UserError as error:
+        found.problems.append(str(error))
+        return
+    precision = precision_named(cfg.trainer.precision)
+    tensor, stages = cfg.tensor_model_parallel_size, cfg.pipeline_model_parallel_size
+    largest = max(
+        sum(weight.bytes_of(weight.numel, precision.num_bytes) for weight in stage_weights(model, split))
+        for split in (Split(tensor, stages, stage) for stage in range(stages))
+    )
+    packed = "" if packing is None else f", matrices of the language model's layers in {packing}"
+    size = f"{largest / 2**30:,.1f} GiB" if largest >= 2**30 else f"{largest / 2**10:,.1f} KiB"
+    found.add("weights", f"{size} on a device, {precision.dtype_name}{packed}")
 
 
 def find_prompts(cfg: DictConfig, found: Findings) -> None:

@@ -1,11 +1,13 @@
-"""Frozen matrices of the language model in 4 or 8 bits, as QLoRA has them (https://arxiv.org/abs/2305.14314).
+"""Matrices of the language model in 4 or 8 bits: frozen ones beside adapters, as QLoRA has them, and where it answers.
 
-bitsandbytes packs and unpacks; the products are torch's, of a matrix that is unpacked for each and kept by none.
+Source: https://arxiv.org/abs/2305.14314. bitsandbytes packs and unpacks; the products are torch's, of a matrix that is
+unpacked for each and kept by none.
 Its own modules repack a weight when they first answer in eval mode, after which adapters get no gradient: none is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -16,27 +18,43 @@ from torch import Tensor, nn
 from neva.config.keys.peft import INT8, NF4
 from neva.errors import ConfigError
 from neva.families.adapters import BLOCK
+from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.llava import NevaModel
 
 
 def quantise(model: NevaModel, kind: str) -> None:
     """Packs the matrices of all decoder layers in place, in the precision of the packed model: `nf4` or `int8`.
 
-    Packed bytes lie in parameters of the model's own dtype, so that FSDP shards and gathers them like any other.
+    Embedding, head, norms, routers and tower stay as they are. Packed bytes lie in parameters of the model's own dtype,
+    so that FSDP shards and gathers them like any other.
 
     Raises:
-        ConfigError: bitsandbytes is not installed, or a matrix has no whole blocks.
+        ConfigError: bitsandbytes is not installed, a matrix has no whole blocks, or transformers runs the model.
     """
     try:
         functional: Any = import_module("bitsandbytes.functional")
     except ImportError as error:
         raise ConfigError(
-            "model.peft.peft_scheme=qlora needs bitsandbytes: pip install 'neva[qlora]', or use lora"
+            f"packing matrices as {kind} needs bitsandbytes: pip install 'neva[qlora]', or leave them as they are"
         ) from error
+    if isinstance(model.language_model, HuggingFaceLanguageModel):
+        raise ConfigError(
+            f"packing matrices as {kind} goes with Megatron's language models; this one is run by transformers "
+            "(model.language_backend=huggingface): leave its matrices as they are"
+        )
     for layer in model.language_model.decoder.layers:
-        attention, mlp = layer.self_attention, layer.mlp
-        for matrix in (attention.linear_qkv, attention.linear_proj, mlp.linear_fc1, mlp.linear_fc2):
+        attention = layer.self_attention
+        for matrix in (attention.linear_qkv, attention.linear_proj, *_feed_forward(layer.mlp)):
             _pack(matrix, kind, functional)
+
+
+def _feed_forward(mlp: Any) -> Iterator[Any]:
+    """Yields the matrices of one feed-forward layer, or of all experts."""
+    if hasattr(mlp, "linear_fc1"):
+        yield from (mlp.linear_fc1, mlp.linear_fc2)
+        return
+    for expert in (*mlp.experts.local_experts, *([] if mlp.shared_experts is None else [mlp.shared_experts])):
+        yield from (expert.linear_fc1, expert.linear_fc2)
 
 
 def _pack(matrix: Any, kind: str, functional: Any) -> None:
@@ -44,7 +62,8 @@ def _pack(matrix: Any, kind: str, functional: Any) -> None:
     rows, columns = weight.shape
     if rows * columns % BLOCK or columns % 8:
         raise ConfigError(
-            f"a matrix of {rows} x {columns} has no whole blocks of {BLOCK} elements: use model.peft.peft_scheme=lora"
+            f"a matrix of {rows} x {columns} has no whole blocks of {BLOCK} elements and cannot be packed as {kind}: "
+            "leave the matrices as they are (model.peft.peft_scheme=lora, inference.quantization=null)"
         )
     if kind == NF4:
         packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=NF4)

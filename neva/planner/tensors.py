@@ -24,6 +24,9 @@ from neva.families.tower_adapters import tower_sites
 from neva.families.vision import vision_family
 from neva.precision import FLOAT32
 
+ROUTER = "mlp.router."
+"""Of experts: what it chooses by is never packed."""
+
 TOWER, PROJECTOR, LANGUAGE = "vision_tower", "projector", "language_model"
 
 
@@ -65,6 +68,8 @@ class ModelSpec:
     adapter_type: str
     vocab_divisible_by: int
     trained_parts: frozenset[str]
+    packing: str | None = None
+    """How a model that answers has the matrices of its layers packed; None: as beside its adapters."""
 
     @property
     def towers(self) -> tuple[tuple[str, VisionConfig], ...]:
@@ -128,9 +133,9 @@ def _layer(model: ModelSpec, split: Split, is_trained: bool, number: int) -> Ite
         is_expert = name.startswith(EXPERTS)
         if not is_expert or int(name.removeprefix(EXPERTS).split(".")[0]) < kept:
             is_shared_out = is_expert and split.expert > 1
-            packing = (
-                lora.packing if lora is not None and len(shape) == 2 and name.endswith(".weight") else None
-            )
+            packing = model.packing or (lora.packing if lora is not None else None)
+            if len(shape) != 2 or not name.endswith(".weight") or name.startswith(ROUTER):
+                packing = None
             yield Weight(LANGUAGE, shape, is_trained, is_expert=is_shared_out, packing=packing)
         if name == last[site := name.rpartition(".")[0]]:
             for factor in site_shapes(model.language, site, number, split.tensor).values():

@@ -34,6 +34,7 @@ class ModelSource:
     language_model: str | None
     vision_tower: str | None
     tokenizer: str | None
+    quantization: str | None
 
 
 def serve(source: ModelSource, name: str, options: ServeOptions) -> None:
@@ -86,6 +87,8 @@ def _loaded(source: ModelSource) -> Iterator[Assistant]:
         "vision_encoder_path": source.vision_tower,
         "tokenizer_type": source.tokenizer,
         "hparams_file": None,
+        "use_ema": False,
+        "inference": {"quantization": source.quantization},
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
         "trainer": {"precision": source.precision or ("bf16" if torch.cuda.is_available() else "32")},

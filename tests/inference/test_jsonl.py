@@ -26,6 +26,7 @@ from neva.inference.preflight import find_model, find_prompts
 from neva.inference.prompts import Request, read_requests
 from neva.inference.results import Results
 from neva.model.llava import NevaModel
+from neva.serving.run import ModelSource, _loaded
 from tests.megatron import launcher_free, run_command
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_run import run as train
@@ -168,6 +169,34 @@ def test_a_model_that_cannot_be_divided_so_is_refused(nemo: Path, images: str, t
     found = Findings()
     find_model(cfg, found)
     assert found.problems == ["model.num_layers=2 cannot be divided by model.pipeline_model_parallel_size=3"]
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int8", 0.29), ("nf4", 0.15)])
+def test_a_packed_model_answers_alike_and_takes_the_memory_that_was_said(
+    nemo: Path, images: str, tmp_path: Path, kind: str, share: float
+) -> None:
+    prompts, quantised = write(tmp_path / "prompts.jsonl", ROWS), f"inference.quantization={kind}"
+    results = infer(nemo, images, prompts, tmp_path / "results.jsonl", quantised, *LOG_PROBS)
+    assert [row["text"] for row in results] == ANSWERS
+    exact = infer(nemo, images, prompts, tmp_path / "exact.jsonl", *LOG_PROBS)
+    assert [row["logprob"] for row in results] != [row["logprob"] for row in exact]
+
+    cfg = load("quickstart_inference", [f"neva_model_file={nemo}", quantised])
+    found = Findings()
+    find_model(cfg, found)
+    (said,) = [line for fact, line in found.facts if fact == "weights"]
+    assert said.endswith(f"float32, matrices of the language model's layers in {kind}")
+    with _loaded(ModelSource(nemo, "cpu", None, None, None, None, kind)) as served:
+        model = served.model
+    held = [
+        *model.parameters(),
+        *(value for name, value in model.named_buffers() if name.endswith(".scales")),
+    ]
+    assert said.startswith(f"{sum(value.nbytes for value in held) / 2**10:,.1f} KiB")
+    matrix = model.language_model.decoder.layers[0].mlp.linear_fc1
+    assert matrix.weight.nbytes + matrix.scales.nbytes <= share * 2 * 48 * 32 * 4, "bytes in float32"
+    with pytest.raises(ConfigError, match="a packed model lies on one device"):
+        load("quickstart_inference", [quantised, "tensor_model_parallel_size=2", "trainer.devices=2"])
 
 
 def test_insert_image_token_puts_the_placeholder(nemo: Path, images: str, tmp_path: Path) -> None:

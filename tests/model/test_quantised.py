@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 
 from neva.config.keys.peft import INT8, NF4
 from neva.inference.decoder import Decoder
+from neva.model.build import build_model
 from neva.model.quantised import quantise
 from neva.planner.tensors import ModelSpec, Split, stage_weights
 from tests.model.test_adapters import built, lora, twin  # noqa: F401
-from tests.model.test_against_transformers import batch
+from tests.model.test_against_transformers import (
+    VOCAB,
+    batch,
+    copy_weights,
+    reference,
+    reference_inputs,
+    shapes,
+)
 
 SITES = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
@@ -60,6 +70,38 @@ def test_a_packed_model_computes_what_its_unpacked_weights_do(
     for name, parameter in packed.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-5, rtol=1e-4)
+
+
+def test_nf4_computes_what_a_folder_does_that_transformers_loads_in_four_bits(
+    single_process: None, tmp_path: Path
+) -> None:
+    """Rows are whole blocks or in the same order, so that joined matrices are rounded as single ones are."""
+    vision, language = shapes("clip", 2, False)
+    language = replace(language, hidden_size=64, num_heads=8)
+    exact = reference(vision, language)
+    ours = build_model(vision, language, "mlp2x_gelu").eval().requires_grad_(False)
+    copy_weights(ours, exact)
+    quantise(ours, NF4)
+    exact.save_pretrained(tmp_path)
+    theirs = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path,
+        device_map="cpu",
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.float32,
+            llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+        ),
+    )
+    data = batch(vision.num_tokens)
+    with torch.no_grad():
+        found = ours(data["input_ids"], data["pixel_values"])
+        expected, unpacked = (
+            model(**reference_inputs(data)).logits[..., :VOCAB] for model in (theirs, exact)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # float32 sums in another order
+    assert (expected - unpacked).norm() / unpacked.norm() > 0.01, "packing shows"
 
 
 def test_adapters_learn_after_an_answer_in_eval_mode(single_process: None, twin: Any) -> None:  # noqa: F811

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.config.keys.field import ignored, key, refused, section
+from neva.config.keys.peft import INT8, NF4
 from neva.config.keys.trainer import InferenceTrainer
 
 _SERVER = "a model is served by `neva serve FILE.nemo`"
 _SERVER_DETAIL = "acts with server only; `neva serve` has flags of its own"
 _STEERLM = "NeVA does not read it either: a prompt of a SteerLM model may have a label, its key 'label' in prompt_file"
+_CALIBRATED = (
+    "NeMo calibrates activations on data (SmoothQuant, AWQ, fp8), neva packs weights alone: inference.quantization=nf4 "
+    "or int8"
+)
 
 
 @dataclass
@@ -37,6 +42,12 @@ class Generation:
         "false: never."
     )
     compute_logprob: bool = key("Result lines have the answer's tokens and their log probabilities.")
+    quantization: str | None = key(
+        "Pack the matrices of the language model's layers into 4 bits (nf4) or 8 (int8) when it is loaded; null: leave "
+        "them as they are.",
+        choices=(NF4, INT8),
+        common=True,
+    )
     all_probs: bool = key(
         "The same, and the log probabilities of the whole vocabulary in a file for each prompt."
     )
@@ -55,9 +66,9 @@ class Generation:
 
 @dataclass
 class Quantization:
-    """Weight quantisation."""
+    """NeMo's quantisation after training."""
 
-    enable: Any = refused(False, why="neva does not quantise weights")
+    enable: Any = refused(False, why=_CALIBRATED)
     algorithm: Any = ignored("acts with quantization.enable only")
 
 
