@@ -72,13 +72,11 @@ class WeightAverage:
     def in_place_of_weights(self) -> Iterator[None]:
         """Has the model compute with the average inside, and gives it its weights back, bit for bit.
 
-        Called by every rank.
+        Called by every rank. An error inside ends the run: a rank that fails must not wait for the others here.
         """
         self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
+        yield
+        self._exchange()
 
     @torch.no_grad()
     def _exchange(self) -> None:

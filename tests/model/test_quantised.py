@@ -91,7 +91,7 @@ def test_nf4_computes_what_a_folder_does_that_transformers_loads_in_four_bits(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.float32,
-            llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+            llm_int8_skip_modules=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
         ),
     )
     data = batch(vision.num_tokens)

@@ -14,7 +14,7 @@ from neva.data.ledger import read_ledger
 from neva.data.ledger_proof import prove
 from neva.errors import ConfigError
 from neva.formats.nemo import open_nemo
-from neva.training import callbacks
+from neva.training import callbacks, strategy
 from neva.training.callbacks import CURVE, read_metrics
 from neva.training.run import train
 
@@ -142,6 +142,22 @@ def test_stage_two_starts_from_stage_one_projector(tmp_path: Path, colours: list
         assert same == name.startswith("projector.") or expected[name].ndim == 1
     manifest = open_nemo(next((second / "checkpoints").glob("*.nemo"))).manifest
     assert str(nemo) in json.dumps(manifest)
+
+
+def test_a_run_that_had_no_average_begins_one_with_its_weights(
+    tmp_path: Path, colours: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = weights(run(tmp_path, colours, steps=2))
+    said: list[str] = []
+    monkeypatch.setattr(strategy.logger, "warning", lambda text, *values: said.append(text % values))
+    ema = ["exp_manager.ema.enable=true", "exp_manager.ema.decay=0.25"]
+    resumed = run(tmp_path, [*colours, *ema], steps=3)
+    assert len(said) == 1 and said[0].endswith(
+        "has no moving average of the weights: it begins with those of this step"
+    )
+    after = weights(resumed)
+    for name, value in weights(resumed, "-EMA").items():
+        torch.testing.assert_close(value, 0.25 * before[name] + 0.75 * after[name], atol=1e-6, rtol=1e-6)
 
 
 def test_nan_stops_the_run_and_names_step_and_samples(tmp_path: Path, colours: list[str]) -> None:

@@ -105,8 +105,12 @@ def _shards(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, in
 def _full_tensors(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
     """Yields the same for full tensors, all-gathered one by one and kept by rank 0 in CPU memory."""
     for name, value in values.items():
-        # what lies in CPU memory is gathered where the ranks can
-        full = value.to(value.device_mesh.device_type).full_tensor() if isinstance(value, DTensor) else value
+        full = value
+        if isinstance(value, DTensor):
+            # what lies in CPU memory goes where ranks can meet
+            gathered = value.to(value.device_mesh.device_type)
+            assert isinstance(gathered, DTensor)
+            full = gathered.full_tensor()
         if dist.get_rank() == 0:
             yield name, full.cpu(), 0, 0
 
