@@ -18,13 +18,14 @@ class ProcessSession:
     """The processes of one run, from their rendezvous to their end; a single process has nobody to meet.
 
     Args:
-        fingerprint: tells what has to be the same on every rank; reads files, so only several processes ask for it.
+        fingerprint: tells what has to be the same on every rank; reads files where it is told to, on one rank of each
+            node.
         timeout_s: how long a collective may take.
         join_timeout_s: how long the processes wait for each other at the start.
     """
 
     def __init__(
-        self, fingerprint: Callable[[], Mapping[str, str]], timeout_s: float, join_timeout_s: float
+        self, fingerprint: Callable[[bool], Mapping[str, str | None]], timeout_s: float, join_timeout_s: float
     ) -> None:
         self.fingerprint = fingerprint
         self.timeout_s = timeout_s
@@ -66,7 +67,7 @@ class ProcessSession:
         self.monitor = FailureMonitor(rank, store, host, rank == 0 or local_rank == 0, [*children])
         children.clear()
         self.device = groups.init_process_group(rank, size, self.timeout_s, store)
-        consistency.compare_ranks(self.fingerprint())
+        consistency.compare_ranks(self.fingerprint(local_rank == 0))
 
     def log_ranks(self) -> None:
         """Logs where every rank sits."""

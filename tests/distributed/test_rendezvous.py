@@ -60,6 +60,9 @@ def test_data_code_and_configuration_are_among_the_facts(tmp_path: Path) -> None
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"key model.optim.lr", f"content of {tmp_path}/data.json"}
     assert {"neva's code", "torch", "megatron-core", "Python"} <= first.keys()
+    beside = consistency.fingerprint(cfg, reads_files=False)
+    unread = {name for name in beside if beside[name] is None}
+    assert f"content of {tmp_path}/data.json" in unread and beside == second | dict.fromkeys(unread)
 
 
 def test_the_sentence_names_the_first_rank_that_differs_and_counts_the_rest() -> None:
@@ -70,6 +73,17 @@ def test_the_sentence_names_the_first_rank_that_differs_and_counts_the_rest() ->
     )
     sentence = consistency.disagreement([ours, {"key b": "2"}], ["h1", "h2"])
     assert "key a is absent there and 1 on rank 0, and 2 more" in sentence
+
+
+def test_a_rank_that_read_no_file_agrees_with_what_the_first_of_its_node_read() -> None:
+    ours: dict[str, str | None] = {"key a": "1", "content of data": "x"}
+    beside, elsewhere = ours | {"content of data": None}, ours | {"content of data": "y"}
+    sentence = consistency.disagreement([ours, beside, elsewhere, beside], ["h1", "h1", "h2", "h2"])
+    assert sentence.startswith(
+        "rank 2 on h2 differs from rank 0 on h1: content of data is y there and x on rank 0;"
+    )
+    others = consistency.disagreement([ours, beside | {"key a": "2"}], ["h1", "h1"])
+    assert others.startswith("rank 1 on h1 differs from rank 0 on h1: key a is 2 there and 1 on rank 0;")
 
 
 @pytest.mark.usefixtures("single_process")
