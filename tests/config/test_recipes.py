@@ -1,6 +1,7 @@
 """Every recipe composes into a tree that the schema accepts, and the LLaVA-1.5 ones say what LLaVA-1.5 did."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,13 @@ def test_the_recipes_are_those_of_the_documentation() -> None:
     )
     assert set(recipes()) == {
         f"{size}_{job}" for size in sizes for job in ("pretrain", "finetune", "inference")
-    } | {"pai_llava_mistral_7b_pretrain", "idefics2_8b_finetune", "idefics2_8b_inference", "llava_7b_lora"}
+    } | {
+        "pai_llava_mistral_7b_pretrain",
+        "idefics2_8b_finetune",
+        "idefics2_8b_inference",
+        "llava_7b_lora",
+        "llava_7b_qlora",
+    }
 
 
 def test_the_package_reads_the_tree_of_the_repository() -> None:
@@ -245,3 +252,6 @@ def test_the_adapters_of_llava_1_5_are_those_of_its_script() -> None:
         pytest.approx(2e-5),
     )
     assert model.global_batch_size == 128
+    packed = load("llava_7b_qlora", [])
+    assert language_config_of(packed.model).lora == replace(lora, packing="nf4")
+    assert (packed.trainer.devices, packed.model.global_batch_size) == (1, 128)
