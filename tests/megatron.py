@@ -120,6 +120,7 @@ def run_command(
 def _command(command: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
     os.chdir(folder)
     _become({**environment, "OMP_NUM_THREADS": "1"}, out, err)
+    sys.orig_argv = [sys.executable, *command]  # with which a run starts its other processes
     if command[0] == "-m":
         sys.argv = command[1:]
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
