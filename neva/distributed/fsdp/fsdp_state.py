@@ -65,6 +65,7 @@ def _kinds(optimizer: ShardedAdamW) -> dict[str, dict[str, Tensor]]:
     """Returns the tensors of the state, by kind and name; where the model runs in 16 bits, its float32 weights too."""
     states = {name: optimizer.optimizer.state[parameter] for name, parameter in optimizer.named.items()}
     kinds = {kind: {name: state[kind] for name, state in states.items() if kind in state} for kind in STATE}
+    kinds = {kind: values for kind, values in kinds.items() if values}
     if optimizer.config.params_dtype != torch.float32:
         kinds[MAIN] = {name: parameter.detach() for name, parameter in optimizer.named.items()}
     return kinds
