@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.distributed.test_training import FSDP, assert_same_end, handed_over, train
+from tests.distributed.test_training import EMA, FSDP, assert_same_end, handed_over, train
 from tests.training.conftest import colours  # noqa: F401
 from tests.training.test_hugging_face_run import starcoder  # noqa: F401
 
@@ -17,6 +17,7 @@ def test_shards_of_packed_rows_continue_what_one_process_began(
     overrides = [
         *starcoder,
         *packed,
+        *EMA,
         "model.language_backend=huggingface",
         "exp_manager.checkpoint_callback_params.save_top_k=3",
     ]

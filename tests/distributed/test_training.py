@@ -23,6 +23,7 @@ PIPELINE = [
 ]
 CONTEXT = ["trainer.devices=2", "model.context_parallel_size=2"]
 SHARDED = ["model.optim.name=distributed_fused_adam"]
+EMA = ("exp_manager.ema.enable=true", "exp_manager.ema.decay=0.8")
 FSDP = ["trainer.devices=2", "model.fsdp=true"]
 
 
@@ -87,8 +88,7 @@ def begin(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> list[
         restore,
         "model.optim.lr=1e-3",
         "exp_manager.checkpoint_callback_params.save_top_k=3",
-        "exp_manager.ema.enable=true",
-        "exp_manager.ema.decay=0.8",
+        *EMA,
     ]
 
 
