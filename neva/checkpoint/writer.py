@@ -27,6 +27,10 @@ Bucket = tuple[str, str, tuple[list[Any], list[tuple[Any, Tensor]]]]
 """A file: its path, its name, and the items in it, bytes and tensors."""
 
 
+_COPIES_AT_ONCE = 4
+"""Tensors; one thread does not fill the memory's bandwidth."""
+
+
 class _Plan(TorchDistSaveShardedStrategy):
     """Megatron's way to save, as far as to what it would write."""
 
@@ -57,10 +61,18 @@ class StateWriter:
 
     def copy(self, buffers: dict[Any, Tensor]) -> None:
         """Lets training go on: what it changes is copied into `buffers`, which later saves use again."""
-        self.buckets = [
-            (path, name, (items, [(item, self._copied(item, tensor, buffers)) for item, tensor in tensors]))
-            for path, name, (items, tensors) in self.buckets
-        ]
+        with ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="checkpoint") as pool:
+            self.buckets = [
+                (
+                    path,
+                    name,
+                    (
+                        items,
+                        [*pool.map(lambda one: (one[0], self._copied(one[0], one[1], buffers)), tensors)],
+                    ),
+                )
+                for path, name, (items, tensors) in self.buckets
+            ]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
