@@ -10,6 +10,7 @@ import io
 import queue
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from torch import Tensor
 
 Bucket = tuple[str, str, tuple[list[Any], list[tuple[Any, Tensor]]]]
 """A file: its path, its name, and the items in it, bytes and tensors."""
-
 
 _COPIES_AT_ONCE = 4
 """Tensors; one thread does not fill the memory's bandwidth."""
@@ -61,29 +61,24 @@ class StateWriter:
 
     def copy(self, buffers: dict[Any, Tensor]) -> None:
         """Lets training go on: what it changes is copied into `buffers`, which later saves use again."""
+        copied = partial(self._copied, buffers)
         with ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="checkpoint") as pool:
             self.buckets = [
-                (
-                    path,
-                    name,
-                    (
-                        items,
-                        [*pool.map(lambda one: (one[0], self._copied(one[0], one[1], buffers)), tensors)],
-                    ),
-                )
+                (path, name, (items, [*pool.map(copied, tensors)]))
                 for path, name, (items, tensors) in self.buckets
             ]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def _copied(self, item: Any, tensor: Tensor, buffers: dict[Any, Tensor]) -> Tensor:
+    def _copied(self, buffers: dict[Any, Tensor], pending: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
+        item, tensor = pending
         if tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() not in self._live:
-            return tensor  # Megatron has copied it already
+            return pending  # Megatron has copied it already
         buffer = buffers.get(item.index)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             buffers[item.index] = buffer
-        return buffer.copy_(tensor, non_blocking=True)
+        return item, buffer.copy_(tensor, non_blocking=True)
 
     def write(self) -> list[Any]:
         """Writes this rank's files; returns where each tensor stands.

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from neva.distributed.collectives import Collectives
+from neva.distributed.imagined import META
 
-META = torch.device("meta")
 aten = torch.ops.aten
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Types whose tensors have no memory; float64, in which a step sums up what it reports, has."""

@@ -26,8 +26,8 @@ from neva.data.dataset import NO_RECORD, Sample
 from neva.distributed import groups
 from neva.distributed.backend import Backend, backend_for
 from neva.distributed.collectives import Collective
-from neva.distributed.imagined import imagined_rank, place_of_rank
-from neva.distributed.shapes_only import META, ShapesOnly, shapes_only
+from neva.distributed.imagined import META, imagined_rank, place_of_rank
+from neva.distributed.shapes_only import ShapesOnly, shapes_only
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
