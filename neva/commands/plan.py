@@ -48,10 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     cfg = _recipe(options)
     job = job_of(cfg, gpus, node, options.images, options.label_share)
     limit = int((memory - options.reserve) * GIB)
-    ranked, times = rank(cfg, job, limit), None
+    ranked, times = rank(cfg, job, limit), {}
     if cluster is not None:
         timed = fastest(ranked, job, limit, cluster)
-        ranked, times = [one.plan for one in timed], [one.time for one in timed]
+        ranked, times = [one.plan for one in timed], {one.plan.layout: one.time for one in timed}
     if options.json:
         sys.stdout.write(json.dumps(as_json(job, ranked, limit, times), indent=1) + "\n")
     else:

@@ -21,8 +21,8 @@ from neva.config.keys.peft import (
 )
 from neva.config.show import as_override
 from neva.errors import ConfigError
-from neva.families.adapters import ALL, DOWN, GATE_UP, PIECES, PROJECTION, QKV, WHOLE
-from neva.families.configs import LoraConfig
+from neva.families.adapters import DOWN, GATE_UP, PIECES, PROJECTION, QKV, WHOLE
+from neva.families.configs import ALL, LoraConfig
 from neva.families.language import HUGGING_FACE
 
 PROJECTOR_RATE = 0.1

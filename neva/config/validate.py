@@ -25,7 +25,7 @@ from neva.config.peft import has_adapters, peft_problems
 from neva.config.show import as_override
 from neva.constants import PROJECTOR
 from neva.errors import ConfigError
-from neva.families.adapters import ALL
+from neva.families.configs import ALL
 from neva.families.connector import connector_named
 from neva.families.language import HUGGING_FACE
 from neva.families.rope import check_scaling

@@ -15,9 +15,6 @@ GATE_UP, DOWN = "mlp.linear_fc1", "mlp.linear_fc2"
 BLOCK = 64
 """Elements of a packed matrix with a common scale in nf4."""
 
-ALL = "all"
-"""Stands for every matrix among the names of some."""
-
 WHOLE = "whole"
 """The one piece of a matrix whose rows are not told apart."""
 

@@ -153,6 +153,10 @@ class ExpertsConfig:
     """Weight of the loss that balances the experts."""
 
 
+ALL = "all"
+"""Stands for every matrix among the names of some."""
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank factors beside frozen matrices: W x + (alpha / rank) B A x (https://arxiv.org/abs/2106.09685)."""
@@ -184,6 +188,11 @@ class LoraConfig:
         """Returns the pieces of a matrix that have factors in a layer, counted from 0."""
         is_chosen = self.layers is None or layer in self.layers
         return dict(self.sites).get(site, ()) if is_chosen else ()
+
+    def names(self, matrix: str) -> bool:
+        """Whether the sites, where they are last words of names, name a matrix."""
+        named = dict(self.sites)
+        return ALL in named or matrix.rpartition(".")[2] in named
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from neva.errors import CheckpointError, ConfigError
-from neva.families.configs import LanguageConfig
+from neva.families.configs import ALL, LanguageConfig
 from neva.families.mapping import PaddedVocab, Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE, HFNaming
 from neva.families.stored_names import stored_names
@@ -196,7 +196,7 @@ def adapted(language: LanguageConfig) -> dict[str, Shape]:
     linear = {name: part for name, part in module.named_modules() if part in inside}
     words = {name.rpartition(".")[2] for name in linear}
     for word in named:
-        if word not in (*words, "all") or not words:
+        if word not in (*words, ALL) or not words:
             raise ConfigError(
                 f"model.peft.lora_tuning.target_modules names {word}, and the linear layers of a "
                 f"{module.config.model_type!r} are {', '.join(sorted(words)) or 'none'}"
@@ -204,7 +204,7 @@ def adapted(language: LanguageConfig) -> dict[str, Shape]:
     return {
         name: (part.out_features, part.in_features)
         for name, part in linear.items()
-        if "all" in named or name.rpartition(".")[2] in named
+        if language.lora.names(name)
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from neva.constants import ADAPTER
-from neva.families.adapters import ALL, factor_shapes
+from neva.families.adapters import factor_shapes
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
 from neva.families.naming import TOWER
@@ -33,12 +33,7 @@ def tower_sites(vision: VisionConfig) -> dict[str, Shape]:
     """Returns name and shape of the matrices with adapters."""
     if vision.lora is None:
         return {}
-    named = dict(vision.lora.sites)
-    return {
-        name: shape
-        for name, shape in layer_matrices(vision).items()
-        if ALL in named or name.rpartition(".")[2] in named
-    }
+    return {name: shape for name, shape in layer_matrices(vision).items() if vision.lora.names(name)}
 
 
 def tower_adapter_shapes(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from neva.config.show import as_override
 from neva.constants import PROJECTOR, SECOND_TOWER, VISION_TOWER
-from neva.planner.candidates import candidate_keys
+from neva.planner.candidates import Candidate, candidate_keys
 from neva.planner.estimate import Plan, StageMemory
 from neva.planner.flops import step_flops, total
 from neva.planner.job import Job
@@ -37,7 +37,6 @@ ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
     ("workspace", lambda stage: stage.workspace),
     ("peak", lambda stage: stage.peak),
 ]
-STEP_PARTS = ("compute", "tensor", "context", "experts", "pipeline", "data", "bubble")
 LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
@@ -47,8 +46,8 @@ workspace: estimated; with the activations, against the peak of a forward and a
   backward pass on a CPU: 1 % below to 13 % above"""
 
 
-def as_json(job: Job, ranked: list[Plan], limit: int, times: list[StepTime] | None = None) -> dict[str, Any]:
-    """Returns everything that was found, sizes in bytes; `times` are those of the steps of the layouts, if known."""
+def as_json(job: Job, ranked: list[Plan], limit: int, times: Mapping[Candidate, StepTime]) -> dict[str, Any]:
+    """Returns everything that was found, sizes in bytes; `times` are those of the steps of layouts, where known."""
     return {
         "gpus": job.gpus,
         "limit": limit,
@@ -57,8 +56,7 @@ def as_json(job: Job, ranked: list[Plan], limit: int, times: list[StepTime] | No
         "sequence_length": job.sequence_length,
         "model_flops": {name: found.model for name, found in step_flops(job.model, job.work, None).items()},
         "layouts": [
-            {**_layout_json(job, found, limit), **({} if times is None else _time_json(times[number]))}
-            for number, found in enumerate(ranked)
+            {**_layout_json(job, found, limit), **_time_json(times.get(found.layout))} for found in ranked
         ],
     }
 
@@ -83,12 +81,14 @@ def _layout_json(job: Job, found: Plan, limit: int) -> dict[str, Any]:
     }
 
 
-def _time_json(time: StepTime) -> dict[str, Any]:
+def _time_json(time: StepTime | None) -> dict[str, Any]:
+    if time is None:
+        return {}
     return {
         "step_s": time.seconds,
         "samples_per_s": time.samples_per_s,
         "mfu": time.mfu,
-        "step_parts_s": {name: getattr(time, name) for name in STEP_PARTS},
+        "step_parts_s": time.parts,
     }
 
 
@@ -99,7 +99,7 @@ def print_tables(
     memory_gib: float,
     reserve_gib: float,
     top: int,
-    times: list[StepTime] | None = None,
+    times: Mapping[Candidate, StepTime],
 ) -> None:
     """Prints what was assumed, the best layouts, the stages of the best one and its keys; `times` as in `as_json`."""
     console = Console(highlight=False, markup=False)
@@ -120,12 +120,11 @@ def print_tables(
         line("no layout: sizes or the batch cannot be divided among these GPUs", style="bold red")
         return
     rows = best_of_each(ranked)
-    known = {} if times is None else {id(found): time for found, time in zip(ranked, times, strict=True)}
-    console.print(layout_table(rows[:top], limit, known))
+    console.print(layout_table(rows[:top], limit, times))
     best = ranked[0]
-    if times is not None:
+    if (time := times.get(best.layout)) is not None:
         line("\nseconds of a step of the first, predicted (docs/plan.md says from what)")
-        console.print(time_table(times[0]))
+        console.print(time_table(time))
     line("\nstages of the first, GiB on each rank")
     console.print(stage_table(best))
     line(f"\n{BASIS}\n")
@@ -155,15 +154,15 @@ def best_of_each(ranked: list[Plan]) -> list[Plan]:
 def time_table(time: StepTime) -> Table:
     """Returns what a step's time goes to."""
     table = Table(box=None, pad_edge=False)
-    for name in STEP_PARTS:
+    for name in time.parts:
         table.add_column(name, justify="right")
     table.add_column("all", justify="right")
-    table.add_row(*(f"{getattr(time, name):.3f}" for name in STEP_PARTS), f"{time.seconds:.3f}")
+    table.add_row(*(f"{seconds:.3f}" for seconds in time.parts.values()), f"{time.seconds:.3f}")
     return table
 
 
-def layout_table(rows: list[Plan], limit: int, times: dict[int, StepTime]) -> Table:
-    """Returns the ranked layouts, with the times that are known of them, by identity."""
+def layout_table(rows: list[Plan], limit: int, times: Mapping[Candidate, StepTime]) -> Table:
+    """Returns the ranked layouts, with the times that are known of them."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     shares_experts = any(found.layout.expert > 1 for found in rows)
     for column in ("", "DP", "TP", "PP", "VP", "CP", *(["EP"] if shares_experts else [])):
@@ -192,11 +191,11 @@ def layout_table(rows: list[Plan], limit: int, times: dict[int, StepTime]) -> Ta
     return table
 
 
-def _speed(found: Plan, times: dict[int, StepTime]) -> list[str]:
+def _speed(found: Plan, times: Mapping[Candidate, StepTime]) -> list[str]:
     """Returns samples a second and MFU, where they are predicted, else the share of the bubble."""
     if not times:
         return [f"{found.bubble:.0%}"]
-    time = times[id(found)]
+    time = times[found.layout]
     return [f"{time.samples_per_s:.1f}", f"{time.mfu:.1%}"]
 
 

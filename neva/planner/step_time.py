@@ -41,10 +41,22 @@ class StepTime:
     """FLOP/s of all GPUs at best."""
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by what they go to."""
+        return {
+            "compute": self.compute,
+            "tensor": self.tensor,
+            "context": self.context,
+            "experts": self.experts,
+            "pipeline": self.pipeline,
+            "data": self.data,
+            "bubble": self.bubble,
+        }
+
+    @property
     def seconds(self) -> float:
         """All together."""
-        parts = (self.compute, self.tensor, self.context, self.experts, self.pipeline, self.data, self.bubble)
-        return sum(parts)
+        return sum(self.parts.values())
 
     @property
     def samples_per_s(self) -> float:
