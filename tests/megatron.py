@@ -96,7 +96,7 @@ def run_neva(words: Sequence[str], log: Path, size: int) -> list[int | None]:
 
 
 def _main(words: list[str], log: Path, said: dict[str, str]) -> None:
-    _become({**launcher_free(os.environ), "OMP_NUM_THREADS": "1", **said}, log, log)
+    become({**launcher_free(os.environ), "OMP_NUM_THREADS": "1", **said}, log, log)
     sys.exit(main(words))
 
 
@@ -119,7 +119,7 @@ def run_command(
 
 def _command(command: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
     os.chdir(folder)
-    _become({**environment, "OMP_NUM_THREADS": "1"}, out, err)
+    become({**environment, "OMP_NUM_THREADS": "1"}, out, err)
     sys.orig_argv = [sys.executable, *command]  # with which a run starts its other processes
     if command[0] == "-m":
         sys.argv = command[1:]
@@ -129,8 +129,8 @@ def _command(command: list[str], folder: Path, environment: dict[str, str], out:
         runpy.run_path(command[0], run_name="__main__")
 
 
-def _become(environment: Mapping[str, str], out: Path, err: Path) -> None:
-    """Makes this process, forked from a warm one, that of a command."""
+def become(environment: Mapping[str, str], out: Path, err: Path) -> None:
+    """Makes this process, forked from a warm one, that of a command which prints to these files."""
     os.environ.clear()
     os.environ.update(environment)
     for standard, path in ((1, out), (2, err)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import traceback
@@ -16,7 +15,7 @@ import torch
 from neva.config.load import load
 from neva.training import run as run_module
 from neva.training.callbacks import Progress
-from tests.megatron import free_ports, launcher_free, warm_processes
+from tests.megatron import become, free_ports, launcher_free, warm_processes
 
 RECIPE = "quickstart_finetune"
 
@@ -79,18 +78,11 @@ def _rank(
     log: Path,
     poisoned: Collection[tuple[int, int, str]],
 ) -> None:
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    # for workers of the loader, as in any run: a fork takes over how it was made itself
-    multiprocessing.set_start_method("fork", force=True)
     environment = launcher_free(os.environ)
-    os.environ.clear()
-    os.environ.update(environment)
     if size > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": size, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+        environment |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    become(environment, log, log)
     mine = {(step, what) for step, of_rank, what in poisoned if of_rank == rank}
 
     class Poisoning(Progress):
