@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from neva.optim.offload import state_on_device
 from neva.optim.optimizer_state import AVERAGE, initialize, members
 
 
@@ -91,6 +93,31 @@ class WeightAverage:
         for member in members(self.optimizer):
             for main, state in _mains(member):
                 yield _shard(state[AVERAGE]), _shard(main.detach())
+
+
+def average_of(
+    ema: DictConfig,
+    optimizer: Any,
+    offloaded_from: torch.device | None,
+    publish: Callable[[Any], None],
+) -> WeightAverage | None:
+    """Returns what `exp_manager.ema` asks for, None if it asks for none.
+
+    Args:
+        ema: the section.
+        optimizer: whose main weights are averaged; its state lies in CPU memory if it is `offloaded_from` a device.
+        offloaded_from: that device.
+        publish: has the model compute with the main weights of an optimizer.
+    """
+    if not ema.enable:
+        return None
+
+    def refresh() -> None:
+        with state_on_device(optimizer, offloaded_from):
+            publish(optimizer)
+
+    on_cpu = ema.cpu_offload or offloaded_from is not None
+    return WeightAverage(optimizer, ema.decay, ema.every_n_steps, on_cpu, refresh)
 
 
 def _mains(member: Any) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:

@@ -32,9 +32,8 @@ from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise
-from neva.optim.average import WeightAverage
+from neva.optim.average import WeightAverage, average_of
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
-from neva.optim.offload import state_on_device
 from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
 from neva.training.not_finite import SKIP, NotFiniteSteps, kept_batches
@@ -158,21 +157,9 @@ class MegatronNevaModel(ModelPT):
             self.trainer.max_steps,
         )
         offloaded_from = self.trainer.strategy.root_device if optim.cpu_offload else None
-        self.average = self._average(offloaded_from)
+        ema, publish = self.whole.exp_manager.ema, self.backend.publish_weights
+        self.average = average_of(ema, self.inner_optimizer, offloaded_from, publish)
         return LightningOptimizerAdapter(self.inner_optimizer, schedule, offloaded_from)
-
-    def _average(self, offloaded_from: torch.device | None) -> WeightAverage | None:
-        """Returns the moving average of the weights, if one is kept; it begins with the initial ones."""
-        ema = self.whole.exp_manager.ema
-        if not ema.enable:
-            return None
-
-        def publish() -> None:
-            with state_on_device(self.inner_optimizer, offloaded_from):
-                self.backend.publish_weights(self.inner_optimizer)
-
-        on_cpu = ema.cpu_offload or offloaded_from is not None
-        return WeightAverage(self.inner_optimizer, ema.decay, ema.every_n_steps, on_cpu, publish)
 
     def validated_weights(self) -> AbstractContextManager[None]:
         """Has the model compute with what is validated, and answers samples: the average, where one is kept.
