@@ -75,6 +75,11 @@ class Batch:
         return found
 
     @property
+    def first_label(self) -> int:
+        """The first position with a loss, of any row; 0 where none has one."""
+        return int((self.labels != IGNORE_INDEX).any(0).int().argmax())
+
+    @property
     def num_labels(self) -> int:
         """Positions with a loss."""
         return int((self.labels != IGNORE_INDEX).sum())

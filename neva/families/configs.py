@@ -237,6 +237,11 @@ class LanguageConfig:
         return self.sees_whole_images or self.sees_whole_prompts
 
     @property
+    def ends_early(self) -> bool:
+        """Whether its last layer may leave out positions that nobody reads; experts are balanced over all."""
+        return not self.looks_ahead and self.experts is None and self.hf_config is None
+
+    @property
     def rotary_dim(self) -> int:
         """Elements of each head that are turned by its position."""
         return int(self.head_dim * self.form.rotary_share)

@@ -58,6 +58,7 @@ class SDPAttention(MegatronModule):
         self.dropout = config.attention_dropout
         self.window = language.window_of(layer_number - 1)
         self.cap = language.form.score_cap
+        self.is_last = layer_number == language.num_layers
 
     def forward(
         self,
@@ -76,10 +77,10 @@ class SDPAttention(MegatronModule):
             key, value: [K, B, G, D].
             attention_mask: bool [B, 1, S, K], True where a query may look; None means causal.
             packed_seq_params: `PackedSamples`: causal within each sample; None: a row is one sample. Of `Rows` with
-                `together`, that says where queries look.
+                `together`, that says where queries look; with `first_read`, whose results the last layer is asked for.
 
         Returns:
-            [S, B, H*D].
+            [S, B, H*D], without the positions that are not read.
         """
         assert attention_bias is None
         if isinstance(packed_seq_params, Rows) and packed_seq_params.together is not None:
@@ -94,6 +95,8 @@ class SDPAttention(MegatronModule):
             return attend(query, key, value, packed_seq_params)
         if self.context_group.size() > 1:
             return self._attend_to_whole_sequence(query, key, value)
+        if self.is_last and isinstance(packed_seq_params, Rows) and packed_seq_params.first_read:
+            return self._attend_to_last(query[packed_seq_params.first_read :], key, value)
         if attention_mask is None and self.cap is not None:
             return self._attend_to_last(query, key, value)
         if attention_mask is None and self.window is not None and key.size(0) > self.window:
@@ -125,8 +128,7 @@ class SDPAttention(MegatronModule):
             return self._attend(
                 query, key, value, sliding_window_mask(len(query), len(key), self.window, query.device)
             )
-        mask = causal_lower_right(len(query), len(key)) if len(query) < len(key) else None
-        return self._attend(query, key, value, mask)
+        return self._attend(query, key, value, causal_mask(len(query), len(key), query.device))
 
     def _attend_one_by_one(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
         """Attends within each sample: no score of two samples is computed, and no mask is made."""
@@ -202,6 +204,18 @@ def takes_flash(query: Tensor) -> bool:
         and query.size(-1) <= LARGEST_FLASH_HEAD
         and query.size(-1) % 8 == 0
     )
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
+    """Returns what SDPA takes for queries at the last of the keys; None: there are as many, and it has a switch.
+
+    On a GPU that is a name, for which SDPA has a kernel; elsewhere torch would write the same mask out.
+    """
+    if num_queries == num_keys:
+        return None
+    if device.type == "cuda":
+        return causal_lower_right(num_queries, num_keys)
+    return sliding_window_mask(num_queries, num_keys, num_keys, device)
 
 
 def sliding_window_mask(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ class HuggingFaceLanguageModel(MegatronModule):
     Packed samples run one below the other, each padded to the longest: no architecture sees two of them as one.
     """
 
-    sees_whole_images = sees_whole_prompts = False
+    sees_whole_images = sees_whole_prompts = ends_early = False
     share_embeddings_and_output_weights = False
     """Megatron has no copies to keep equal: a tied head is the embedding itself."""
     pre_process = post_process = True

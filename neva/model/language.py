@@ -79,6 +79,9 @@ class LanguageModel(GPTModel):
         # Of a recomputed layer whose input needs no gradient, torch would compute none of its adapters' either.
         self.input_needs_gradient = language.lora is not None and config.recompute_granularity == "full"
         self.sees_whole_prompts = language.sees_whole_prompts
+        # shards of a sequence are of one size
+        is_whole = not config.sequence_parallel and self.pg_collection.cp.size() == 1
+        self.ends_early = is_whole and language.ends_early
         if post_process:
             self.output_layer.sequence_parallel = False  # `_output` gathers before it selects positions
 
@@ -154,6 +157,7 @@ class LanguageModel(GPTModel):
             # The output layer's own backward already sums over the tensor-parallel ranks.
             hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, tensor_parallel_output_grad=False)
         if labels_BS is not None:
+            labels_BS = labels_BS[:, labels_BS.size(1) - hidden_SBD.size(0) :]  # before them there is none
             is_label_SB = (labels_BS != IGNORE_INDEX).t()
             logits_LV = self._logits(hidden_SBD[is_label_SB])
             logits_LV = self._without_padding(

@@ -72,6 +72,7 @@ class NevaModel(MegatronModule):
         token_lengths: Sequence[Sequence[int]] = (),
         label_weight: float = 1.0,
         prefix_lengths: Sequence[Sequence[int]] = (),
+        first_label: int = 0,
     ) -> Tensor:
         """Runs this stage.
 
@@ -88,6 +89,7 @@ class NevaModel(MegatronModule):
             label_weight: of a label token in the loss, for the same.
             prefix_lengths: positions before the first answer of the samples in each row, for a model that sees whole
                 prompts; none: all are.
+            first_label: position before which no row has a label; 0: that is not known.
 
         Returns:
             What `LanguageModel.forward` returns.
@@ -106,6 +108,8 @@ class NevaModel(MegatronModule):
         rows = None if groups is None and together is None else Rows(groups=groups, together=together)
         if sample_lengths is not None:
             rows = packed_samples(sample_lengths, length, context, device, groups, together)
+        if rows is None and first_label and self.language_model.ends_early:
+            rows = Rows(first_read=first_label)
         if labels is not None and shard is not None:
             labels = labels[:, shard]
         if self.pre_process:

@@ -44,6 +44,8 @@ class Rows(PackedSeqParams):
     """Which tokens experts are balanced for; None: they are not."""
     together: SeenTogether | None = None
     """Which positions see which, where those of an image see each other; None: what is before them."""
+    first_read: int = 0
+    """Position before which nobody reads what the last layer gives: there it makes keys and values alone."""
 
 
 @dataclass

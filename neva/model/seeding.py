@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, get_transformer_layer_offset
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class SeededLayer(TransformerLayer):
             # Megatron's turns gradients on where a checkpointed layer has them off, for sums that keep nothing.
             self.bias_dropout_add_exec_handler = nullcontext
             self.self_attn_bda, self.mlp_bda = self._add_attended, self._add_transformed
+        else:
+            self.self_attn_bda = _added_to_last
 
     def _add_attended(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
         """See `get_bias_dropout_add`, whose place it takes."""
@@ -69,6 +72,17 @@ class SeededLayer(TransformerLayer):
         return partial(_add_normed, self.post_mlp_layernorm)
 
 
+def _added_to_last(is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
+    """Megatron's sum, for attention that gives the last positions alone."""
+    add = get_bias_dropout_add(is_training, is_fused)
+    return lambda output, residual, dropout: add(output, last_of(residual, output[0]), dropout)
+
+
+def last_of(hidden: Tensor, part: Tensor) -> Tensor:
+    """Returns the last positions of `hidden` [S, …], as many as `part` has."""
+    return hidden[len(hidden) - len(part) :]
+
+
 def _add_normed(
     norm: nn.Module, output: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float
 ) -> Tensor:
@@ -76,4 +90,4 @@ def _add_normed(
     assert dropout == 0
     added, bias = output
     normed: Tensor = norm(added if bias is None else added + bias)
-    return residual + normed
+    return last_of(residual, normed) + normed

@@ -2,7 +2,8 @@
 
 A product of [n, k] and [k, m] is 2nkm. Attention is counted over the pairs that its mask leaves. A backward pass has as
 many for the gradients of the inputs, where something before them trains, and as many for those of the weights, where
-they train (the count of the PaLM paper, https://arxiv.org/abs/2204.02311, appendix B). Logits exist at labels alone.
+they train (the count of the PaLM paper, https://arxiv.org/abs/2204.02311, appendix B). Logits exist at labels alone;
+before the first label the last layer makes keys and values, and nothing else.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
-from neva.families.adapters import adapter_shapes
+from neva.families.adapters import QKV, adapter_shapes
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import connector_named
 from neva.families.hugging_face import shapes
@@ -35,12 +36,14 @@ class StepWork:
     """What one step computes, whatever the layout.
 
     `samples`: how many there are of each length. `labels`: positions with logits. `tiles`: how many images, or tiles of
-    them, there are of each number of patches.
+    them, there are of each number of patches. `unread`: in how many rows nobody reads so many first positions of the
+    last layer.
     """
 
     samples: Mapping[int, float]
     labels: float
     tiles: Mapping[int, float]
+    unread: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,10 @@ def step_flops(
 
 def _of_adapters(language: LanguageConfig, work: StepWork) -> float:
     """Returns the forward operations of the adapters."""
-    tokens = sum(length * number for length, number in work.samples.items())
-    return 2 * tokens * _adapter_elements(language)
+    return 2 * (
+        _positions(work.samples) * _adapter_elements(language)
+        - _positions(work.unread) * _adapter_elements(language, only_read=True)
+    )
 
 
 def _of_tower_adapters(vision: VisionConfig, work: StepWork) -> float:
@@ -125,8 +130,14 @@ def _of_tower_adapters(vision: VisionConfig, work: StepWork) -> float:
 
 
 @cache
-def _adapter_elements(language: LanguageConfig) -> int:
-    return sum(math.prod(shape) for _, shape in adapter_shapes(language))
+def _adapter_elements(language: LanguageConfig, only_read: bool = False) -> int:
+    """Returns the elements of all adapters, or of those of the last layer behind its attention."""
+    last = f".{language.num_layers - 1}."
+    return sum(
+        math.prod(shape)
+        for name, shape in adapter_shapes(language)
+        if not only_read or (last in name and QKV not in name)
+    )
 
 
 def total(parts: Iterable[Flops]) -> Flops:
@@ -173,14 +184,22 @@ def _of_connector(model: ModelSpec, work: StepWork) -> tuple[float, float]:
 
 def _of_layers(language: LanguageConfig, work: StepWork) -> tuple[float, float]:
     """Returns the forward operations of all layers: of matrices, and of attention."""
-    tokens = sum(length * number for length, number in work.samples.items())
     windows = Counter(map(language.window_of, range(language.num_layers)))
     pairs = sum(
         number * layers * causal_pairs(length, window)
         for length, number in work.samples.items()
         for window, layers in windows.items()
     )
-    return 2 * tokens * _elements_met(language), 4 * pairs * language.num_heads * language.head_dim
+    last = language.window_of(language.num_layers - 1)
+    pairs -= sum(number * causal_pairs(first, last) for first, number in work.unread.items())
+    met = _positions(work.samples) * _elements_met(language)
+    if work.unread:
+        met -= _positions(work.unread) * _elements_read(language)
+    return 2 * met, 4 * pairs * language.num_heads * language.head_dim
+
+
+def _positions(rows: Mapping[int, float]) -> float:
+    return sum(length * number for length, number in rows.items())
 
 
 @cache
@@ -191,6 +210,15 @@ def _elements_met(language: LanguageConfig) -> float:
     matrices = [shape for shape in shapes(language).values() if len(shape) > 1]
     # embeddings and head are as wide as the vocabulary
     return sum(math.prod(shape) for shape in matrices if language.vocab_size not in shape)
+
+
+@cache
+def _elements_read(language: LanguageConfig) -> float:
+    """Returns the elements of a layer's matrices that make what is read of it, beside queries, keys and values."""
+    of_layer = layer_shapes(language)
+    return sum(_active(language)) - sum(
+        math.prod(shape) for name, shape in of_layer.items() if len(shape) > 1 and name.startswith(QKV)
+    )
 
 
 def _active(language: LanguageConfig) -> Iterable[float]:

@@ -174,7 +174,8 @@ def _forward_step(
             micro.labels.shape[1], parallel_state.get_context_parallel_group(), micro.labels.device
         )
         loss_of = partial(_with_sources, loss_of, sources, micro.label_sources(shard))
-    prefix_lengths = micro.prefix_lengths  # of labels that lie here: no wait for a device
+    # of labels that lie here: no wait for a device
+    prefix_lengths, first_label = micro.prefix_lengths, micro.first_label
     micro = micro.to(device)
     losses_L = model(
         micro.input_ids,
@@ -186,6 +187,7 @@ def _forward_step(
         token_lengths=micro.sample_lengths,
         label_weight=label_weight,
         prefix_lengths=prefix_lengths,
+        first_label=first_label,
     )
     return losses_L, loss_of
 

@@ -56,7 +56,7 @@ class Throughput(Callback):
         step: StepLoss = pl_module.last_step  # type: ignore[assignment]
         parts = step_flops(
             self.model,
-            work_of(batch, step, self.model.vision.patch_size),
+            work_of(batch, step, self.model.vision.patch_size, self.model.language.ends_early),
             self.recompute,
             self.recomputed_share,
         )
@@ -106,16 +106,20 @@ def peak(cfg: DictConfig) -> float | None:
     return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def work_of(batch: Sequence[Batch], step: StepLoss, patch_size: int) -> StepWork:
+def work_of(batch: Sequence[Batch], step: StepLoss, patch_size: int, ends_early: bool) -> StepWork:
     """Returns what the global batch computes: this rank's samples and tiles, as often as the ranks together have them.
 
     Lengths and shapes of the other ranks are taken to be distributed alike.
     """
     samples: Counter[int] = Counter()
     tiles: Counter[int] = Counter()
+    unread: Counter[int] = Counter()
     for micro in batch:
-        for row in micro.sample_lengths or [[micro.input_ids.shape[1]]] * len(micro.input_ids):
+        rows = micro.sample_lengths or [[micro.input_ids.shape[1]]] * len(micro.input_ids)
+        for row in rows:
             samples.update(row)
+        if ends_early and micro.packed_lengths is None:
+            unread.update(min(micro.first_label, *row, micro.input_ids.shape[1]) for row in rows)
         square: tuple[int, ...] = micro.pixel_values.shape[-2:]
         pictures: Sequence[tuple[int, ...]] = micro.pictures or [square] * len(micro.pixel_values)
         tiles.update((height // patch_size) * (width // patch_size) for height, width, *_ in pictures)
@@ -125,4 +129,5 @@ def work_of(batch: Sequence[Batch], step: StepLoss, patch_size: int) -> StepWork
         {length: number * by_tokens for length, number in samples.items()},
         step.num_label_tokens,
         {patches: number * by_images for patches, number in tiles.items()},
+        {first: number * by_tokens for first, number in unread.items() if first},
     )

@@ -101,7 +101,7 @@ def test_a_step(
     monkeypatch: pytest.MonkeyPatch, single_process: None, trained: frozenset[str], recompute: str | None
 ) -> None:
     # written out, attention computes the whole square
-    monkeypatch.setattr(flops, "causal_pairs", lambda length, window: length**2)
+    monkeypatch.setattr(flops, "causal_pairs", lambda queries, window: queries * LENGTH)
     vision, language = shapes("clip", 2, False)
     model = ModelSpec(vision, language, "mlp2x_gelu", 128, trained)
     switches = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -111,9 +111,8 @@ def test_a_step(
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         run_global_batch(chunks, [batch], torch.device("cpu"))
     patches = (vision.side // vision.patch_size) ** 2
-    expected = total(
-        step_flops(model, StepWork({LENGTH: ROWS}, ROWS * LABELS, {patches: ROWS}), recompute).values()
-    )
+    work = StepWork({LENGTH: ROWS}, ROWS * LABELS, {patches: ROWS}, {LENGTH - LABELS: ROWS})
+    expected = total(step_flops(model, work, recompute).values())
     assert counted.get_total_flops() == pytest.approx(expected.run, rel=0.01)
 
 
@@ -121,7 +120,7 @@ def test_a_step_with_adapters_beside_both_models(
     monkeypatch: pytest.MonkeyPatch, single_process: None
 ) -> None:
     """Gradients that the first layer of the tower needs none of are counted, too: 2 % of this one."""
-    monkeypatch.setattr(flops, "causal_pairs", lambda length, window: length**2)
+    monkeypatch.setattr(flops, "causal_pairs", lambda queries, window: queries * LENGTH)
     vision, language = shapes("clip", 2, False)
     lora = LoraConfig(8, 8.0, 0.0, True, (("mlp.linear_fc2", ("whole",)),), None, "kaiming", "normal")
     vision = replace(vision, lora=replace(lora, sites=(("all", ("whole",)),)))
@@ -133,7 +132,7 @@ def test_a_step_with_adapters_beside_both_models(
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         run_global_batch(chunks, [batch], torch.device("cpu"))
     patches = (vision.side // vision.patch_size) ** 2
-    work = StepWork({LENGTH: ROWS}, ROWS * LABELS, {patches: ROWS})
+    work = StepWork({LENGTH: ROWS}, ROWS * LABELS, {patches: ROWS}, {LENGTH - LABELS: ROWS})
     assert total(step_flops(model, work, None).values()).run == pytest.approx(
         counted.get_total_flops(), rel=0.03
     )

@@ -1,0 +1,83 @@
+"""What nobody reads of the last layer is left out, and nothing else changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from neva.constants import IGNORE_INDEX
+from neva.data.batch import Batch
+from neva.families.configs import LanguageConfig
+from neva.families.language import language_config_from_hf
+from neva.model.build import build_model
+from neva.model.language import transformer_config
+from neva.model.llava import NevaModel
+from tests.model.relatives import theirs
+from tests.model.test_against_transformers import shapes
+from tests.planner.test_plan_memory import micro_batch
+
+LENGTH, LABELS = 40, 7
+FORMS = ["llama", "phi3", "gemma2", "gemma3", "olmo2"]
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def language_of(form: str) -> LanguageConfig:
+    if form == "llama":
+        return shapes("clip", 2, False)[1]
+    return language_config_from_hf(theirs(form).config.to_dict())
+
+
+def built(language: LanguageConfig, **switches: Any) -> tuple[NevaModel, Batch]:
+    vision = shapes("clip", 2, False)[0]
+    config = transformer_config(language, params_dtype=torch.float64, **switches)
+    model = build_model(vision, language, "mlp2x_gelu", config).double().train()
+    batch = micro_batch(vision, 3, LENGTH, LABELS, language.vocab_size)
+    batch.labels[0, -12:] = 3  # the first label of one row is not that of the others
+    return model, replace(batch, pixel_values=batch.pixel_values.double())
+
+
+def learnt(model: NevaModel, batch: Batch, first_label: int) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Losses, gradients, and operations of a step."""
+    model.zero_grad(set_to_none=True)
+    with FlopCounterMode(display=False) as counted:
+        losses_L = model(batch.input_ids, batch.pixel_values, batch.labels, first_label=first_label)
+        losses_L.double().sum().backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return losses_L.detach(), gradients, counted.get_total_flops()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("switches", [{}, RECOMPUTE], ids=["kept", "recomputed"])
+def test_losses_and_gradients_are_those_of_whole_layers(
+    single_process: None, form: str, switches: dict[str, Any]
+) -> None:
+    model, batch = built(language_of(form), **switches)
+    assert batch.first_label == LENGTH - 12
+    expected, whole, operations = learnt(model, batch, 0)
+    found, gradients, fewer = learnt(model, batch, batch.first_label)
+    # Megatron's softmax is float32
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == whole.keys()
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():  # sums over other numbers of rows
+        assert (gradients[name] - gradient).abs().max() <= 1e-12 * largest, name
+    assert fewer < 0.95 * operations
+
+
+def test_a_label_before_the_first_is_lost(single_process: None) -> None:
+    """What a wrong number would do, and that the number says it."""
+    model, batch = built(language_of("llama"))
+    losses, *_ = learnt(model, batch, batch.first_label + 1)
+    assert len(losses) == batch.num_labels - 1
+
+
+def test_without_labels_rows_stay_whole(single_process: None) -> None:
+    model, batch = built(language_of("llama"))
+    batch.labels.fill_(IGNORE_INDEX)
+    assert batch.first_label == 0
+    assert learnt(model, batch, batch.first_label)[0].numel() == 0
