@@ -12,6 +12,7 @@ from neva.config.load import load as load_config
 from neva.config.paths import path_problems
 from neva.config.show import as_override
 from neva.errors import ConfigError
+from neva.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from neva.inference.prompts import ImageInput
@@ -36,8 +37,8 @@ def train(config: str | Path, **overrides: Any) -> Path:
     Raises:
         UserError: what the user can mend.
     """
-    from neva.training.run import train as run
-
+    with quick_imports():
+        from neva.training.run import train as run
     path = Path(config)
     is_file = path.suffix == ".yaml"
     cfg = load_config(
@@ -95,8 +96,9 @@ class LoadedModel:
     """
 
     def __init__(self, cfg: Any) -> None:
-        from neva.distributed import accelerator, groups
-        from neva.inference.load import load_configured
+        with quick_imports():
+            from neva.distributed import accelerator, groups
+            from neva.inference.load import load_configured
 
         self._cfg = cfg
         accelerator.choose(cfg.trainer.accelerator)
@@ -170,7 +172,8 @@ def convert(source: str | Path, target: str | Path, **options: Any) -> str:
     Raises:
         UserError: what was found, and what was expected.
     """
-    from neva.convert.convert import convert as run
+    with quick_imports():
+        from neva.convert.convert import convert as run
     from neva.convert.options import Options
 
     known = Options.__dataclass_fields__

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("constants", "errors"),
-    ("findings", "precision", "registry"),
+    ("findings", "precision", "quick_imports", "registry"),
     ("formats",),
     ("families", "metrics", "templates"),
     ("config",),

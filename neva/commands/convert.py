@@ -19,6 +19,7 @@ from neva.errors import UserError
 from neva.families.values import selected_layers
 from neva.formats.atomic_write import check_source, check_target
 from neva.precision import PRECISIONS
+from neva.quick_imports import quick_imports
 from neva.registry import load_plugins
 
 DEFAULTS = Options()
@@ -144,9 +145,10 @@ def _exit_when_told_to_stop() -> Iterator[None]:
 def _convert(arguments: argparse.Namespace) -> str:
     # Megatron warns that it runs without Transformer Engine and Apex, as neva intends.
     warnings.filterwarnings("ignore", module=r"megatron\..*")
-    from transformers.utils.logging import disable_progress_bar
+    with quick_imports():
+        from transformers.utils.logging import disable_progress_bar
 
-    from neva.convert.convert import convert
+        from neva.convert.convert import convert
 
     disable_progress_bar()
     options = Options(

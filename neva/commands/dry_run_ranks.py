@@ -25,6 +25,7 @@ from neva.planner.candidates import layout_of
 from neva.planner.estimate import StageMemory, estimate
 from neva.planner.job import LABEL_SHARE, job_of
 from neva.planner.report import GIB
+from neva.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from neva.training.rehearsal import Rehearsal
@@ -68,8 +69,8 @@ def dry_run_ranks(options: argparse.Namespace) -> int:
     quiet_imports()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Megatron's, about optional packages that neva does not use
-        from neva.training.rehearsal import rehearse
-
+        with quick_imports():
+            from neva.training.rehearsal import rehearse
         found = [rehearse(cfg, rank, LABEL_SHARE) for rank in ranks]
     stages = _planned(cfg, size)
     console = Console(highlight=False, markup=False, soft_wrap=True)

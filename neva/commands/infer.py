@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from neva.commands.options import add_dry_run, recipe_parser
 from neva.commands.recipe import recipes_and_keys, run_recipe
 from neva.config.keys.inference import Inference
+from neva.quick_imports import quick_imports
 
 SUMMARY = "answer a file of prompts with a trained model"
 EXAMPLES = """\
@@ -32,6 +33,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _start(cfg: DictConfig) -> None:
-    from neva.inference.jsonl import run
-
+    with quick_imports():
+        from neva.inference.jsonl import run
     run(cfg)

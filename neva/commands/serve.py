@@ -16,6 +16,7 @@ from neva.commands.recipe import quiet_imports
 from neva.config.keys.peft import INT8, NF4
 from neva.errors import ConfigError
 from neva.precision import PRECISIONS
+from neva.quick_imports import quick_imports
 from neva.registry import load_plugins
 from neva.serving.options import ServeOptions
 
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     load_plugins(given.plugins)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     quiet_imports()
-    from neva.serving.run import ModelSource, serve
+    with quick_imports():
+        from neva.serving.run import ModelSource, serve
 
     names = ServeOptions.__dataclass_fields__
     options = ServeOptions(**{name: value for name, value in vars(given).items() if name in names})

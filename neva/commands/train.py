@@ -13,6 +13,7 @@ from neva.commands.recipe import recipes_and_keys, run_recipe
 from neva.config.compose import recipe_name
 from neva.config.keys.model import Training
 from neva.errors import ConfigError
+from neva.quick_imports import quick_imports
 
 SUMMARY = "pretrain or finetune a recipe, or check it with --dry-run"
 EXAMPLES = """\
@@ -72,6 +73,6 @@ def _sweep(options: argparse.Namespace) -> int:
 def _start(cfg: DictConfig) -> None:
     # Before torch loads OpenMP: its threads otherwise spin while they wait and take the cores of the data workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from neva.training.run import train
-
+    with quick_imports():
+        from neva.training.run import train
     train(cfg)
