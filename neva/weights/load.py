@@ -1,13 +1,14 @@
 """Fills a `NevaModel` with weights from Hugging Face folders or `.nemo` files: strict, one tensor in memory at a time.
 
-Every rank reads whole tensors under global names and keeps its shard: its rows or columns under tensor parallel, its
-layers under pipeline parallel, its experts under expert parallel, vocabulary rows with the padding of its layout.
+Every rank reads tensors under global names and keeps its shard: its rows or columns under tensor parallel, its layers
+under pipeline parallel, its experts under expert parallel, vocabulary rows with the padding of its layout. Files are
+mapped, so that the ranks of a node share what one of them has read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,61 +104,46 @@ def load_native(
     parts: Collection[str] | None = None,
     seen: Fingerprint | None = None,
 ) -> None:
-    """Fills the model from whole tensors under native names, such as `open_nemo(path).weights`.
+    """Copies this rank's shard of each whole tensor into the parameter of that name.
+
+    Tensors of other pipeline stages and of experts of other ranks are not read, unless they have to be seen.
 
     Args:
         model: the model, or one pipeline stage of it.
-        weights: the tensors by name.
+        weights: whole tensors under native names, such as `open_nemo(path).weights`.
         vocab_size: number of vocabulary rows before padding.
         parts: fills these alone (`("projector",)` for stage 2), which must be complete; None: all.
-        seen: is shown every tensor that is read.
+        seen: is shown every tensor, and the same ones on every rank that has the part.
 
     Raises:
         ConversionError: names or shapes do not fit; it names the tensors.
     """
     parts = ALL_PARTS if parts is None else parts
-    pairs = ((name, weights[name]) for name in weights if part_of(name) in parts)
-    load_sharded(model, pairs if seen is None else seen.watch(pairs), parts, vocab_size)
-
-
-def load_sharded(
-    model: nn.Module,
-    pairs: Iterable[tuple[str, Tensor]],
-    parts: Collection[str],
-    vocab_size: int | None = None,
-) -> None:
-    """Copies this rank's shard of each whole tensor into the parameter of that name.
-
-    Layers and parts of other pipeline stages and experts of other ranks are skipped.
-
-    Args:
-        model: the model, or one pipeline stage of it.
-        pairs: global names and whole tensors.
-        parts: every parameter of these must be filled.
-        vocab_size: number of vocabulary rows before padding.
-
-    Raises:
-        ConversionError: names or shapes do not fit; it names the tensors.
-    """
+    names = [name for name in weights if part_of(name) in parts]
+    targets = _targets(model, parts)
+    for name in names:
+        if name not in targets and not _lives_elsewhere(model, name):
+            raise ConversionError(f"the model has no parameter {name}")
+    missing = sorted(name for name in targets.keys() - set(names) if not name.startswith(_unused(model)))
+    if missing:
+        raise ConversionError(f"no weights for {len(missing)} parameters: {', '.join(missing[:5])}")
     group: Any = model.get_submodule(LANGUAGE_MODEL).pg_collection.tp  # type: ignore[union-attr]
-    parameters = {
-        global_name(model, name): parameter
+    pairs = ((name, weights[name]) for name in names if seen is not None or name in targets)
+    for name, tensor in pairs if seen is None else seen.watch(pairs):
+        for parameter in targets.get(name, ()):
+            _copy_shard(name, tensor, parameter, vocab_size, group)
+
+
+def _targets(model: nn.Module, parts: Collection[str]) -> dict[str, list[nn.Parameter]]:
+    """Returns which parameters of this rank each whole tensor fills: one, and the last stage's copy of a tied head."""
+    targets = {
+        global_name(model, name): [parameter]
         for name, parameter in model.named_parameters()
         if part_of(name) in parts
     }
-    tied_copy = parameters.pop(TIED_COPY, None) if _is_tied(model) else None
-    remaining = set(parameters)
-    for name, tensor in pairs:
-        if name == VOCABULARY[0] and tied_copy is not None:
-            _copy_shard(name, tensor, tied_copy, vocab_size, group)
-        if name in parameters:
-            _copy_shard(name, tensor, parameters[name], vocab_size, group)
-            remaining.discard(name)
-        elif not _lives_elsewhere(model, name):
-            raise ConversionError(f"the model has no parameter {name}")
-    missing = sorted(name for name in remaining if not name.startswith(_unused(model)))
-    if missing:
-        raise ConversionError(f"no weights for {len(missing)} parameters: {', '.join(missing[:5])}")
+    if _is_tied(model) and TIED_COPY in targets:
+        targets.setdefault(VOCABULARY[0], []).extend(targets.pop(TIED_COPY))
+    return targets
 
 
 def _unused(model: nn.Module) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import time
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from neva.config.load import load
 from neva.distributed import consistency, error_summary, rendezvous
 from neva.errors import ConfigError
+from neva.formats import digest
 from tests.megatron import free_ports
 
 
@@ -47,6 +49,36 @@ def test_a_taken_port_is_refused_by_its_number() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"MASTER_PORT={port} of .* is taken by another program"):
             rendezvous.rendezvous_store(0, 2, "127.0.0.1", port, timeout_s=1.0)
+
+
+def test_a_node_reads_each_data_file_once_to_compare_and_sends_one_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in ("data.json", "held_out.json")]
+    for file in files:
+        file.write_text(json.dumps([{"id": number, "text": "x" * 2000} for number in range(2000)]))
+    cfg = load("llava_7b_pretrain", [f"model.data.data_path={files[0]}", f"model.data.validation={files[1]}"])
+    facts, read = [], []
+    for local_rank in [*range(8), 0]:  # and the first of another node
+        digest._digest.cache_clear()  # each rank is a process
+        before = bytes_read()
+        facts.append(consistency.fingerprint(cfg, reads_files=local_rank == 0))
+        read.append(bytes_read() - before)
+    code = read[1]  # neva's own, on every rank
+    data, held_out = (file.stat().st_size for file in files)
+    assert max(read[1:8]) == code < 4_000_000
+    # beside the data there are its index, which is made and read: 0.1 MB
+    assert data + held_out <= read[0] - code < 1.03 * (data + held_out)
+    assert held_out <= read[8] - code < 1.03 * held_out, "the index, and with it the digest, is there already"
+    sent = []
+    monkeypatch.setattr(consistency, "gathered", lambda mine: sent.append(mine) or [mine] * 8)
+    consistency.compare_ranks(facts[0])
+    assert [len(each) for each in sent[0]] == [64, 64] and len(sent) == 1
+
+
+def bytes_read() -> int:
+    """What this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_data_code_and_configuration_are_among_the_facts(tmp_path: Path) -> None:
