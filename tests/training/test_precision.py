@@ -25,23 +25,33 @@ FP16 = ["trainer.precision=16", "model.native_amp_init_scale=1024"]
 HALVES = {"bf16": ["trainer.precision=bf16"], "fp16": FP16}
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, colours: list[str]) -> list[str]:
+    """Overrides under which every run begins with the same weights."""
+    start = run(tmp_path_factory.mktemp("start"), colours, steps=1) / "checkpoints" / "run.nemo"
+    every = "exp_manager.checkpoint_callback_params.every_n_train_steps=3"
+    return [*colours, f"model.restore_from_path={start}", every]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory, begun: list[str]) -> list[float]:
+    """Losses in float32."""
+    return losses(run(tmp_path_factory.mktemp("exact"), begun, steps=6))
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run_dir)]
+
+
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES.keys())
 @pytest.mark.parametrize("optimizer", ["fused_adam", "distributed_fused_adam"])
 def test_a_run_in_16_bits_follows_float32_and_resumes_bit_for_bit(
-    tmp_path: Path, colours: list[str], half: list[str], optimizer: str
+    tmp_path: Path, begun: list[str], exact: list[float], half: list[str], optimizer: str
 ) -> None:
-    start = next((run(tmp_path, colours, steps=1, name="start") / "checkpoints").glob("*.nemo"))
-    common = [
-        *colours,
-        f"model.restore_from_path={start}",
-        "exp_manager.checkpoint_callback_params.every_n_train_steps=3",
-    ]
-    exact = run(tmp_path / "exact", common, steps=6)
-    halved = [*common, *half, f"model.optim.name={optimizer}"]
+    halved = [*begun, *half, f"model.optim.name={optimizer}"]
     unbroken = run(tmp_path / "unbroken", halved, steps=6)
-    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (exact, unbroken)]
     # bfloat16 has 8 significant bits, which a few layers and steps carry on
-    torch.testing.assert_close(losses[1], losses[0], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(losses(unbroken), exact, atol=0.02, rtol=0.02)
     with pytest.raises(Kill):
         kill_after(4, tmp_path / "resumed", [*halved, "trainer.max_steps=6"])
     resumed = run(tmp_path / "resumed", halved, steps=6)
