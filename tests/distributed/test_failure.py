@@ -5,52 +5,43 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from neva.training.callbacks import read_metrics
-from tests.megatron import free_ports, launcher_free
+from tests.megatron import free_ports, launcher_free, run_command
 from tests.training.conftest import colours  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILING = ROOT / "tests" / "distributed" / "failing.py"
 TRAINING = ROOT / "scripts" / "neva_finetune.py"
 TWO = ["trainer.devices=2", "model.data.pad_to_multiple_of=4"]
-TIMEOUT_S = 300
 
 
-def start(
-    script: Path,
-    folder: Path,
-    overrides: Sequence[str],
-    log: Path,
-    launcher: Sequence[str] = (),
-    **variables: str,
-) -> subprocess.Popen[bytes]:
-    command = [sys.executable, *launcher, str(script), "--config-name", "quickstart_finetune", *overrides]
-    run = [f"exp_manager.exp_dir={folder}", "exp_manager.name=run", "exp_manager.seconds_to_sleep=0"]
+def run(
+    script: Path, folder: Path, overrides: Sequence[str], launcher: Sequence[str] = (), **variables: str
+) -> tuple[int, str]:
+    """Runs a script that trains six steps, and the processes that it starts; returns its exit code and the log."""
+    command = [*launcher, str(script), "--config-name", "quickstart_finetune", *overrides]
+    settings = [f"exp_manager.exp_dir={folder}", "exp_manager.name=run", "exp_manager.seconds_to_sleep=0"]
     steps = ["trainer.max_steps=6", "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
-    environment = {**launcher_free(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [*command, *run, *steps], env={**environment, **variables}, stdout=file, stderr=subprocess.STDOUT
-        )
+    environment = {**launcher_free(os.environ), "PYTHONPATH": str(ROOT), **variables}
+    done = run_command([*command, *settings, *steps], ROOT, environment)
+    return done.returncode, done.stdout + done.stderr
 
 
 def fail(
     folder: Path, overrides: Sequence[str], failing: str, launcher: Sequence[str] = ()
 ) -> tuple[str, float]:
     """Runs two local processes of which one fails; returns the log, and how many seconds after that the last ended."""
-    log = folder / "log"
-    process = start(FAILING, folder, [*overrides, *TWO], log, launcher, FAILING=failing)
-    assert process.wait(TIMEOUT_S) != 0
+    code, log = run(FAILING, folder, [*overrides, *TWO], launcher, FAILING=failing)
+    assert code != 0
     while running(str(folder)):
         time.sleep(0.2)
-    text = log.read_text()
-    (failed_at,) = re.findall(r"^failing at (\d+\.\d+)$", text, re.MULTILINE)
-    return text, time.time() - float(failed_at)
+    (failed_at,) = re.findall(r"^failing at (\d+\.\d+)$", log, re.MULTILINE)
+    return log, time.time() - float(failed_at)
 
 
 def running(token: str) -> list[str]:
@@ -101,30 +92,31 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(
 
     # the same run goes on where it was whole, and clears what is left over when no rank lives
     (folder / ".writing" / "run-step=4-consumed_samples=16.0").mkdir(parents=True)
-    again = start(TRAINING, tmp_path, [*colours, *TWO[1:]], tmp_path / "again")
-    assert again.wait(TIMEOUT_S) == 0, (tmp_path / "again").read_text()[-3000:]
+    code, log = run(TRAINING, tmp_path, [*colours, *TWO[1:]])
+    assert code == 0, log[-3000:]
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-    assert "step 3/6" in (tmp_path / "again").read_text()
+    assert "step 3/6" in log
     names = {path.name for path in folder.iterdir()}
     assert not any("unfinished" in name or name == ".writing" for name in names)
 
 
 def test_ranks_with_different_configurations_do_not_start(tmp_path: Path, colours: list[str]) -> None:  # noqa: F811
-    port = str(free_ports(1)[0])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     node = [*colours, "trainer.num_nodes=2", "model.data.pad_to_multiple_of=4"]
-    logs = [tmp_path / f"log{rank}" for rank in range(2)]
-    started = [
-        start(TRAINING, tmp_path, [*node, f"model.optim.lr={lr}"], logs[rank], NODE_RANK=str(rank), MASTER_PORT=port,
-              MASTER_ADDR="127.0.0.1")
-        for rank, lr in enumerate(("0.001", "0.002"))
-    ]  # fmt: skip
-    assert [process.wait(TIMEOUT_S) for process in started] == [2, 2]
-    (sentence,) = [line for line in logs[0].read_text().splitlines() if line.startswith("neva: ")]
+
+    def start(rank: int) -> tuple[int, str]:
+        lr = f"model.optim.lr={('0.001', '0.002')[rank]}"
+        return run(TRAINING, tmp_path, [*node, lr], NODE_RANK=str(rank), **place)
+
+    with ThreadPoolExecutor() as both:
+        (code, log), (other_code, other_log) = both.map(start, range(2))
+    assert code == other_code == 2
+    (sentence,) = [line for line in log.splitlines() if line.startswith("neva: ")]
     assert re.fullmatch(
         r"neva: rank 1 on \S+ differs from rank 0 on \S+: key model\.optim\.lr is 0\.002 there and 0\.001 on rank 0; "
         "start every rank with the same command, code and files",
         sentence,
     )
     for silent in ("neva: ", "Traceback", "Error"):
-        assert silent not in logs[1].read_text()
+        assert silent not in other_log
     assert not (tmp_path / "run" / "checkpoints").exists()

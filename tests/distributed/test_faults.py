@@ -19,7 +19,7 @@ from neva.distributed import groups
 from neva.distributed.megatron_ddp import data_parallel
 from neva.model.build import build_model
 from neva.training.step import run_global_batch
-from tests.distributed.test_failure import TIMEOUT_S, TRAINING, TWO, start
+from tests.distributed.test_failure import TRAINING, TWO, run
 from tests.megatron import free_ports, meetings, ranks_tell
 from tests.training.conftest import colours  # noqa: F401
 
@@ -97,11 +97,8 @@ def test_a_run_that_may_not_skip_ends_with_the_record_in_one_line(tmp_path: Path
     records[37] = {**records[1], "id": "torn one", "image": "torn_too.png"}
     (tmp_path / "data.json").write_text(json.dumps(records))
     order = [f"model.data.data_path={tmp_path}/data.json", "model.data.dataloader_type=sequential"]
-    process = start(
-        TRAINING, tmp_path, [*colours, *TWO, *order, "model.global_batch_size=20"], tmp_path / "log"
-    )
-    assert process.wait(TIMEOUT_S) == 1
-    log = (tmp_path / "log").read_text()
+    code, log = run(TRAINING, tmp_path, [*colours, *TWO, *order, "model.global_batch_size=20"])
+    assert code == 1
     said = [line for line in log.splitlines() if line.startswith("neva: ")]
     assert len(said) == 1 and "Traceback" not in log
     assert re.search(
