@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from neva.commands import train
 from neva.commands.sweep import job_name
 from neva.config.compose import recipes
 from neva.config.load import load
+from tests.conftest import processor_s
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "nemo", "transformers", "lightning", "megatron", "pytorch_lightning")
@@ -34,12 +34,6 @@ def run(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Complet
         text=True,
         check=False,
     )
-
-
-def processor_s() -> float:
-    """Processor time of finished child processes, which other work on a busy machine does not lengthen."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.mark.parametrize(
