@@ -29,14 +29,11 @@ $(INSTALLED): setup.cfg scripts/setup.sh
 quickstart: $(INSTALLED)
 	$(BIN)/python scripts/quickstart.py $(ARGS)
 
-# Without ARGS, a file of tests at a time on each core (what it trains first serves all of its tests); then those of several
-# processes, which need the cores for themselves.
+# Without ARGS, a file of tests at a time on each core (what it trains first serves all of its tests), in the order of
+# tests/conftest.py.
 test: $(INSTALLED)
 ifeq ($(ARGS),)
-	failed=0; \
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/distributed || failed=1; \
-	$(BIN)/python -m pytest tests/distributed || failed=1; \
-	exit $$failed
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 else
 	$(BIN)/python -m pytest $(ARGS)
 endif

@@ -19,10 +19,37 @@ from hypothesis import settings
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SEVERAL_PROCESSES = "tests/distributed/"
+LONGEST = ("distributed", "training", "convert", "examples", "launchers", "inference", "model")
+"""Rooms whose tests train, convert or answer, which takes seconds, while others take milliseconds."""
 
 # The same examples in every run: a failure is the change's, not the draw's.
 settings.register_profile("neva", deadline=None, derandomize=True, database=None)
 settings.load_profile("neva")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, or a core would wait at the end for the last file of another."""
+    tests = REPOSITORY / "tests"
+    place = {room: number for number, room in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.relative_to(tests).parts[0], len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `--dist loadfile`, tests of several processes one after another, beside files of the others.
+
+    Their ranks often wait for each other, so that one more process keeps the cores busy, while two such tests at once
+    would crawl.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneAtATime(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            is_of_several = nodeid.startswith(SEVERAL_PROCESSES)
+            return SEVERAL_PROCESSES if is_of_several else super()._split_scope(nodeid)
+
+    return OneAtATime(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def shared_data(*parts: str) -> Path:
