@@ -7,6 +7,7 @@ Its own modules repack a weight when they first answer in eval mode, after which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -99,14 +100,15 @@ class Packed:
             return (packed.view(torch.int8).float() * (scales[:, None] / 127)).to(weight.dtype)
         state = self._functional.QuantState(
             absmax=scales,
-            shape=torch.Size(self.shape),
+            # one row: bitsandbytes 0.50's kernel for AVX-512 errs where a row ends inside a block
+            shape=torch.Size((1, math.prod(self.shape))),
             code=self._functional.get_4bit_type(NF4, device=weight.device),
             blocksize=BLOCK,
             quant_type=NF4,
             dtype=weight.dtype,
         )
         found: Tensor = self._functional.dequantize_4bit(packed.reshape(-1, 1), state)
-        return found
+        return found.view(self.shape)
 
 
 class _Product(torch.autograd.Function):
