@@ -90,12 +90,15 @@ def neva_steps(job: Job) -> Iterator[Step]:
     from neva.distributed import cuda_on_cpu
     from neva.distributed.megatron_ddp import data_parallel
     from neva.model.build import set_trainable
+    from neva.model.compiled import compile_layers
     from neva.optim.megatron import build_optimizer
     from neva.training.step import run_global_batch
 
     model = random_llava(job.shape, job.dtype).to(job.dtype).train()
     write_twin(model, job.folder, job.shape)
     set_trainable(model, job.trained)
+    if job.tuned:
+        compile_layers(model)
     device = cuda_on_cpu.install()
     chunks = data_parallel([model])
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})

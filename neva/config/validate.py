@@ -56,6 +56,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             _packing,
             _steps,
             _recompute,
+            _compile,
             _backend,
             _connector,
             _tower_adapters,
@@ -226,6 +227,15 @@ def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"model.activations_checkpoint_num_layers={as_override(layers)} act only with "
             f"model.activations_checkpoint_granularity=full, which is {as_override(granularity)}"
         )
+
+
+def _compile(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    model = cfg.model
+    if not model.torch_compile:
+        return
+    if language_backend_of(model) == HUGGING_FACE or model.num_moe_experts is not None:
+        kind = "experts" if model.num_moe_experts is not None else "model.language_backend=huggingface"
+        yield f"model.torch_compile=true with {kind}: layers of Megatron's without experts are compiled; leave it out"
 
 
 def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:

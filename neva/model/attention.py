@@ -58,6 +58,7 @@ class SDPAttention(MegatronModule):
         self.dropout = config.attention_dropout
         self.window = language.window_of(layer_number - 1)
         self.cap = language.form.score_cap
+        self.has_groups = language.num_query_groups != language.num_heads
         self.is_last = layer_number == language.num_layers
 
     def forward(
@@ -83,25 +84,29 @@ class SDPAttention(MegatronModule):
             [S, B, H*D], without the positions that are not read.
         """
         assert attention_bias is None
-        if isinstance(packed_seq_params, Rows) and packed_seq_params.together is not None:
-            if self.context_group.size() > 1:
-                key, value = self._whole(key, value)
-            return self._attend(query, key, value, packed_seq_params.together.mask(self.window))
-        if isinstance(packed_seq_params, PackedSamples):
-            if self.context_group.size() > 1:
-                key, value = self._whole(key, value)
-            is_one_call = takes_flash(query) and self.cap is None
-            attend = self._attend_at_once if is_one_call else self._attend_one_by_one
-            return attend(query, key, value, packed_seq_params)
+        rows = packed_seq_params if isinstance(packed_seq_params, Rows) else Rows()
+        if isinstance(rows, PackedSamples) or rows.together is not None:
+            return self.attend_rows(query, key, value, rows)
         if self.context_group.size() > 1:
             return self._attend_to_whole_sequence(query, key, value)
-        if self.is_last and isinstance(packed_seq_params, Rows) and packed_seq_params.first_read:
-            return self._attend_to_last(query[packed_seq_params.first_read :], key, value)
+        if self.is_last and rows.first_read:
+            return self._attend_to_last(query[rows.first_read :], key, value)
         if attention_mask is None and self.cap is not None:
             return self._attend_to_last(query, key, value)
         if attention_mask is None and self.window is not None and key.size(0) > self.window:
             attention_mask = sliding_window_mask(query.size(0), key.size(0), self.window, query.device)
         return self._attend(query, key, value, attention_mask)
+
+    def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, rows: Rows) -> Tensor:
+        """Attends as rows say that positions see each other."""
+        if self.context_group.size() > 1:
+            key, value = self._whole(key, value)
+        if rows.together is not None:
+            return self._attend(query, key, value, rows.together.mask(self.window))
+        assert isinstance(rows, PackedSamples)
+        is_one_call = takes_flash(query) and self.cap is None
+        attend = self._attend_at_once if is_one_call else self._attend_one_by_one
+        return attend(query, key, value, rows)
 
     def _attend_to_whole_sequence(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Gathers keys and values; each of the two chunks of queries looks at what ends with itself."""
@@ -182,15 +187,18 @@ class SDPAttention(MegatronModule):
         return attend_capped(query_RGQ1D, key_RGKD, value_RGKD, mask, scale, self.cap).flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        is_causal = mask is None
+        if query.size(0) == 1:  # a condition, since while layers are compiled a comparison is no bool
+            is_causal = False
         out_BHSD = F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
             attn_mask=mask,
-            is_causal=mask is None and query.size(0) > 1,
+            is_causal=is_causal,
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.softmax_scale,
-            enable_gqa=query.size(2) != key.size(2),
+            enable_gqa=self.has_groups,
         )
         return out_BHSD.permute(2, 0, 1, 3).flatten(2)
 

@@ -42,6 +42,15 @@ def find_share(sizes: Sequence[PartSize], found: Findings) -> None:
         found.add("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
 
 
+def find_compiler(model_cfg: DictConfig, found: Findings) -> None:
+    """Adds what is missing for compiled layers, where they are asked for."""
+    if model_cfg.torch_compile:
+        from neva.model.compiled import compiler_problem
+
+        if (problem := compiler_problem()) is not None:
+            found.problems.append(problem)
+
+
 def find_image(model_cfg: DictConfig, found: Findings) -> None:
     """Adds how many positions of a sequence an image takes."""
     vision = vision_config_of(model_cfg)

@@ -29,6 +29,7 @@ from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.model.balance import is_balanced
 from neva.model.build import build_model, count_parameters, set_trainable
+from neva.model.compiled import compile_layers
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise
@@ -138,6 +139,8 @@ class MegatronNevaModel(ModelPT):
         if self.language.lora is not None and self.language.lora.packing is not None:
             for model in self.models:
                 quantise(model, self.language.lora.packing)
+        for model in self.models if self.cfg.torch_compile else ():
+            compile_layers(model)
         self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)
         self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:

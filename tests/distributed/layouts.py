@@ -41,6 +41,7 @@ from neva.families.own_shapes import FlexibleShape, KeptShape, NativeShape
 from neva.families.two_towers import Colours, with_second
 from neva.model.adapters import Adapter
 from neva.model.build import build_model, set_trainable
+from neva.model.compiled import compile_layers
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
@@ -107,6 +108,7 @@ class Case:
     whole_prompts: bool = False
     form: str | None = None
     lora: str | None = None
+    compiled: bool = False
 
     @property
     def variant(self) -> str:
@@ -131,7 +133,7 @@ class Case:
         switches = (
             "sequence_parallel", "distributed_optimizer", "text_on_one_rank", "tied", "tiles", "capped",
             "quarters", "packed", "own_shape", "idefics2", "naflex",
-            "two_towers", "whole_images", "whole_prompts",
+            "two_towers", "whole_images", "whole_prompts", "compiled",
         )  # fmt: skip
         words += [name for name in switches if getattr(self, name)]
         words += [f"form-{self.form}"] * (self.form is not None)
@@ -219,6 +221,7 @@ CASES = [
     Case(2, two_towers=True, tensor=2, sequence_parallel=True),
     Case(2, two_towers=True, fsdp="full", micro_batch=1),
     Case(4, two_towers=True, pipeline=2, context=2, micro_batch=1),
+    Case(2, compiled=True, tensor=2, sequence_parallel=True),
     Case(2, whole_images=True, pipeline=2, micro_batch=1),
     Case(4, whole_images=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, whole_prompts=True, pipeline=2, micro_batch=1),
@@ -479,6 +482,8 @@ def build(case: Case, dtype: torch.dtype) -> list[NevaModel]:
     ]
     for model in models if case.lora else ():
         set_trainable(model, {ADAPTERS, PROJECTOR})
+    for model in models if case.compiled else ():
+        compile_layers(model)
     return models
 
 

@@ -372,6 +372,9 @@ class ModelKeys(RefusedModelKeys):
         "With full: uniform, block.", choices=("uniform", "block")
     )
     activations_checkpoint_num_layers: int | None = key("With full: layers in a unit.", low=1)
+    torch_compile: bool = key(
+        "Compile the layers when they first run (torch.compile): fewer passes over memory, half a minute at the start."
+    )
     tokenizer: Tokenizer = section()
     data: Data = section()
     optim: Optim = section()

@@ -1,0 +1,44 @@
+"""Compiled layers against the same layers as they are, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neva.families.configs import LoraConfig
+from neva.model.compiled import compile_layers
+from neva.model.llava import NevaModel
+from tests.model.test_unread import LENGTH, RECOMPUTE, built, language_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch does what it warns of while it compiles
+SITES = (("mlp.linear_fc2", ("whole",)), ("self_attention.linear_qkv", ("q", "k", "v")))
+LORA = LoraConfig(8, 8.0, 0.0, True, SITES, None, "kaiming", "normal")
+PACKED = [[LENGTH - 25, 25], [9, LENGTH - 11], [LENGTH]]
+
+
+def learnt(model: NevaModel, batch: Any, **rows: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad(set_to_none=True)
+    losses_L = model(batch.input_ids, batch.pixel_values, batch.labels, **rows)
+    losses_L.double().sum().backward()
+    return losses_L.detach(), {
+        name: value.grad for name, value in model.named_parameters() if value.grad is not None
+    }
+
+
+@pytest.mark.parametrize("rows", [{"sample_lengths": PACKED}, {}], ids=["packed", "alone"])
+def test_losses_and_gradients_are_those_of_layers_as_they_are(
+    single_process: None, rows: dict[str, Any]
+) -> None:
+    """Recomputed, with adapters, whose code is the same for both kinds of rows."""
+    model, batch = built(replace(language_of("llama"), lora=LORA), **RECOMPUTE)
+    losses_L, gradients = learnt(model, batch, **rows)
+    compile_layers(model)
+    found_L, found = learnt(model, batch, **rows)
+    torch.testing.assert_close(found_L, losses_L, atol=1e-6, rtol=1e-6)  # Megatron's softmax is float32
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():  # cosines of angles are float32, rounded in another way
+        assert (found[name] - gradient).abs().max() <= 1e-7 * largest, name
