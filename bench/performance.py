@@ -29,6 +29,7 @@ STEPS = [
     ("job", "pretrain", "tuned", "float32", 2),
     ("job", "finetune", "tuned", "float32", 2),
     ("job", "finetune", "tuned", "float32", 1),
+    ("job", "pretrain", "tuned", "bfloat16", 2),
     ("job", "finetune", "tuned", "bfloat16", 2),
     ("job", "all", "tuned", "float32", 2),
 ]
@@ -72,10 +73,13 @@ def main() -> None:
     for case in STEPS:
         steps.append(row(case, arguments.steps))
         print(steps[-1], flush=True)
+    flags = ["--shape", "job", "--stage", "finetune", "--against", "tuned"]
+    where = run("where.py", *flags)
     answers = run("generate.py", "--runs", str(arguments.runs)).splitlines()
     page = TEMPLATE.read_text().format(
         machine=f"{os.cpu_count()} cores ({platform.machine()}), {versions}.",
         steps="\n".join(steps),
+        where="\n".join(line for line in where.splitlines() if line.startswith("|")),
         answers="\n".join(line for line in answers if line.startswith("|")),
     )
     with finished_target(arguments.output, overwrite=True) as target:

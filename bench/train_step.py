@@ -2,7 +2,8 @@
 
 Same shape, same weights, same batch, same parts frozen, one process each; the two take turns, so that a noisy machine
 slows both. `--against plain` is transformers as its Trainer runs it; `tuned` compiles each layer, makes logits of the
-positions with labels alone, and has the fused AdamW. Attention is SDPA in all. In bfloat16 neva keeps float32 main
+positions with labels alone, and has the fused AdamW; neva then has `model.torch_compile`. Attention is SDPA in all. In
+bfloat16 neva keeps float32 main
 weights, transformers autocasts float32 ones. Prints samples/s of each and their ratio, for the whole step and without
 the optimizer (medians, with the quartiles of the ratio turn by turn), and the largest difference of the losses of the
 first steps.
@@ -215,28 +216,38 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     }
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the flags that choose a `Job`."""
+    found = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--shape", choices=SHAPES, default="small", help="small, or the ratios of a 7B job")
+    found.add_argument("--stage", choices=STAGES, default="all", help="what trains")
+    found.add_argument("--against", choices=("plain", "tuned"), default="plain", help="the other side")
+    found.add_argument("--dtype", choices=AGREEMENT, default="float32")
+    found.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
+    return found
+
+
+def job_of(arguments: argparse.Namespace, folder: Path) -> Job:
+    """Returns what flags choose."""
+    return Job(
+        folder,
+        SHAPES[arguments.shape],
+        STAGES[arguments.stage],
+        getattr(torch, arguments.dtype),
+        arguments.against == "tuned",
+        arguments.threads,
+    )
+
+
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="small, or the ratios of a 7B job")
-    parser.add_argument("--stage", choices=STAGES, default="all", help="what trains")
-    parser.add_argument("--against", choices=("plain", "tuned"), default="plain", help="the other side")
-    parser.add_argument("--dtype", choices=AGREEMENT, default="float32")
-    parser.add_argument("--steps", type=int, default=20, help=f"steps of each, after {WARM_UP} that warm up")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
-    arguments = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--steps", type=int, default=20, help=f"steps of each, after {WARM_UP} that warm up")
+    arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        job = Job(
-            Path(name),
-            SHAPES[arguments.shape],
-            STAGES[arguments.stage],
-            getattr(torch, arguments.dtype),
-            arguments.against == "tuned",
-            arguments.threads,
-        )
-        ours, theirs = measure(job, arguments.steps)
+        ours, theirs = measure(job_of(arguments, Path(name)), arguments.steps)
     differences = [abs(a.loss - b.loss) for a, b in zip(ours[:3], theirs[:3], strict=True)]
     timed = [rows[WARM_UP:] for rows in (ours, theirs)]
     result = {

@@ -52,7 +52,9 @@ def compiler_problem() -> str | None:
     except InvalidCxxCompiler:
         return f"model.torch_compile=true: found no C++ compiler; install g++, or name one in CXX, {remedy}"
     if torch.cuda.is_available() and not has_triton():
-        return f"model.torch_compile=true: found a GPU, and no Triton to make its kernels; install it, {remedy}"
+        return (
+            f"model.torch_compile=true: found a GPU, and no Triton to make its kernels; install it, {remedy}"
+        )
     return None
 
 
