@@ -16,7 +16,7 @@ from neva.config.data_sources import missing_records
 from neva.config.keys.model import Training
 from neva.config.layout import data_parallel_size
 from neva.config.load import complete
-from neva.config.model_config import language_backend_of, language_config_of, row_length, vision_config_of
+from neva.config.model_config import language_backend_of, row_length, vision_config_of
 from neva.config.schema import check_purpose
 from neva.config.validate import validate, world_size
 from neva.errors import ConfigError, UserError
@@ -30,7 +30,13 @@ from neva.quick_imports import quick_imports
 if TYPE_CHECKING:
     from neva.training.rehearsal import Rehearsal
 
-AXES = {"pp": "pipeline stage", "tp": "tensor rank", "cp": "context rank", "dp": "data rank"}
+AXES = {
+    "pp": "pipeline stage",
+    "tp": "tensor rank",
+    "cp": "context rank",
+    "ep": "expert rank",
+    "dp": "data rank",
+}
 HELD = {
     "parameters": "parameters",
     "gradients": "gradients",
@@ -102,11 +108,7 @@ def _recipe(options: argparse.Namespace) -> DictConfig:
 
 
 def _refuse_unknown(cfg: DictConfig) -> None:
-    language = language_config_of(cfg.model)
     whys = {
-        "experts: which of them a token goes to depends on numbers": language.experts is not None,
-        "quantised weights, which are packed from numbers": language.lora is not None
-        and language.lora.packing is not None,
         "model.language_backend=huggingface, whose code may ask for numbers": language_backend_of(cfg.model)
         == HUGGING_FACE,
         "trainer.precision=16, whose loss scale depends on numbers": str(cfg.trainer.precision) == "16",
@@ -161,9 +163,14 @@ def _print(
         "pp": model.pipeline_model_parallel_size,
         "tp": model.tensor_model_parallel_size,
         "cp": model.context_parallel_size,
+        "ep": model.expert_model_parallel_size if model.num_moe_experts is not None else None,
         "dp": data_parallel_size(model, world_size(cfg.trainer)),
     }
-    place = ", ".join(f"{name} {first.place[axis]} of {sizes[axis]:,}" for axis, name in AXES.items())
+    place = ", ".join(
+        f"{name} {first.place[axis]} of {sizes[axis]:,}"
+        for axis, name in AXES.items()
+        if sizes[axis] is not None
+    )
     console.print(f"rank {first.rank:,} of {world_size(cfg.trainer):,}: {place}", style="bold")
     if ranks > 1:
         console.print(f"stands for {ranks:,} ranks, which hold and send the same")

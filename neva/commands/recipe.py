@@ -78,9 +78,10 @@ def announce(text: str) -> None:
 
 
 def quiet_imports() -> None:
-    """Drops remarks: Megatron's on packages that neva does without, NeMo's on telemetry, torch's on new names."""
+    """Drops remarks: on packages that neva does without, NeMo's on telemetry, torch's on new names."""
     logging.getLogger("megatron").setLevel(logging.WARNING)
-    logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "nv_one_logger"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for category in (UserWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category, module="megatron")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

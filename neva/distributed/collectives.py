@@ -48,6 +48,7 @@ GROUPS = {
     "TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP": "TP x DP x CP",
     "mesh_shard": "FSDP's shards",
     "mesh_replicate": "FSDP's replicas",
+    "INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP": "all",
     "default_pg": "all",
 }
 """Groups by the descriptions that Megatron and FSDP give them."""

@@ -22,10 +22,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from neva.distributed.collectives import Collectives
 from neva.distributed.imagined import META
+from neva.model import experts
+from neva.model.experts import choose
 
 aten = torch.ops.aten
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Types whose tensors have no memory; float64, in which a step sums up what it reports, has."""
+
+CPU = torch.device("cpu")
+"""Where integers are."""
 
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 
@@ -54,6 +59,8 @@ class ShapesOnly(Collectives):
         else:
             if not tensors and kwargs.get("dtype") in FLOATS:
                 kwargs = {**kwargs, "device": META}
+            elif not tensors and kwargs.get("dtype") is torch.int64:  # counts and positions, which are needed
+                kwargs = {**kwargs, "device": CPU}
             made = func(*args, **kwargs)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.is_meta:
@@ -65,6 +72,8 @@ class ShapesOnly(Collectives):
             return 1
         if func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
             return args[0]  # a real tensor stays what it is
+        if func is aten.masked_select.default and not args[1].is_meta:
+            return args[0].new_empty(int(args[1].count_nonzero()))
         if func in INDEXED:
             args = (args[0], [index for given in args[1] for index in _indices(given)], *args[2:])
         if kwargs.get("device") is not None:
@@ -140,8 +149,8 @@ def _without_memory(value: Any) -> Any:
 
 
 def _stand_in(value: Any) -> Any:
-    """Returns an empty tensor in the place of one without memory: groups take real ones alone."""
-    return torch.empty(0, dtype=value.dtype) if _is_shape(value) else value
+    """Returns an empty tensor in the place of one without memory: groups take real ones alone, of as many rows."""
+    return torch.empty((*value.shape[:1], 0), dtype=value.dtype) if _is_shape(value) else value
 
 
 def _indices(given: Tensor | None) -> list[Tensor | None]:
@@ -149,6 +158,13 @@ def _indices(given: Tensor | None) -> list[Tensor | None]:
     if given is None or given.is_meta or given.dtype != torch.bool:
         return [given]
     return [*given.nonzero().unbind(1)]
+
+
+def evenly_chosen(logits_TE: Tensor, topk: int, pre_softmax: bool) -> tuple[Tensor, Tensor]:
+    """Returns what a router does, with the numbers of experts that take turns: each serves as many tokens."""
+    weights_Tk, _ = choose(logits_TE, topk, pre_softmax)
+    tokens, number = logits_TE.shape
+    return weights_Tk, (torch.arange(tokens * topk) % number).view(tokens, topk)
 
 
 @contextmanager
@@ -170,6 +186,7 @@ def _lenient() -> list[tuple[Any, str, Any]]:
         """Nothing: they need no memory."""
 
     return [
+        (experts, "choose", evenly_chosen),
         (torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), META.type]),
         (FSDPParamGroup, "_validate_no_meta_params", has_weights),
     ]

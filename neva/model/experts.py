@@ -90,7 +90,8 @@ class Router(TopKRouter):
         logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
         weights_Tk, experts_Tk = choose(logits_TE, self.topk, self.config.moe_router_pre_softmax)
         weights_TE = torch.zeros_like(logits_TE).scatter(1, experts_Tk, weights_Tk)
-        is_chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter(1, experts_Tk, True)
+        is_chosen_TE = torch.zeros(logits_TE.shape, dtype=torch.bool, device=experts_Tk.device)
+        is_chosen_TE.scatter_(1, experts_Tk, True)
         if self.groups is not None and torch.is_grad_enabled():
             loss = balance_loss(logits_TE, is_chosen_TE, self.groups, self.config, self.tp_cp_group)
             # once a step: a forward pass that is to be computed again runs without gradients

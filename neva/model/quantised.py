@@ -8,7 +8,7 @@ Its own modules repack a weight when they first answer in eval mode, after which
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -19,8 +19,16 @@ from torch import Tensor, nn
 from neva.config.keys.peft import INT8, NF4
 from neva.errors import ConfigError
 from neva.families.adapters import BLOCK
+from neva.families.configs import LanguageConfig
 from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.llava import NevaModel
+
+
+def quantise_base(models: Iterable[NevaModel], language: LanguageConfig) -> None:
+    """Packs what adapters are trained beside, in place, where they are adapters of QLoRA."""
+    if language.lora is not None and language.lora.packing is not None:
+        for model in models:
+            quantise(model, language.lora.packing)
 
 
 def quantise(model: NevaModel, kind: str) -> None:
@@ -47,6 +55,13 @@ def quantise(model: NevaModel, kind: str) -> None:
         attention = layer.self_attention
         for matrix in (attention.linear_qkv, attention.linear_proj, *_feed_forward(layer.mlp)):
             _pack(matrix, kind, functional)
+
+
+def scales_of(model: nn.Module) -> Iterator[Tensor]:
+    """Yields what packed matrices keep beside their bytes."""
+    for module in model.modules():
+        if isinstance(getattr(module, "packed", None), Packed):
+            yield module.get_buffer("scales")
 
 
 def _feed_forward(mlp: Any) -> Iterator[Any]:

@@ -32,7 +32,7 @@ from neva.model.build import build_model, count_parameters, set_trainable
 from neva.model.compiled import compile_layers
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
-from neva.model.quantised import quantise
+from neva.model.quantised import quantise_base
 from neva.optim.average import WeightAverage, average_of
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import CosineAnnealing
@@ -136,9 +136,7 @@ class MegatronNevaModel(ModelPT):
             name for name, origin in self.sources.items() if name in trained or origin.embedded
         ]
         counts = count_parameters(*self.models)
-        if self.language.lora is not None and self.language.lora.packing is not None:
-            for model in self.models:
-                quantise(model, self.language.lora.packing)
+        quantise_base(self.models, self.language)
         for model in self.models if self.cfg.torch_compile else ():
             compile_layers(model)
         self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)

@@ -31,6 +31,7 @@ from neva.distributed.shapes_only import ShapesOnly, shapes_only
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.model.quantised import quantise_base, scales_of
 from neva.training.megatron_switches import megatron_switches
 from neva.training.step import run_global_batch
 
@@ -117,6 +118,7 @@ def _step(cfg: DictConfig, number: int, label_share: float) -> Rehearsal:
         named = [parameter for model in models for parameter in model.parameters()]
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in named]
         del named
+        quantise_base(models, language_config_of(cfg.model))
         found = _run(cfg, backend, models, [full_micro_batch(cfg.model, label_share)] * number, counted)
     return replace(
         found,
@@ -202,9 +204,10 @@ def full_micro_batch(model_cfg: DictConfig, label_share: float) -> Batch:
 
 
 def tensors_of(models: Sequence[NevaModel]) -> Iterator[Tensor]:
-    """Yields the parameters of a rank, of shards what lies here."""
+    """Yields the parameters of a rank, of shards what lies here, and the scales of packed ones."""
     for model in models:
         yield from map(_local, model.parameters())
+        yield from scales_of(model)
 
 
 def gradients_of(chunks: Sequence[Any]) -> Iterator[Tensor]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from neva.config.load import load
+from neva.config.model_config import language_config_of
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.distributed.collectives import Collectives
+from neva.distributed.shapes_only import evenly_chosen
+from neva.model import experts
+from neva.model.quantised import quantise_base
 from neva.planner.candidates import layout_of
 from neva.planner.estimate import estimate
 from neva.planner.job import job_of
@@ -28,6 +33,7 @@ TINY = [
     "model.data.pad_to_multiple_of=8",
     "model.micro_batch_size=1",
 ]
+EXPERTS = ["model.num_moe_experts=4", "model.moe_router_topk=2", "model.moe_aux_loss_coeff=0.02"]
 LAYOUTS = [
     # eight micro batches on two stages: more than are run without memory
     [
@@ -50,8 +56,19 @@ LAYOUTS = [
         "model.global_batch_size=1",
     ],
     ["model.fsdp=true", "model.global_batch_size=4"],
+    [*EXPERTS, "model.expert_model_parallel_size=2", "model.global_batch_size=2"],
+    [
+        *EXPERTS,
+        "model.tensor_model_parallel_size=2",
+        "model.sequence_parallel=true",
+        "model.moe_shared_expert_intermediate_size=32",
+        "model.global_batch_size=1",
+    ],
 ]
-"""The first and third are compared on the last rank, the others on the first."""
+if find_spec("bitsandbytes") is not None:
+    PACKED = ["model.peft.peft_scheme=qlora", "model.mm_cfg.llm.freeze=true", "model.global_batch_size=2"]
+    LAYOUTS += [PACKED, [*PACKED, "model.peft.quantization=int8", "model.fsdp=true"]]
+"""Those of even number are compared on the last rank, the others on the first."""
 
 
 def recipe(layout: list[str]) -> DictConfig:
@@ -66,12 +83,14 @@ def count_really(cfg: DictConfig) -> Collectives:
         model.pipeline_model_parallel_size,
         model.context_parallel_size,
         model.virtual_pipeline_model_parallel_size,
+        model.expert_model_parallel_size,
     )
     groups.init_model_parallel(sizes, model.seed)
     backend = backend_for(model, node_ranks=PROCESSES)
     models = built_models(model, cpu)
     for parameter in (parameter for one in models for parameter in one.parameters()):
         parameter.data.fill_(0.01)  # nothing has drawn weights
+    quantise_base(models, language_config_of(model))
     chunks: list[Any] = backend.wrap(models, cpu)
     optimizer = backend.build_optimizer(chunks, model, cfg.trainer.gradient_clip_val)
     for chunk in chunks:
@@ -88,6 +107,7 @@ def count_really(cfg: DictConfig) -> Collectives:
 
 def count_both(rank: int, port: int, results: Any) -> None:
     torch.set_num_threads(1)
+    experts.choose = evenly_chosen  # what weights draw would be another load on each rank
     recipes = [recipe(layout) for layout in LAYOUTS]
     real = [count_really(cfg) for cfg, _ in zip(recipes, meetings(rank, PROCESSES, port), strict=False)]
     groups.destroy()
@@ -103,9 +123,15 @@ def test_a_rank_without_memory_sends_and_holds_what_a_real_one_does(free_port: i
     told = ranks_tell(count_both, PROCESSES, len(LAYOUTS), free_port)
     assert sorted(number for number, *_ in told) == [*range(len(LAYOUTS))]
     for number, messages, message_bytes, alone, planned in told:
-        assert len(messages) > 1, "groups of several ranks exchange something"
+        assert sum(messages.values()) > 1, "groups of several ranks exchange something"
         assert alone.messages == messages, LAYOUTS[number]
         assert alone.message_bytes == message_bytes, LAYOUTS[number]
         assert (alone.held.parameters, alone.held.gradients) == (planned.parameters, planned.gradients)
         # the planner's is the fullest shard's
         assert 0.99 * planned.optimizer <= alone.held.optimizer <= planned.optimizer
+
+
+def test_experts_that_take_turns_serve_as_many_tokens_each() -> None:
+    _, chosen = evenly_chosen(torch.zeros(12, 8), topk=2, pre_softmax=False)
+    assert chosen.flatten().bincount().tolist() == [3] * 8
+    assert all(len(set(of_token)) == 2 for of_token in chosen.tolist())
