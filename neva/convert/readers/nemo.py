@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -81,66 +82,96 @@ def open_model(
     Raises:
         CheckpointError: a part is nowhere, or its tensors do not fit.
     """
-    nemo = open_nemo(source)
-    if "mm_cfg" not in nemo.config:
-        raise CheckpointError(
-            f"{source} holds a language model alone; expected a LLaVA model, with mm_cfg in its configuration"
-        )
-    verify(nemo)
+    nemo = _opened(source)
     language, vision, mm_cfg = stored_config(nemo.config), vision_config_of(nemo.config), nemo.config.mm_cfg
     overrides = {LANGUAGE_MODEL: language_source, VISION_TOWER: tower_source}
     origins = resolve_nemo(source, nemo.config, overrides)
-    adapters = Filtered(nemo.weights, *(name for name in nemo.weights if part_of(name) == ADAPTERS))
-    weights: list[Mapping[str, Tensor]] = [Filtered(nemo.weights, "", without=tuple(adapters))]
     if not origins[PROJECTOR].is_held:
         raise CheckpointError(
             f"{source} holds no projector; expected a .nemo file that a LLaVA training wrote"
         )
-    if origins[LANGUAGE_MODEL].is_base:
-        held = open_nemo(str(origins[LANGUAGE_MODEL].path))
-        verify(held)
-        weights.append(Filtered(held.weights, LANGUAGE))
-    elif not origins[LANGUAGE_MODEL].is_held:
-        folder = require_path(origins[LANGUAGE_MODEL].path, "language model", "--llm_path")
-        weights.append(checked_language_weights(folder, language))
-    tower_folder = named_folder(mm_cfg, VISION_TOWER, overrides)
-    reference: Path | None
-    if origins[VISION_TOWER].is_base:
-        base_tower = Filtered(open_nemo(str(origins[VISION_TOWER].path)).weights, TOWER)
-        reference = equal_tower(base_tower, tower_folder, vision)
-        weights.append(base_tower)
-    elif origins[VISION_TOWER].is_held:
-        reference = equal_tower(Filtered(nemo.weights, TOWER), tower_folder, vision)
-    else:
-        reference = require_path(tower_folder, "vision tower", "--vision_encoder_path")
-        weights.append(vision_weights(reference, vision))
-    if vision.second is not None and origins[SECOND_TOWER].is_base:
-        weights.append(Filtered(open_nemo(str(origins[SECOND_TOWER].path)).weights, SECOND))
-    elif vision.second is not None and not origins[SECOND_TOWER].is_held:
-        key = "model.mm_cfg.second_vision_encoder.from_pretrained"
-        weights.append(
-            second_tower_weights(require_path(origins[SECOND_TOWER].path, "second tower", key), vision.second)
-        )
+    adapters = Filtered(nemo.weights, *(name for name in nemo.weights if part_of(name) == ADAPTERS))
+    beside_language = _language_beside(origins[LANGUAGE_MODEL], language)
+    beside_tower, reference = _tower_beside(
+        nemo, origins[VISION_TOWER], named_folder(mm_cfg, VISION_TOWER, overrides), vision
+    )
+    beside_second = [] if vision.second is None else _second_beside(origins[SECOND_TOWER], vision.second)
+    held = Filtered(nemo.weights, "", without=tuple(adapters))
+    weights = Chained(held, *beside_language, *beside_tower, *beside_second)
     require_tensors(nemo, origins, mm_cfg.mm_mlp_adapter_type, vision, language)
     if language.lora is not None:
         factors_of(language, vision, adapters)  # compares the shapes
-        _check_base(nemo, origins, Chained(*weights))
-    settings = nemo.image_processor
-    if settings is not None:
-        settings = dict(checked_settings(settings, vision.side, f"{IMAGE_PROCESSOR_FILE} of {source}"))
+        _check_base(nemo, origins, weights)
     return LazyModel(
         name=str(source),
         config=nemo.config,
         language=language,
         vision=vision,
         connector=mm_cfg.mm_mlp_adapter_type,
-        weights=Chained(*weights),
+        weights=weights,
         tokenizer=nemo.tokenizer(),
-        image_processor=settings,
+        image_processor=_image_processor(nemo, vision),
         tower_reference=reference,
         adapters=adapters if language.lora is not None else None,
         base=Base(nemo.manifest.get("base") or {}) if language.lora is not None else None,
     )
+
+
+def _opened(source: str | Path) -> NemoFile:
+    """Returns the file, whose content is what its manifest says.
+
+    Raises:
+        CheckpointError: it has changed, or is no LLaVA's.
+    """
+    nemo = open_nemo(source)
+    if "mm_cfg" not in nemo.config:
+        raise CheckpointError(
+            f"{source} holds a language model alone; expected a LLaVA model, with mm_cfg in its configuration"
+        )
+    verify(nemo)
+    return nemo
+
+
+def _language_beside(origin: Origin, language: LanguageConfig) -> list[Mapping[str, Tensor]]:
+    """Returns the language model's tensors where the file does not hold them."""
+    if origin.is_base:
+        base = open_nemo(str(origin.path))
+        verify(base)
+        return [Filtered(base.weights, LANGUAGE)]
+    if origin.is_held:
+        return []
+    folder = require_path(origin.path, "language model", "--llm_path")
+    return [checked_language_weights(folder, language)]
+
+
+def _tower_beside(
+    nemo: NemoFile, origin: Origin, folder: str | None, vision: VisionConfig
+) -> tuple[list[Mapping[str, Tensor]], Path | None]:
+    """Returns the tower's tensors where the file does not hold them, and the folder whose tower is bit-equal."""
+    if origin.is_base:
+        base = Filtered(open_nemo(str(origin.path)).weights, TOWER)
+        return [base], equal_tower(base, folder, vision)
+    if origin.is_held:
+        return [], equal_tower(Filtered(nemo.weights, TOWER), folder, vision)
+    reference = require_path(folder, "vision tower", "--vision_encoder_path")
+    return [vision_weights(reference, vision)], reference
+
+
+def _second_beside(origin: Origin, vision: VisionConfig) -> list[Mapping[str, Tensor]]:
+    """Returns the second tower's tensors where the file does not hold them."""
+    if origin.is_base:
+        return [Filtered(open_nemo(str(origin.path)).weights, SECOND)]
+    if origin.is_held:
+        return []
+    folder = require_path(origin.path, "second tower", "model.mm_cfg.second_vision_encoder.from_pretrained")
+    return [second_tower_weights(folder, vision)]
+
+
+def _image_processor(nemo: NemoFile, vision: VisionConfig) -> dict[str, Any] | None:
+    settings = nemo.image_processor
+    if settings is None:
+        return None
+    return dict(checked_settings(settings, vision.side, f"{IMAGE_PROCESSOR_FILE} of {nemo.path}"))
 
 
 def _check_base(nemo: NemoFile, origins: Mapping[str, Origin], weights: Mapping[str, Tensor]) -> None:
