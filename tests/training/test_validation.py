@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,43 +36,73 @@ def validated(run_dir: Path) -> dict[int, float]:
     return {int(row["step"]): row["val_loss"] for row in read_metrics(run_dir) if "val_loss" in row}
 
 
-def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an_interval(
-    tmp_path: Path, colours: list[str], held_out: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Runs:
+    """Seven steps of the same training: without validation, with it, and with it and a kill between two checkpoints."""
+
+    overrides: list[str]
+    """Of the latter two."""
+    plain: Path
+    unbroken: Path
+    resumed: Path
+    recorded: list[dict[str, torch.Tensor]]
+    """Weights of the unbroken run before its first step, and behind each."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, colours: list[str], held_out: list[str]) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
     kept = ["monitor=val_loss", "mode=min", "save_top_k=2", "every_n_train_steps=2"]
     every = [*colours, "model.optim.lr=0.5", "exp_manager.checkpoint_callback_params.every_n_train_steps=2"]
-    plain = run(tmp_path / "plain", every, steps=7)
+    plain = run(folder / "plain", every, steps=7)
     ranked = [*colours, "model.optim.lr=0.5", *held_out]
     ranked += [f"exp_manager.checkpoint_callback_params.{word}" for word in kept]
     ranked += [f"exp_manager.ema.{word}" for word in ("enable=true", "decay=0.75", "every_n_steps=2")]
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         recorded = recording(patch)
-        unbroken = run(tmp_path / "a", ranked, steps=7)
+        unbroken = run(folder / "a", ranked, steps=7)
+    # killed behind the checkpoint of step 2, in the middle of an interval
+    with pytest.raises(Kill):
+        kill_after(3, folder / "b", [*ranked, "trainer.max_steps=7"])
+    resumed = run(folder / "b", ranked, steps=7)
+    return Runs(ranked, plain, unbroken, resumed, recorded)
 
-    assert rows(unbroken, *TRAINED) == rows(plain, *TRAINED)
-    before, after = weights(plain), weights(unbroken)
+
+def test_validation_leaves_no_trace_in_a_training(runs: Runs) -> None:
+    assert rows(runs.unbroken, *TRAINED) == rows(runs.plain, *TRAINED)
+    before, after = weights(runs.plain), weights(runs.unbroken)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    average = {name: value.double() for name, value in recorded[0].items()}
+    assert list(validated(runs.unbroken)) == [2, 4, 6, 7]
+    assert validated(runs.plain) == {}
+
+
+def test_the_average_is_that_of_the_weights_behind_every_second_step(runs: Runs) -> None:
+    average = {name: value.double() for name, value in runs.recorded[0].items()}
     for step in (1, 3, 5, 7):
-        average = {name: 0.75 * value + 0.25 * recorded[step][name] for name, value in average.items()}
-    averaged = weights(unbroken, "-EMA")
+        average = {name: 0.75 * value + 0.25 * runs.recorded[step][name] for name, value in average.items()}
+    averaged, after = weights(runs.unbroken, "-EMA"), weights(runs.unbroken)
     for name, value in averaged.items():  # four updates in float32, of weights up to 4
         torch.testing.assert_close(value.double(), average[name][: len(value)], atol=1e-6, rtol=1e-6)
     assert max(float((averaged[name] - after[name]).abs().max()) for name in after) > 0.1
-    losses = validated(unbroken)
-    assert list(losses) == [2, 4, 6, 7]
-    assert validated(plain) == {}
 
-    # killed behind the checkpoint of step 2, in the middle of an interval
-    with pytest.raises(Kill):
-        kill_after(3, tmp_path / "b", [*ranked, "trainer.max_steps=7"])
-    resumed = run(tmp_path / "b", ranked, steps=7)
-    assert validated(resumed) == losses
-    assert rows(resumed, *TRAINED) == rows(plain, *TRAINED)
-    assert all(torch.equal(value, averaged[name]) for name, value in weights(resumed, "-EMA").items())
 
-    evaluated = [*ranked, "trainer.skip_train=true", *(f"model.mm_cfg.{part}=true" for part in FREEZES)]
-    files = sorted(path for path in (tmp_path / "a").rglob("*"))
+def test_a_run_goes_on_exactly_in_the_middle_of_an_interval(runs: Runs) -> None:
+    assert validated(runs.resumed) == validated(runs.unbroken)
+    assert rows(runs.resumed, *TRAINED) == rows(runs.plain, *TRAINED)
+    averaged = weights(runs.unbroken, "-EMA")
+    assert all(torch.equal(value, averaged[name]) for name, value in weights(runs.resumed, "-EMA").items())
+
+
+def test_a_finished_run_validates_alone_and_writes_nothing(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = runs.unbroken.parent
+    evaluated = [
+        *runs.overrides,
+        "trainer.skip_train=true",
+        *(f"model.mm_cfg.{part}=true" for part in FREEZES),
+    ]
+    files = sorted(folder.rglob("*"))
     figures = []
     validate = Validation.on_train_start
 
@@ -80,25 +111,32 @@ def test_a_run_validates_without_a_trace_and_goes_on_exactly_in_the_middle_of_an
         figures.append((self.step, self.losses))
 
     monkeypatch.setattr(Validation, "on_train_start", spied)
-    run(tmp_path / "a", evaluated, steps=7)
-    assert figures == [(7, {"val_loss": losses[7]})]
-    assert sorted(path for path in (tmp_path / "a").rglob("*")) == files, "nothing is written"
+    run(folder, evaluated, steps=7)
+    assert figures == [(7, {"val_loss": validated(runs.unbroken)[7]})]
+    assert sorted(folder.rglob("*")) == files, "nothing is written"
 
+
+def test_the_best_checkpoints_are_kept_and_the_last(runs: Runs) -> None:
+    losses = validated(runs.unbroken)
     best = sorted([2, 4, 6], key=lambda step: losses[step])[:2]
     assert set(best) != {4, 6}, "the last two are what any order would keep"
-    for run_dir in (unbroken, resumed):
+    for run_dir in (runs.unbroken, runs.resumed):
         names = [path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir()]
         steps = {int(name.partition("step=")[2].partition("-")[0]) for name in names if "-last" not in name}
         assert steps == {*best, 7}, (names, losses)
 
-    # the loss at the end, by the training loop: one step over the held-out records alone, from the final average
-    nemo = unbroken / "checkpoints" / "run-EMA.nemo"
+
+def test_the_last_loss_is_that_of_the_training_loop(
+    runs: Runs, tmp_path: Path, colours: list[str], held_out: list[str]
+) -> None:
+    """One step over the held-out records alone, from the final average."""
+    nemo = runs.unbroken / "checkpoints" / "run-EMA.nemo"
     path = held_out[0].partition("=")[2]
     same = [*colours, f"model.restore_from_path={nemo}", f"model.data.data_path={path}"]
     same += ["model.global_batch_size=7", "model.micro_batch_size=7"]
     (first,) = rows(run(tmp_path / "same", same, steps=1), "loss")
     # float32: other lengths of padding
-    torch.testing.assert_close(losses[7], first[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(validated(runs.unbroken)[7], first[0], atol=1e-5, rtol=1e-5)
 
 
 def recording(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
