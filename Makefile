@@ -42,7 +42,7 @@ endif
 kill-drill: $(INSTALLED)
 	$(BIN)/python -m tests.distributed.kill_drill $(ARGS)
 
-# What neva is worth beside transformers on this machine, as docs/performance.md: half an hour of nothing else.
+# What neva is worth beside transformers on this machine, as docs/performance.md: a quarter of an hour of nothing else.
 bench: $(INSTALLED)
 	$(BIN)/python bench/performance.py $(ARGS)
 
