@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.nn.attention.bias import CausalBias
 from torch.optim import optimizer as torch_optimizer
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from neva.distributed.collectives import Collectives
@@ -26,6 +24,7 @@ from neva.model import experts
 from neva.model.experts import choose
 
 aten = torch.ops.aten
+_sdpa, _rms_norm, _tensor = F.scaled_dot_product_attention, F.rms_norm, torch.tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Types whose tensors have no memory; float64, in which a step sums up what it reports, has."""
 
@@ -92,45 +91,43 @@ class ShapesOnly(Collectives):
         self.now -= size
 
 
-class GpuKernels(TorchFunctionMode):
-    """Has attention and RMS norm keep on the meta device what their kernels keep on a GPU, not what their formulas do.
-
-    And lets `torch.tensor` take tensors without memory for the numbers of a list.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See torch's."""
-        kwargs = kwargs or {}
-        first = args[0] if args else None
-        if func is torch.tensor and any(map(_is_shape, tree_leaves(first))):
-            return _stacked(first)
-        if _is_shape(first):
-            if func is F.scaled_dot_product_attention:
-                return _attended(*args, **kwargs)
-            if func in (F.rms_norm, torch.rms_norm):
-                return aten._fused_rms_norm(*args, **kwargs)[0]
-        return func(*args, **kwargs)
+def attended(query: Tensor, key: Tensor, value: Tensor, *others: Any, **options: Any) -> Tensor:
+    """Returns what SDPA does, without memory what FlashAttention would."""
+    if not _is_shape(query):
+        return _sdpa(query, key, value, *others, **options)
+    found: Tensor = _Flash.apply(query, key, value)
+    return found
 
 
-def _attended(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Returns what FlashAttention would: it keeps queries, keys, values, its output and a number a row."""
-    if isinstance(attn_mask, CausalBias):  # the kernel knows it
-        attn_mask = None
-    if attn_mask is not None:
-        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
-    attended: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-    return attended
+class _Flash(torch.autograd.Function):
+    """FlashAttention's memory: it keeps queries, keys, values, its output and a number a row, and no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Returns an output of the queries' shape."""
+        output, sums = torch.empty_like(query), query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Returns gradients of the shapes of queries, keys and values."""
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
+def normed(hidden: Tensor, *others: Any, **options: Any) -> Tensor:
+    """Returns what RMS norm does; without memory it keeps what its kernel on a GPU would, not what its formula does."""
+    if not _is_shape(hidden):
+        return _rms_norm(hidden, *others, **options)
+    found: Tensor = aten._fused_rms_norm(hidden, *others, **options)[0]
+    return found
+
+
+def tensor_of(data: Any, *others: Any, **options: Any) -> Tensor:
+    """Returns what `torch.tensor` does, which takes no tensors without memory for the numbers of a list."""
+    if any(map(_is_shape, tree_leaves(data))):
+        return _stacked(data)
+    return _tensor(data, *others, **options)
 
 
 def _stacked(value: Any) -> Tensor:
@@ -174,18 +171,23 @@ def shapes_only() -> Iterator[ShapesOnly]:
         for owner, name, function in _lenient():
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, function)
-        stack.enter_context(GpuKernels())
         yield stack.enter_context(ShapesOnly())
 
 
 def _lenient() -> list[tuple[Any, str, Any]]:
-    """What refuses tensors without memory: owner, name, and what stands there instead."""
+    """What refuses tensors without memory, or takes another path for them: owner, name, and what stands there instead.
+
+    A `TorchFunctionMode` would not do: it is off in a backward pass, and with it where layers are recomputed.
+    """
     fused = torch_optimizer._get_fused_kernels_supported_devices
 
     def has_weights(group: FSDPParamGroup) -> None:
         """Nothing: they need no memory."""
 
     return [
+        (F, "scaled_dot_product_attention", attended),
+        (F, "rms_norm", normed),
+        (torch, "tensor", tensor_of),
         (experts, "choose", evenly_chosen),
         (torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), META.type]),
         (FSDPParamGroup, "_validate_no_meta_params", has_weights),

@@ -34,3 +34,27 @@ def test_what_cannot_be_shown_is_one_sentence(
 ) -> None:
     assert cli.main([*SEVEN, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            "llava_7b_finetune",
+            "parallel=tp4_pp2",
+            "--as-rank",
+            "1037",
+            "--world",
+            "4096",
+            "model.global_batch_size=4096",
+        ],
+        ["llava_7b_qlora", "--as-rank", "0", "--world", "1"],
+    ],
+    ids=["tp4-pp2", "qlora"],
+)
+def test_the_peak_of_a_rank_is_that_of_the_plan(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted from each tensor that a step makes, and from formulae, which leave small ones out."""
+    assert cli.main(["train", "--dry-run", "--config-name", *words]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("peak of a step")]
+    counted, planned = map(float, line.split()[-2:])
+    assert counted == pytest.approx(planned, rel=0.04)
