@@ -42,9 +42,9 @@ def test_what_is_not_compiled_is_refused(tmp_path: Path, colours: list[str]) -> 
         run(tmp_path, keys, steps=1)
 
 
-def test_a_machine_without_a_compiler_is_told_of(
-    tmp_path: Path, colours: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "none"),))
-    with pytest.raises(ConfigError, match=r"found no C\+\+ compiler; install g\+\+"):
+def test_a_machine_without_a_compiler_is_told_of(tmp_path: Path, colours: list[str]) -> None:
+    import torch._inductor.config as inductor
+
+    none = {"cpp.cxx": (str(tmp_path / "none"),)}
+    with inductor.patch(none), pytest.raises(ConfigError, match=r"found no C\+\+ compiler; install g\+\+"):
         run(tmp_path, [*colours, "model.torch_compile=true"], steps=1)
