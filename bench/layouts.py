@@ -4,7 +4,7 @@ Two processes over gloo, a core each, float32, full rows. The machine as a clust
 while the other one computes the same, and bytes a second of an all-reduce. What counts is how layouts compare: seconds
 of each by those of data parallel, measured and predicted. Layouts take turns, several rounds.
 
-    python bench/layouts.py [--rounds 3] [--steps 3]
+    python bench/layouts.py [--rounds 2] [--steps 3]
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from neva.training.rehearsal import built_models, full_micro_batch
 from neva.training.step import run_global_batch
 
 WORLD, LABEL_SHARE, PEAK_TFLOPS = 2, 0.25, 1.0
-MESSAGE = 2**26
-"""Bytes of the all-reduce that measures the link."""
+MESSAGE = 2**21
+"""Bytes of the all-reduce that measures the link: the hidden states of a micro batch."""
 CPU = torch.device("cpu")
 Task: TypeAlias = Callable[[DictConfig, int], list[float]]
 SIZES = [
     "trainer.precision=32", "trainer.accelerator=cpu", f"trainer.devices={WORLD}", "trainer.num_nodes=1",
     "model.num_layers=4", "model.hidden_size=512", "model.ffn_hidden_size=1376", "model.num_attention_heads=8",
     "model.num_query_groups=8", "model.vocab_size=4000", "model.encoder_seq_length=512",
-    "model.micro_batch_size=2", "model.global_batch_size=16", "model.mm_cfg.vision_encoder.image_size=112",
+    "model.micro_batch_size=2", "model.global_batch_size=8", "model.mm_cfg.vision_encoder.image_size=112",
     "model.mm_cfg.vision_encoder.patch_dim=14", "model.mm_cfg.vision_encoder.hidden_size=256",
     "model.mm_cfg.vision_encoder.num_layers=4", "model.mm_cfg.vision_encoder.num_attention_heads=4",
     "model.mm_cfg.vision_encoder.ffn_hidden_size=1024", "model.activations_checkpoint_granularity=null",
     "model.activations_checkpoint_method=null", "model.activations_checkpoint_num_layers=null",
 ]  # fmt: skip
-ALONE = ["trainer.devices=1", "model.global_batch_size=8"]
+ALONE = ["trainer.devices=1", "model.global_batch_size=4"]
 DATA = "data parallel"
 LAYOUTS: dict[str, list[str]] = {
     DATA: [],
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each layout")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each layout")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a turn")
     arguments = parser.parse_args()
     cluster = this_machine(arguments.rounds, arguments.steps)
