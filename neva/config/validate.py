@@ -10,28 +10,13 @@ from neva.config.answering import inference_problems
 from neva.config.experts import expert_problems
 from neva.config.fsdp import fsdp_problems
 from neva.config.held_out import held_out_problems, monitor_problems, sample_problems
-from neva.config.layout import data_parallel_size, layers_of_stages, layout_problems
-from neva.config.model_config import (
-    CAUSAL,
-    SECOND_ENCODER,
-    image_attention_of,
-    language_backend_of,
-    plain,
-    recorded_family,
-    vision_config_of,
-)
-from neva.config.parts import trained_parts
+from neva.config.layers import layer_problems
+from neva.config.layout import data_parallel_size, layout_problems
 from neva.config.peft import has_adapters, peft_problems
 from neva.config.show import as_override
-from neva.constants import PROJECTOR
+from neva.config.sizes import size_problems
 from neva.errors import ConfigError
-from neva.families.configs import ALL
-from neva.families.connector import connector_named
-from neva.families.language import HUGGING_FACE
-from neva.families.rope import check_scaling
-from neva.families.tower_adapters import layer_matrices
-from neva.families.vision import hidden_states, vision_family
-from neva.registry import LANGUAGE_FAMILIES, SAMPLERS
+from neva.registry import SAMPLERS
 
 
 def world_size(trainer_cfg: DictConfig) -> int:
@@ -51,15 +36,11 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             fsdp_problems,
             expert_problems,
             peft_problems,
-            _sizes,
+            size_problems,
             _batch,
             _packing,
             _steps,
-            _recompute,
-            _compile,
-            _backend,
-            _connector,
-            _tower_adapters,
+            layer_problems,
             _sources,
             _loss,
             held_out_problems,
@@ -91,67 +72,6 @@ def _loss(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield (
             f"model.loss_average=micro_batch with model.context_parallel_size={cfg.model.context_parallel_size}: no "
             "rank has a whole micro batch then; set loss_average=token or the size to 1"
-        )
-
-
-def _sizes(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model = cfg.model
-    tower = model.mm_cfg.vision_encoder
-    if model.precision != cfg.trainer.precision:
-        yield (
-            f"model.precision={model.precision} but trainer.precision={cfg.trainer.precision}: "
-            "set only the latter"
-        )
-    if model.num_attention_heads % model.num_query_groups:
-        yield (
-            f"model.num_attention_heads={model.num_attention_heads} cannot be divided by "
-            f"model.num_query_groups={model.num_query_groups}: every group serves equally many heads"
-        )
-    if model.rope_scaling is not None:
-        try:
-            check_scaling(plain(model.rope_scaling), int(model.kv_channels * (model.rotary_percentage or 1)))
-        except ConfigError as error:
-            yield f"model.rope_scaling: {error}"
-    family = recorded_family(model)
-    if family is not None and LANGUAGE_FAMILIES[family].follows_from_sizes:
-        yield f"model.mm_cfg.llm.family={family} is what the sizes of a model tell: leave the key out"
-    yield from _tower_sizes(tower, "vision_encoder")
-    if (second := model.mm_cfg.get(SECOND_ENCODER)) is not None:
-        yield from _tower_sizes(second, SECOND_ENCODER)
-    if model.data.image_token_len >= model.encoder_seq_length:
-        yield (
-            f"an image takes {model.data.image_token_len} positions, but model.encoder_seq_length="
-            f"{model.encoder_seq_length} leaves none for text: raise it"
-        )
-    if model.encoder_seq_length > model.max_position_embeddings:
-        yield (
-            f"model.encoder_seq_length={model.encoder_seq_length} exceeds model.max_position_embeddings="
-            f"{model.max_position_embeddings}: raise the latter or shorten the former"
-        )
-
-
-def _tower_sizes(tower: DictConfig, name: str) -> Iterator[str]:
-    """Yields what cannot be in a tower, whose section of `mm_cfg` has this name."""
-    section = f"model.mm_cfg.{name}"
-    if tower.hidden_size % tower.num_attention_heads:
-        yield (
-            f"{section}.hidden_size={tower.hidden_size} cannot be divided by its "
-            f"num_attention_heads={tower.num_attention_heads}"
-        )
-    for key in ("image_size", "input_size"):
-        if tower[key] is not None and tower.patch_dim > tower[key]:
-            yield f"{section}.patch_dim={tower.patch_dim} exceeds its {key}={tower[key]}"
-    states = hidden_states(tower.num_layers)
-    layers = plain(tower.vision_select_layer)
-    if any(layer not in states for layer in ([layers] if isinstance(layers, int) else layers or [None])):
-        yield (
-            f"{section}.vision_select_layer={as_override(layers)}: a tower of "
-            f"{tower.num_layers} layers has hidden states {states[0]} to {states[-1]}"
-        )
-    if tower.post_layernorm and vision_family(tower.model_type).last_norm is None:
-        yield (
-            f"{section}.post_layernorm=true with model_type={tower.model_type}: which norm of it is "
-            "the last is not known; set it to false"
         )
 
 
@@ -207,90 +127,6 @@ def _steps(cfg: DictConfig, world_size: int) -> Iterator[str]:
         )
     if optim.sched.min_lr > optim.lr:
         yield f"model.optim.sched.min_lr={optim.sched.min_lr:g} exceeds model.optim.lr={optim.lr:g}"
-
-
-def _recompute(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model = cfg.model
-    granularity, method = model.activations_checkpoint_granularity, model.activations_checkpoint_method
-    layers = model.activations_checkpoint_num_layers
-    if granularity == "full":
-        if method is None or layers is None:
-            yield (
-                "model.activations_checkpoint_granularity=full also needs model.activations_checkpoint_method"
-                "=uniform|block and model.activations_checkpoint_num_layers"
-            )
-        elif layers > (most := max(layers_of_stages(model) or [model.num_layers])):
-            yield f"model.activations_checkpoint_num_layers={layers} exceeds the {most} layers"
-    elif method is not None or layers is not None:
-        yield (
-            f"model.activations_checkpoint_method={as_override(method)} and "
-            f"model.activations_checkpoint_num_layers={as_override(layers)} act only with "
-            f"model.activations_checkpoint_granularity=full, which is {as_override(granularity)}"
-        )
-
-
-def _compile(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model = cfg.model
-    if not model.torch_compile:
-        return
-    if language_backend_of(model) == HUGGING_FACE or model.num_moe_experts is not None:
-        kind = "experts" if model.num_moe_experts is not None else "model.language_backend=huggingface"
-        yield f"model.torch_compile=true with {kind}: layers of Megatron's without experts are compiled; leave it out"
-
-
-def _backend(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model = cfg.model
-    is_capped = model.get("attn_logit_softcapping") is not None
-    attention = image_attention_of(model)
-    if attention != CAUSAL and (is_capped or language_backend_of(model) == HUGGING_FACE):
-        yield (
-            f"model.image_attention={attention} with "
-            f"{'soft caps of scores' if is_capped else 'model.language_backend=huggingface'}: only Megatron's layers "
-            "without soft caps have it; leave it out"
-        )
-    if language_backend_of(model) != HUGGING_FACE:
-        return
-    recompute = [model[f"activations_checkpoint_{key}"] for key in ("granularity", "method", "num_layers")]
-    if recompute not in ([None, None, None], ["full", "uniform", 1]):
-        found = ", ".join(map(as_override, recompute))
-        yield (
-            f"model.activations_checkpoint_granularity, _method, _num_layers = {found} with model.language_backend="
-            "huggingface, which recomputes each layer or none: expected full, uniform, 1, or null for all three"
-        )
-    most = model.mm_cfg.llm.config.get("max_position_embeddings")
-    padded = -(-model.encoder_seq_length // model.data.pad_to_multiple_of) * model.data.pad_to_multiple_of
-    if most is not None and padded > most:
-        yield (
-            f"model.encoder_seq_length={model.encoder_seq_length}, padded to a multiple of "
-            f"{model.data.pad_to_multiple_of}, exceeds the {most} positions of the language model: shorten it"
-        )
-
-
-def _connector(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    model = cfg.model
-    connector = connector_named(model.mm_cfg.mm_mlp_adapter_type)
-    try:
-        connector.check_widths(vision_config_of(model).feature_size, model.hidden_size)
-    except ConfigError as error:
-        yield str(error)
-    if not connector.has_tensors and trained_parts(model) <= {PROJECTOR}:
-        yield (
-            f"model.mm_cfg.mm_mlp_adapter_type={connector.kind} has no parameters and the other parts are frozen: "
-            "nothing would train; set model.mm_cfg.llm.freeze or model.mm_cfg.vision_encoder.freeze to false"
-        )
-
-
-def _tower_adapters(cfg: DictConfig, world_size: int) -> Iterator[str]:
-    vision = vision_config_of(cfg.model)
-    if vision.lora is None:
-        return
-    known = {name.rpartition(".")[2] for name in layer_matrices(vision)}
-    unknown = [target for target, _ in vision.lora.sites if not known or target not in (*known, ALL)]
-    if unknown:
-        yield (
-            f"model.peft.lora_tuning.vision_target_modules names {unknown[0]}; expected "
-            f"{', '.join((ALL, *sorted(known))) if known else 'null'} with a tower of type {vision.model_type}"
-        )
 
 
 def _sources(cfg: DictConfig, world_size: int) -> Iterator[str]:

@@ -28,15 +28,10 @@ def compile_layers(model: NevaModel) -> None:
     torch._dynamo.config.recompile_limit = KINDS
     layers = [*model.language_model.decoder.layers]
     for layer in layers:
-        attention = layer.self_attention.core_attention
-        # how rows are divided is another list for every batch, and each would be compiled
-        attention.attend_rows = torch.compiler.disable(attention.attend_rows)
-        for part in layer.modules():
-            if isinstance(part, RowParallelLinear):
-                part._forward_impl = _with_group(part, part._forward_impl)
+        _make_traceable(layer)
     for tower in (model.vision_tower, model.second_vision_tower):
         layers += [] if tower is None else tower.blocks
-    for layer in layers:
+    for layer in layers:  # not the module: FSDP's hooks around it stay as they are
         layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
@@ -58,8 +53,17 @@ def compiler_problem() -> str | None:
     return None
 
 
+def _make_traceable(layer: Any) -> None:
+    """Takes out of a decoder layer what would end its graph, or ask for another one with every batch."""
+    attention = layer.self_attention.core_attention
+    attention.attend_rows = torch.compiler.disable(attention.attend_rows)  # told of another list each time
+    for part in layer.modules():
+        if isinstance(part, RowParallelLinear):
+            part._forward_impl = _with_group(part, part._forward_impl)
+
+
 def _with_group(linear: RowParallelLinear, product: Callable[..., Any]) -> Callable[..., Any]:
-    """Names the group, for whose absence Megatron warns at each call, which would end a graph."""
+    """Names the group, for whose absence Megatron warns at each call."""
 
     def named(*arguments: Any, **keywords: Any) -> Any:
         return product(*arguments, **{**keywords, "tp_group": linear.tp_group})

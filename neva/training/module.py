@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,37 +38,11 @@ from neva.optim.schedule import CosineAnnealing
 from neva.training.megatron_switches import megatron_switches
 from neva.training.not_finite import SKIP, NotFiniteSteps, kept_batches
 from neva.training.step import evaluating, run_global_batch
+from neva.training.unsized_loader import UnsizedLoader
 from neva.weights.fingerprint import BASE, check_base
 from neva.weights.initial import load_initial_weights
 
 logger = logging.getLogger(__name__)
-
-
-class UnsizedLoader:
-    """Batches without a length.
-
-    After a resume Lightning counts batches from the start of the run, a loader from where it resumes; comparing the
-    two would end the run early.
-    """
-
-    def __init__(self, batches: Iterable[list[Batch]]) -> None:
-        self.batches = batches
-        self.waited_s = 0.0
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        batches = iter(self.batches)
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
-            self.waited_s += time.monotonic() - start
-            if batch is None:
-                return
-            yield batch
-
-    def last_wait_s(self) -> float:
-        """Returns how long batches were waited for since this was last asked."""
-        waited_s, self.waited_s = self.waited_s, 0.0
-        return waited_s
 
 
 class MegatronNevaModel(ModelPT):
