@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FORMULA = (
     "2 x weights x tokens + 4 x pairs seen x heads x head size; thrice where weights train, twice where gradients "
-    "pass; padding, and what is computed again, do not count"
+    "pass; padding, what nobody reads of the last layer, and what is computed again do not count"
 )
 
 
