@@ -15,6 +15,7 @@ from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.model.build import build_model, set_trainable
+from neva.model.compiled import compile_layers
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
@@ -51,6 +52,8 @@ class TrainedModel:
 
     def __init__(self, cfg: DictConfig, model: NevaModel, device: torch.device) -> None:
         self.cfg, self.model, self.device = cfg, model, device
+        if cfg.model.torch_compile:
+            compile_layers(model)
         self.backend = backend_for(cfg.model, node_ranks=1)
         self.chunks = self.backend.wrap([model], device)
         optim = cfg.model.optim

@@ -40,6 +40,12 @@ def sft_none(sheet: Sheet) -> None:
     measure(sheet, "SFT, no recomputation", "llava_7b_finetune", SFT_LAYERS, 0.5)
 
 
+def sft_compiled(sheet: Sheet) -> None:
+    """The same with compiled layers."""
+    keys = {"model.torch_compile": True}
+    measure(sheet, "SFT, no recomputation, compiled layers", "llava_7b_finetune", SFT_LAYERS, 0.5, **keys)
+
+
 def projector(sheet: Sheet) -> None:
     """Stage 1 with all layers: the projector trains through the frozen language model."""
     keys = {"model.encoder_seq_length": 768}
