@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,11 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import multiprocessing
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.gpu.training import TrainedModel, timed
 from neva.config.load import load
 from neva.distributed import groups
-from neva.distributed.backend import backend_for
 from neva.planner.candidates import layout_of
 from neva.planner.cluster import LINK_SHARE, Cluster
 from neva.planner.estimate import estimate
@@ -33,7 +35,6 @@ from neva.planner.flops import step_flops, total
 from neva.planner.job import Job, job_of
 from neva.planner.step_time import StepTime, step_time
 from neva.training.rehearsal import built_models, full_micro_batch
-from neva.training.step import run_global_batch
 
 WORLD, LABEL_SHARE, PEAK_TFLOPS = 2, 0.25, 1.0
 MESSAGE = 2**21
@@ -74,41 +75,33 @@ def recipe(keys: list[str]) -> DictConfig:
 
 def timed_steps(cfg: DictConfig, steps: int) -> list[float]:
     """Returns the seconds of each optimizer step of this rank; one before them, unseen, warms up."""
-    model, world = cfg.model, dist.get_world_size()
+    model = cfg.model
     layout = groups.ParallelSizes(
         model.tensor_model_parallel_size, model.pipeline_model_parallel_size, model.context_parallel_size
     )
     groups.init_model_parallel(layout, seed=1)
-    backend = backend_for(model, node_ranks=world)
     models = built_models(model, CPU)
     for parameter in (each for one in models for each in one.parameters()):
         torch.nn.init.normal_(parameter.data, std=0.02)
-    chunks = backend.wrap(models, CPU)
-    optimizer: Any = backend.build_optimizer(chunks, model, cfg.trainer.gradient_clip_val)
+    trained = TrainedModel(cfg, models, CPU)
     batch = full_micro_batch(model, LABEL_SHARE)
     batch = replace(batch, pixel_values=torch.randn(batch.pixel_values.shape))
     number = model.global_batch_size // (model.micro_batch_size * groups.data_parallel_size())
-    found = []
-    for _ in range(1 + steps):
-        dist.barrier()
-        start = time.perf_counter()
-        for chunk in chunks:
-            chunk.zero_grad_buffer()
-        optimizer.zero_grad()
-        run_global_batch(chunks, [batch] * number, CPU)
-        optimizer.step()
-        found.append(time.perf_counter() - start)
-    return found[1:]
+    return timed_together(lambda: trained.step([batch] * number), steps)
 
 
 def timed_messages(cfg: DictConfig, steps: int) -> list[float]:
     """Returns the seconds of each all-reduce of `MESSAGE` bytes."""
-    message, found = torch.ones(MESSAGE // 4), []
-    for _ in range(1 + steps):
+    message = torch.ones(MESSAGE // 4)
+    return timed_together(lambda: dist.all_reduce(message), steps)
+
+
+def timed_together(action: Callable[[], Any], times: int) -> list[float]:
+    """Returns the seconds of each time that this rank does what all begin together; one before them warms up."""
+    found = []
+    for _ in range(1 + times):
         dist.barrier()
-        start = time.perf_counter()
-        dist.all_reduce(message)
-        found.append(time.perf_counter() - start)
+        found.append(timed(action, CPU))
     return found[1:]
 
 

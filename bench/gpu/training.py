@@ -48,14 +48,14 @@ def random_model(cfg: DictConfig, device: torch.device, drawn_on_device: bool = 
 
 
 class TrainedModel:
-    """A model with its optimizer; `step` is one of `MegatronNevaModel`."""
+    """The pieces of a model that this rank holds, with their optimizer; `step` is one of `MegatronNevaModel`."""
 
-    def __init__(self, cfg: DictConfig, model: NevaModel, device: torch.device) -> None:
-        self.cfg, self.model, self.device = cfg, model, device
-        if cfg.model.torch_compile:
+    def __init__(self, cfg: DictConfig, models: Sequence[NevaModel], device: torch.device) -> None:
+        self.cfg, self.device = cfg, device
+        for model in models if cfg.model.torch_compile else ():
             compile_layers(model)
-        self.backend = backend_for(cfg.model, node_ranks=1)
-        self.chunks = self.backend.wrap([model], device)
+        self.backend = backend_for(cfg.model, node_ranks=cfg.trainer.devices)
+        self.chunks = self.backend.wrap(models, device)
         optim = cfg.model.optim
         schedule = CosineAnnealing(
             optim.lr, optim.sched.min_lr, optim.sched.warmup_steps, optim.sched.constant_steps, 1000

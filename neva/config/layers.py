@@ -40,10 +40,11 @@ def _recompute(cfg: DictConfig) -> Iterator[str]:
 
 def _compile(cfg: DictConfig) -> Iterator[str]:
     model = cfg.model
-    if not model.torch_compile:
-        return
-    if language_backend_of(model) == HUGGING_FACE or model.num_moe_experts is not None:
-        kind = "experts" if model.num_moe_experts is not None else "model.language_backend=huggingface"
+    kinds = {
+        "experts": model.num_moe_experts is not None,
+        "model.language_backend=huggingface": language_backend_of(model) == HUGGING_FACE,
+    }
+    for kind in (kind for kind, is_asked in kinds.items() if is_asked and model.torch_compile):
         yield f"model.torch_compile=true with {kind}: layers of Megatron's without experts are compiled; leave it out"
 
 

@@ -213,11 +213,12 @@ def _elements_met(language: LanguageConfig) -> float:
 
 
 @cache
-def _elements_read(language: LanguageConfig) -> float:
+def _elements_read(language: LanguageConfig) -> int:
     """Returns the elements of a layer's matrices that make what is read of it, beside queries, keys and values."""
-    of_layer = layer_shapes(language)
-    return sum(_active(language)) - sum(
-        math.prod(shape) for name, shape in of_layer.items() if len(shape) > 1 and name.startswith(QKV)
+    return sum(
+        math.prod(shape)
+        for name, shape in layer_shapes(language).items()
+        if len(shape) > 1 and not name.startswith(QKV)
     )
 
 

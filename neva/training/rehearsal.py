@@ -27,16 +27,13 @@ from neva.distributed import groups
 from neva.distributed.backend import Backend, backend_for
 from neva.distributed.collectives import Collective
 from neva.distributed.imagined import META, imagined_rank, place_of_rank
-from neva.distributed.shapes_only import ShapesOnly, shapes_only
+from neva.distributed.shapes_only import CPU, ShapesOnly, shapes_only
 from neva.model.build import build_model, set_trainable
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise_base, scales_of
 from neva.training.megatron_switches import megatron_switches
 from neva.training.step import run_global_batch
-
-CPU = torch.device("cpu")
-"""Where integers are."""
 
 ROUNDS = (1, 2)
 """Of all pipeline stages: a step of more micro batches is run with so many, and the rest are alike."""

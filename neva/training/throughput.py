@@ -119,7 +119,8 @@ def work_of(batch: Sequence[Batch], step: StepLoss, patch_size: int, ends_early:
         for row in rows:
             samples.update(row)
         if ends_early and micro.packed_lengths is None:
-            unread.update(min(micro.first_label, *row, micro.input_ids.shape[1]) for row in rows)
+            first = micro.first_label
+            unread.update(min(first, *row) for row in rows)
         square: tuple[int, ...] = micro.pixel_values.shape[-2:]
         pictures: Sequence[tuple[int, ...]] = micro.pictures or [square] * len(micro.pixel_values)
         tiles.update((height // patch_size) * (width // patch_size) for height, width, *_ in pictures)

@@ -7,26 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from neva.families.configs import LoraConfig
 from neva.model.compiled import compile_layers
-from neva.model.llava import NevaModel
-from tests.model.test_unread import LENGTH, RECOMPUTE, built, language_of
+from tests.model.test_unread import LENGTH, RECOMPUTE, built, language_of, learnt
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch does what it warns of while it compiles
 SITES = (("mlp.linear_fc2", ("whole",)), ("self_attention.linear_qkv", ("q", "k", "v")))
 LORA = LoraConfig(8, 8.0, 0.0, True, SITES, None, "kaiming", "normal")
 PACKED = [[LENGTH - 25, 25], [9, LENGTH - 11], [LENGTH]]
-
-
-def learnt(model: NevaModel, batch: Any, **rows: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad(set_to_none=True)
-    losses_L = model(batch.input_ids, batch.pixel_values, batch.labels, **rows)
-    losses_L.double().sum().backward()
-    return losses_L.detach(), {
-        name: value.grad for name, value in model.named_parameters() if value.grad is not None
-    }
 
 
 @pytest.mark.parametrize("rows", [{"sample_lengths": PACKED}, {}], ids=["packed", "alone"])

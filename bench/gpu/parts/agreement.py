@@ -77,7 +77,7 @@ def values_of(precision: str, tiny: bool) -> dict[str, Any]:
     try:
         model = random_model(cfg, device, drawn_on_device=False)
         weights = sum(float(parameter.detach().cpu().double().sum()) for parameter in model.parameters())
-        trained = TrainedModel(cfg, model, device)
+        trained = TrainedModel(cfg, [model], device)
         loss = trained.step(batches(cfg), update=False).mean
         named = model.named_parameters()
         gradients = {name: gradient_of(value) for name, value in named if value.requires_grad}

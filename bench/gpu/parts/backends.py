@@ -101,7 +101,7 @@ def built(sheet: Sheet, **keys: Any) -> tuple[TrainedModel, Any, int]:
     }
     cfg = recipe("llava_7b_finetune", sheet.tiny, **sizes, **keys)
     device = start(cfg)
-    return TrainedModel(cfg, random_model(cfg, device), device), batches(cfg), left
+    return TrainedModel(cfg, [random_model(cfg, device)], device), batches(cfg), left
 
 
 def peak(device: torch.device, left: int) -> float | str:

@@ -31,7 +31,7 @@ def kernels(sheet: Sheet) -> None:
     )
     device = start(cfg)
     model = random_model(cfg, device)
-    trained = TrainedModel(cfg, model, device)
+    trained = TrainedModel(cfg, [model], device)
     batch = batches(cfg)
     trained.step(batch)
     pixels, tower = batch[0].pixel_values.to(device), cast(nn.Module, model.vision_tower)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def measure(sheet: Sheet, name: str, recipe_name: str, layers: int, label_share:
     )
     with sheet.row(title) as row:
         device = start(cfg)
-        trained = TrainedModel(cfg, random_model(cfg, device), device)
+        trained = TrainedModel(cfg, [random_model(cfg, device)], device)
         batch = batches(cfg, label_share)
         for _ in range(WARM_UP):
             trained.step(batch)
@@ -71,7 +72,8 @@ def measure(sheet: Sheet, name: str, recipe_name: str, layers: int, label_share:
         row["step s"] = round(seconds, 3)
         row["tokens/s"] = round(sum(micro.num_tokens for micro in batch) / seconds)
         job = job_of(cfg, 1, 1, 1, label_share)
-        flops = total(step_flops(job.model, job.work, None).values()).model
+        work = replace(job.work, unread={batch[0].first_label: job.global_batch_size})
+        flops = total(step_flops(job.model, work, None).values()).model
         row["model TFLOP"] = round(flops / 1e12, 4 if sheet.tiny else 1)
         peak = peak_flops(torch.cuda.get_device_name() if device.type == "cuda" else "")
         row["MFU"] = "-" if peak is None else f"{flops / seconds / peak:.1%}"
