@@ -6,8 +6,8 @@ Dimensions: T tiles, P patches of a tile, H tower width, Q latents, D hidden, K 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
 
 EPSILON = 1e-6
 
@@ -23,7 +23,7 @@ class GatedLayer(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns the same dimensions with `outputs` as the last."""
-        return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
 class PerceiverLayer(nn.Module):
@@ -53,7 +53,7 @@ class PerceiverLayer(nn.Module):
                 (self.v_proj, seen_TKD),
             )
         )
-        attended = scaled_dot_product_attention(query, key, value, enable_gqa=query.size(1) != key.size(1))
+        attended = F.scaled_dot_product_attention(query, key, value, enable_gqa=query.size(1) != key.size(1))
         latents_TQD = latents_TQD + self.o_proj(attended.transpose(1, 2).flatten(2))
         return latents_TQD + self.mlp(self.post_attention_layernorm(latents_TQD))
 
