@@ -19,7 +19,7 @@ from neva.model.compiled import compile_layers
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
-from neva.optim.schedule import CosineAnnealing
+from neva.optim.schedule import schedule_of
 from neva.precision import set_matmul_precision
 from neva.training.megatron_switches import megatron_switches
 from neva.training.step import StepLoss, run_global_batch
@@ -57,9 +57,7 @@ class TrainedModel:
         self.backend = backend_for(cfg.model, node_ranks=cfg.trainer.devices)
         self.chunks = self.backend.wrap(models, device)
         optim = cfg.model.optim
-        schedule = CosineAnnealing(
-            optim.lr, optim.sched.min_lr, optim.sched.warmup_steps, optim.sched.constant_steps, 1000
-        )
+        schedule = schedule_of(optim, max_steps=1000)
         inner = self.backend.build_optimizer(self.chunks, cfg.model, cfg.trainer.gradient_clip_val)
         self.optimizer = LightningOptimizerAdapter(inner, schedule, device if optim.cpu_offload else None)
         self.steps = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
 
 @dataclass(frozen=True)
 class CosineAnnealing:
@@ -26,3 +28,9 @@ class CosineAnnealing:
         decay_steps = self.max_steps - self.warmup_steps - self.constant_steps
         done = min(1.0, (step - self.warmup_steps) / max(1, decay_steps))
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def schedule_of(optim: DictConfig, max_steps: int) -> CosineAnnealing:
+    """Returns the schedule that a resolved section `model.optim` asks for in a run of `max_steps`."""
+    sched = optim.sched
+    return CosineAnnealing(optim.lr, sched.min_lr, sched.warmup_steps, sched.constant_steps, max_steps)

@@ -14,30 +14,30 @@ from lightning.pytorch import Trainer
 from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
-from neva.checkpoint import nemo_export
 from neva.checkpoint.stored_config import config_state, tokenizer_digest
 from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.parts import trained_parts
 from neva.data.batch import Batch
 from neva.data.held_out import source_names
-from neva.data.ledger import LEARNT, NOT_FINITE, OVERFLOW, SKIPPED
+from neva.data.ledger import LEARNT, NOT_FINITE, SKIPPED
 from neva.data.loader import train_loader
 from neva.data.position import saved_position
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.model.balance import is_balanced
-from neva.model.build import build_model, count_parameters, set_trainable
+from neva.model.build import count_parameters, set_trainable
 from neva.model.compiled import compile_layers
-from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise_base
 from neva.optim.average import WeightAverage, average_of
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
-from neva.optim.schedule import CosineAnnealing
-from neva.training.megatron_switches import megatron_switches
+from neva.optim.schedule import schedule_of
+from neva.training.nemo_files import write_missing_nemos, write_nemos
 from neva.training.not_finite import SKIP, NotFiniteSteps, kept_batches
-from neva.training.step import evaluating, run_global_batch
+from neva.training.outcome import figures_of, treatment_of
+from neva.training.stages import built_stages
+from neva.training.step import StepLoss, evaluating, run_global_batch
 from neva.training.unsized_loader import UnsizedLoader
 from neva.weights.fingerprint import BASE, check_base
 from neva.weights.initial import load_initial_weights
@@ -89,18 +89,8 @@ class MegatronNevaModel(ModelPT):
         self.tokenizer = load_tokenizer(self.cfg.tokenizer)
         # now: whoever uses a tokenizer may leave a setting in it
         self.config_state = config_state(self.whole, tokenizer_digest(self.tokenizer))
-        config = transformer_config(self.language, **megatron_switches(self.cfg))
         trained = trained_parts(self.cfg)
-        for pipeline_stage in groups.pipeline_stages():
-            model = build_model(
-                self.vision,
-                self.language,
-                self.cfg.mm_cfg.mm_mlp_adapter_type,
-                config,
-                pre_process=pipeline_stage.is_first,
-                post_process=pipeline_stage.is_last,
-                virtual_stage=pipeline_stage.virtual,
-            )
+        for model in built_stages(self.cfg):
             self.sources = load_initial_weights(model, self.cfg)
             set_trainable(model, trained)
             self.models.append(model)
@@ -123,13 +113,7 @@ class MegatronNevaModel(ModelPT):
         """Builds the backend's optimizer; the learning rate follows from the step alone."""
         optim = self.cfg.optim
         self.inner_optimizer = self.backend.build_optimizer(self.chunks, self.cfg, self.clip_grad)
-        schedule = CosineAnnealing(
-            optim.lr,
-            optim.sched.min_lr,
-            optim.sched.warmup_steps,
-            optim.sched.constant_steps,
-            self.trainer.max_steps,
-        )
+        schedule = schedule_of(optim, self.trainer.max_steps)
         offloaded_from = self.trainer.strategy.root_device if optim.cpu_offload else None
         ema, publish = self.whole.exp_manager.ema, self.backend.publish_weights
         self.average = average_of(ema, self.inner_optimizer, offloaded_from, publish)
@@ -165,7 +149,8 @@ class MegatronNevaModel(ModelPT):
         self.data_identity = loader.identity
         self.source_names = source_names(loader.dataset.samples.records)  # type: ignore[attr-defined]
         if self.trainer.global_step >= self.trainer.max_steps:
-            self._write_missing_nemo()
+            # Lightning asks for the data even where no step is left
+            write_missing_nemos(self)
         self.loader = UnsizedLoader(loader if self.replayed is None else [self._kept(self.replayed)])
         return self.loader
 
@@ -191,25 +176,15 @@ class MegatronNevaModel(ModelPT):
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         """Consumes one global batch and takes one optimizer step, which changes nothing where it is to be skipped."""
         optimizer: Any = self.optimizers()
+        adapter: LightningOptimizerAdapter = optimizer.optimizer
         number = self.trainer.global_step + 1
         self.step_begin = self.next_step_begin(self.position)
         is_skipped = any(first <= number <= last for first, last in self.skip_steps)
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        if self.language.lora is not None and self.language.lora.dropout:
-            groups.seed_step(self.cfg.seed, number)
-        with evaluating(self.chunks) if is_skipped else nullcontext():
-            loss = self.last_step = run_global_batch(
-                self.chunks,
-                batch,
-                self.trainer.strategy.root_device,
-                forward_only=is_skipped,
-                loss_average=self.cfg.loss_average,
-                num_sources=len(self.source_names),
-            )
+        loss = self.last_step = self._run(batch, number, is_skipped)
         lr = optimizer.set_step(self.trainer.global_step)
-        adapter: LightningOptimizerAdapter = optimizer.optimizer
         adapter.skips_next = is_skipped or not math.isfinite(loss.loss_sum)
         optimizer.step()
         self.treatment = treatment_of(adapter, is_skipped)
@@ -224,41 +199,33 @@ class MegatronNevaModel(ModelPT):
         self.position = self.behind_next_step(self.position)
         self.log_dict(
             {
-                "loss": loss.mean,
-                "lr": lr,
-                "grad_norm": optimizer.grad_norm,
-                "label_tokens": float(loss.num_label_tokens),
-                "consumed_samples": float(self.consumed_samples),
-                "pad_share": 1 - loss.num_tokens / loss.num_positions,
-                "image_share": loss.num_image_tokens / loss.num_positions,
-                "label_share": loss.num_label_tokens / loss.num_positions,
-                "loader_wait_s": self.loader.last_wait_s(),
-                **optimizer.loss_scale(),
+                **figures_of(loss, adapter, lr, self.consumed_samples, self.loader.last_wait_s()),
                 **({"balance_loss": loss.balance_loss} if is_balanced(self.chunks[0].config) else {}),
                 **({"skipped": float(self.treatment in (SKIPPED, NOT_FINITE))} if self.may_skip else {}),
             },
             batch_size=1,
         )
 
+    def _run(self, batch: list[Batch], number: int, is_skipped: bool) -> StepLoss:
+        """Returns the loss of a step, whose gradients lie in the chunks behind it unless it is skipped."""
+        if self.language.lora is not None and self.language.lora.dropout:
+            groups.seed_step(self.cfg.seed, number)
+        with evaluating(self.chunks) if is_skipped else nullcontext():
+            return run_global_batch(
+                self.chunks,
+                batch,
+                self.trainer.strategy.root_device,
+                forward_only=is_skipped,
+                loss_average=self.cfg.loss_average,
+                num_sources=len(self.source_names),
+            )
+
     # Saving
-
-    def _write_missing_nemo(self) -> None:
-        """Writes the `.nemo` of a run that was killed between its last checkpoint and its end.
-
-        Lightning asks for the data even where no step is left; every rank takes part, and none has written before all
-        have looked.
-        """
-        saved: Any = self.trainer.checkpoint_callback
-        if saved is None or not saved.save_nemo_on_train_end:
-            return
-        path = Path(saved.dirpath) / f"{saved.prefix}{saved.postfix}"
-        if not path.exists():
-            self.save_to(str(path))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the position in the data, the configuration, and what adapters are trained beside."""
         checkpoint.update(self.config_state)
-        checkpoint[BASE] = self._base()
+        checkpoint[BASE] = self.adapter_base
         checkpoint["consumed_samples"] = self.consumed_samples
         checkpoint["data_position"] = saved_position(self.position, self.data_identity)
 
@@ -268,12 +235,13 @@ class MegatronNevaModel(ModelPT):
         Raises:
             CheckpointError: its adapters were trained beside another base.
         """
-        read = {name: base["fingerprint"] for name, base in self._base().items()}
+        read = {name: base["fingerprint"] for name, base in self.adapter_base.items()}
         check_base(checkpoint, read, self.sources, "the checkpoint")
         self.consumed_samples = checkpoint["consumed_samples"]
         self.saved_position = checkpoint.get("data_position")
 
-    def _base(self) -> dict[str, dict[str, str]]:
+    @property
+    def adapter_base(self) -> dict[str, dict[str, str]]:
         """Returns path and fingerprint of each part that adapters are trained beside."""
         return {
             name: {"path": str(origin), "fingerprint": origin.fingerprint}
@@ -282,37 +250,5 @@ class MegatronNevaModel(ModelPT):
         }
 
     def save_to(self, save_path: str) -> None:
-        """Writes a `.nemo`: configuration, tokenizer, image processor and the weights of the saved parts.
-
-        Where an average of the weights is kept, one with that comes first.
-        """
-        if self.average is not None:
-            with self.average.in_place_of_weights():
-                self._save_to(
-                    nemo_export.averaged(save_path), f", moving average of decay {self.average.decay}"
-                )
-        self._save_to(save_path)
-
-    def _save_to(self, path: str, note: str = "") -> None:
-        trained = trained_parts(self.cfg)
-        nemo_export.save(
-            path,
-            self.cfg,
-            self.backend,
-            self.models,
-            self.saved_parts,
-            self.tokenizer,
-            {name: f"{origin}{note if name in trained else ''}" for name, origin in self.sources.items()},
-            trained,
-            is_writer=self.trainer.is_global_zero,
-            base=self._base(),
-        )
-
-
-def treatment_of(optimizer: LightningOptimizerAdapter, is_skipped: bool) -> int:
-    """Returns what a step did with its samples, as the ledger says it."""
-    if is_skipped:
-        return SKIPPED
-    if optimizer.skips_next or not optimizer.is_finite:
-        return NOT_FINITE
-    return LEARNT if optimizer.has_updated else OVERFLOW
+        """Writes the `.nemo`, and one with the average beside it; called by every rank."""
+        write_nemos(self, save_path)

@@ -28,11 +28,10 @@ from neva.distributed.backend import Backend, backend_for
 from neva.distributed.collectives import Collective
 from neva.distributed.imagined import META, imagined_rank, place_of_rank
 from neva.distributed.shapes_only import CPU, ShapesOnly, shapes_only
-from neva.model.build import build_model, set_trainable
-from neva.model.language import transformer_config
+from neva.model.build import set_trainable
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise_base, scales_of
-from neva.training.megatron_switches import megatron_switches
+from neva.training.stages import built_stages
 from neva.training.step import run_global_batch
 
 ROUNDS = (1, 2)
@@ -159,23 +158,10 @@ def _run(
 
 def built_models(model_cfg: DictConfig, device: torch.device = META) -> list[NevaModel]:
     """Returns the (virtual) stages that this rank holds, with what trains; initial weights are not drawn."""
-    config = transformer_config(
-        language_config_of(model_cfg), perform_initialization=False, **megatron_switches(model_cfg)
-    )
-    models = []
-    for stage in groups.pipeline_stages():
-        with device:
-            model = build_model(
-                vision_config_of(model_cfg),
-                language_config_of(model_cfg),
-                model_cfg.mm_cfg.mm_mlp_adapter_type,
-                config,
-                stage.is_first,
-                stage.is_last,
-                stage.virtual,
-            )
+    with device:
+        models = [*built_stages(model_cfg, perform_initialization=False)]
+    for model in models:
         set_trainable(model, trained_parts(model_cfg))
-        models.append(model)
     return models
 
 
