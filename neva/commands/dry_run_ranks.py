@@ -13,7 +13,7 @@ from rich.table import Table
 
 from neva.commands.recipe import announce, quiet_imports
 from neva.config.data_sources import missing_records
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.layout import data_parallel_size
 from neva.config.load import complete
 from neva.config.model_config import language_backend_of, row_length, vision_config_of

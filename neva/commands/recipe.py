@@ -11,7 +11,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from neva.commands.scratch import scratch
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.load import load
 from neva.config.paths import path_problems
 from neva.config.reference import common_keys, recipe_summaries

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from neva.config.compose import register_resolvers, search_path, to_force_add
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.load import load
 from neva.config.schema import check_purpose
 from neva.distributed import launch

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from neva.commands.options import add_dry_run, recipe_parser
 from neva.commands.recipe import recipes_and_keys, run_recipe
 from neva.config.compose import recipe_name
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.errors import ConfigError
 from neva.quick_imports import quick_imports
 

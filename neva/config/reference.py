@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from neva.config.compose import CONF_DIR, compose, recipes
 from neva.config.keys.field import FIXED, Ignored, Key, Refused
 from neva.config.keys.inference import Inference
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.schema import leaf_values, walk
 from neva.config.show import as_override, range_text, type_name
 

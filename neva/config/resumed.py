@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.difference import ABSENT, differences
 from neva.config.keys.field import FIXED, MODEL, ORDER, READING, TRAINED, Key, asked
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.schema import walk
 from neva.config.show import as_override
 from neva.errors import ConfigError

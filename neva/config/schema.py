@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neva.config.keys.field import Ignored, Key, Refused, Rule, asked
 from neva.config.keys.inference import Inference
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.show import as_override, range_text, type_name
 from neva.errors import ConfigError
 

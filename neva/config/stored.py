@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neva.config.experts import EXPERT_KEYS, NUMBER
 from neva.config.keys.field import Key
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, SECOND_ENCODER, TOWER_KEYS
 from neva.config.peft import has_adapters
 from neva.config.schema import NULLABLE, value_problems, walk

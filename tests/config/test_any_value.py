@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.compose import Composed, compose
 from neva.config.keys.inference import Inference
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.load import completed, load
 from neva.config.paths import path_problems, run_folder
 from neva.config.schema import walk

@@ -13,7 +13,7 @@ from neva.config import reference
 from neva.config.compose import compose
 from neva.config.keys.field import Ignored, Key, Refused
 from neva.config.keys.inference import Inference
-from neva.config.keys.model import Training
+from neva.config.keys.training import Training
 from neva.config.schema import check_keys, ignored_keys, walk
 from neva.config.show import as_override
 from neva.errors import ConfigError
