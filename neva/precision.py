@@ -58,3 +58,7 @@ def set_matmul_precision(name: object) -> None:
     is_exact = precision_named(name) == FLOAT32
     torch.set_float32_matmul_precision("highest" if is_exact else "high")
     torch.backends.cudnn.allow_tf32 = not is_exact
+
+
+FLOAT8_MULTIPLE = 16
+"""Of this many are rows and columns of matrices that are multiplied in 8-bit floats."""

@@ -26,6 +26,7 @@ PARTS = {
     "sft_full": Part(STEPS, "steps", 90),
     "sft_none": Part(STEPS, "steps", 75),
     "sft_compiled": Part(STEPS, "steps", 120),
+    "sft_fp8": Part(STEPS, "steps", 120),
     "agreement": Part("GPU against CPU", "agreement", 90),
     "quickstart": Part("The quickstart's commands", "quickstart", 150),
     "megatron": Part(STATE, "backends", 150),

@@ -15,8 +15,8 @@ from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.model.build import build_model, set_trainable
-from neva.model.compiled import compile_layers
 from neva.model.language import transformer_config
+from neva.model.layers import prepare_layers
 from neva.model.llava import NevaModel
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import schedule_of
@@ -52,8 +52,7 @@ class TrainedModel:
 
     def __init__(self, cfg: DictConfig, models: Sequence[NevaModel], device: torch.device) -> None:
         self.cfg, self.device = cfg, device
-        for model in models if cfg.model.torch_compile else ():
-            compile_layers(model)
+        prepare_layers(models, cfg.model)
         self.backend = backend_for(cfg.model, node_ranks=cfg.trainer.devices)
         self.chunks = self.backend.wrap(models, device)
         optim = cfg.model.optim

@@ -37,7 +37,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     from neva.checkpoint.preflight import find_disk, note_resume
     from neva.data.preflight import find_samples
     from neva.distributed.preflight import lone_process, note_gpus
-    from neva.model.preflight import find_compiler, find_image, find_share, part_sizes
+    from neva.model.preflight import find_image, find_machine, find_share, part_sizes
     from neva.optim.preflight import find_average, find_batch, find_steps
     from neva.planner.preflight import find_memory
     from neva.weights.preflight import note_random_parts, saved_parts
@@ -48,7 +48,7 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     parts = [ReportedPart(size, size.name in kept) for size in sizes]
     find_share(sizes, found)
     find_image(cfg.model, found)
-    find_compiler(cfg.model, found)
+    find_machine(cfg.model, found)
     find_batch(cfg, found)
     steps = find_steps(cfg, find_samples(cfg.model, found), found)
     saved = sum(part.size.total for part in parts if part.is_saved)

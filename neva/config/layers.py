@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from neva.config.keys.peft import QLORA
 from neva.config.layout import layers_of_stages
 from neva.config.model_config import CAUSAL, image_attention_of, language_backend_of
 from neva.config.show import as_override
 from neva.families.language import HUGGING_FACE
+from neva.precision import FLOAT8_MULTIPLE
 
 
 def layer_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     """Yields what layers cannot do."""
-    for problems in (_recompute, _compile, _backend):
+    for problems in (_recompute, _compile, _float8, _backend):
         yield from problems(cfg)
 
 
@@ -46,6 +48,41 @@ def _compile(cfg: DictConfig) -> Iterator[str]:
     }
     for kind in (kind for kind, is_asked in kinds.items() if is_asked and model.torch_compile):
         yield f"model.torch_compile=true with {kind}: layers of Megatron's without experts are compiled; leave it out"
+
+
+def _float8(cfg: DictConfig) -> Iterator[str]:
+    model = cfg.model
+    if not model.fp8:
+        if model.fp8_e4m3:
+            yield "model.fp8_e4m3=true acts with model.fp8=true only"
+        return
+    kinds = {
+        "experts": model.num_moe_experts is not None,
+        "model.language_backend=huggingface": language_backend_of(model) == HUGGING_FACE,
+        f"model.peft.peft_scheme={QLORA}": model.peft.peft_scheme == QLORA,
+    }
+    for kind in (kind for kind, is_asked in kinds.items() if is_asked):
+        yield (
+            f"model.fp8=true with {kind}: matrices of Megatron's layers are multiplied in 8 bits, neither packed ones "
+            "nor those of experts; leave it out"
+        )
+    for name, size in _matrix_sizes(model).items():
+        if size % FLOAT8_MULTIPLE:
+            yield (
+                f"model.fp8=true with {name} = {size:g}: kernels take matrices in multiples of {FLOAT8_MULTIPLE}; "
+                "leave it out"
+            )
+
+
+def _matrix_sizes(model: DictConfig) -> dict[str, float]:
+    """Returns what rows and columns of a rank's matrices are made of."""
+    ways, head = model.tensor_model_parallel_size, model.kv_channels
+    return {
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size / tensor parallel": model.ffn_hidden_size / ways,
+        "num_attention_heads * kv_channels / tensor parallel": model.num_attention_heads * head / ways,
+        "2 * num_query_groups * kv_channels / tensor parallel": 2 * model.num_query_groups * head / ways,
+    }
 
 
 def _backend(cfg: DictConfig) -> Iterator[str]:

@@ -68,6 +68,8 @@ def train_command(arguments: Sequence[str]) -> NevaCommand:
     keys["trainer.accelerator"] = "auto"
     name = _run_name(parsed, devices)
     keys |= _sources(parsed, command, Path(parsed.save_dir) / name)
+    if parsed.fp8:
+        keys["model.fp8"] = True
     keys |= _guards(parsed) | _batches(parsed) | _schedule(parsed) | _layout(parsed) | _run(parsed, name)
     command.words += [*GROUPS, *overrides(keys)]
     return command

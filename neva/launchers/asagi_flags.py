@@ -33,11 +33,6 @@ NO_EFFECT = {
 }
 """Flags that change no number here, with the reason."""
 
-REFUSED = {
-    "fp8": "neva does not train in fp8; leave it out for bf16",
-}
-"""Switches whose engine is missing, with the sentence that refuses them."""
-
 NEEDED = ("megatron_load_dir", "tokenizer_load_dir", "save_dir", "data_path")
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)")
 
@@ -62,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--use-fixed-attn-mask",
         "--alert-spike",
         "--deterministic",
+        "--fp8",
     ):
         parser.add_argument(flag, action="store_true", help=NO_EFFECT.get(flag))
     for flag in ("--is-on-aws", "--fused-attn", "--flash-attn", "--no-add-class-token"):
@@ -69,8 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--init", action="store_true", help="random weights of the sizes in --tokenizer-load-dir"
     )
-    for name, why in REFUSED.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=f"refused: {why}")
     parser.add_argument(
         "--debug", action="store_true", help="one GPU, batch 1, learning rate 1e-4; no debugger"
     )
@@ -150,9 +144,6 @@ def _refused(parsed: argparse.Namespace) -> Iterator[str]:
     for name in NEEDED:
         if not getattr(parsed, name) and not (parsed.init and name == "megatron_load_dir"):
             yield f"--{name.replace('_', '-')} is missing, expected a path"
-    for name, why in REFUSED.items():
-        if getattr(parsed, name):
-            yield f"--{name.replace('_', '-')} is refused: {why}"
     if parsed.skip_train_iteration_range and isinstance(wrong := skipped_steps(parsed), str):
         yield wrong
     if parsed.non_persistent_save_interval != -1:

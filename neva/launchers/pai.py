@@ -70,8 +70,7 @@ OTHER_SIZES = dict.fromkeys(
     ("0.5B", "1.5B", "3B", "14B", "32B", "72B"),
     "only 7B (Mistral 7B) has sizes in the script: use `neva train` with model/llm=from_checkpoint",
 )
-PRECISIONS: dict[str, object] = {"bf16": "bf16", "fp16": 16}
-NO_FP8 = {"fp8": "neva does not train in fp8: give bf16 or fp16"}
+PRECISIONS: dict[str, object] = {"bf16": "bf16", "fp16": 16, "fp8": "bf16"}
 RECOMPUTE = {"sel": "selective", "full": "full", "false": None, "none": None, "true": None}
 NO_ACTIVATION_OFFLOAD = {
     "offload": "neva does not move activations to CPU memory: give sel or full, which recompute them"
@@ -213,7 +212,8 @@ def _batch_and_schedule(read: Words) -> dict[str, object]:
         )
     return {
         "trainer.max_steps": steps,
-        "trainer.precision": read.choice("PR", PRECISIONS, NO_FP8),
+        "trainer.precision": read.choice("PR", PRECISIONS, {}),
+        **({"model.fp8": True} if read.values.get("PR") == "fp8" else {}),
         "model.micro_batch_size": read.whole("BATCH_SIZE", 1),
         "model.global_batch_size": read.whole("GLOBAL_BATCH_SIZE", 1),
         "model.encoder_seq_length": read.whole("DECODER_SEQ_LEN", 1),

@@ -42,13 +42,15 @@ def find_share(sizes: Sequence[PartSize], found: Findings) -> None:
         found.add("trained", f"{trained:,} of {total:,} parameters ({trained / total:.2%})")
 
 
-def find_compiler(model_cfg: DictConfig, found: Findings) -> None:
-    """Adds what is missing for compiled layers, where they are asked for."""
-    if model_cfg.torch_compile:
-        from neva.model.compiled import compiler_problem
+def find_machine(model_cfg: DictConfig, found: Findings) -> None:
+    """Adds what this machine lacks for compiled layers and products in 8 bits, where they are asked for."""
+    from neva.model.compiled import compiler_problem
+    from neva.model.float8 import float8_problem
 
-        if (problem := compiler_problem()) is not None:
-            found.problems.append(problem)
+    problems = {compiler_problem: model_cfg.torch_compile, float8_problem: model_cfg.fp8}
+    found.problems += [
+        problem for of, is_asked in problems.items() if is_asked and (problem := of()) is not None
+    ]
 
 
 def find_image(model_cfg: DictConfig, found: Findings) -> None:

@@ -22,6 +22,7 @@ from neva.families.adapters import BLOCK
 from neva.families.configs import LanguageConfig
 from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.llava import NevaModel
+from neva.model.matrices import decoder_matrices
 
 
 def quantise_base(models: Iterable[NevaModel], language: LanguageConfig) -> None:
@@ -52,8 +53,7 @@ def quantise(model: NevaModel, kind: str) -> None:
             "(model.language_backend=huggingface): leave its matrices as they are"
         )
     for layer in model.language_model.decoder.layers:
-        attention = layer.self_attention
-        for matrix in (attention.linear_qkv, attention.linear_proj, *_feed_forward(layer.mlp)):
+        for matrix in decoder_matrices(layer):
             _pack(matrix, kind, functional)
 
 
@@ -62,15 +62,6 @@ def scales_of(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         if isinstance(getattr(module, "packed", None), Packed):
             yield module.get_buffer("scales")
-
-
-def _feed_forward(mlp: Any) -> Iterator[Any]:
-    """Yields the matrices of one feed-forward layer, or of all experts."""
-    if hasattr(mlp, "linear_fc1"):
-        yield from (mlp.linear_fc1, mlp.linear_fc2)
-        return
-    for expert in (*mlp.experts.local_experts, *([] if mlp.shared_experts is None else [mlp.shared_experts])):
-        yield from (expert.linear_fc1, expert.linear_fc2)
 
 
 def _pack(matrix: Any, kind: str, functional: Any) -> None:

@@ -27,9 +27,8 @@ from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.model.balance import is_balanced
 from neva.model.build import count_parameters, set_trainable
-from neva.model.compiled import compile_layers
+from neva.model.layers import prepare_layers
 from neva.model.llava import NevaModel
-from neva.model.quantised import quantise_base
 from neva.optim.average import WeightAverage, average_of
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import schedule_of
@@ -99,9 +98,7 @@ class MegatronNevaModel(ModelPT):
             name for name, origin in self.sources.items() if name in trained or origin.embedded
         ]
         counts = count_parameters(*self.models)
-        quantise_base(self.models, self.language)
-        for model in self.models if self.cfg.torch_compile else ():
-            compile_layers(model)
+        prepare_layers(self.models, self.cfg)
         self.backend = backend_for(self.cfg, node_ranks=self.trainer.num_devices)
         self.chunks = self.backend.wrap(self.models, self.trainer.strategy.root_device)
         if self.trainer.is_global_zero:

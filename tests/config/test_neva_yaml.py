@@ -94,7 +94,7 @@ def test_the_inference_yaml_is_taken_with_its_knobs() -> None:
 
 def test_what_is_not_built_is_refused_in_one_report() -> None:
     with pytest.raises(ConfigError) as caught:
-        load("llava_llama3_8b_finetune", ["model.fp8=true", "model.hidden_dropout=0.1"], YAMLS)
+        load("llava_llama3_8b_finetune", ["model.headscale=true", "model.hidden_dropout=0.1"], YAMLS)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2 and all(" is refused: " in line for line in lines)
 
@@ -241,7 +241,7 @@ def test_two_configurations_are_compared_key_by_key(capsys: pytest.CaptureFixtur
     assert main(["config", "diff", "llava_7b_pretrain", str(YAMLS / "llava_7b_pretrain.yaml")]) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["model.micro_batch_size", "32", "2"] in lines
-    assert ["model.fp8", "-", "false"] in lines
+    assert ["model.fp8_margin", "-", "0"] in lines
 
 
 def test_a_recipe_of_ones_own_builds_on_the_files_of_neva(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_one_wrong_value_is_one_problem_where_others_refer_to_it() -> None:
 
 
 def test_all_problems_are_reported_together() -> None:
-    found = problems("model.optim.lr=0", "model.fp8=true", "model.dat.num_workers=3").splitlines()
+    found = problems("model.optim.lr=0", "model.headscale=true", "model.dat.num_workers=3").splitlines()
     assert len(found) == 3
 
 

@@ -46,6 +46,10 @@ def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> 
         (["trainer.max_epochs=-1"], "never end"),
         (["model.optim.sched.min_lr=0.1"], "model.optim.sched.min_lr=0.1 exceeds model.optim.lr=0.001"),
         (["model.activations_checkpoint_granularity=full"], "also needs model.activations_checkpoint_method"),
+        (["model.fp8_e4m3=true"], "model.fp8_e4m3=true acts with model.fp8=true only"),
+        (["model.fp8=true", "model.num_moe_experts=4", "model.moe_router_topk=2"], "model.fp8=true with experts"),
+        (["model.fp8=true", "model.ffn_hidden_size=11000"], "model.fp8=true with ffn_hidden_size / tensor parallel = "
+         "11000: kernels take matrices in multiples of 16"),
         (["model.activations_checkpoint_method=block"], "act only with model.activations_checkpoint_granularity=full"),
         (["model.mm_cfg.mm_mlp_adapter_freeze=true"], "all frozen, nothing is left to train"),
         (["model.restore_from_path=a.nemo", "model.mm_cfg.pretrain_mm_mlp_adapter=b.nemo"], "model.restore_from_path="

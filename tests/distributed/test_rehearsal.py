@@ -10,13 +10,12 @@ import torch
 from omegaconf import DictConfig
 
 from neva.config.load import load
-from neva.config.model_config import language_config_of
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.distributed.collectives import Collectives
 from neva.distributed.shapes_only import evenly_chosen
 from neva.model import experts
-from neva.model.quantised import quantise_base
+from neva.model.layers import prepare_layers
 from neva.planner.candidates import layout_of
 from neva.planner.estimate import estimate
 from neva.planner.job import job_of
@@ -64,6 +63,13 @@ LAYOUTS = [
         "model.moe_shared_expert_intermediate_size=32",
         "model.global_batch_size=1",
     ],
+    [
+        "model.fp8=true",
+        "model.ffn_hidden_size=192",
+        "model.tensor_model_parallel_size=2",
+        "model.sequence_parallel=true",
+        "model.global_batch_size=1",
+    ],
 ]
 if find_spec("bitsandbytes") is not None:
     PACKED = ["model.peft.peft_scheme=qlora", "model.mm_cfg.llm.freeze=true", "model.global_batch_size=2"]
@@ -90,7 +96,7 @@ def count_really(cfg: DictConfig) -> Collectives:
     models = built_models(model, cpu)
     for parameter in (parameter for one in models for parameter in one.parameters()):
         parameter.data.fill_(0.01)  # nothing has drawn weights
-    quantise_base(models, language_config_of(model))
+    prepare_layers(models, model)
     chunks: list[Any] = backend.wrap(models, cpu)
     optimizer = backend.build_optimizer(chunks, model, cfg.trainer.gradient_clip_val)
     for chunk in chunks:

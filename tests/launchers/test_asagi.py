@@ -172,6 +172,7 @@ def test_the_commands_of_the_page_become_these_overrides(
         ("--stage 1", {"model.mm_cfg.llm.freeze": "true"}),
         ("--alert-spike --spike-thr 1.5", {"trainer.loss_spike_ratio": "2.5"}),
         ("--deterministic", {"trainer.deterministic": "true"}),
+        ("--fp8", {"model.fp8": "true"}),
         (
             "--skip-train-iteration-range 300-400 105-111 100-110 112-120",
             {"trainer.skip_steps": "[[100,120],[300,400]]"},
@@ -274,7 +275,6 @@ def test_init_takes_the_sizes_of_the_folder_and_no_weights(flags: dict[str, str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--fp8", "--fp8 is refused: neva does not train in fp8"),
         ("--non-persistent-save-interval 5", "--non-persistent-save-interval is refused"),
         ("--skip-train-iteration-range 5", "--skip-train-iteration-range holds '5', expected FIRST-LAST"),
         ("--skip-train-iteration-range 9-5", "--skip-train-iteration-range holds '9-5', expected FIRST-LAST"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from neva.launchers.asagi_flags import NO_EFFECT, REFUSED, build_parser
+from neva.launchers.asagi_flags import NO_EFFECT, build_parser
 from neva.launchers.pai import TRAIN_ARGUMENTS
 from tests.test_readme import Command, check, commands
 
@@ -41,4 +41,4 @@ def test_every_flag_of_the_launcher_is_on_its_page() -> None:
         flag for action in build_parser()._actions for flag in action.option_strings if flag.startswith("--")
     }
     assert {flag for flag in flags - {"--help", "--stage"} if f"`{flag}`" not in text} == set()
-    assert {f"--{name.replace('_', '-')}" for name in REFUSED} <= flags and set(NO_EFFECT) <= flags
+    assert set(NO_EFFECT) <= flags

@@ -185,6 +185,10 @@ class ModelKeys(RunKeys, RefusedModelKeys):
     torch_compile: bool = key(
         "Compile the layers when they first run (torch.compile): fewer passes over memory, half a minute at the start."
     )
+    fp8: bool = key("Multiply the matrices of the decoder's layers in 8-bit floats, forward and backward.")
+    fp8_e4m3: bool = key(
+        "With fp8, gradients too have three bits behind the point; false: two, and more range."
+    )
     tokenizer: Tokenizer = section()
     data: Data = section()
     optim: Optim = section()

@@ -12,8 +12,7 @@ _DROPOUT = "neva trains without dropout, as LLaVA does"
 _INIT = "initial weights follow Megatron's scaled init"
 _FUSION = "fused and unfused kernels compute the same; neva runs the same ones on every machine"
 _TE = "Transformer Engine computes the same layers; neva's are megatron-core's own"
-_FP8 = "neva does not train in fp8"
-_FP8_DETAIL = "acts with model.fp8 only"
+_FP8_SCALES = "model.fp8 scales each tensor by its own largest number, each time"
 _PIPELINE = "when stages send decides over time only; it follows megatron-core's schedule"
 _DDP = "how gradients are bucketed decides over time only; megatron-core's data parallel does it its way"
 _EXPERTS = "where and in which order experts compute decides over time only"
@@ -91,13 +90,11 @@ class RefusedModelKeys:
     persist_layer_norm: Any = ignored(_FUSION)
     transformer_engine: Any = ignored(_TE)
     ub_tp_comm_overlap: Any = ignored("overlapping communication changes time only")
-    fp8: Any = refused(False, why=_FP8)
-    fp8_e4m3: Any = ignored(_FP8_DETAIL)
-    fp8_hybrid: Any = ignored(_FP8_DETAIL)
-    fp8_margin: Any = ignored(_FP8_DETAIL)
-    fp8_interval: Any = ignored(_FP8_DETAIL)
-    fp8_amax_history_len: Any = ignored(_FP8_DETAIL)
-    fp8_amax_compute_algo: Any = ignored(_FP8_DETAIL)
+    fp8_hybrid: Any = ignored("what model.fp8 does unless model.fp8_e4m3 is set")
+    fp8_margin: Any = ignored(_FP8_SCALES)
+    fp8_interval: Any = ignored(_FP8_SCALES)
+    fp8_amax_history_len: Any = ignored(_FP8_SCALES)
+    fp8_amax_compute_algo: Any = ignored(_FP8_SCALES)
     fp16_lm_cross_entropy: Any = refused(False, why="the loss is computed in float32")
     fp32_residual_connection: Any = refused(False, why="the residual stream has the precision of the model")
     megatron_amp_O2: Any = ignored("main weights are float32 and the forward pass has 16 bits either way")
