@@ -35,7 +35,8 @@ def sharded(
 ) -> dict[int, dict[str, Any]]:
     """Returns the sharded tensors of each kind of state, by number of the parameter, named after the model's.
 
-    With `is_loading` an optimizer that has not stepped gets the state that is read into.
+    With `is_loading` an optimizer that has not stepped gets the state that is read into, and one that is sharded asks
+    for what this rank has a part of.
     """
     state: dict[int, dict[str, Any]] = {}
     for member in members(optimizer):
@@ -48,8 +49,10 @@ def _sharded(member: Any, model_tensors: dict[str, Any], is_loading: bool) -> di
     if is_loading:
         initialize(member)
     if isinstance(member, DistributedOptimizer):
-        state = member.sharded_param_state_fully_reshardable(model_tensors, is_loading, metadata={})
-        averages = _whole_averages(member, model_tensors, is_loading)
+        if is_loading:
+            return _read_into(member, model_tensors)
+        state = member.sharded_param_state_fully_reshardable(model_tensors, metadata={})
+        averages = _whole_averages(member, model_tensors)
         return {
             number: {**_renamed(member, kinds), **averages.get(number, {})} for number, kinds in state.items()
         }
@@ -132,24 +135,52 @@ def initialize(member: Any) -> None:
             member.optimizer.state[parameter] = {"step": step, **moments}
 
 
-def _whole_averages(
-    member: DistributedOptimizer, model_tensors: dict[str, Any], is_loading: bool
-) -> dict[int, dict[str, Any]]:
-    """Returns the sharded form of the averages, whole on every data-parallel rank; Megatron knows the moments alone.
+def _read_into(member: DistributedOptimizer, model_tensors: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Returns what this rank reads: whole tensors, for the parameters that it has a part of, and none for others.
 
-    With `is_loading`, of what they are read into.
+    Megatron's own form would have each data-parallel rank read all of them. The rank that has the first element of a
+    parameter reads it in the name of those that have further parts.
     """
-    if not any(group.get(AVERAGE) for group in member.optimizer.param_groups):
+    parameters = _parameters(member)
+    named = get_param_id_to_sharded_param_map(model_tensors, parameters)
+    kinds = [*MOMENTS, *([MAIN] if _has_main(member) else []), *([AVERAGE] if _has_averages(member) else [])]
+    found: dict[int, dict[str, Any]] = {}
+    for number, parameter in enumerate(parameters):
+        found[number] = {}
+        if parameter not in member.model_param_group_index_map:
+            continue
+        is_first = member._get_model_param_range_map(parameter)["param"].start == 0
+        tensor = named[number]
+        tensor = replace(tensor, replica_id=(*tensor.replica_id[:-1], 0 if is_first else 1))
+        for kind in kinds:
+            whole = torch.empty(parameter.shape, dtype=torch.float32)
+            found[number][kind] = make_sharded_optimizer_tensor(tensor, whole, f"optimizer.state.{kind}")
+    return found
+
+
+def _has_main(member: DistributedOptimizer) -> bool:
+    """Whether main weights are others than the model's."""
+    return bool(member.config.bf16 or member.config.fp16)
+
+
+def _has_averages(member: DistributedOptimizer) -> bool:
+    return any(group.get(AVERAGE) for group in member.optimizer.param_groups)
+
+
+def _whole_averages(member: DistributedOptimizer, model_tensors: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Returns the sharded form of the averages, whole on every data-parallel rank; Megatron knows the moments alone."""
+    if not _has_averages(member):
         return {}
     parameters = _parameters(member)
     named = get_param_id_to_sharded_param_map(model_tensors, parameters)
-    found = {}
-    for number, parameter in enumerate(parameters):
-        whole = torch.zeros(parameter.shape) if is_loading else _whole_average(member, parameter)
-        found[number] = {
-            AVERAGE: make_sharded_optimizer_tensor(named[number], whole, f"optimizer.state.{AVERAGE}")
+    return {
+        number: {
+            AVERAGE: make_sharded_optimizer_tensor(
+                named[number], _whole_average(member, parameter), f"optimizer.state.{AVERAGE}"
+            )
         }
-    return found
+        for number, parameter in enumerate(parameters)
+    }
 
 
 def _whole_average(member: DistributedOptimizer, parameter: nn.Parameter) -> Tensor:
@@ -172,7 +203,7 @@ def _parameters(member: DistributedOptimizer) -> list[nn.Parameter]:
 def _renamed(member: DistributedOptimizer, kinds: dict[str, Any]) -> dict[str, Any]:
     """Gives the main weight its name; where it is the weight itself it is left out."""
     main = kinds.pop("param")
-    if member.config.bf16 or member.config.fp16:
+    if _has_main(member):
         key = main.key.replace("optimizer.state.param.", f"optimizer.state.{MAIN}.", 1)
         kinds[MAIN] = replace(main, key=key)
     return kinds
@@ -183,7 +214,8 @@ def _load_shards(member: DistributedOptimizer, state: Mapping[int, Any], first: 
         values.pop("step", None)  # Megatron expects what is read alone
     parameters = _parameters(member)
     whole = {
-        number: {MAIN: parameter, **state[first + number]} for number, parameter in enumerate(parameters)
+        number: {MAIN: parameter, **state.get(first + number, {})}
+        for number, parameter in enumerate(parameters)
     }
     member.load_parameter_state_from_fully_reshardable(whole)
     return len(parameters)
