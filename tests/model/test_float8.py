@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neva.model.build import build_model, set_trainable
 from neva.model.compiled import compile_layers
-from neva.model.float8 import product, use_float8
+from neva.model.float8 import by_kernel, multiplied, product, scaled, use_float8
 from neva.model.language import transformer_config
 from tests.model.test_against_transformers import shapes
 from tests.model.test_unread import learnt
@@ -60,6 +60,16 @@ def test_16_bits_are_rounded_once_more(dtype: torch.dtype) -> None:
     expected = product(input.float(), weight.float(), of_gradients=E5M2)
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_of_a_gpu_is_called_as_its_arguments_are_meant(dtype: torch.dtype) -> None:
+    """torch has it for a CPU too; 1e-5 is the order of sums in float32."""
+    torch.manual_seed(0)
+    left, right = scaled(torch.randn(5, INPUTS), E5M2), scaled(torch.randn(OUTPUTS, INPUTS), E4M3)
+    found, expected = by_kernel(left, right, dtype, is_fast=True), multiplied(left, right, dtype)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_zeros_stay_zeros() -> None:
