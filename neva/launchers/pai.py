@@ -1,6 +1,6 @@
-"""Pai-Megatron-Patch's `run_mcore_llava.sh` and `hf2mcore_convertor_llava.sh`, argument by argument.
+"""Pai-Megatron-Patch's `run_mcore_llava.sh`, argument by argument.
 
-Source: github.com/alibaba/Pai-Megatron-Patch, examples/llava_mcore and toolkits/model_checkpoints_convertor/llava.
+Source: github.com/alibaba/Pai-Megatron-Patch, examples/llava_mcore.
 """
 
 from __future__ import annotations
@@ -13,77 +13,27 @@ from pathlib import Path
 from neva.errors import ConfigError
 from neva.launchers.command import NevaCommand, overrides, print_and_run, require
 from neva.launchers.devices import gpus_here
-from neva.launchers.sources import (
-    CONVERTED,
-    LLAVA_PRETRAIN,
-    images_of,
-    language_source_of,
-    nemo_of,
-    records_of,
+from neva.launchers.pai_arguments import (
+    CONVERT_SCRIPT,
+    NO_ACTIVATION_OFFLOAD,
+    OFFLOAD,
+    OTHER_SIZES,
+    PRECISIONS,
+    RECOMPUTE,
+    SIZES,
+    TRAIN_ARGUMENTS,
+    TRAIN_SCRIPT,
+    TRUTH,
+    shows_help,
 )
+from neva.launchers.sources import images_of, language_source_of, nemo_of, records_of
 from neva.launchers.words import Words, named
 
 RECIPE = "pai_llava_mistral_7b_pretrain"
-TRAIN_SCRIPT, CONVERT_SCRIPT = "run_mcore_llava.sh", "hf2mcore_convertor_llava.sh"
-SHARDS_SCRIPT = "convert_llava_pretrain_to_wds.py"
-TRAIN_ARGUMENTS = [
-    "ENV",
-    "MODEL_SIZE",
-    "BATCH_SIZE",
-    "GLOBAL_BATCH_SIZE",
-    "LR",
-    "MIN_LR",
-    "SEQ_LEN",
-    "DECODER_SEQ_LEN",
-    "PR",
-    "TP",
-    "PP",
-    "CP",
-    "DO",
-    "FL",
-    "AC",
-    "OPTIMIZER_OFFLOAD",
-    "SAVE_INTERVAL",
-    "DATASET_PATH",
-    "VALID_DATASET_PATH",
-    "PRETRAIN_CHECKPOINT_PATH",
-    "TRAIN_ITERS",
-    "LR_WARMUP_ITERS",
-    "OUTPUT_BASEPATH",
-]
-CONVERT_ARGUMENTS = [
-    "MODEL_SIZE",
-    "SOURCE_LLM_CKPT_PATH",
-    "SOURCE_CLIP_CKPT_PATH",
-    "TARGET_CKPT_PATH",
-    "TP",
-    "PP",
-    "mg2hf",
-    "PR",
-    "HF_CKPT_PATH",
-]
 LAYERS = 32
-PROJECTOR = "mlp2x_gelu_h14336_nobias"
-TRUTH = {"false": False, "true": True}
-SIZES = {"7B": "7B"}
-OTHER_SIZES = dict.fromkeys(
-    ("0.5B", "1.5B", "3B", "14B", "32B", "72B"),
-    "only 7B (Mistral 7B) has sizes in the script: use `neva train` with model/llm=from_checkpoint",
-)
-PRECISIONS: dict[str, object] = {"bf16": "bf16", "fp16": 16, "fp8": "bf16"}
-RECOMPUTE = {"sel": "selective", "full": "full", "false": None, "none": None, "true": None}
-NO_ACTIVATION_OFFLOAD = {
-    "offload": "neva does not move activations to CPU memory: give sel or full, which recompute them"
-}
-OFFLOAD = {"false": False, "static": True, "auto": True}
-
 DIFFERENCES = (
     "there is no dropout (there 0.1 on the hidden states)",
     "samples come in an order of our own; of a .json without shards all records are trained on (there a split of them)",
-)
-NO_EXPORT = (
-    f"transformers has no LLaVA with this projector ({PROJECTOR}), so there is no export: to have one, convert "
-    "and train with mlp2x_gelu and model.data.image_aspect_ratio=pad"
 )
 EFFECTLESS = {
     "SEQ_LEN": "the positions of an image follow from the tower",
@@ -135,72 +85,6 @@ def train_command(words: Sequence[str], environment: Mapping[str, str]) -> NevaC
         paths["model.mm_cfg.pretrain_mm_mlp_adapter"] = str(nemo)
     command.words += overrides(nodes | keys | paths)
     return command
-
-
-def convert_command(words: Sequence[str]) -> NevaCommand:
-    """Returns the `neva convert` that 8 or 9 arguments of `hf2mcore_convertor_llava.sh` stand for.
-
-    Raises:
-        ConfigError: wrong arguments, a line each.
-    """
-    values = named(CONVERT_ARGUMENTS, words, len(CONVERT_ARGUMENTS) - 1, CONVERT_SCRIPT)
-    read = Words(values)
-    read.choice("MODEL_SIZE", SIZES, OTHER_SIZES)
-    tower, target = read.path("SOURCE_CLIP_CKPT_PATH"), read.path("TARGET_CKPT_PATH")
-    source = read.path("SOURCE_LLM_CKPT_PATH")
-    for name in ("TP", "PP"):
-        read.whole(name, 1)
-    precision = read.choice("PR", {name: name for name in ("bf16", "fp16", "fp32")}, {})
-    is_export = read.choice("mg2hf", TRUTH, {})
-    if is_export and not values.get("HF_CKPT_PATH"):
-        read.refuse("HF_CKPT_PATH", "the Hugging Face folder of the language model, which mg2hf=true needs")
-    read.finish()
-    flags = ["--vision_encoder_path", tower, "--precision", precision]
-    command = NevaCommand("convert", [])
-    command.effectless = {"TP and PP": "a .nemo and a Hugging Face folder fit every layout"}
-    if is_export:
-        nemo = nemo_of("SOURCE_LLM_CKPT_PATH", source, f"name the .nemo that {TRAIN_SCRIPT} wrote")
-        command.words = [str(nemo), target, "--llm_path", values["HF_CKPT_PATH"], *flags]
-        command.differences = ["the whole LLaVA is written, not the language model alone"]
-        return command
-    new = {"--adapter_type": PROJECTOR, "--select_layer": "-1", "--conv_template": "mistral"}
-    command.words = [
-        source,
-        str(Path(target) / CONVERTED),
-        *flags,
-        *(word for pair in new.items() for word in pair),
-    ]
-    command.differences = [NO_EXPORT]
-    if "HF_CKPT_PATH" in values:
-        command.effectless["HF_CKPT_PATH"] = "only mg2hf=true reads it"
-    return command
-
-
-def shards_command(words: Sequence[str]) -> NevaCommand:
-    """Returns the `neva data convert` that `convert_llava_pretrain_to_wds.py DIR` stands for, energon's questions too.
-
-    Raises:
-        ConfigError: wrong arguments, or no LLaVA-Pretrain there.
-    """
-    force = [word for word in words if word == "--force"]
-    folders = [word for word in words if word != "--force"]
-    require(
-        len(folders) == 1,
-        f"{SHARDS_SCRIPT}: found {len(folders)} arguments, expected LLaVA-Pretrain's folder",
-    )
-    records = Path(folders[0]) / LLAVA_PRETRAIN
-    require(records.is_file(), f"{SHARDS_SCRIPT}: no file at {records}")
-    flags = [
-        "--image-folder",
-        str(images_of(records)),
-        "--form",
-        "vqa",
-        "--prefix",
-        "pretrain",
-        "--split",
-        "9,1,0",
-    ]
-    return NevaCommand("data", ["convert", str(records), str(records.parent / "wds"), *flags, *force])
 
 
 def _batch_and_schedule(read: Words) -> dict[str, object]:
@@ -303,24 +187,11 @@ def _run_name(values: Mapping[str, str]) -> str:
     return f"finetune-mcore-llava-{values['MODEL_SIZE']}-{ends}"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one of the scripts: `train`, `convert` or `shards`, then its arguments."""
-    require(bool(arguments), "found no script name, expected train, convert or shards")
-    script, words = arguments[0], arguments[1:]
-    if {"-h", "--help"} & set(words):
-        name, expected = {
-            "train": (TRAIN_SCRIPT, TRAIN_ARGUMENTS),
-            "shards": (SHARDS_SCRIPT, ["DIR"]),
-        }.get(script, (CONVERT_SCRIPT, CONVERT_ARGUMENTS))
-        sys.stdout.write(
-            f"usage: {name} [--print-only] {' '.join(expected)}\nThe page: docs/migrate/pai.md\n"
-        )
+def main(words: Sequence[str]) -> int:
+    """Runs the script with its arguments."""
+    if shows_help(TRAIN_SCRIPT, TRAIN_ARGUMENTS, words):
         return 0
-    if script == "shards":
-        return print_and_run(SHARDS_SCRIPT, words, shards_command)
-    if script == "train":
-        return print_and_run(TRAIN_SCRIPT, words, lambda found: train_command(found, os.environ))
-    return print_and_run(CONVERT_SCRIPT, words, convert_command)
+    return print_and_run(TRAIN_SCRIPT, words, lambda found: train_command(found, os.environ))
 
 
 if __name__ == "__main__":

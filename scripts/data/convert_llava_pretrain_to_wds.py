@@ -8,7 +8,7 @@ write after its questions: VQASample, shards split 9,1,0.
 
 import sys
 
-from neva.launchers.pai import main
+from neva.launchers.pai_shards import main
 
 if __name__ == "__main__":
-    sys.exit(main(["shards", *sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

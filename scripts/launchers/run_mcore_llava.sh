@@ -5,4 +5,4 @@ set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONPATH
-exec "${PYTHON:-python}" -m neva.launchers.pai train "$@"
+exec "${PYTHON:-python}" -m neva.launchers.pai "$@"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from neva.launchers.asagi_flags import NO_EFFECT, build_parser
-from neva.launchers.pai import TRAIN_ARGUMENTS
+from neva.launchers.pai_arguments import TRAIN_ARGUMENTS
 from tests.test_readme import Command, check, commands
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,9 @@ from neva.config.load import load
 from neva.distributed.launch import identify
 from neva.errors import ConfigError
 from neva.launchers.command import NevaCommand
-from neva.launchers.pai import RECIPE, convert_command, shards_command, train_command
+from neva.launchers.pai import RECIPE, train_command
+from neva.launchers.pai_convert import convert_command
+from neva.launchers.pai_shards import shards_command
 from neva.optim.schedule import CosineAnnealing
 from tests.conftest import processor_s
 from tests.launchers.nemo import MISTRAL, write_nemo
