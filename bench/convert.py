@@ -36,8 +36,9 @@ STEPS = ("copy", "to_nemo", "to_hf")
 
 def make(folder: Path, gigabytes: float) -> None:
     """A text model folder of about that size, in shards of 1 GB."""
+    from neva.families.decoder_rules import FusedQKV, GatedMLP, PaddedVocab
     from neva.families.language import language_config_from_hf, language_table
-    from neva.families.mapping import FusedQKV, GatedMLP, PaddedVocab, Rename
+    from neva.families.mapping import Rename
     from neva.formats.hf_folder import write_weights
 
     layers = max(1, round((gigabytes * 1e9 - 4 * 32000 * 2048) / LAYER_BYTES))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from neva.errors import CheckpointError, ConfigError
 from neva.families.configs import ALL, LanguageConfig
-from neva.families.mapping import PaddedVocab, Rename, Rule, Shape, Table
+from neva.families.decoder_rules import PaddedVocab
+from neva.families.mapping import Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE, HFNaming
 from neva.families.stored_names import stored_names
 from neva.formats.json import json_text, shown

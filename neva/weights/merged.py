@@ -11,7 +11,8 @@ from torch import Tensor
 from neva.constants import ADAPTER
 from neva.families.adapters import GATE_UP, INPUT, MAGNITUDE, OUTPUT, PIECES, QKV, WHOLE, adapter_shapes
 from neva.families.configs import LanguageConfig, VisionConfig
-from neva.families.mapping import ConversionError, FusedQKV, expect_shape
+from neva.families.decoder_rules import FusedQKV
+from neva.families.mapping import ConversionError, expect_shape
 from neva.families.tower_adapters import tower_adapter_shapes
 
 WEIGHT = ".weight"

@@ -17,9 +17,10 @@ from torch import Tensor
 from neva.constants import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
+from neva.families.decoder_rules import PaddedVocab
 from neva.families.language import layer_shapes
 from neva.families.llama.table import layer_rules
-from neva.families.mapping import PaddedVocab, Rename, Rule, Shape, Table
+from neva.families.mapping import Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE, HFNaming
 from neva.families.vision import tower_shapes, tower_table
 from neva.formats.nemo1 import Nemo1File

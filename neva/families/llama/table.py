@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from neva.families.configs import LanguageConfig
+from neva.families.decoder_rules import FusedQKV, GatedMLP, JoinedQKV, PaddedVocab
 from neva.families.llama.sizes import (
     AFTER_ATTENTION,
     AFTER_MLP,
@@ -15,7 +16,7 @@ from neva.families.llama.sizes import (
     layer_shapes,
     norm_shapes,
 )
-from neva.families.mapping import FusedQKV, GatedMLP, JoinedQKV, PaddedVocab, Rename, Rule, Shape, Table
+from neva.families.mapping import Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE
 
 ROTARY_BUFFERS = r".*\.rotary_emb\.inv_freq"

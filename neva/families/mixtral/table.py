@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neva.families.configs import ExpertsConfig, LanguageConfig
+from neva.families.decoder_rules import GatedMLP
 from neva.families.llama.sizes import layer_shapes
-from neva.families.mapping import GatedMLP, Rename, Rule, Shape
+from neva.families.mapping import Rename, Rule, Shape
 
 EXPERTS = "mlp.experts.local_experts."
 """Prefix of the experts in a layer of Megatron, by number."""
