@@ -60,7 +60,7 @@ def write_twin(model: NevaModel, folder: Path, shape: Shape = SMALL) -> None:
     from neva.families.connector import projector_table
     from neva.families.language import language_table
     from neva.families.naming import LLAVA_HF
-    from neva.families.vision import stored_tower, tower_shapes, tower_table
+    from neva.families.vision_table import stored_tower, tower_shapes, tower_table
 
     vision, language = shape.vision, shape.language
     table = (

@@ -19,8 +19,8 @@ from neva.config.model_config import (
 from neva.config.paths import vertex_folder
 from neva.config.peft import fill_projector_rate
 from neva.errors import ConfigError
-from neva.families.vision import listed
 from neva.families.vision_reading import vision_config_from_hf
+from neva.families.vision_sizes import listed
 from neva.formats.hf_files import image_processor_settings, read_chat_template
 from neva.registry import VISION_FAMILIES
 from neva.templates.choice import CHAT, CHAT_KEY, check_choice

@@ -28,7 +28,8 @@ from neva.families.tile_grids import DynamicTiles, FixedGrid
 from neva.families.tiling import Tiling
 from neva.families.two_towers import Colours, with_second
 from neva.families.values import selected_layers
-from neva.families.vision import in_order, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_sizes import in_order
 from neva.registry import VISION_FAMILIES
 
 TOWER_KEYS = {

@@ -15,7 +15,8 @@ from neva.families.configs import ALL
 from neva.families.connector import connector_named
 from neva.families.rope import check_scaling
 from neva.families.tower_adapters import layer_matrices
-from neva.families.vision import hidden_states, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_sizes import hidden_states
 from neva.registry import LANGUAGE_FAMILIES
 
 

@@ -17,7 +17,8 @@ from neva.config.keys.peft import NO_PEFT
 from neva.errors import DataError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.naming import LANGUAGE, TOWER
-from neva.families.vision import POOLING, tower_shapes, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_table import POOLING, tower_shapes
 from neva.weights.lazy import Cast
 from neva.weights.merged import Merged
 

@@ -7,39 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import CheckpointError
 from neva.families import built_tower
 from neva.families.configs import VisionConfig
-from neva.families.mapping import Rename, Shape, Table
-from neva.families.naming import TOWER, HFNaming
+from neva.families.mapping import Shape
 from neva.families.values import MOST_LAYERS, activation, number, side, whole
-from neva.formats.json import shown
+from neva.families.vision_sizes import (
+    SAYS_NOTHING,
+    in_order,
+    listed,
+    num_layers_run,
+    refuse_uneven,
+    transformers_sizes,
+)
 from neva.registry import VISION_FAMILIES
 
-POSITION_BUFFERS = r".*\.position_ids"
-CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
 REGISTERS = "num_register_tokens"
-SIZES = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "ffn_hidden_size",
-    "hidden_act": "hidden_act",
-    "layer_norm_eps": "layer_norm_eps",
-}
-"""Keys of a `config.json`, and what `VisionConfig` calls them."""
-SAYS_NOTHING = (
-    *SIZES,
-    *("model_type", "num_channels", "transformers_version", "torch_dtype", "dtype", "_name_or_path"),
-    *("_attn_implementation", "use_cache", "output_hidden_states", "output_attentions", "return_dict"),
-    *("initializer_range", "initializer_factor", "problem_type", "is_encoder_decoder"),
-    "chunk_size_feed_forward",
-)
-"""Keys of a `config.json` that change nothing of a tower beside its sizes."""
-POOLING = "head."
-"""Prefix of SigLIP's attention pooling, which no hidden state depends on."""
+"""Key of a `config.json`: leading tokens that are no patches and no class token."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +81,7 @@ class VisionFamily:
             class_token_length=self.leading_tokens(others),
             others=in_order(others),
         )
-        _refuse_uneven(vision)
+        refuse_uneven(vision)
         num_layers_run(vision)
         return vision
 
@@ -218,86 +202,3 @@ def vision_family(model_type: str) -> VisionFamily:
     if model_type in VISION_FAMILIES:
         return VISION_FAMILIES[model_type]
     return VisionFamily(model_type, {}, exported_type=model_type, other_keys=None)
-
-
-def _refuse_uneven(vision: VisionConfig) -> None:
-    """Raises ConfigError for a tower whose heads do not share its width evenly, or that sees less than a patch."""
-    if vision.hidden_size % vision.num_heads:
-        raise ConfigError(
-            f"hidden_size is {vision.hidden_size}, which num_attention_heads {vision.num_heads} does not divide"
-        )
-    if vision.patch_size > vision.image_size:
-        raise ConfigError(f"patch_size is {vision.patch_size}, more than image_size {vision.image_size}")
-
-
-def transformers_sizes(vision: VisionConfig) -> dict[str, Any]:
-    """Returns the sizes as the arguments of transformers' config classes."""
-    return {key: getattr(vision, field) for key, field in SIZES.items()}
-
-
-def hidden_states(num_layers: int) -> range:
-    """Returns the indices of a tower's hidden states: 0 is the embedding, -1 the last layer's output."""
-    return range(-num_layers - 1, num_layers + 1)
-
-
-def num_layers_run(vision: VisionConfig) -> int:
-    """Returns how many layers stand before the last selected hidden state.
-
-    Raises:
-        ConfigError: the tower has no such hidden state.
-    """
-    states = hidden_states(vision.num_layers)
-    if not vision.select_layers or any(layer not in states for layer in vision.select_layers):
-        raise ConfigError(
-            f"vision_select_layer: found {shown(listed(vision.select_layer))}, expected {states[0]}..{states[-1]} for "
-            f"a tower of {vision.num_layers} layers"
-        )
-    return max(layer % (vision.num_layers + 1) for layer in vision.select_layers)
-
-
-def in_order(others: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Returns what `VisionConfig.others` holds for the keys of a `config.json`."""
-    return tuple((key, _unchanging(others[key])) for key in sorted(others))
-
-
-def _unchanging(value: Any) -> Any:
-    return tuple(map(_unchanging, value)) if isinstance(value, list | tuple) else value
-
-
-def listed(value: Any) -> Any:
-    """Returns a value of `VisionConfig` as a `config.json` or a YAML holds it."""
-    return list(map(listed, value)) if isinstance(value, tuple) else value
-
-
-def tower_shapes(vision: VisionConfig, pooling_head: bool) -> dict[str, Shape]:
-    """Returns names and shapes of a tower in transformers 5.23's memory (no prefix), in the order of an export.
-
-    `pooling_head` says whether a SigLIP tower has its attention pooling (`vision_use_head`).
-    """
-    return vision_family(vision.model_type).tensor_shapes(vision, pooling_head)
-
-
-def stored_tower(vision: VisionConfig, naming: HFNaming) -> str:
-    """Returns the prefix of a tower's tensors in a folder."""
-    return naming.tower + vision_family(vision.model_type).wrapper
-
-
-def tower_table(
-    shapes: Mapping[str, Shape],
-    hf_prefix: str,
-    file_names: Mapping[str, str] | None = None,
-    native_prefix: str = TOWER,
-) -> Table:
-    """Returns the table of a tower of these names and shapes that is stored under `hf_prefix`.
-
-    `file_names` are those that differ in a file.
-    """
-    stored = file_names or {}
-    rules = tuple(
-        Rename(hf_prefix + stored.get(name, name), native_prefix + name, shape)
-        for name, shape in shapes.items()
-    )
-    ignored: tuple[str, ...] = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
-    if not any(name.startswith(POOLING) for name in shapes):
-        ignored += (rf".*\b{re.escape(POOLING)}.*",)
-    return Table(rules, ignored)

@@ -15,7 +15,8 @@ from neva.families.built_tower import check_tokens
 from neva.families.configs import VisionConfig
 from neva.families.naming import TOWER
 from neva.families.tower_adapters import tower_sites
-from neva.families.vision import num_layers_run, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_sizes import num_layers_run
 from neva.model.quarters import joined, views_of
 from neva.model.whole_adapters import adapt
 from neva.registry import VISION_FAMILIES

@@ -22,7 +22,8 @@ from neva.families.hugging_face import shapes
 from neva.families.language import layer_shapes
 from neva.families.mixtral.table import EXPERTS
 from neva.families.tower_adapters import tower_adapter_shapes
-from neva.families.vision import num_layers_run, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_sizes import num_layers_run
 from neva.planner.tensors import ModelSpec
 
 HEAD = "head"

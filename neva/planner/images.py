@@ -6,7 +6,7 @@ from neva.families.configs import VisionConfig
 from neva.families.connector import connector_named
 from neva.families.media_tokens import tokens_per_image
 from neva.families.tower_adapters import tower_sites
-from neva.families.vision import num_layers_run
+from neva.families.vision_sizes import num_layers_run
 from neva.planner.micro_batch import FLOAT_BYTES, MicroBatchSpec
 from neva.planner.tensors import PROJECTOR, ModelSpec, Split
 

@@ -25,7 +25,8 @@ from neva.families.naming import (
     HFNaming,
     tower_prefix,
 )
-from neva.families.vision import POOLING, tower_shapes, tower_table, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_table import POOLING, tower_shapes, tower_table
 from neva.formats.hf_folder import FolderWeights
 from neva.formats.nemo import open_nemo
 from neva.formats.nemo_header import is_nemo

@@ -10,7 +10,7 @@ from neva.convert.options import Options
 from neva.convert.readers.nemo import open_model
 from neva.errors import CheckpointError
 from neva.families.naming import TOWER, VISION_MODEL
-from neva.families.vision import tower_table
+from neva.families.vision_table import tower_table
 from neva.formats.hf_folder import FolderWeights
 from neva.weights.lazy import Filtered
 from tests.convert.llava import write_tokenizer

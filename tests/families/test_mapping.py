@@ -10,8 +10,8 @@ from neva.families.decoder_rules import FusedQKV, GatedMLP, PaddedVocab
 from neva.families.language import language_config_from_hf, language_table
 from neva.families.mapping import ConversionError, Rename, Table
 from neva.families.naming import LLAVA_HF, LLAVA_ORIGINAL
-from neva.families.vision import tower_shapes, tower_table
 from neva.families.vision_reading import vision_config_from_hf
+from neva.families.vision_table import tower_shapes, tower_table
 from tests.convert.tiny import FAMILIES, language_model, tower
 
 

@@ -22,8 +22,8 @@ from neva.families.connector import connector_named, projector_table
 from neva.families.language import exported_family, language_config_from_hf, language_table
 from neva.families.media_tokens import tokens_per_image
 from neva.families.naming import LLAVA_HF, LLAVA_ORIGINAL
-from neva.families.vision import stored_tower, tower_shapes, tower_table
 from neva.families.vision_reading import vision_config_from_hf
+from neva.families.vision_table import stored_tower, tower_shapes, tower_table
 from neva.model.build import build_model
 from neva.model.vision import VisionTower
 from neva.planner.tensors import ModelSpec, Split, stage_weights

@@ -13,8 +13,9 @@ from neva.errors import ConfigError
 from neva.families.connector import connector_named
 from neva.families.own_shapes import NativeShape
 from neva.families.tiling import View
-from neva.families.vision import tower_shapes, vision_family
+from neva.families.vision import vision_family
 from neva.families.vision_reading import vision_config_from_hf
+from neva.families.vision_table import tower_shapes
 from neva.model.vision import VisionTower
 from tests.idefics2 import EDGES, LATENTS, PERCEIVER, PICTURES, build
 

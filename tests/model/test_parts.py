@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from neva.constants import IMAGE_TOKEN_ID
 from neva.families.connector import connector_named
-from neva.families.vision import num_layers_run
+from neva.families.vision_sizes import num_layers_run
 from neva.model.attention import sliding_window_mask
 from neva.model.build import build_model, count_parameters, meta_model
 from neva.model.language import transformer_config

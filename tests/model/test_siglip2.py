@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from neva.errors import ConfigError
-from neva.families.vision import tower_shapes, vision_family
+from neva.families.vision import vision_family
 from neva.families.vision_reading import vision_config_from_hf
+from neva.families.vision_table import tower_shapes
 from neva.model.vision import VisionTower
 from tests.siglip2 import PATCH, PICTURES, build, processor
 

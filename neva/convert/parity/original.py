@@ -21,8 +21,8 @@ from neva.convert.parity.samples import original_inputs
 from neva.families.connector import connector_named
 from neva.families.language import language_prefixes
 from neva.families.naming import LLAVA_ORIGINAL
-from neva.families.vision import stored_tower
 from neva.families.vision_reading import keeping_leading_tokens, vision_config_from_hf
+from neva.families.vision_table import stored_tower
 from neva.formats.hf_files import read_config
 from neva.formats.hf_folder import FolderWeights
 

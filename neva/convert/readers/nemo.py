@@ -23,7 +23,7 @@ from neva.families.connector import native_projector_table
 from neva.families.language import language_table
 from neva.families.naming import LANGUAGE, SECOND, TOWER
 from neva.families.naming import PROJECTOR as PROJECTOR_PREFIX
-from neva.families.vision import POOLING, tower_shapes, tower_table
+from neva.families.vision_table import POOLING, tower_shapes, tower_table
 from neva.formats.nemo import NemoFile, open_nemo
 from neva.formats.nemo_header import IMAGE_PROCESSOR_FILE
 from neva.weights.fingerprint import check_base, fingerprint_of

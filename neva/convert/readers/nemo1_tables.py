@@ -22,7 +22,7 @@ from neva.families.language import layer_shapes
 from neva.families.llama.table import layer_rules
 from neva.families.mapping import Rename, Rule, Shape, Table
 from neva.families.naming import LANGUAGE, HFNaming
-from neva.families.vision import tower_shapes, tower_table
+from neva.families.vision_table import tower_shapes, tower_table
 from neva.formats.nemo1 import Nemo1File
 from neva.formats.vocabulary import tokenizer_size
 from neva.weights.lazy import Converted, Filtered

@@ -22,7 +22,8 @@ from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import backend_of, exported_family
-from neva.families.vision import listed, vision_family
+from neva.families.vision import vision_family
+from neva.families.vision_sizes import listed
 
 
 def text_config(language: LanguageConfig, dtype: torch.dtype, token_ids: Mapping[str, Any]) -> dict[str, Any]:

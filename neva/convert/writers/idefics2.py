@@ -23,8 +23,9 @@ from neva.families.connector import connector_named, projector_table
 from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.own_shapes import NativeShape
-from neva.families.vision import tower_table, vision_family
+from neva.families.vision import vision_family
 from neva.families.vision_reading import IDEFICS2_TOWER
+from neva.families.vision_table import tower_table
 from neva.formats.hf_files import GENERATION_CONFIG, IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG, PROCESSOR_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import (

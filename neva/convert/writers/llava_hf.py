@@ -26,7 +26,8 @@ from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.mapping import Table
 from neva.families.media_tokens import tokens_per_image
-from neva.families.vision import listed, stored_tower, tower_table
+from neva.families.vision_sizes import listed
+from neva.families.vision_table import stored_tower, tower_table
 from neva.formats.hf_files import (
     GENERATION_CONFIG,
     IMAGE_PROCESSOR_CONFIG,

@@ -21,7 +21,7 @@ from neva.errors import CheckpointError, DataError
 from neva.families.connector import projector_table
 from neva.families.language import language_table
 from neva.families.naming import LLAVA_ORIGINAL, TOWER, VISION_MODEL
-from neva.families.vision import stored_tower, tower_table
+from neva.families.vision_table import stored_tower, tower_table
 from neva.formats.hf_files import IMAGE_PROCESSOR_CONFIG, MODEL_CONFIG
 from neva.formats.hf_folder import write_weights
 from neva.formats.hf_tokenizer import copy_portable, read_roles, set_bos, token_ids

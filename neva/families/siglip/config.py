@@ -15,7 +15,7 @@ from neva.families.clip.encoder import (
 )
 from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
-from neva.families.vision import POOLING
+from neva.families.vision_table import POOLING
 from neva.registry import VISION_FAMILIES
 
 

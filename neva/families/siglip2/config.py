@@ -18,7 +18,7 @@ from neva.families.configs import VisionConfig
 from neva.families.mapping import Shape
 from neva.families.siglip.config import WITHOUT_HEAD, SiglipFamily
 from neva.families.values import side, whole
-from neva.families.vision import POOLING
+from neva.families.vision_table import POOLING
 from neva.registry import VISION_FAMILIES
 
 BILINEAR = 2
