@@ -163,7 +163,7 @@ def neva_dataset(
 ) -> Dataset[Any]:
     """Returns what training reads, labels included, of records and an image folder, which may be null."""
     from neva.config.load import load
-    from neva.config.model_config import vision_config_of
+    from neva.config.tower import vision_config_of
     from neva.data.build import build_dataset
 
     tower = "model.mm_cfg.vision_encoder"

@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig
 
 from neva.config.load import load
-from neva.config.model_config import vision_config_of
 from neva.config.show import as_override
+from neva.config.tower import vision_config_of
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.language import language_config_of
 from neva.config.parts import trained_parts
+from neva.config.tower import vision_config_of
 from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.backend import backend_for

@@ -14,10 +14,12 @@ from rich.table import Table
 from neva.commands.recipe import announce, quiet_imports
 from neva.config.data_sources import missing_records
 from neva.config.keys.training import Training
+from neva.config.language import language_backend_of
 from neva.config.layout import data_parallel_size
 from neva.config.load import complete
-from neva.config.model_config import language_backend_of, row_length, vision_config_of
+from neva.config.samples import row_length
 from neva.config.schema import check_purpose
+from neva.config.tower import vision_config_of
 from neva.config.validate import validate, world_size
 from neva.errors import ConfigError, UserError
 from neva.families.language import HUGGING_FACE

@@ -9,15 +9,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from neva.config.derive_language import fill_language
 from neva.config.fill import fill_or_compare, read_shape, require
 from neva.config.fsdp import fill_fsdp
-from neva.config.model_config import (
-    SECOND_ENCODER,
-    TOWER_KEYS,
-    media_rules_of,
-    own_template_of,
-    vision_config_of,
-)
+from neva.config.media import media_rules_of
 from neva.config.paths import vertex_folder
 from neva.config.peft import fill_projector_rate
+from neva.config.samples import own_template_of
+from neva.config.tower import SECOND_ENCODER, TOWER_KEYS, vision_config_of
 from neva.errors import ConfigError
 from neva.families.vision_reading import vision_config_from_hf
 from neva.families.vision_sizes import listed

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from neva.config.experts import COEFFICIENT, EXPERT_KEYS, NUMBER, expert_keys, fill_experts
 from neva.config.fill import fill_or_compare, read_shape, require
-from neva.config.model_config import (
+from neva.config.language import (
     FORM_KEYS,
     LANGUAGE_KEYS,
     SAME_ACTIVATION,
@@ -18,10 +18,10 @@ from neva.config.model_config import (
     form_keys,
     language_backend_of,
     language_config_of,
-    plain,
     recorded_family,
     recorded_llm,
 )
+from neva.config.plain import plain
 from neva.config.schema import NULLABLE
 from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from neva.config.plain import plain
 from neva.config.show import as_override
 from neva.errors import ConfigError, naming
 from neva.formats.hf_files import MODEL_CONFIG
@@ -36,8 +37,7 @@ def fill_or_compare(
     )
     problems = []
     for key, value in expected.items():
-        given = section[key]
-        given = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        given = plain(section[key])
         if given is None:
             section[key] = value
         elif given != value:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import tiling_of
+from neva.config.media import tiling_of
 from neva.config.show import as_override
 
 FSDP = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from omegaconf import DictConfig
 
 from neva.config.keys.peft import QLORA
+from neva.config.language import CAUSAL, image_attention_of, language_backend_of
 from neva.config.layout import layers_of_stages
-from neva.config.model_config import CAUSAL, image_attention_of, language_backend_of
 from neva.config.show import as_override
 from neva.families.language import HUGGING_FACE
 from neva.precision import FLOAT8_MULTIPLE

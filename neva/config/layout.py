@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.experts import expert_width_problems
-from neva.config.model_config import language_backend_of
+from neva.config.language import language_backend_of
 from neva.config.show import as_override
 from neva.families.language import HUGGING_FACE
 

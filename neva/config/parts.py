@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import SECOND_ENCODER
 from neva.config.peft import has_adapters
+from neva.config.tower import SECOND_ENCODER
 from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neva.config.data_sources import missing_folders, missing_records
-from neva.config.model_config import SECOND_ENCODER
+from neva.config.tower import SECOND_ENCODER
 from neva.errors import ConfigError
 from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of, weight_map
 from neva.formats.json import read_object

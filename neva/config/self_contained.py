@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from neva.config.plain import plain
 from neva.config.schema import Inference, leaves, root_of
 from neva.config.show import as_override
 from neva.errors import ConfigError
@@ -56,4 +57,4 @@ def on_base(own: DictConfig, compose_base: Callable[[str], DictConfig]) -> tuple
 def select(tree: DictConfig, key: str) -> object:
     """Returns what stands at a key, references followed as far as they lead to something."""
     value = OmegaConf.select(tree, key, throw_on_missing=False, throw_on_resolution_failure=False)
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return plain(value)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import SECOND_ENCODER, plain, recorded_family, vision_config_of
+from neva.config.language import recorded_family
 from neva.config.parts import trained_parts
+from neva.config.plain import plain
 from neva.config.show import as_override
+from neva.config.tower import SECOND_ENCODER, vision_config_of
 from neva.constants import PROJECTOR
 from neva.errors import ConfigError
 from neva.families.configs import ALL

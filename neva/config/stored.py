@@ -11,9 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 from neva.config.experts import EXPERT_KEYS, NUMBER
 from neva.config.keys.field import Key
 from neva.config.keys.training import Training
-from neva.config.model_config import FORM_KEYS, LANGUAGE_KEYS, SECOND_ENCODER, TOWER_KEYS
+from neva.config.language import FORM_KEYS, LANGUAGE_KEYS
 from neva.config.peft import has_adapters
+from neva.config.plain import plain
 from neva.config.schema import NULLABLE, value_problems, walk
+from neva.config.tower import SECOND_ENCODER, TOWER_KEYS
 from neva.errors import CheckpointError, ConfigError
 from neva.families.rope import check_scaling
 from neva.families.values import LARGEST, MOST_LAYERS
@@ -110,7 +112,7 @@ def _problems(config: DictConfig, key: str, hint: Any, rule: Any, is_needed: boo
         return [f"{key} cannot be read ({' '.join(str(error).split()):.100})"]
     if value is missing or (value is None and key not in EMPTY):
         return [f"{key} is missing"] if is_needed and key not in EMPTY else []
-    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    value = plain(value)
     most = MOST_LAYERS if key.endswith("num_layers") else LARGEST
     if isinstance(value, int) and value > most:
         return [f"{key}={value}: must be <= {most}"]

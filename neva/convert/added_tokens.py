@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from neva.config.model_config import recorded_llm
+from neva.config.language import recorded_llm
 from neva.convert.lazy_model import LazyLanguageModel
 from neva.errors import DataError
 from neva.families.language import vocabulary_names

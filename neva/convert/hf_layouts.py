@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neva.config.model_config import BIDIRECTIONAL, PREFIX, media_rules_of
+from neva.config.language import BIDIRECTIONAL, PREFIX
+from neva.config.media import media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.any_resolution import AnyResolution, CappedResolution

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 from neva.config.data_sources import data_sources, paths_of
-from neva.config.model_config import image_tags_of, own_template_of, system_prompt_of
+from neva.config.samples import image_tags_of, own_template_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.chat_template import chat_template
 from neva.data.control_tokens import special_tokens

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from neva.config.derive import require_global_batch
-from neva.config.model_config import row_length
+from neva.config.samples import row_length
 from neva.data.batch import Batch
 from neva.data.build import build_dataset
 from neva.data.collate import collate

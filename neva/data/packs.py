@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from neva.config.model_config import row_length
+from neva.config.samples import row_length
 from neva.data.dataset import ConversationDataset
 from neva.data.held_out import kept_beside
 from neva.data.packing import WINDOW, PackingPlan, plan_packs

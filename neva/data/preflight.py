@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neva.config.data_sources import missing_records
-from neva.config.model_config import row_length, vision_config_of
+from neva.config.samples import row_length
+from neva.config.tower import vision_config_of
 from neva.errors import UserError
 from neva.findings import Findings
 

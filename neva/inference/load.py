@@ -10,10 +10,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
+from neva.config.language import language_config_of
 from neva.config.layout import division_problems
-from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
 from neva.config.peft import has_adapters, lora_of
+from neva.config.tower import vision_config_of
 from neva.data.build import build_encoder
 from neva.data.encode import ConversationEncoder
 from neva.data.media.reader import MediaReader, build_media_reader

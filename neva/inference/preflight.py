@@ -6,10 +6,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from neva.config.language import language_config_of
 from neva.config.layout import division_problems
-from neva.config.model_config import language_config_of, vision_config_of
 from neva.config.paths import model_source
 from neva.config.stored import check_stored
+from neva.config.tower import vision_config_of
 from neva.errors import UserError
 from neva.findings import Findings
 from neva.formats.nemo_header import nemo_config

@@ -14,7 +14,7 @@ from neva.checkpoint import store
 from neva.checkpoint.average import averaged_names, from_average
 from neva.checkpoint.nemo_export import AVERAGED
 from neva.checkpoint.state import MODEL
-from neva.config.model_config import language_config_of
+from neva.config.language import language_config_of
 from neva.config.stored import check_stored
 from neva.data.media.processor import build_image_processor, load_image_processor
 from neva.data.tokenizer import from_folder, load_tokenizer

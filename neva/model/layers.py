@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of
+from neva.config.language import language_config_of
 from neva.model.compiled import compile_layers
 from neva.model.float8 import use_float8
 from neva.model.llava import NevaModel

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, media_rules_of, vision_config_of
+from neva.config.language import language_config_of
+from neva.config.media import media_rules_of
 from neva.config.parts import trained_parts
+from neva.config.tower import vision_config_of
 from neva.constants import ADAPTERS
 from neva.findings import Findings
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, media_rules_of, row_length, vision_config_of
+from neva.config.language import language_config_of
+from neva.config.media import media_rules_of
 from neva.config.parts import trained_parts
+from neva.config.samples import row_length
+from neva.config.tower import vision_config_of
 from neva.planner.flops import StepWork
 from neva.planner.tensors import ModelSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 from omegaconf import DictConfig
 
-from neva.config.model_config import row_length
+from neva.config.samples import row_length
 from neva.config.validate import world_size
 from neva.findings import Findings
 from neva.planner.candidates import layout_of

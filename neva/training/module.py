@@ -15,8 +15,9 @@ from nemo.core.classes import ModelPT
 from omegaconf import DictConfig
 
 from neva.checkpoint.stored_config import config_state, tokenizer_digest
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.language import language_config_of
 from neva.config.parts import trained_parts
+from neva.config.tower import vision_config_of
 from neva.data.batch import Batch
 from neva.data.held_out import source_names
 from neva.data.ledger import LEARNT, NOT_FINITE, SKIPPED

@@ -15,9 +15,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
+from neva.config.language import language_config_of
 from neva.config.layout import data_parallel_size
-from neva.config.model_config import language_config_of, media_rules_of, row_length, vision_config_of
+from neva.config.media import media_rules_of
 from neva.config.parts import trained_parts
+from neva.config.samples import row_length
+from neva.config.tower import vision_config_of
 from neva.config.validate import world_size
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch

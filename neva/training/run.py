@@ -15,8 +15,9 @@ from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive import total_steps
-from neva.config.model_config import row_length, vision_config_of
 from neva.config.paths import run_folder
+from neva.config.samples import row_length
+from neva.config.tower import vision_config_of
 from neva.data.held_out import training_records
 from neva.data.loader import killed_worker, packs_per_epoch
 from neva.data.tokenizer import load_tokenizer

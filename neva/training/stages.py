@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.language import language_config_of
+from neva.config.tower import vision_config_of
 from neva.distributed import groups
 from neva.model.build import build_model
 from neva.model.language import transformer_config

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import language_config_of
+from neva.config.language import language_config_of
 from neva.constants import ADAPTERS
 from neva.formats.nemo import open_nemo
 from neva.model.adapted import fill_magnitudes

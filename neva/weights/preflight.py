@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import SECOND_ENCODER
+from neva.config.tower import SECOND_ENCODER
 from neva.constants import ALL_PARTS
 from neva.errors import CheckpointError
 from neva.findings import Findings

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.model_config import SECOND_ENCODER
 from neva.config.peft import has_adapters
+from neva.config.tower import SECOND_ENCODER
 from neva.constants import (
     ADAPTERS,
     ALL_PARTS,

@@ -12,8 +12,9 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from neva import cli
+from neva.config.language import language_config_of
 from neva.config.load import load
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.tower import vision_config_of
 from neva.families.configs import LanguageConfig, VisionConfig
 from tests.conftest import processor_s
 

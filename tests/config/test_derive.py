@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from neva.config.compose import compose
 from neva.config.derive import resolve, total_steps
 from neva.config.derive_language import language_sizes
+from neva.config.language import language_config_of
 from neva.config.load import load
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.tower import vision_config_of
 from neva.errors import ConfigError
 from neva.families.configs import DecoderForm, padded_vocab_size
 from neva.families.language import language_config_from_hf

@@ -7,9 +7,9 @@ from omegaconf import OmegaConf
 
 from neva.cli import main
 from neva.config.difference import differences
+from neva.config.language import language_config_of
 from neva.config.load import load
 from neva.config.migrate import migrate
-from neva.config.model_config import language_config_of
 from neva.config.parts import part_rules
 from neva.errors import ConfigError
 from tests.published import write_configs

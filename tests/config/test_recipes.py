@@ -8,8 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from neva.config.compose import CONF_DIR, compose, recipe_name, recipes, to_force_add
+from neva.config.language import language_config_of
 from neva.config.load import load
-from neva.config.model_config import image_tags_of, language_config_of, media_rules_of, vision_config_of
+from neva.config.media import media_rules_of
+from neva.config.samples import image_tags_of
+from neva.config.tower import vision_config_of
 from neva.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

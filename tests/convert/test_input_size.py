@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from neva.config.model_config import vision_config_of
 from neva.config.stored import check_stored
+from neva.config.tower import vision_config_of
 from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.convert import convert
 from neva.convert.options import Options

@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from neva.config.model_config import media_rules_of
+from neva.config.media import media_rules_of
 from neva.convert.options import Options
 from neva.convert.parity.figures import ParityError
 from neva.convert.parity.llava import prove_llava

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from neva.config.language import language_config_of
 from neva.config.load import load
-from neva.config.model_config import language_config_of, vision_config_of
+from neva.config.tower import vision_config_of
 from neva.data.loader import train_loader
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups

@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from neva.config.language import language_config_of
 from neva.config.load import load
-from neva.config.model_config import language_config_of
 from neva.constants import IMAGE_TOKEN_ID
 from neva.convert.writers.hf_config import language_section, stored_config, text_config, vision_config
 from neva.data.media.processor import build_image_processor

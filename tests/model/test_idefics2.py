@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
-from neva.config.model_config import media_rules
 from neva.errors import ConfigError
 from neva.families.connector import connector_named
+from neva.families.media_tokens import media_rules
 from neva.families.own_shapes import NativeShape
 from neva.families.tiling import View
 from neva.families.vision import vision_family

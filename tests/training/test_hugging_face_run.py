@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neva.config.load import load
-from neva.config.model_config import vision_config_of
+from neva.config.tower import vision_config_of
 from neva.convert.convert import convert
 from neva.convert.options import Options
 from neva.errors import CheckpointError, ConfigError

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from bench.gpu.shapes import recipe
 from bench.gpu.sheet import Sheet
 from bench.gpu.training import random_model, start, timed
-from neva.config.model_config import vision_config_of
+from neva.config.tower import vision_config_of
 from neva.constants import IMAGE_TOKEN_ID
 from neva.inference.generate import Prompt, generate
 from neva.inference.sampling import Sampling

@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check(cfg: DictConfig, num_workers: int) -> list[DataCheck]:
     """Checks what trains, then what is held out, and prints a table of each."""
-    from neva.config.model_config import vision_config_of
+    from neva.config.tower import vision_config_of
     from neva.data.build import build_dataset
     from neva.data.tokenizer import load_tokenizer
     from neva.data.validation import build_validation_dataset

@@ -91,7 +91,7 @@ def _indices(text: str) -> list[int]:
 def _look(
     cfg: DictConfig, options: argparse.Namespace
 ) -> tuple[list[Inspected], SomeLengths, dict[str, float]]:
-    from neva.config.model_config import vision_config_of
+    from neva.config.tower import vision_config_of
     from neva.data.build import build_dataset
     from neva.data.inspect import inspect_sample
     from neva.data.inspect_lengths import some_lengths, waste_by_sampler

@@ -48,7 +48,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _packed(model: DictConfig) -> Iterator[str]:
     """Yields a line on the packs of the recipe, then one for each of some other lengths."""
-    from neva.config.model_config import row_length, vision_config_of
+    from neva.config.samples import row_length
+    from neva.config.tower import vision_config_of
     from neva.data.build import build_dataset
     from neva.data.loader import first_epoch
     from neva.data.packing import plan_packs

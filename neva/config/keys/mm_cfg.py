@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neva.config.keys.field import MODEL, READING, TRAINED, key, refused, section
-from neva.config.model_config import IMAGE_TAGS
+from neva.config.samples import IMAGE_TAGS
 from neva.families.connector import connector_forms, connector_pattern
 from neva.families.values import ACTIVATIONS
 from neva.registry import LANGUAGE_FAMILIES

@@ -11,7 +11,7 @@ from neva.config.keys.peft import Peft
 from neva.config.keys.refusals import RefusedModelKeys
 from neva.config.keys.run import RunKeys
 from neva.config.keys.tokenizer import Tokenizer
-from neva.config.model_config import BIDIRECTIONAL, CAUSAL, PREFIX, SAME_ACTIVATION
+from neva.config.language import BIDIRECTIONAL, CAUSAL, PREFIX, SAME_ACTIVATION
 from neva.families.configs import (
     AFTER,
     ALL_HEADS,

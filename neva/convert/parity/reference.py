@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from neva.config.model_config import media_rules_of
+from neva.config.media import media_rules_of
 from neva.convert.hf_layouts import layout_of
 from neva.convert.lazy_model import LazyModel
 from neva.convert.parity.samples import ROUND_TRIP_TEXTS, ParityInput, native_processor, parity_images

@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from neva.config.model_config import media_rules_of
+from neva.config.media import media_rules_of
 from neva.convert.lazy_model import LazyModel
 from neva.data.collate import feature_order
 from neva.data.media.processor import load_image_processor

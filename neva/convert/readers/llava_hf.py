@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from neva.config.model_config import media_rules_of
+from neva.config.media import media_rules_of
 from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.convert.hf_layouts import LAYOUTS, ONEVISION, HFLayout, check_logits
 from neva.convert.lazy_model import LazyModel

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neva.config.model_config import vision_config_of
+from neva.config.tower import vision_config_of
 from neva.constants import ADAPTERS, LANGUAGE_MODEL, PROJECTOR, SECOND_TOWER, VISION_TOWER, part_of
 from neva.convert.lazy_model import Base, LazyModel
 from neva.convert.options import Options

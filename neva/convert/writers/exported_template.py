@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neva.config.model_config import image_tags_of, own_template_of, system_prompt_of
+from neva.config.samples import image_tags_of, own_template_of, system_prompt_of
 from neva.templates.choice import CHAT, chat_text, written_template
 from neva.templates.jinja import of_parts, with_tags, written
 from neva.templates.template import Template

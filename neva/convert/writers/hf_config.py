@@ -11,13 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from neva.config.derive_language import language_keys
 from neva.config.experts import expert_keys
-from neva.config.model_config import (
-    LANGUAGE_KEYS,
-    TOWER_KEYS,
-    differing_form_keys,
-    language_config_of,
-    media_rules_of,
-)
+from neva.config.language import LANGUAGE_KEYS, differing_form_keys, language_config_of
+from neva.config.media import media_rules_of
+from neva.config.tower import TOWER_KEYS
 from neva.convert.lazy_model import LazyModel
 from neva.errors import CheckpointError
 from neva.families.configs import LanguageConfig, VisionConfig

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from neva.config.model_config import IMAGE_TAGS, image_tags_of, media_rules_of, system_prompt_of
+from neva.config.media import media_rules_of
+from neva.config.samples import IMAGE_TAGS, image_tags_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.convert.hf_layouts import IDEFICS, check_logits
 from neva.convert.lazy_model import LazyModel

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from neva.config.model_config import turns_images
+from neva.config.media import turns_images
 from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.convert.at_input_size import at_input_size
 from neva.convert.hf_layouts import IDEFICS, NEXT, ONEVISION, check_logits, check_towers, layout_of, pinpoints

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from neva.config.model_config import IMAGE_TAGS, image_tags_of
+from neva.config.samples import IMAGE_TAGS, image_tags_of
 from neva.convert.at_input_size import at_input_size
 from neva.convert.hf_layouts import check_logits, check_towers
 from neva.convert.lazy_model import LazyModel

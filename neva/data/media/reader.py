@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from neva.config.model_config import VideoChoice, jpeg_decoder_of, media_rules_of, turns_images, video_choice
+from neva.config.media import VideoChoice, jpeg_decoder_of, media_rules_of, turns_images, video_choice
 from neva.data.media.image import image_size, load_image, require_file
 from neva.data.media.jpeg import JpegDecoder, available
 from neva.data.media.placeholders import ImageInput, Medium
