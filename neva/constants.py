@@ -26,7 +26,10 @@ LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
 WASTE_VALUES = ("pad_share", "image_share", "label_share", "loader_wait_s")
 """What it logs beside that of where its positions and its time went."""
 
-SOMETIMES_LOGGED = ("loss_scale", "skipped", "balance_loss")
+LOAD_BALANCING, Z_LOSS = "load_balancing_loss", "z_loss"
+"""The losses of the routers of experts, under the names that Megatron logs them by."""
+
+SOMETIMES_LOGGED = ("loss_scale", "skipped", LOAD_BALANCING, Z_LOSS)
 """What it logs beside that with float16, where steps may be passed over, and with experts that are balanced."""
 
 VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "projector", "language_model"

@@ -1,4 +1,4 @@
-"""The loss that keeps a router from sending every token to the same experts.
+"""The losses that keep a router from sending every token to the same experts.
 
 For a group of tokens it is E * sum_i f_i P_i, with f_i the share of the choices that fell on expert i and P_i the mean
 probability of expert i (https://arxiv.org/abs/2101.03961): 1 where all experts serve alike. The gradient flows through
@@ -25,7 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from neva.constants import IGNORE_INDEX
+from neva.constants import IGNORE_INDEX, LOAD_BALANCING, Z_LOSS
 from neva.model.context import positions, sample_numbers
 
 BY_SAMPLE, BY_MICRO_BATCH, UNBALANCED = "seq_aux_loss", "aux_loss", "none"
@@ -44,10 +44,12 @@ class TokenGroups:
     """float32: what the label tokens of each group weigh together in the loss of the model."""
 
 
-def is_balanced(config: TransformerConfig) -> bool:
-    """Whether a model has a loss for its routers."""
-    has_weight = bool(config.moe_aux_loss_coeff or config.moe_z_loss_coeff)
-    return config.num_moe_experts is not None and has_weight
+def router_coefficients(config: TransformerConfig) -> dict[str, float]:
+    """Returns what the losses of routers weigh, by name; none without experts, and of those that are not asked for."""
+    if config.num_moe_experts is None:
+        return {}
+    weights = {LOAD_BALANCING: config.moe_aux_loss_coeff, Z_LOSS: config.moe_z_loss_coeff}
+    return {name: weight for name, weight in weights.items() if weight}
 
 
 def token_groups(
@@ -89,36 +91,37 @@ def _of_this_rank(group_BS: Tensor, config: TransformerConfig, ranks: ProcessGro
     return group_SB.flatten()
 
 
-def balance_loss(
+def losses_of_layer(
     logits_TE: Tensor,
     is_chosen_TE: Tensor,
     groups: TokenGroups,
     config: TransformerConfig,
     ranks: ProcessGroup,
-) -> Tensor:
-    """Returns this rank's part of the loss of one layer, whose sum over `ranks` is the whole.
+) -> dict[str, Tensor]:
+    """Returns this rank's parts of the losses of one layer, whose sums over `ranks` are the whole.
+
+    By name, before their coefficients.
 
     Args:
         logits_TE: of the router.
         is_chosen_TE: which experts each token goes to.
         groups: which tokens belong together.
-        config: has the weights of the losses.
+        config: says which losses are asked for.
         ranks: tensor- and context-parallel ranks, which share the tokens.
     """
-    loss = logits_TE.new_zeros(())
+    asked, found = router_coefficients(config), {}
     group_T, number = groups.group_T, len(groups.lengths_G)
-    if config.moe_aux_loss_coeff:
+    if LOAD_BALANCING in asked:
         counts_GE = _summed(is_chosen_TE.to(logits_TE.dtype), group_T, number)
         dist.all_reduce(counts_GE, group=ranks)
         probabilities_GE = _summed(logits_TE.softmax(-1), group_T, number)
         experts_per_choice = logits_TE.size(1) / config.moe_router_topk
         of_groups = (counts_GE * probabilities_GE).sum(1) * experts_per_choice / groups.lengths_G**2
-        loss = loss + config.moe_aux_loss_coeff * (of_groups * groups.weights_G).sum()
-    if config.moe_z_loss_coeff:
+        found[LOAD_BALANCING] = (of_groups * groups.weights_G).sum()
+    if Z_LOSS in asked:
         squares_G = _summed(logits_TE.logsumexp(-1).square(), group_T, number)
-        of_groups = squares_G / groups.lengths_G
-        loss = loss + config.moe_z_loss_coeff * (of_groups * groups.weights_G).sum()
-    return loss
+        found[Z_LOSS] = (squares_G / groups.lengths_G * groups.weights_G).sum()
+    return found
 
 
 def _summed(values: Tensor, group: Tensor, number: int) -> Tensor:

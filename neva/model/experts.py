@@ -30,8 +30,9 @@ from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from megatron.core.utils import get_pg_rank
 from torch import Tensor, nn
 
+from neva.constants import LOAD_BALANCING, Z_LOSS
 from neva.families.configs import LanguageConfig
-from neva.model.balance import TokenGroups, balance_loss
+from neva.model.balance import TokenGroups, losses_of_layer, router_coefficients
 from neva.model.seeding import SeededLayer, seed_for
 
 
@@ -77,8 +78,12 @@ class Router(TopKRouter):
 
     groups: TokenGroups | None = None
     """Which tokens are balanced together; None: no loss is added."""
-    balance_sum: Tensor | float = 0.0
-    """This rank's parts of that loss since they were last taken, to be shown."""
+    shown: dict[str, Tensor]
+    """This rank's parts of the losses that balance them, since they were last taken, before their coefficients."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.shown = {}
 
     def gating(self, input: Tensor) -> Tensor:
         """Returns logits [s, B, E]; Megatron's own product needs Transformer Engine."""
@@ -93,20 +98,20 @@ class Router(TopKRouter):
         is_chosen_TE = torch.zeros(logits_TE.shape, dtype=torch.bool, device=experts_Tk.device)
         is_chosen_TE.scatter_(1, experts_Tk, True)
         if self.groups is not None and torch.is_grad_enabled():
-            loss = balance_loss(logits_TE, is_chosen_TE, self.groups, self.config, self.tp_cp_group)
-            # once a step: a forward pass that is to be computed again runs without gradients
-            self.balance_sum = self.balance_sum + loss.detach().double()
-            weights_TE = MoEAuxLossAutoScaler.apply(weights_TE, loss)
+            losses = losses_of_layer(logits_TE, is_chosen_TE, self.groups, self.config, self.tp_cp_group)
+            for name, weight in router_coefficients(self.config).items():
+                # once a step: a forward pass that is to be computed again runs without gradients
+                self.shown[name] = self.shown.get(name, 0.0) + losses[name].detach().double()
+                weights_TE = MoEAuxLossAutoScaler.apply(weights_TE, weight * losses[name])
         return weights_TE, is_chosen_TE
 
 
-def taken_balance(models: Iterable[nn.Module]) -> Tensor | float:
-    """Returns the sum of this rank's parts of the balance loss since this was last asked."""
+def taken_losses(models: Iterable[nn.Module]) -> list[Tensor | float]:
+    """Returns the sums of this rank's parts of balance and z-loss over its layers since this was last asked."""
     routers = [module for model in models for module in model.modules() if isinstance(module, Router)]
-    total: Tensor | float = sum((router.balance_sum for router in routers), 0.0)
-    for router in routers:
-        router.balance_sum = 0.0
-    return total
+    return [
+        sum((router.shown.pop(name, 0.0) for router in routers), 0.0) for name in (LOAD_BALANCING, Z_LOSS)
+    ]
 
 
 def choose(logits_TE: Tensor, topk: int, pre_softmax: bool) -> tuple[Tensor, Tensor]:

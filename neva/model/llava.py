@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from neva.constants import LANGUAGE_MODEL, PARTS
 from neva.families.media_tokens import PictureShape
-from neva.model.balance import is_balanced, token_groups
+from neva.model.balance import router_coefficients, token_groups
 from neva.model.context import positions
 from neva.model.hugging_face import HuggingFaceLanguageModel
 from neva.model.language import LanguageModel
@@ -101,7 +101,7 @@ class NevaModel(MegatronModule):
         length, context, device = input_ids.size(1), self.language_model.pg_collection.cp, input_ids.device
         shard = positions(length, context, device)
         groups = None
-        if labels is not None and self.training and is_balanced(self.config):
+        if labels is not None and self.training and router_coefficients(self.config):
             ranks = self.language_model.pg_collection
             groups = token_groups(labels, token_lengths, label_weight, self.config, ranks)
         together = self._seen_together(input_ids, sample_lengths, prefix_lengths, labels is not None)

@@ -26,7 +26,7 @@ from neva.data.position import saved_position
 from neva.data.tokenizer import load_tokenizer
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
-from neva.model.balance import is_balanced
+from neva.model.balance import router_coefficients
 from neva.model.build import count_parameters, set_trainable
 from neva.model.layers import prepare_layers
 from neva.model.llava import NevaModel
@@ -198,7 +198,7 @@ class MegatronNevaModel(ModelPT):
         self.log_dict(
             {
                 **figures_of(loss, adapter, lr, self.consumed_samples, self.loader.last_wait_s()),
-                **({"balance_loss": loss.balance_loss} if is_balanced(self.chunks[0].config) else {}),
+                **{name: getattr(loss, name) for name in router_coefficients(self.chunks[0].config)},
                 **({"skipped": float(self.treatment in (SKIPPED, NOT_FINITE))} if self.may_skip else {}),
             },
             batch_size=1,

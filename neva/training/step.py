@@ -16,9 +16,9 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from neva.data.batch import Batch
-from neva.model.balance import is_balanced
+from neva.model.balance import router_coefficients
 from neva.model.context import positions
-from neva.model.experts import taken_balance
+from neva.model.experts import taken_losses
 
 
 class SourceLoss(NamedTuple):
@@ -48,8 +48,10 @@ class StepLoss:
     """Padding counted."""
     num_tokens: int = 0
     num_image_tokens: int = 0
-    balance_loss_sum: float = 0.0
-    """What balances experts, as it enters the gradient; 0 without experts, and without a gradient."""
+    load_balancing_sum: float = 0.0
+    """What balances experts, a mean over layers, before its coefficient; 0 where that is, and without a gradient."""
+    z_sum: float = 0.0
+    """The same of the z-loss."""
     by_source: tuple[SourceLoss, ...] = ()
     """By the number of the source; none where the sources were not counted."""
 
@@ -59,9 +61,14 @@ class StepLoss:
         return self.loss_sum / max(1, self.num_terms)
 
     @property
-    def balance_loss(self) -> float:
-        """The same per label token, or per micro batch, as `mean`."""
-        return self.balance_loss_sum / max(1, self.num_terms)
+    def load_balancing_loss(self) -> float:
+        """Per label token, or per micro batch, as `mean`: 1 where all experts serve alike."""
+        return self.load_balancing_sum / max(1, self.num_terms)
+
+    @property
+    def z_loss(self) -> float:
+        """Per label token, or per micro batch, as `mean`."""
+        return self.z_sum / max(1, self.num_terms)
 
     @classmethod
     def total(cls, losses: Sequence[StepLoss]) -> StepLoss:
@@ -110,12 +117,14 @@ def run_global_batch(
         micro_batch_size=batch[0].input_ids.shape[0],
         forward_only=forward_only,
     )
-    total = torch.zeros(8 + 2 * num_sources, dtype=torch.float64, device=device)
+    total = torch.zeros(9 + 2 * num_sources, dtype=torch.float64, device=device)
     for reported in losses:  # only the last pipeline stage has any
-        total[5:] += reported
-    if is_balanced(chunks[0].config):  # every stage, and every shard of a sequence, has its part
-        total[4] = taken_balance(chunks)
-        dist.all_reduce(total[4], group=parallel_state.get_tensor_model_parallel_group())
+        total[6:] += reported
+    config = chunks[0].config
+    if router_coefficients(config):  # every stage, and every shard of a sequence, has its part
+        for place, part in enumerate(taken_losses(chunks), 4):
+            total[place] = part / config.num_layers
+        dist.all_reduce(total[4:6], group=parallel_state.get_tensor_model_parallel_group())
     if losses and parallel_state.get_context_parallel_rank() == 0:
         total[:4] = torch.tensor(_counts(batch), dtype=torch.float64)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
@@ -123,15 +132,16 @@ def run_global_batch(
     summed = total.tolist()
     num_samples, num_positions, num_tokens, num_image_tokens = map(int, summed[:4])
     return StepLoss(
-        loss_sum=summed[5],
-        num_terms=int(summed[6]),
-        num_label_tokens=int(summed[7]),
+        loss_sum=summed[6],
+        num_terms=int(summed[7]),
+        num_label_tokens=int(summed[8]),
         num_samples=num_samples,
         num_positions=num_positions,
         num_tokens=num_tokens,
         num_image_tokens=num_image_tokens,
-        balance_loss_sum=summed[4],
-        by_source=tuple(map(SourceLoss, summed[8::2], map(int, summed[9::2]))),
+        load_balancing_sum=summed[4],
+        z_sum=summed[5],
+        by_source=tuple(map(SourceLoss, summed[9::2], map(int, summed[10::2]))),
     )
 
 

@@ -541,8 +541,8 @@ def run(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
         loss = run_global_batch(chunks, batch, torch.device("cpu"), num_sources=SOURCES)
         found["loss"].append(loss.mean)
         found["sources"] += [of.loss_sum / of.num_label_tokens for of in loss.by_source]
-        found["sources"].append(loss.balance_loss)
-        assert (loss.balance_loss > 0) == case.experts
+        found["sources"] += [loss.load_balancing_loss, loss.z_loss]
+        assert (loss.load_balancing_loss > 0) == (loss.z_loss > 0) == case.experts
         if exact:  # before gradients are taken: it must not change them
             found["held_out"] = held_out(case, chunks, dtype)
         if exact and not case.distributed_optimizer:

@@ -13,10 +13,14 @@ from megatron.core.transformer.moe.router import MoEAuxLossAutoScaler
 from torch import Tensor
 
 from neva.constants import IGNORE_INDEX
+from neva.data.batch import Batch
+from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import ExpertsConfig, LanguageConfig
 from neva.model.build import build_language_model
+from neva.model.experts import taken_losses
 from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
+from neva.training.step import run_global_batch
 from tests.experts import FAMILIES, native, reference
 
 # Two implementations of the same float32 arithmetic differ by the order of their sums.
@@ -110,6 +114,17 @@ def data(length: int = 14) -> tuple[Tensor, Tensor, list[list[int]]]:
     return ids, labels, [[9], [length], [5, 7]]
 
 
+def samples(lengths: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+    """Row and position of each token of each sample."""
+    found = []
+    for row, of_row in enumerate(lengths):
+        first = 0
+        for length in of_row:
+            found.append([(row, position) for position in range(first, first + length)])
+            first += length
+    return found
+
+
 def router_logits(model: NevaModel, ids: Tensor, lengths: Sequence[Sequence[int]]) -> list[Tensor]:
     """Of each layer, [B, S, E]."""
     found: list[Tensor] = []
@@ -127,8 +142,8 @@ def router_logits(model: NevaModel, ids: Tensor, lengths: Sequence[Sequence[int]
 
 
 def slow_balance(logits_BSE: Tensor, groups: Sequence[Sequence[tuple[int, int]]], labels: Tensor) -> Tensor:
-    """The loss of one layer: group by group, token by token; a group is a list of (row, position)."""
-    total = torch.zeros((), dtype=torch.float64)
+    """Balance and z-loss of one layer: group by group, token by token; a group is a list of (row, position)."""
+    total = torch.zeros(2, dtype=torch.float64)
     for group in groups:
         tokens, experts = len(group), logits_BSE.size(-1)
         chosen, probability = [0.0] * experts, [torch.zeros(())] * experts
@@ -144,7 +159,7 @@ def slow_balance(logits_BSE: Tensor, groups: Sequence[Sequence[tuple[int, int]]]
             squares = squares + torch.log(sums) ** 2 / tokens
         balance = experts * sum(f * p for f, p in zip(chosen, probability, strict=True))
         weight = sum(int(labels[row, position] != IGNORE_INDEX) for row, position in group)
-        total = total + weight * (AUX * balance + Z * squares)
+        total = total + weight * torch.stack([balance, squares])
     return total
 
 
@@ -169,13 +184,13 @@ def test_the_loss_of_the_router_equals_a_slow_one_without_padding(single_process
     switches = {"moe_router_load_balancing_type": kind, "moe_aux_loss_coeff": AUX, "moe_z_loss_coeff": Z}
     model, plain = build(PLAIN, **switches), build(PLAIN)
     ids, labels, lengths = data()
-    spans = [[(0, position) for position in range(9)], [(1, position) for position in range(14)]]
-    spans += [[(2, position) for position in range(5)], [(2, position) for position in range(5, 12)]]
+    spans = samples(lengths)
     groups = spans if kind == "seq_aux_loss" else [[place for span in spans for place in span]]
     slow = sum(slow_balance(logits, groups, labels) for logits in router_logits(plain, ids, lengths))
     found = gradients(model, run(model, ids, labels, lengths))
+    torch.testing.assert_close(torch.stack(taken_losses([model])), slow.detach(), atol=1e-12, rtol=1e-12)
     without = gradients(plain, run(plain, ids, labels, lengths))
-    expected = gradients(plain, slow)
+    expected = gradients(plain, slow @ torch.tensor([AUX, Z], dtype=torch.float64))
     assert max(float(gradient.abs().max()) for gradient in expected) > 0.1
     for one, other, added in zip(found, without, expected, strict=True):
         torch.testing.assert_close(one - other, added, atol=1e-10, rtol=1e-9)
@@ -202,3 +217,22 @@ def test_a_mean_over_micro_batches_scales_the_loss_of_the_router_too(single_proc
     whole = gradients(model, run(model, *data()))
     for part, expected in zip(gradients(model, run(model, *data(), weight=0.125)), whole, strict=True):
         torch.testing.assert_close(8 * part, expected, atol=1e-11, rtol=1e-9)
+
+
+def test_a_step_shows_the_losses_of_its_routers_as_means_over_labels_and_layers(
+    single_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(PLAIN, moe_router_load_balancing_type="seq_aux_loss", moe_aux_loss_coeff=AUX)
+    monkeypatch.setattr(
+        model, "embed", lambda ids, pixels, *others: NevaModel.embed(model, ids, None, *others)
+    )
+    ids, labels, lengths = data()
+    slow = [slow_balance(logits, samples(lengths), labels) for logits in router_logits(model, ids, lengths)]
+    micro_batches = [
+        Batch(ids[rows], labels[rows], torch.empty(0), [""], 0, sample_lengths=lengths[rows])
+        for rows in (slice(0, 2), slice(2, 3))
+    ]
+    found = run_global_batch(data_parallel([model]), micro_batches, torch.device("cpu"))
+    expected = sum(slow)[0].item() / int((labels != IGNORE_INDEX).sum()) / len(slow)
+    assert found.load_balancing_loss == pytest.approx(expected, rel=1e-12)
+    assert found.z_loss == 0  # which is not asked for

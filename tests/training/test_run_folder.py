@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -274,3 +275,12 @@ def test_a_run_continues_in_folders_that_read_like_what_is_monitored(
     ]
     assert sorted(ranked_value(name, "step") for name in folders) == [2, 3, 4]  # the newest, and two others
     assert len(read_metrics(run_dir)) == 4
+
+
+def test_a_run_with_experts_logs_the_losses_of_its_routers(tmp_path: Path, colours: list[str]) -> None:
+    experts = ["model.num_moe_experts=4", "model.moe_router_topk=2", "model.moe_aux_loss_coeff=0.01"]
+    (row,) = read_metrics(run(tmp_path, [*colours, *experts, "model.moe_z_loss_coeff=0.001"], steps=1))
+    # between experts that serve alike, and all tokens at the same two of four
+    assert 1 < row["load_balancing_loss"] < 2
+    # above that of logits of 0, whose softmax has four terms of 1: those of drawn weights lie around it
+    assert math.log(4) ** 2 < row["z_loss"] < 2 * math.log(4) ** 2

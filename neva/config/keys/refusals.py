@@ -112,7 +112,7 @@ class RefusedModelKeys:
     moe_token_dispatcher_type: Any = ignored(_EXPERTS)
     moe_permute_fusion: Any = ignored(_EXPERTS)
     moe_shared_expert_overlap: Any = ignored(_EXPERTS)
-    moe_per_layer_logging: Any = ignored("the balance of experts is not logged")
+    moe_per_layer_logging: Any = ignored("the losses of routers are logged as means over the layers")
 
     overlap_p2p_comm: Any = ignored(_PIPELINE)
     batch_p2p_comm: Any = ignored(_PIPELINE)
