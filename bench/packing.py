@@ -1,9 +1,6 @@
 """Useful tokens a second of packed samples, against padded batches of the random order and of `length_grouped`.
 
-One rank's share of LLaVA-1.5's second stage: 16 samples a step, cut at 2,048 tokens, images of 576 tokens. Lengths are
-drawn like those of llava_v1_5_mix665k: 624,610 of its 665,298 samples have one image and 35 tokens of system prompt;
-their turns are log-normal with a median of 150 tokens and a mean of 200 (VQA with several questions an image: 450,000;
-conversations and descriptions of LLaVA-158k). The others, ShareGPT's, are text with a median of 750 tokens.
+One rank's share of LLaVA-1.5's second stage: 16 samples a step, with the lengths of `bench/llava_data.py`.
 
 The model is small, so that a step is short: an image takes 64 tokens of its tower, which is frozen, and all lengths are
 scaled by 64 / 576, so that the shares of padding stay what they are. A step is a forward and a backward pass.
@@ -19,60 +16,21 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from bench.small_llava import VISION, VOCAB, random_llava
-from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
+from bench.llava_data import IMAGE_TOKENS, SAMPLES, Lengths, draw_lengths, sample
+from bench.small_llava import SMALL, random_llava
 from neva.data.batch import Batch
 from neva.data.collate import collate
-from neva.data.dataset import Sample
 from neva.data.lengths import SampleLengths
 from neva.data.packing import plan_packs
 from neva.data.samplers.epoch import Epoch
 from neva.registry import SAMPLERS
 
-SAMPLES, WITH_IMAGE = 665_298, 624_610
-IMAGE_TOKENS, LONGEST = 576, 2048
-SCALE = VISION.num_tokens / IMAGE_TOKENS
 PER_STEP = 16
 """Samples of one rank in a step: LLaVA-1.5 trains 128 on 8 GPUs."""
-
-
-@dataclass
-class Lengths:
-    """Tokens of N samples as LLaVA-1.5 would have them."""
-
-    positions: NDArray[np.int64]
-    has_image: NDArray[np.bool_]
-
-
-def draw_lengths(count: int, seed: int) -> Lengths:
-    """Returns `count` samples in random order."""
-    draw = np.random.default_rng(seed)
-    has_image = draw.random(count) < WITH_IMAGE / SAMPLES
-    with_image = IMAGE_TOKENS + 35 + draw.lognormal(np.log(150), 0.76, count)
-    text = 35 + draw.lognormal(np.log(750), 0.8, count)
-    positions = np.clip(np.where(has_image, with_image, text), 50, LONGEST).astype(np.int64)
-    return Lengths(positions, has_image)
-
-
-def scaled(length: int) -> int:
-    """Returns a length of the small model."""
-    return max(4, round(length * SCALE))
-
-
-def sample(length: int, has_image: bool, draw: torch.Generator) -> Sample:
-    """Returns a sample of the small model; the last third of its text carries a loss."""
-    image = torch.full((VISION.num_tokens * has_image,), IMAGE_TOKEN_ID)
-    text = torch.randint(2, VOCAB, (max(3, scaled(length) - len(image)),), generator=draw)
-    ids = torch.cat([text[:2], image, text[2:]])
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    labels[-max(1, len(text) // 3) :] = ids[-max(1, len(text) // 3) :]
-    return Sample(ids, labels, torch.zeros(int(has_image), 3, VISION.image_size, VISION.image_size), "")
 
 
 def orders(lengths: Lengths, packed_length: int) -> dict[str, Iterator[list[list[int]]]]:
@@ -107,7 +65,8 @@ def batches(
 ) -> list[Batch]:
     """Returns the micro batches of a step, as the loader makes them."""
     filled = [
-        [sample(int(lengths.positions[i]), bool(lengths.has_image[i]), draw) for i in row] for row in rows
+        [sample(SMALL, int(lengths.positions[i]), bool(lengths.has_image[i]), draw) for i in row]
+        for row in rows
     ]
     return collate(filled, micro_batch, pad_id=0, pad_to_multiple_of=8, same_length=False)
 

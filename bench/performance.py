@@ -19,38 +19,58 @@ import torch
 
 from neva.formats.atomic_write import finished_target
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.train_step import EVEN, parser
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/performance.md"
 
 STEPS = [
-    ("small", "all", "plain", "float32", 2),
-    ("job", "pretrain", "plain", "float32", 2),
-    ("job", "finetune", "plain", "float32", 2),
-    ("job", "pretrain", "tuned", "float32", 2),
-    ("job", "finetune", "tuned", "float32", 2),
-    ("job", "finetune", "tuned", "float32", 1),
-    ("job", "pretrain", "tuned", "bfloat16", 2),
-    ("job", "finetune", "tuned", "bfloat16", 2),
-    ("job", "all", "tuned", "float32", 2),
+    "--shape small --stage all",
+    "--shape job --stage pretrain",
+    "--shape job --stage finetune",
+    "--shape job --stage pretrain --against tuned",
+    "--shape job --stage finetune --against tuned",
+    "--shape job --stage finetune --against tuned --threads 1",
+    "--shape job --stage pretrain --against tuned --dtype bfloat16",
+    "--shape job --stage finetune --against tuned --dtype bfloat16",
+    "--shape job --stage all --against tuned",
+    "--shape job --stage pretrain --against tuned --recompute",
+    "--shape job --stage finetune --against tuned --recompute",
+    "--shape job --stage finetune --against tuned --recompute --dtype bfloat16",
+    "--shape job --stage finetune --batch mixed",
+    "--shape job --stage finetune --against tuned --batch mixed",
+    "--shape job --stage finetune --against tuned --batch mixed --recompute",
+    "--shape job --stage finetune --against tuned --batch grouped",
 ]
-"""Shape, what trains, the other side, dtype and threads."""
+"""Flags of `train_step.py`, a row each."""
 
 TEMPLATE = ROOT / "bench/performance_page.md"
 
 
-def row(case: tuple[str, str, str, str, int], steps: int) -> str:
+def row(flags: str, steps: int) -> str:
     """Runs a comparison of training steps and returns its line of the table."""
-    shape, stage, against, dtype, threads = case
-    words = ["--shape", shape, "--stage", stage, "--against", against, "--dtype", dtype]
-    printed = run("train_step.py", *words, "--threads", str(threads), "--steps", str(steps))
+    case = parser(None).parse_args(flags.split())
+    steps = steps if case.batch == EVEN else max(3, steps // 3)  # each of four times as many samples
+    printed = run("train_step.py", *flags.split(), "--steps", str(steps))
     found: dict[str, Any] = json.loads(printed[printed.index("{") :])
     step = found["step"]
-    rates = [f"{step[f'{side}_samples_per_s']}" for side in ("neva", "transformers")]
     ratios = [
         f"{of['ratio']:.2f} ({of['first_quartile']:.2f} to {of['third_quartile']:.2f})"
         for of in (step, found["forward and backward"])
     ]
-    return " | ".join(["", shape, stage, against, dtype, str(threads), *rates, *ratios, ""]).strip()
+    named = (
+        case.shape,
+        case.stage,
+        case.against,
+        case.batch,
+        "yes" if case.recompute else "",
+        case.dtype,
+        case.threads,
+    )
+    rates = (step["neva_samples_per_s"], step["transformers_samples_per_s"])
+    return f"| {' | '.join(map(str, (*named, *rates, *ratios)))} |"
 
 
 def run(script: str, *words: str) -> str:
@@ -61,20 +81,17 @@ def run(script: str, *words: str) -> str:
 
 def main() -> None:
     """Measures and writes the page, row by row."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=12, help="training steps of each side")
-    parser.add_argument("--runs", type=int, default=5, help="runs of the answers of each side")
-    parser.add_argument("--output", type=Path, default=PAGE)
-    arguments = parser.parse_args()
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--steps", type=int, default=12, help="training steps of each side")
+    flags.add_argument("--runs", type=int, default=5, help="runs of the answers of each side")
+    flags.add_argument("--output", type=Path, default=PAGE)
+    arguments = flags.parse_args()
     versions = f"torch {torch.__version__}, transformers {version('transformers')}"
     steps = []
     for case in STEPS:
         steps.append(row(case, arguments.steps))
         print(steps[-1], flush=True)
-    flags = ["--shape", "job", "--stage", "finetune", "--against", "tuned"]
-    where = run("where.py", *flags)
+    where = run("where.py", *["--shape", "job", "--stage", "finetune", "--against", "tuned"])
     answers = run("generate.py", "--runs", str(arguments.runs)).splitlines()
     page = TEMPLATE.read_text().format(
         machine=f"{os.cpu_count()} cores ({platform.machine()}), {versions}.",

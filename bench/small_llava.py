@@ -12,6 +12,11 @@ from neva.families.configs import LanguageConfig, VisionConfig
 from neva.model.llava import NevaModel
 
 VOCAB = 32000
+FULL_RECOMPUTATION = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
 IMAGE_ID = 1  # of transformers' image positions; no text uses it
 VISION = VisionConfig(
     model_type="clip", image_size=112, patch_size=14, hidden_size=256, num_layers=4, num_heads=4,
@@ -41,7 +46,9 @@ JOB = Shape(
 vocabulary."""
 
 
-def random_llava(shape: Shape = SMALL, dtype: torch.dtype = torch.float32) -> NevaModel:
+def random_llava(
+    shape: Shape = SMALL, dtype: torch.dtype = torch.float32, recomputes: bool = False
+) -> NevaModel:
     """Returns neva's model, alone in a process group of its own."""
     from neva.distributed import groups
     from neva.model.build import build_model
@@ -49,7 +56,8 @@ def random_llava(shape: Shape = SMALL, dtype: torch.dtype = torch.float32) -> Ne
 
     groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.ParallelSizes(), seed=1)
-    config = transformer_config(shape.language, params_dtype=dtype, pipeline_dtype=dtype)
+    switches = FULL_RECOMPUTATION if recomputes else {}
+    config = transformer_config(shape.language, params_dtype=dtype, pipeline_dtype=dtype, **switches)
     return build_model(shape.vision, shape.language, "mlp2x_gelu", config)
 
 

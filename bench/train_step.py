@@ -8,7 +8,11 @@ weights, transformers autocasts float32 ones. Prints samples/s of each and their
 the optimizer (medians, with the quartiles of the ratio turn by turn), and the largest difference of the losses of the
 first steps.
 
-    python bench/train_step.py [--shape job] [--stage finetune] [--against tuned] [--dtype float32] [--threads 2]
+A batch is `even`: four samples of one length, in one micro batch. Or it is 16 samples with the lengths of LLaVA-1.5's
+second stage, four to a micro batch: neva sorts those of a step by length, as its loader does; transformers takes them
+as drawn (`mixed`), or sorted too (`grouped`), which is the least padding that any grouping of its Trainer can come to.
+
+    python bench/train_step.py [--shape job] [--stage finetune] [--against tuned] [--batch mixed] [--dtype float32]
 """
 
 from __future__ import annotations
@@ -31,12 +35,17 @@ import torch
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
+from neva.data.collate import collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.llava_data import draw_lengths, sample
 from bench.small_llava import IMAGE_ID, JOB, SMALL, Shape, random_llava, write_twin
 
-BATCH, TEXT, LR, BETAS = 4, 192, 1e-4, (0.9, 0.999)
+MICRO_BATCH, TEXT, LR, BETAS = 4, 192, 1e-4, (0.9, 0.999)
+MIXED = 16
+"""Samples of a batch that is not even."""
+EVEN, GROUPED = "even", "grouped"
 ANSWER_SHARE = 1 / 3  # of the text, as in LLaVA's instruction data
 WARM_UP = 3  # of which the first two compile
 SHAPES = {"small": SMALL, "job": JOB}
@@ -60,6 +69,8 @@ class Job:
     dtype: torch.dtype
     tuned: bool
     threads: int
+    batch: str
+    recomputes: bool
 
 
 @dataclass(frozen=True)
@@ -71,17 +82,36 @@ class Step:
     optimizer: float
 
 
-def batch(shape: Shape) -> Batch:
+def mixed_batch(shape: Shape, are_sorted: bool) -> list[Batch]:
+    """Returns micro batches of 16 samples of several lengths, some without an image."""
+    lengths, draw = draw_lengths(MIXED, seed=0), torch.Generator().manual_seed(0)
+    rows = [
+        [sample(shape, int(length), bool(has_image), draw)]
+        for length, has_image in zip(lengths.positions, lengths.has_image, strict=True)
+    ]
+    parts = (
+        [rows]
+        if are_sorted
+        else [rows[first : first + MICRO_BATCH] for first in range(0, MIXED, MICRO_BATCH)]
+    )
+    return [
+        micro
+        for part in parts
+        for micro in collate(part, MICRO_BATCH, 0, pad_to_multiple_of=8, same_length=False)
+    ]
+
+
+def even_batch(shape: Shape) -> Batch:
     """Returns ids [B, S], shifted labels [B, S] and pixels [B, 3, side, side]: an image, a question, an answer."""
     draw = torch.Generator().manual_seed(0)
     side, tokens = shape.vision.image_size, shape.vision.num_tokens
-    text = torch.randint(3, shape.language.vocab_size, (BATCH, TEXT), generator=draw)
-    input_ids = torch.cat([torch.full((BATCH, tokens), IMAGE_TOKEN_ID), text], dim=1)
+    text = torch.randint(3, shape.language.vocab_size, (MICRO_BATCH, TEXT), generator=draw)
+    input_ids = torch.cat([torch.full((MICRO_BATCH, tokens), IMAGE_TOKEN_ID), text], dim=1)
     labels = torch.full_like(input_ids, IGNORE_INDEX)
     answer = int(TEXT * ANSWER_SHARE)
     labels[:, -answer - 1 : -1] = input_ids[:, -answer:]
-    pixels = torch.randn(BATCH, 3, side, side, generator=draw)
-    return Batch(input_ids, labels, pixels, [""] * BATCH, input_ids.numel())
+    pixels = torch.randn(MICRO_BATCH, 3, side, side, generator=draw)
+    return Batch(input_ids, labels, pixels, [""] * MICRO_BATCH, input_ids.numel())
 
 
 def neva_steps(job: Job) -> Iterator[Step]:
@@ -95,7 +125,7 @@ def neva_steps(job: Job) -> Iterator[Step]:
     from neva.optim.megatron import build_optimizer
     from neva.training.step import run_global_batch
 
-    model = random_llava(job.shape, job.dtype).to(job.dtype).train()
+    model = random_llava(job.shape, job.dtype, job.recomputes).to(job.dtype).train()
     write_twin(model, job.folder, job.shape)
     set_trainable(model, job.trained)
     if job.tuned:
@@ -104,13 +134,13 @@ def neva_steps(job: Job) -> Iterator[Step]:
     chunks = data_parallel([model])
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})
     optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=job.dtype)
-    data = batch(job.shape)
-    data = replace(data, pixel_values=data.pixel_values.to(job.dtype))
+    data = [even_batch(job.shape)] if job.batch == EVEN else mixed_batch(job.shape, are_sorted=True)
+    data = [replace(micro, pixel_values=micro.pixel_values.to(job.dtype)) for micro in data]
     while True:
         start = time.perf_counter()
         chunks[0].zero_grad_buffer()
         optimizer.zero_grad()
-        loss = run_global_batch(chunks, [data], device).mean
+        loss = run_global_batch(chunks, data, device).mean
         between = time.perf_counter()
         optimizer.step()
         end = time.perf_counter()
@@ -137,12 +167,11 @@ def transformers_steps(job: Job) -> Iterator[Step]:
             module.requires_grad_(name in job.trained)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=BETAS, weight_decay=0.0, fused=job.tuned)
-    data = batch(job.shape)
-    inputs = {
-        "input_ids": data.input_ids.masked_fill(data.input_ids == IMAGE_TOKEN_ID, IMAGE_ID),
-        "pixel_values": data.pixel_values,
-        "attention_mask": torch.ones_like(data.input_ids),
-    }
+    is_sorted = job.batch == GROUPED
+    data = [even_batch(job.shape)] if job.batch == EVEN else mixed_batch(job.shape, is_sorted)
+    num_labels = sum(micro.num_labels for micro in data)
+    if job.recomputes:
+        model.gradient_checkpointing_enable()
     if job.tuned:
         for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
             layer.compile()
@@ -150,14 +179,26 @@ def transformers_steps(job: Job) -> Iterator[Step]:
     while True:
         start = time.perf_counter()
         optimizer.zero_grad()
-        with precision:
-            loss = (loss_at_labels if job.tuned else plain_loss)(model, inputs, data.labels)
-        loss.backward()
+        losses = []
+        for micro in data:
+            with precision:
+                mean = (loss_at_labels if job.tuned else plain_loss)(model, inputs_of(micro), micro.labels)
+            losses.append(mean * (micro.num_labels / num_labels))
+            losses[-1].backward()
         between = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         end = time.perf_counter()
-        yield Step(loss.item(), end - start, end - between)
+        yield Step(sum(loss.item() for loss in losses), end - start, end - between)
+
+
+def inputs_of(micro: Batch) -> dict[str, Any]:
+    """Returns what transformers calls them. Pads stand behind the text, where no token sees them: no mask is made."""
+    has_images = len(micro.pixel_values) > 0
+    return {
+        "input_ids": micro.input_ids.masked_fill(micro.input_ids == IMAGE_TOKEN_ID, IMAGE_ID),
+        "pixel_values": micro.pixel_values if has_images else None,
+    }
 
 
 def plain_loss(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -202,14 +243,14 @@ def measure(job: Job, steps: int) -> tuple[list[Step], list[Step]]:
     return results[0], results[1]
 
 
-def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+def ratio(ours: list[float], theirs: list[float], samples: int) -> dict[str, float]:
     """Returns samples/s of each by their medians, the ratio of those, and the quartiles of the ratios turn by turn."""
     turns = [b / a for a, b in zip(ours, theirs, strict=True)]
     first, _, third = statistics.quantiles(turns, n=4)
     a, b = statistics.median(ours), statistics.median(theirs)
     return {
-        "neva_samples_per_s": round(BATCH / a, 2),
-        "transformers_samples_per_s": round(BATCH / b, 2),
+        "neva_samples_per_s": round(samples / a, 2),
+        "transformers_samples_per_s": round(samples / b, 2),
         "ratio": round(b / a, 3),
         "first_quartile": round(first, 3),
         "third_quartile": round(third, 3),
@@ -224,6 +265,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--shape", choices=SHAPES, default="small", help="small, or the ratios of a 7B job")
     found.add_argument("--stage", choices=STAGES, default="all", help="what trains")
     found.add_argument("--against", choices=("plain", "tuned"), default="plain", help="the other side")
+    found.add_argument(
+        "--batch", choices=(EVEN, "mixed", GROUPED), default=EVEN, help="lengths of its samples"
+    )
+    found.add_argument("--recompute", action="store_true", help="layers, from their inputs, on both sides")
     found.add_argument("--dtype", choices=AGREEMENT, default="float32")
     found.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
     return found
@@ -238,6 +283,8 @@ def job_of(arguments: argparse.Namespace, folder: Path) -> Job:
         getattr(torch, arguments.dtype),
         arguments.against == "tuned",
         arguments.threads,
+        arguments.batch,
+        arguments.recompute,
     )
 
 
@@ -250,9 +297,13 @@ def main() -> None:
         ours, theirs = measure(job_of(arguments, Path(name)), arguments.steps)
     differences = [abs(a.loss - b.loss) for a, b in zip(ours[:3], theirs[:3], strict=True)]
     timed = [rows[WARM_UP:] for rows in (ours, theirs)]
+    whole, learnt = (
+        [[row.seconds - spared * row.optimizer for row in rows] for rows in timed] for spared in (0, 1)
+    )
+    samples = MICRO_BATCH if arguments.batch == EVEN else MIXED
     result = {
-        "step": ratio(*([row.seconds for row in rows] for rows in timed)),
-        "forward and backward": ratio(*([row.seconds - row.optimizer for row in rows] for rows in timed)),
+        "step": ratio(whole[0], whole[1], samples),
+        "forward and backward": ratio(learnt[0], learnt[1], samples),
         "losses": [round(row.loss, 6) for row in ours[:3]],
         "loss_differences": differences,
         "losses_agree": max(differences) <= AGREEMENT[arguments.dtype],
