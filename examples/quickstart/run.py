@@ -19,7 +19,7 @@ RUN = RUNS / "quickstart_finetune"
 TRAINED, EXPORT = RUN / "checkpoints" / "quickstart_finetune.nemo", RUN / "hf"
 HF_ANSWERS = Path(__file__).with_name("hf_answers.py")
 QUESTIONS_TO_TRANSFORMERS, ANSWERS = 200, "hf_answers.json"
-COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 4, 1234
+COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 10, 1234
 
 NEXT = r"""next, in the environment (. ACTIVATE):
   ask your own question about an image (64x64 works best):

@@ -67,7 +67,7 @@ class Scaled(NamedTuple):
 
 
 def scaled(tensor: Tensor, dtype: torch.dtype) -> Scaled:
-    """Returns a tensor [R, C] rounded to 8 bits, its largest number at most half below the largest of them."""
+    """Returns a tensor [R, C] in 8 bits: scaled until its largest number is half of their largest or more."""
     largest = torch.finfo(dtype).max
     highest = tensor.abs().amax().float().clamp(min=torch.finfo(torch.float32).tiny * largest)
     scale = torch.exp2(torch.floor(torch.log2(largest / highest)))
