@@ -44,7 +44,7 @@ kill-drill: $(INSTALLED)
 
 # What neva is worth beside transformers on this machine, as docs/performance.md: a quarter of an hour of nothing else.
 bench: $(INSTALLED)
-	$(BIN)/python bench/performance.py $(ARGS)
+	$(BIN)/python -W ignore bench/performance.py $(ARGS)
 
 # What neva does on this machine's NVIDIA GPU, as docs/gpu.md.
 gpu-report: $(INSTALLED)
