@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 
-from neva.optim.optimizer_state import AVERAGE
+from neva.optim.kinds import AVERAGE
 
 _PREFIX = f"optimizer.state.{AVERAGE}."
 

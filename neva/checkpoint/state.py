@@ -27,7 +27,8 @@ def sharded_state(
     state: dict[str, Any] = {MODEL: backend.model_state(models, parts, gather_full)}
     if optimizer is not None:
         state[OPTIMIZER] = backend.optimizer_state(optimizer, models, is_loading, gather_full)
-    return state
+    # an empty dict, where a rank has nothing, would be taken for what is common to the ranks
+    return {part: tensors for part, tensors in state.items() if tensors}
 
 
 def load_state(
@@ -43,4 +44,4 @@ def load_state(
     """
     backend.load_model(models, loaded[MODEL], parts)
     if optimizer is not None:
-        backend.load_optimizer(optimizer, loaded[OPTIMIZER], loaded[LIGHTNING_STATE][OPTIMIZER])
+        backend.load_optimizer(optimizer, loaded.get(OPTIMIZER, {}), loaded[LIGHTNING_STATE][OPTIMIZER])

@@ -15,8 +15,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from neva.optim.kinds import AVERAGE
 from neva.optim.offload import state_on_device
-from neva.optim.optimizer_state import AVERAGE, initialize, members
+from neva.optim.optimizer_state import initialize, members
 
 
 class WeightAverage:

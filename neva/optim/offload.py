@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from neva.optim.optimizer_state import AVERAGE, members
+from neva.optim.kinds import AVERAGE
+from neva.optim.optimizer_state import members
 
 CPU = torch.device("cpu")
 STEP = "step"

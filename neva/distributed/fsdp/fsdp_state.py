@@ -18,7 +18,8 @@ from neva.constants import VOCABULARY, part_of
 from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
 from neva.model.llava import NevaModel
-from neva.optim.optimizer_state import MAIN, STATE, initialize
+from neva.optim.kinds import MAIN, STATE
+from neva.optim.optimizer_state import initialize
 
 
 def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> dict[str, ShardedTensor]:
