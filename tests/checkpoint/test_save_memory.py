@@ -108,6 +108,9 @@ def saved(run: Run, folder: Path) -> Saved:
     def in_background() -> None:
         saves = store.BackgroundSaves(TIMEOUT_S)
         run.save(folder / "background", saves)
+        for main, values in run.held():  # as training that goes on changes it
+            for tensor in (main.detach(), *values.values()):
+                tensor.zero_()
         saves.wait()
         assert saves.finished() is None
 
@@ -116,8 +119,8 @@ def saved(run: Run, folder: Path) -> Saved:
     weights = [parameter.numel() for parameter in run.model.parameters()]
     return Saved(
         at_once=rise(lambda: run.save(folder / "at_once")),
-        background=rise(in_background),
         megatron=rise(lambda: save_as_megatron(run, folder / "megatron")),
+        background=rise(in_background),  # the last, for it changes what is held
         share=sum(main.numel() for main, _ in run.held()) * AVERAGED,
         state=sum(weights) * AVERAGED,
         largest=max(weights) * AVERAGED,
