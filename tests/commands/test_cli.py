@@ -48,7 +48,7 @@ def run(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Complet
         (["train"], 2),
         (["train", "--config-name", "llava_7b"], 2),
         (["train", "--config-name", "llava_7b_pretrain", "model.optim.lrr=1"], 2),
-        (["train", "--config-name", "llava_7b_pretrain", "model.fp8=true", "--dry-run"], 2),
+        (["train", "--config-name", "llava_7b_pretrain", "model.headscale=true", "--dry-run"], 2),
         (["infer", "--config-name", "llava_7b_inference", "inference.top_p=2"], 2),
         (["train", "--config-name", "llava_7b_pretrain"], 1),
         (["train", "--config-name", "llava_7b_inference"], 2),
