@@ -30,6 +30,22 @@ class Lengths:
     positions: NDArray[np.int64]
     has_image: NDArray[np.bool_]
 
+    def sample(self, number: int, shape: Shape, draw: torch.Generator) -> Sample:
+        """Returns one for a model whose images take fewer positions, and its text as many times fewer.
+
+        The last third of the text carries a loss.
+        """
+        vision, length, has_image = shape.vision, int(self.positions[number]), bool(self.has_image[number])
+        image = torch.full((vision.num_tokens * has_image,), IMAGE_TOKEN_ID)
+        scaled = max(4, round(length * vision.num_tokens / IMAGE_TOKENS))
+        size = (max(3, scaled - len(image)),)
+        text = torch.randint(FIRST_ID, shape.language.vocab_size, size, generator=draw)
+        ids = torch.cat([text[:2], image, text[2:]])
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        labels[-max(1, len(text) // 3) :] = ids[-max(1, len(text) // 3) :]
+        pixels = torch.randn(int(has_image), 3, vision.image_size, vision.image_size, generator=draw)
+        return Sample(ids, labels, pixels, "")
+
 
 def draw_lengths(count: int, seed: int) -> Lengths:
     """Returns `count` samples in random order."""
@@ -39,20 +55,3 @@ def draw_lengths(count: int, seed: int) -> Lengths:
     text = 35 + draw.lognormal(np.log(750), 0.8, count)
     positions = np.clip(np.where(has_image, with_image, text), 50, LONGEST).astype(np.int64)
     return Lengths(positions, has_image)
-
-
-def sample(shape: Shape, length: int, has_image: bool, draw: torch.Generator) -> Sample:
-    """Returns a sample of a model whose images take fewer positions, and its text as many times fewer.
-
-    The last third of the text carries a loss.
-    """
-    vision = shape.vision
-    image = torch.full((vision.num_tokens * has_image,), IMAGE_TOKEN_ID)
-    scaled = max(4, round(length * vision.num_tokens / IMAGE_TOKENS))
-    size = (max(3, scaled - len(image)),)
-    text = torch.randint(FIRST_ID, shape.language.vocab_size, size, generator=draw)
-    ids = torch.cat([text[:2], image, text[2:]])
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    labels[-max(1, len(text) // 3) :] = ids[-max(1, len(text) // 3) :]
-    pixels = torch.randn(int(has_image), 3, vision.image_size, vision.image_size, generator=draw)
-    return Sample(ids, labels, pixels, "")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from bench.llava_data import IMAGE_TOKENS, SAMPLES, Lengths, draw_lengths, sample
+from bench.llava_data import IMAGE_TOKENS, SAMPLES, Lengths, draw_lengths
 from bench.small_llava import SMALL, random_llava
 from neva.data.batch import Batch
 from neva.data.collate import collate
@@ -64,10 +64,7 @@ def batches(
     rows: Sequence[Sequence[int]], lengths: Lengths, micro_batch: int, draw: torch.Generator
 ) -> list[Batch]:
     """Returns the micro batches of a step, as the loader makes them."""
-    filled = [
-        [sample(SMALL, int(lengths.positions[i]), bool(lengths.has_image[i]), draw) for i in row]
-        for row in rows
-    ]
+    filled = [[lengths.sample(number, SMALL, draw) for number in row] for row in rows]
     return collate(filled, micro_batch, pad_id=0, pad_to_multiple_of=8, same_length=False)
 
 

@@ -21,7 +21,8 @@ from neva.formats.atomic_write import finished_target
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.train_step import EVEN, parser
+from bench.step_batches import EVEN
+from bench.train_step import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/performance.md"

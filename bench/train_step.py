@@ -3,10 +3,9 @@
 Same shape, same weights, same batch, same parts frozen, one process each; the two take turns, so that a noisy machine
 slows both. `--against plain` is transformers as its Trainer runs it; `tuned` compiles each layer, makes logits of the
 positions with labels alone, and has the fused AdamW; neva then has `model.torch_compile`. Attention is SDPA in all. In
-bfloat16 neva keeps float32 main
-weights, transformers autocasts float32 ones. Prints samples/s of each and their ratio, for the whole step and without
-the optimizer (medians, with the quartiles of the ratio turn by turn), and the largest difference of the losses of the
-first steps.
+bfloat16 neva keeps float32 main weights, transformers autocasts float32 ones. Prints samples/s of each and their ratio,
+for the whole step and without the optimizer (medians, with the quartiles of the ratio turn by turn), and the largest
+difference of the losses of the first steps.
 
 A batch is `even`: four samples of one length, in one micro batch. Or it is 16 samples with the lengths of LLaVA-1.5's
 second stage, four to a micro batch: neva sorts those of a step by length, as its loader does; transformers takes them
@@ -35,18 +34,13 @@ import torch
 
 from neva.constants import IGNORE_INDEX, IMAGE_TOKEN_ID
 from neva.data.batch import Batch
-from neva.data.collate import collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.llava_data import draw_lengths, sample
 from bench.small_llava import IMAGE_ID, JOB, SMALL, Shape, random_llava, write_twin
+from bench.step_batches import EVEN, GROUPED, SAMPLES, micro_batches
 
-MICRO_BATCH, TEXT, LR, BETAS = 4, 192, 1e-4, (0.9, 0.999)
-MIXED = 16
-"""Samples of a batch that is not even."""
-EVEN, GROUPED = "even", "grouped"
-ANSWER_SHARE = 1 / 3  # of the text, as in LLaVA's instruction data
+LR, BETAS = 1e-4, (0.9, 0.999)
 WARM_UP = 3  # of which the first two compile
 SHAPES = {"small": SMALL, "job": JOB}
 STAGES = {
@@ -82,38 +76,6 @@ class Step:
     optimizer: float
 
 
-def mixed_batch(shape: Shape, are_sorted: bool) -> list[Batch]:
-    """Returns micro batches of 16 samples of several lengths, some without an image."""
-    lengths, draw = draw_lengths(MIXED, seed=0), torch.Generator().manual_seed(0)
-    rows = [
-        [sample(shape, int(length), bool(has_image), draw)]
-        for length, has_image in zip(lengths.positions, lengths.has_image, strict=True)
-    ]
-    parts = (
-        [rows]
-        if are_sorted
-        else [rows[first : first + MICRO_BATCH] for first in range(0, MIXED, MICRO_BATCH)]
-    )
-    return [
-        micro
-        for part in parts
-        for micro in collate(part, MICRO_BATCH, 0, pad_to_multiple_of=8, same_length=False)
-    ]
-
-
-def even_batch(shape: Shape) -> Batch:
-    """Returns ids [B, S], shifted labels [B, S] and pixels [B, 3, side, side]: an image, a question, an answer."""
-    draw = torch.Generator().manual_seed(0)
-    side, tokens = shape.vision.image_size, shape.vision.num_tokens
-    text = torch.randint(3, shape.language.vocab_size, (MICRO_BATCH, TEXT), generator=draw)
-    input_ids = torch.cat([torch.full((MICRO_BATCH, tokens), IMAGE_TOKEN_ID), text], dim=1)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    answer = int(TEXT * ANSWER_SHARE)
-    labels[:, -answer - 1 : -1] = input_ids[:, -answer:]
-    pixels = torch.randn(MICRO_BATCH, 3, side, side, generator=draw)
-    return Batch(input_ids, labels, pixels, [""] * MICRO_BATCH, input_ids.numel())
-
-
 def neva_steps(job: Job) -> Iterator[Step]:
     """Yields one step after another."""
     from omegaconf import OmegaConf
@@ -134,8 +96,10 @@ def neva_steps(job: Job) -> Iterator[Step]:
     chunks = data_parallel([model])
     optim = OmegaConf.create({"lr": LR, "weight_decay": 0.0, "betas": BETAS, "sched": {"min_lr": 0.0}})
     optimizer = build_optimizer(chunks, optim, {}, clip_grad=1.0, dtype=job.dtype)
-    data = [even_batch(job.shape)] if job.batch == EVEN else mixed_batch(job.shape, are_sorted=True)
-    data = [replace(micro, pixel_values=micro.pixel_values.to(job.dtype)) for micro in data]
+    data = [
+        replace(micro, pixel_values=micro.pixel_values.to(job.dtype))
+        for micro in micro_batches(job.shape, job.batch, are_sorted=True)
+    ]
     while True:
         start = time.perf_counter()
         chunks[0].zero_grad_buffer()
@@ -167,8 +131,7 @@ def transformers_steps(job: Job) -> Iterator[Step]:
             module.requires_grad_(name in job.trained)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, betas=BETAS, weight_decay=0.0, fused=job.tuned)
-    is_sorted = job.batch == GROUPED
-    data = [even_batch(job.shape)] if job.batch == EVEN else mixed_batch(job.shape, is_sorted)
+    data = micro_batches(job.shape, job.batch, are_sorted=job.batch == GROUPED)
     num_labels = sum(micro.num_labels for micro in data)
     if job.recomputes:
         model.gradient_checkpointing_enable()
@@ -265,9 +228,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found.add_argument("--shape", choices=SHAPES, default="small", help="small, or the ratios of a 7B job")
     found.add_argument("--stage", choices=STAGES, default="all", help="what trains")
     found.add_argument("--against", choices=("plain", "tuned"), default="plain", help="the other side")
-    found.add_argument(
-        "--batch", choices=(EVEN, "mixed", GROUPED), default=EVEN, help="lengths of its samples"
-    )
+    found.add_argument("--batch", choices=SAMPLES, default=EVEN, help="lengths of its samples")
     found.add_argument("--recompute", action="store_true", help="layers, from their inputs, on both sides")
     found.add_argument("--dtype", choices=AGREEMENT, default="float32")
     found.add_argument("--threads", type=int, default=2, help="CPU threads of each process")
@@ -300,7 +261,7 @@ def main() -> None:
     whole, learnt = (
         [[row.seconds - spared * row.optimizer for row in rows] for rows in timed] for spared in (0, 1)
     )
-    samples = MICRO_BATCH if arguments.batch == EVEN else MIXED
+    samples = SAMPLES[arguments.batch]
     result = {
         "step": ratio(whole[0], whole[1], samples),
         "forward and backward": ratio(learnt[0], learnt[1], samples),

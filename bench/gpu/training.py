@@ -9,20 +9,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from neva.config.language import language_config_of
 from neva.config.parts import trained_parts
-from neva.config.tower import vision_config_of
 from neva.data.batch import Batch
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
-from neva.model.build import build_model, set_trainable
-from neva.model.language import transformer_config
+from neva.model.build import set_trainable
 from neva.model.layers import prepare_layers
 from neva.model.llava import NevaModel
 from neva.optim.lightning_adapter import LightningOptimizerAdapter
 from neva.optim.schedule import schedule_of
 from neva.precision import set_matmul_precision
-from neva.training.megatron_switches import megatron_switches
+from neva.training.stages import built_stages
 from neva.training.step import StepLoss, run_global_batch
 
 
@@ -36,10 +33,8 @@ def start(cfg: DictConfig) -> torch.device:
 
 def random_model(cfg: DictConfig, device: torch.device, drawn_on_device: bool = True) -> NevaModel:
     """Builds the model on `device`; weights of the language model drawn there are there sooner than from the CPU."""
-    vision, language = vision_config_of(cfg.model), language_config_of(cfg.model)
-    switches = {**megatron_switches(cfg.model), "perform_initialization": not drawn_on_device}
-    adapter = cfg.model.mm_cfg.mm_mlp_adapter_type
-    model = build_model(vision, language, adapter, transformer_config(language, **switches)).to(device)
+    (model,) = built_stages(cfg.model, perform_initialization=not drawn_on_device)
+    model = model.to(device)
     if drawn_on_device:
         for parameter in model.language_model.parameters():
             is_matrix = parameter.dim() > 1

@@ -42,12 +42,16 @@ def _recompute(cfg: DictConfig) -> Iterator[str]:
 
 def _compile(cfg: DictConfig) -> Iterator[str]:
     model = cfg.model
-    kinds = {
-        "experts": model.num_moe_experts is not None,
-        "model.language_backend=huggingface": language_backend_of(model) == HUGGING_FACE,
-    }
-    for kind in (kind for kind, is_asked in kinds.items() if is_asked and model.torch_compile):
+    for kind in _other_layers(model) if model.torch_compile else ():
         yield f"model.torch_compile=true with {kind}: layers of Megatron's without experts are compiled; leave it out"
+
+
+def _other_layers(model: DictConfig) -> Iterator[str]:
+    """Yields what makes layers others than Megatron's without experts."""
+    if model.num_moe_experts is not None:
+        yield "experts"
+    if language_backend_of(model) == HUGGING_FACE:
+        yield "model.language_backend=huggingface"
 
 
 def _float8(cfg: DictConfig) -> Iterator[str]:
@@ -56,12 +60,8 @@ def _float8(cfg: DictConfig) -> Iterator[str]:
         if model.fp8_e4m3:
             yield "model.fp8_e4m3=true acts with model.fp8=true only"
         return
-    kinds = {
-        "experts": model.num_moe_experts is not None,
-        "model.language_backend=huggingface": language_backend_of(model) == HUGGING_FACE,
-        f"model.peft.peft_scheme={QLORA}": model.peft.peft_scheme == QLORA,
-    }
-    for kind in (kind for kind, is_asked in kinds.items() if is_asked):
+    packed = [f"model.peft.peft_scheme={QLORA}"] if model.peft.peft_scheme == QLORA else []
+    for kind in (*_other_layers(model), *packed):
         yield (
             f"model.fp8=true with {kind}: matrices of Megatron's layers are multiplied in 8 bits, neither packed ones "
             "nor those of experts; leave it out"

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from neva.families.mapping import ConversionError, Shape, expect_shape
+from neva.families.mapping import ConversionError, OneHF, OneNative, Shape, expect_shape
 
 if TYPE_CHECKING:  # planning reads names and shapes from these rules, without torch
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class FusedQKV:
+class FusedQKV(OneNative):
     """Fuses query, key and value projections (weights, or biases with `columns` empty) by query group."""
 
     hf: tuple[str, str, str]
@@ -28,10 +28,6 @@ class FusedQKV:
     head_dim: int
     columns: Shape
     optional = ()
-
-    @property
-    def native(self) -> tuple[str, ...]:
-        return (self.native_name,)
 
     @property
     def _rows_per_group(self) -> tuple[int, int, int]:
@@ -55,17 +51,13 @@ class FusedQKV:
 
 
 @dataclass(frozen=True)
-class JoinedQKV:
+class JoinedQKV(OneHF):
     """Reorders one matrix of [all queries, all keys, all values] (Phi-3's `qkv_proj`) by query group."""
 
     hf_name: str
     apart: FusedQKV
     """The rule of the three apart, under any names."""
     optional = ()
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        return (self.hf_name,)
 
     @property
     def native(self) -> tuple[str, ...]:
@@ -82,17 +74,13 @@ class JoinedQKV:
 
 
 @dataclass(frozen=True)
-class GatedMLP:
+class GatedMLP(OneNative):
     """Stacks gate and up projections, each of `shape`, as [gate, up]."""
 
     hf: tuple[str, str]
     native_name: str
     shape: Shape
     optional = ()
-
-    @property
-    def native(self) -> tuple[str, ...]:
-        return (self.native_name,)
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield (
@@ -107,7 +95,7 @@ class GatedMLP:
 
 
 @dataclass(frozen=True)
-class PaddedVocab:
+class PaddedVocab(OneHF, OneNative):
     """Pads the `vocab` rows of a vocabulary with zeros to `native_rows`.
 
     A Hugging Face folder may have more rows, `hf_rows` (an image token, which is none of the vocabulary in training).
@@ -123,14 +111,6 @@ class PaddedVocab:
     hidden: int
     fill_row: int = 0
     tied_head: str | None = None
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        return (self.hf_name,)
-
-    @property
-    def native(self) -> tuple[str, ...]:
-        return (self.native_name,)
 
     @property
     def optional(self) -> tuple[str, ...]:

@@ -50,22 +50,34 @@ def expect_shape(name: str, tensor: Tensor, shape: Shape) -> Tensor:
     return tensor
 
 
+class OneHF:
+    """A rule whose one tensor on Hugging Face's side is `hf_name`."""
+
+    hf_name: str
+
+    @property
+    def hf(self) -> tuple[str, ...]:
+        return (self.hf_name,)
+
+
+class OneNative:
+    """A rule whose one native tensor is `native_name`."""
+
+    native_name: str
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.native_name,)
+
+
 @dataclass(frozen=True)
-class Rename:
+class Rename(OneHF, OneNative):
     """The same tensor under another name."""
 
     hf_name: str
     native_name: str
     shape: Shape
     optional = ()
-
-    @property
-    def hf(self) -> tuple[str, ...]:
-        return (self.hf_name,)
-
-    @property
-    def native(self) -> tuple[str, ...]:
-        return (self.native_name,)
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield self.native_name, expect_shape(self.hf_name, tensors[self.hf_name], self.shape)

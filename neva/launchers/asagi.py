@@ -68,8 +68,6 @@ def train_command(arguments: Sequence[str]) -> NevaCommand:
     keys["trainer.accelerator"] = "auto"
     name = _run_name(parsed, devices)
     keys |= _sources(parsed, command, Path(parsed.save_dir) / name)
-    if parsed.fp8:
-        keys["model.fp8"] = True
     keys |= _guards(parsed) | _batches(parsed) | _schedule(parsed) | _layout(parsed) | _run(parsed, name)
     command.words += [*GROUPS, *overrides(keys)]
     return command
@@ -248,6 +246,7 @@ def _layout(parsed: argparse.Namespace) -> dict[str, object]:
         "model.activations_checkpoint_granularity": "selective",
         "model.activations_checkpoint_method": None,
         "model.activations_checkpoint_num_layers": None,
+        **({"model.fp8": True} if parsed.fp8 else {}),
     }
 
 

@@ -37,7 +37,7 @@ def use_float8(model: NevaModel, e4m3_gradients: bool) -> None:
     """
     if (problem := float8_problem()) is not None:
         raise ConfigError(problem)
-    of_gradients = torch.float8_e4m3fn if e4m3_gradients else torch.float8_e5m2
+    of_gradients = FORWARD if e4m3_gradients else torch.float8_e5m2
     for layer in model.language_model.decoder.layers:
         for matrix in decoder_matrices(layer):
             matrix._forward_impl = partial(product, of_gradients=of_gradients)

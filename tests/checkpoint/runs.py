@@ -95,10 +95,6 @@ class Run:
             chunks, OPTIM, {}, 1.0, torch.bfloat16, distributed=layout.shards_optimizer
         )
 
-    def stepped(self) -> None:
-        """Gives the optimizer a state that is known of each main weight."""
-        give_state(self.optimizer)
-
     def held(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """The main weights of this rank, with their state."""
         return [

@@ -20,7 +20,7 @@ from neva.constants import ALL_PARTS
 from neva.families.configs import LanguageConfig
 from neva.optim import optimizer_state
 from neva.optim.average import WeightAverage
-from tests.checkpoint.runs import PARTS, STATE, WEIGHT, Layout, Run, language, tensors
+from tests.checkpoint.runs import PARTS, STATE, WEIGHT, Layout, Run, give_state, language, tensors
 from tests.megatron import free_ports, meetings, ranks_tell
 
 AVERAGED = STATE + 4
@@ -134,7 +134,7 @@ def worker(rank: int, size: int, port: int, folder: Path, results: Any) -> None:
     cases = [case for case in CASES if case.size == size]
     for case, _ in zip(cases, meetings(rank, size, port), strict=False):
         run = Run(case.layout, case.shape)
-        run.stepped()
+        give_state(run.optimizer)
         WeightAverage(run.optimizer, 0.9, 1, False, lambda: None)
         for _, values in run.held():
             values["average"].mul_(3)
