@@ -1,4 +1,4 @@
-"""Rotary position embedding with cos and sin taken once: Megatron's layers take them anew, for queries and for keys.
+"""Rotary position embedding of tokens that stand anywhere, in place: cos and sin of all positions are taken once.
 
 Dimensions: T tokens, K positions, R elements of a head that are turned.
 """
@@ -49,16 +49,16 @@ class RotaryTable:
         if original is None or max(lengths) <= original:
             return self.at(positions_T, limit)
         device = self._table_2KR.device
-        angles = [self._rotary.angles(length, device)[:, 0, 0] for length in lengths]
+        angles = [self._rotary.angles(length, device) for length in lengths]
         return self._split(self._waves(torch.cat(angles))[:, :, None, None])
 
     def _angles(self, limit: int) -> Tensor:
         """Returns the angles [K, R] of positions that each end their sequence."""
         device, original = self._table_2KR.device, self._rotary.original_length
         if original is None or limit <= original:
-            return self._rotary.angles(limit, device)[:, 0, 0]
+            return self._rotary.angles(limit, device)
         first = int(original)
-        rows = [self._rotary.angles(first, device)[:, 0, 0]]
+        rows = [self._rotary.angles(first, device)]
         rows += [self._rotary.angles_of_last(length, device) for length in range(first + 1, limit + 1)]
         return torch.cat(rows)
 

@@ -131,15 +131,15 @@ class LanguageModel(GPTModel):
         hidden_SBD = self.decoder(
             hidden_states=decoder_input_SBD,
             attention_mask=None,
-            rotary_pos_emb=self._angles(decoder_input_SBD, rows),
+            rotary_pos_emb=self._waves(decoder_input_SBD, rows),
             packed_seq_params=rows,
         )
         if not self.post_process:
             return hidden_SBD
         return self._output(hidden_SBD, labels_BS)
 
-    def _angles(self, decoder_input_SBD: Tensor | None, rows: Rows | None) -> Tensor:
-        """Returns the angles [s, 1, 1, T * R] of this rank's positions, or [s, B, 1, T * R] of those in each sample.
+    def _waves(self, decoder_input_SBD: Tensor | None, rows: Rows | None) -> Tensor:
+        """Returns waves [s, 1, 1, T * R] of this rank's positions, or [s, B, 1, T * R] of those in each sample.
 
         Where they depend on the length of a sequence, that is the length of the rows, or of their longest sample.
         """
@@ -147,9 +147,9 @@ class LanguageModel(GPTModel):
         group = self.pg_collection.cp
         ways = self.pg_collection.tp.size() if self.config.sequence_parallel else 1
         if isinstance(rows, PackedSamples):
-            return self.rotary.angles(rows.longest, hidden.device)[:, 0][rows.positions_sB]
+            return self.rotary.waves(rows.longest, hidden)[:, 0][rows.positions_sB]
         length = hidden.size(0) * ways * group.size()
-        whole_S11D, shard = self.rotary.angles(length, hidden.device), positions(length, group, hidden.device)
+        whole_S11D, shard = self.rotary.waves(length, hidden), positions(length, group, hidden.device)
         return whole_S11D if shard is None else whole_S11D[shard]
 
     def _output(self, hidden_SBD: Tensor, labels_BS: Tensor | None) -> Tensor:
@@ -214,7 +214,6 @@ def layer_spec(language: LanguageConfig, seed: int, number: int) -> ModuleSpec:
     """Returns the layer of that number in the whole model, counted from 0."""
     norm, form = norm_of_form(language), language.form
     norm_before = norm if form.norms_before else IdentityOp
-    attention = {"language": language, "attention_factor": Rotary(language).attention_factor}
 
     def matrix(kind: type, site: str) -> ModuleSpec:
         return with_adapter(kind, language, site, number, seed)
@@ -232,7 +231,7 @@ def layer_spec(language: LanguageConfig, seed: int, number: int) -> ModuleSpec:
             input_layernorm=norm_before,
             self_attention=ModuleSpec(
                 module=DecoderAttention,
-                params={"attn_mask_type": AttnMaskType.causal, **attention},
+                params={"attn_mask_type": AttnMaskType.causal, "language": language},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=partial(build_module, matrix(ColumnParallelLinear, QKV)),
                     core_attention=partial(SDPAttention, language=language),

@@ -1,9 +1,10 @@
-"""Rotary position embedding of all kinds that transformers has for text: how fast each pair of elements is turned.
+"""Rotary position embedding of all kinds that transformers has for text.
 
 The frequencies are transformers' own (`modeling_rope_utils`); Megatron has three of the kinds, and none by length.
+Cos and sin are taken once a step, not in every layer.
 
-Dimensions: S positions, R elements of a head that are turned, T sets of angles (2 where layers with a window have a
-base of their own, first those without; else 1).
+Dimensions: S positions, B micro batch, H heads, D head size, R elements of a head that are turned, T sets of angles
+(2 where layers with a window have a base of their own, first those without; else 1).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Rotary:
         self.original_length: float | None = self.scaling[ORIGINAL] if self.kind in BY_LENGTH else None
         """Up to which length the frequencies are the same, where they depend on it."""
         self.has_local = language.form.local_rope_theta is not None
-        self._last: tuple[tuple[int, torch.device], Tensor] | None = None
+        self._last: tuple[tuple[int, torch.device, torch.dtype], Tensor] | None = None
 
     @property
     def turning_length(self) -> int | None:
@@ -51,23 +52,32 @@ class Rotary:
         with torch.device("cpu"):  # a model may be built without memory
             return ROPE_INIT_FUNCTIONS[self.kind](config, torch.device("cpu"), seq_len=length)
 
-    def angles(self, length: int, device: torch.device) -> Tensor:
-        """Returns radians, float32 [S, 1, 1, T * R], of the positions of a whole sequence; kept for the next call."""
-        if self._last is None or self._last[0] != (length, device):
-            positions = torch.arange(length, device=device, dtype=torch.float32)
-            self._last = ((length, device), self._turned(positions, length)[:, None, None])
+    def waves(self, length: int, like: Tensor) -> Tensor:
+        """Returns what `turned` takes, [S, 1, 1, T * R], for the positions of a sequence; kept for the next call.
+
+        Of each set the cosines of its pairs and then their sines, with the attention factor, of the dtype of `like`.
+        """
+        key = (length, like.device, like.dtype)
+        if self._last is None or self._last[0] != key:
+            pairs = self._pairs(_positions(length, like.device), length)
+            waves = torch.cat([wave for pair in pairs for wave in (pair.cos(), pair.sin())], dim=-1)
+            self._last = key, (waves * self.attention_factor).to(like.dtype)[:, None, None]
         return self._last[1]
+
+    def angles(self, length: int, device: torch.device) -> Tensor:
+        """Returns radians, float32 [S, T * R], of the positions of a whole sequence; each pair's stand twice."""
+        return _twice(self._pairs(_positions(length, device), length))
 
     def angles_of_last(self, length: int, device: torch.device) -> Tensor:
         """Returns radians, float32 [1, T * R], of the last position of a sequence."""
-        return self._turned(torch.tensor([length - 1.0], device=device, dtype=torch.float32), length)
+        return _twice(self._pairs(_positions(length, device)[-1:], length))
 
-    def _turned(self, positions_S: Tensor, length: int) -> Tensor:
+    def _pairs(self, positions_S: Tensor, length: int) -> list[Tensor]:
+        """Returns radians, float32 [S, R / 2], of each set."""
         sets = [self.frequencies(length)[0]]
         if (local := self.language.form.local_rope_theta) is not None:
             sets.append(plain_frequencies(local, self.language.rotary_dim))
-        halves = [torch.outer(positions_S, frequencies.to(positions_S.device)) for frequencies in sets]
-        return torch.cat([half for half in halves for _ in range(2)], dim=-1)
+        return [torch.outer(positions_S, frequencies.to(positions_S.device)) for frequencies in sets]
 
 
 class _HeadConfig:
@@ -79,6 +89,28 @@ class _HeadConfig:
 
     def standardize_rope_params(self) -> None:
         """They are."""
+
+
+def _positions(length: int, device: torch.device) -> Tensor:
+    return torch.arange(length, device=device, dtype=torch.float32)
+
+
+def _twice(sets: list[Tensor]) -> Tensor:
+    return torch.cat([pairs for pairs in sets for _ in range(2)], dim=-1)
+
+
+def turned(heads_SBHD: Tensor, waves_SB1R: Tensor) -> Tensor:
+    """Returns queries or keys [S, B, H, D] of which the first R elements are turned; halves are pairs, as in LLaMA.
+
+    In memory they are [B, H, S, D], which a CPU's attention reads fastest, after one pass where layers are compiled
+    (https://arxiv.org/abs/2104.09864).
+    """
+    heads_BHSD, waves_B1SR = heads_SBHD.permute(1, 2, 0, 3), waves_SB1R.permute(1, 2, 0, 3)
+    half = waves_B1SR.size(-1) // 2
+    cos, sin = waves_B1SR.split(half, dim=-1)
+    first, second, rest = heads_BHSD.split([half, half, heads_BHSD.size(-1) - 2 * half], dim=-1)
+    turned_BHSD = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return turned_BHSD.permute(2, 0, 1, 3)
 
 
 def plain_frequencies(theta: float, size: int) -> Tensor:

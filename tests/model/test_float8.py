@@ -102,9 +102,9 @@ def test_a_model_learns_nearly_the_same(single_process: None, compiled: bool) ->
     batch = micro_batch(vision, 3, 40, 7, language.vocab_size)
     exact_L, exact = learnt(model, batch)
     use_float8(model, e4m3_gradients=False)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     if compiled:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
         compile_layers(model)
     found_L, found = learnt(model, batch)
     assert not torch._dynamo.utils.counters["graph_break"]
