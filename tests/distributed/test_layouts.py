@@ -33,15 +33,14 @@ def bounds(case: Case) -> dict[str, float]:
     """Largest difference allowed; gradients, compared in float64, are relative to the part's largest gradient.
 
     float64: sums in another order differ by 1e-15; Megatron's vocabulary-parallel softmax is float32 whatever the
-    model is, so a split vocabulary leaves its rounding in, and so does the loss itself. The cosines of angles are
-    float32 too, which compiled layers round in another way.
+    model is, so a split vocabulary leaves its rounding in, and so does the loss itself.
     Initial weights are drawn, so they are the same bits.
     The losses of what is held out, which fills five of eight places, and of its three sources are summed in float64:
     equal but for that softmax.
     float32: rounding (in the mean of a third of the labels after a step too), and for parameters Adam's quotient of two
     small numbers over two steps of 1e-2.
     """
-    gradient = 2e-7 if case.tensor > 1 or case.compiled else 1e-13
+    gradient = 2e-7 if case.tensor > 1 else 1e-13
     held_out = 1e-12 if case.tensor == 1 else 4e-6
     parts = ("vision_tower", "projector", "language_model")
     others = {
@@ -116,7 +115,7 @@ def write_table(found: Found) -> None:
         "quarters: images of twice the tower's side, joined by `mlp2x_gelu_downsample`;",
         "packed: the same samples, two in a row; own_shape: images in their own shapes, as image_aspect_ratio=keep;",
         "idefics2: its tower on images in their own shapes and on their quarters, with its perceiver;",
-        "compiled: layers by torch.compile; the cosines of angles are float32, which they round in another way;",
+        "compiled: layers by torch.compile;",
         "naflex: SigLIP 2's tower on images of at most ten patches;",
         "two_towers: a second tower beside the first, in colours of its own (gradients of both in one column);",
         "whole_images: the positions of an image see each other; whole_prompts: those before the first answer do;",

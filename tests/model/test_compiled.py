@@ -29,5 +29,5 @@ def test_losses_and_gradients_are_those_of_layers_as_they_are(
     found_L, found = learnt(model, batch, **rows)
     torch.testing.assert_close(found_L, losses_L, atol=1e-6, rtol=1e-6)  # Megatron's softmax is float32
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
-    for name, gradient in gradients.items():  # cosines of angles are float32, rounded in another way
-        assert (found[name] - gradient).abs().max() <= 1e-7 * largest, name
+    for name, gradient in gradients.items():  # sums in another order
+        assert (found[name] - gradient).abs().max() <= 1e-13 * largest, name
