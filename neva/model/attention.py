@@ -25,7 +25,7 @@ from torch.nn.attention.bias import causal_lower_right
 from neva.families.configs import LanguageConfig
 from neva.model.capped import attend_capped, capped_attention
 from neva.model.context import chunk_ends, gather_sequence
-from neva.model.packed import PackedSamples, Rows
+from neva.model.packed import LastRead, PackedSamples, Rows
 
 LARGEST_FLASH_HEAD, OLDEST_FLASH_GPU = 256, (8, 0)
 """Head size up to which FlashAttention has kernels, and the compute capability from which on."""
@@ -81,7 +81,7 @@ class SDPAttention(MegatronModule):
                 `together`, that says where queries look; with `first_read`, whose results the last layer is asked for.
 
         Returns:
-            [S, B, H*D], without the positions that are not read.
+            [S, B, H*D], without the positions that are not read; [N, 1, H*D] of samples in packed rows.
         """
         assert attention_bias is None
         rows = packed_seq_params if isinstance(packed_seq_params, Rows) else Rows()
@@ -106,7 +106,7 @@ class SDPAttention(MegatronModule):
         assert isinstance(rows, PackedSamples)
         is_one_call = takes_flash(query) and self.cap is None
         attend = self._attend_at_once if is_one_call else self._attend_one_by_one
-        return attend(query, key, value, rows)
+        return attend(query, key, value, rows, rows.last_read if self.is_last else None)
 
     def _attend_to_whole_sequence(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Gathers keys and values; each of the two chunks of queries looks at what ends with itself."""
@@ -135,29 +135,48 @@ class SDPAttention(MegatronModule):
             )
         return self._attend(query, key, value, causal_mask(len(query), len(key), query.device))
 
-    def _attend_one_by_one(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
+    def _attend_one_by_one(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packed: PackedSamples,
+        last_read: LastRead | None = None,
+    ) -> Tensor:
         """Attends within each sample: no score of two samples is computed, and no mask is made."""
         rows: list[list[Tensor]] = [[] for _ in range(query.size(1))]
-        for row, first, end, first_key, end_key in packed.spans:
+        for row, first, end, first_key, end_key in (last_read or packed).spans:
             attended = self._attend_to_last(
                 query[first:end, row : row + 1],
                 key[first_key:end_key, row : row + 1],
                 value[first_key:end_key, row : row + 1],
             )
             rows[row].append(attended)
-        return torch.cat([torch.cat(row) for row in rows], dim=1)
+        attended_rows = [torch.cat(row) for row in rows]
+        if last_read is not None:
+            return torch.cat(attended_rows).index_select(0, last_read.order_N)
+        return torch.cat(attended_rows, dim=1)
 
-    def _attend_at_once(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
+    def _attend_at_once(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packed: PackedSamples,
+        last_read: LastRead | None = None,
+    ) -> Tensor:
         """Attends within all samples of all rows in one call of FlashAttention's kernel for several lengths."""
-        spans, key_index = packed.spans, packed.key_index
+        spans, key_index = (last_read or packed).spans, packed.key_index
         query_THD, key_TGD, value_TGD = (whole.transpose(0, 1).flatten(0, 1) for whole in (query, key, value))
         if key_index is not None:
             key_TGD, value_TGD = key_TGD[key_index], value_TGD[key_index]
+        if last_read is not None:
+            query_THD = query_THD.index_select(0, last_read.query_index_N)
         out_THD, *_ = flash_attention(
             query_THD,
             key_TGD,
             value_TGD,
-            packed.query_ends,
+            (last_read or packed).query_ends,
             packed.key_ends,
             max(span.end - span.first for span in spans),
             max(span.end_key - span.first_key for span in spans),
@@ -167,6 +186,8 @@ class SDPAttention(MegatronModule):
             scale=self.softmax_scale,
             window_size_left=None if self.window is None else self.window - 1,
         )
+        if last_read is not None:
+            return out_THD.index_select(0, last_read.order_N).flatten(1)[:, None]
         return out_THD.view(query.size(1), query.size(0), -1).transpose(0, 1).contiguous()
 
     def of_last(

@@ -88,7 +88,7 @@ class NevaModel(MegatronModule):
             token_lengths: of the samples in each row, for what balances experts; none: a row is one sample.
             label_weight: of a label token in the loss, for the same.
             prefix_lengths: positions before the first answer of the samples in each row, for a model that sees whole
-                prompts; none: all are.
+                prompts, or whose last layer leaves them out of packed rows; none: all are.
             first_label: position before which no row has a label; 0: that is not known.
 
         Returns:
@@ -107,7 +107,11 @@ class NevaModel(MegatronModule):
         together = self._seen_together(input_ids, sample_lengths, prefix_lengths, labels is not None)
         rows = None if groups is None and together is None else Rows(groups=groups, together=together)
         if sample_lengths is not None:
-            rows = packed_samples(sample_lengths, length, context, device, groups, together)
+            ends_early = self.language_model.ends_early and labels is not None
+            unread = [[prefix - 1 for prefix in row] for row in prefix_lengths] if ends_early else []
+            rows = packed_samples(sample_lengths, length, context, device, groups, together, unread)
+            if labels is not None and rows.last_read is not None:
+                labels = labels.t().flatten().index_select(0, rows.last_read.hidden_index_N)[None]
         if rows is None and first_label and self.language_model.ends_early:
             rows = Rows(first_read=first_label)
         if labels is not None and shard is not None:

@@ -1,6 +1,7 @@
 """Several samples in one row of a batch: which keys each query sees, and at which position it stands.
 
-Dimensions: S positions of a whole row, s of this rank's shard of it, B rows, T queries of all rows one after another.
+Dimensions: S positions of a whole row, s of this rank's shard of it, B rows, T queries of all rows one after another,
+N those of them that the last layer is asked for.
 """
 
 from __future__ import annotations
@@ -49,6 +50,21 @@ class Rows(PackedSeqParams):
 
 
 @dataclass
+class LastRead:
+    """What the last layer is asked for: of each sample the queries from its first label on, one at least."""
+
+    spans: list[Span]
+    query_index_N: Tensor
+    """int64: those queries, span by span, counted over T."""
+    query_ends: Tensor
+    """int32 [spans + 1]: where the queries of each span end, counted over N."""
+    hidden_index_N: Tensor
+    """int64: the same in hidden states [S, B], in their order there, counted over S * B."""
+    order_N: Tensor
+    """int64: where each of those stands among the queries span by span."""
+
+
+@dataclass
 class PackedSamples(Rows):
     """How the rows of a micro batch are divided."""
 
@@ -64,6 +80,8 @@ class PackedSamples(Rows):
     """int32 [spans + 1]: the same for the keys, when each span has its own."""
     key_index: Tensor | None = None
     """int64: those keys, counted over B * S; None: they are all keys in their order."""
+    last_read: LastRead | None = None
+    """None: the last layer is asked for all."""
 
 
 def packed_samples(
@@ -73,6 +91,7 @@ def packed_samples(
     device: torch.device,
     groups: TokenGroups | None = None,
     together: SeenTogether | None = None,
+    unread: Sequence[Sequence[int]] = (),
 ) -> PackedSamples:
     """Returns how rows are divided.
 
@@ -81,7 +100,9 @@ def packed_samples(
         length: S.
         group: of the ranks that share each row (context parallel).
         device: of the tensors.
-        groups: see `Rows`.
+        groups, together: see `Rows`.
+        unread: of the samples in each row, the positions before which nobody reads what the last layer gives; none:
+            all are read. Only where a rank has whole rows.
     """
     shard = positions(length, group, torch.device("cpu"))
     chunk = length if shard is None else length // (2 * group.size())
@@ -108,7 +129,29 @@ def packed_samples(
         query_ends=_ends([span.end - span.first for span in spans], device),
         key_ends=_ends([span.end_key - span.first_key for span in spans], device),
         key_index=None if shard is None else torch.cat(key_index).to(device, non_blocking=True),
+        last_read=_last_read(spans, unread, length, device) if unread else None,
     )
+
+
+def _last_read(
+    spans: Sequence[Span], unread: Sequence[Sequence[int]], length: int, device: torch.device
+) -> LastRead:
+    """Returns what is read of spans that are whole samples, and padding behind the last of a row."""
+    rows = [[span for span in spans if span.row == row] for row in range(len(unread))]
+    read = [
+        span._replace(first=min(span.first + skipped, span.end - 1))
+        for of_row, skips in zip(rows, unread, strict=True)
+        for span, skipped in zip(of_row, [*skips, length], strict=False)  # padding, if any, is last
+    ]
+    row_N = torch.cat([torch.full((span.end - span.first,), span.row) for span in read])
+    position_N = torch.cat([torch.arange(span.first, span.end) for span in read])
+    hidden_index_N, order_N = torch.sort(position_N * len(unread) + row_N)
+    query_index_N, hidden_index_N, order_N = (
+        index_N.to(device, non_blocking=True)
+        for index_N in (row_N * length + position_N, hidden_index_N, order_N)
+    )
+    query_ends = _ends([span.end - span.first for span in read], device)
+    return LastRead(read, query_index_N, query_ends, hidden_index_N, order_N)
 
 
 def _spans(row: int, place: int, begin: int, end: int, samples: Sequence[int]) -> list[Span]:

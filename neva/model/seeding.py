@@ -14,6 +14,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, get_transformer_layer_offset
 from torch import Tensor, nn
 
+from neva.model.packed import PackedSamples, Rows
+
 
 def seed_for(seed: int, name: str) -> None:
     """Seeds the generator that initial weights are drawn from, for the part of the model called `name`."""
@@ -39,6 +41,9 @@ class SeededLayer(TransformerLayer):
         norm_after: norm of what attention and feed-forward add to the residual stream; None: there is none.
     """
 
+    _rows: Rows | None = None
+    """What the micro batch that runs is made of."""
+
     def __init__(
         self,
         config: TransformerConfig,
@@ -59,28 +64,38 @@ class SeededLayer(TransformerLayer):
             self.post_mlp_layernorm = norm_after(config=config, **sizes)
             # Megatron's turns gradients on where a checkpointed layer has them off, for sums that keep nothing.
             self.bias_dropout_add_exec_handler = nullcontext
-            self.self_attn_bda, self.mlp_bda = self._add_attended, self._add_transformed
+            self._add: Callable[..., Any] = self._add_attended
+            self.mlp_bda = self._add_transformed
         else:
-            self.self_attn_bda = _added_to_last
+            self._add = get_bias_dropout_add
+        self.self_attn_bda = self._add_to_read
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See Megatron's."""
+        self._rows = kwargs.get("packed_seq_params")
+        return super().forward(*args, **kwargs)
+
+    def _add_to_read(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
+        """See `get_bias_dropout_add`, whose place it takes: for attention that gives what is read alone."""
+        add = self._add(is_training, is_fused)
+        return lambda output, residual, dropout: add(output, self._read_of(residual, output[0]), dropout)
+
+    def _read_of(self, hidden: Tensor, part: Tensor) -> Tensor:
+        """Returns the positions of `hidden` [S, B, D] that `part` has: all, the last, or those of `LastRead`."""
+        rows = self._rows
+        if isinstance(rows, PackedSamples):
+            if rows.last_read is None or not self.self_attention.core_attention.is_last:
+                return hidden
+            return hidden.flatten(0, 1).index_select(0, rows.last_read.hidden_index_N)[:, None]
+        return hidden[len(hidden) - len(part) :]
 
     def _add_attended(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
-        """See `get_bias_dropout_add`, whose place it takes."""
+        """See `get_bias_dropout_add`."""
         return partial(_add_normed, self.post_self_attn_layernorm)
 
     def _add_transformed(self, is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
         """The same behind the feed-forward layer."""
         return partial(_add_normed, self.post_mlp_layernorm)
-
-
-def _added_to_last(is_training: bool, is_fused: bool) -> Callable[..., Tensor]:
-    """Megatron's sum, for attention that gives the last positions alone."""
-    add = get_bias_dropout_add(is_training, is_fused)
-    return lambda output, residual, dropout: add(output, last_of(residual, output[0]), dropout)
-
-
-def last_of(hidden: Tensor, part: Tensor) -> Tensor:
-    """Returns the last positions of `hidden` [S, …], as many as `part` has."""
-    return hidden[len(hidden) - len(part) :]
 
 
 def _add_normed(
@@ -90,4 +105,4 @@ def _add_normed(
     assert dropout == 0
     added, bias = output
     normed: Tensor = norm(added if bias is None else added + bias)
-    return last_of(residual, normed) + normed
+    return residual + normed

@@ -121,6 +121,8 @@ def work_of(batch: Sequence[Batch], step: StepLoss, patch_size: int, ends_early:
         if ends_early and micro.packed_lengths is None:
             first = micro.first_label
             unread.update(min(first, *row) for row in rows)
+        elif ends_early:
+            unread.update(prefix - 1 for row in micro.prefix_lengths for prefix in row)
         square: tuple[int, ...] = micro.pixel_values.shape[-2:]
         pictures: Sequence[tuple[int, ...]] = micro.pictures or [square] * len(micro.pixel_values)
         tiles.update((height // patch_size) * (width // patch_size) for height, width, *_ in pictures)

@@ -15,10 +15,11 @@ from tests.model.test_unread import LENGTH, RECOMPUTE, built, language_of, learn
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch does what it warns of while it compiles
 SITES = (("mlp.linear_fc2", ("whole",)), ("self_attention.linear_qkv", ("q", "k", "v")))
 LORA = LoraConfig(8, 8.0, 0.0, True, SITES, None, "kaiming", "normal")
-PACKED = [[LENGTH - 25, 25], [9, LENGTH - 11], [LENGTH]]
+PACKED = {"sample_lengths": [[LENGTH - 25, 25], [9, LENGTH - 11], [LENGTH]]}
+EARLY = {**PACKED, "prefix_lengths": [[LENGTH - 25, 14], [9, 25], [LENGTH - 6]]}
 
 
-@pytest.mark.parametrize("rows", [{"sample_lengths": PACKED}, {}], ids=["packed", "alone"])
+@pytest.mark.parametrize("rows", [PACKED, EARLY, {}], ids=["packed", "packed, ends early", "alone"])
 def test_losses_and_gradients_are_those_of_layers_as_they_are(
     single_process: None, rows: dict[str, Any]
 ) -> None:

@@ -51,6 +51,19 @@ def test_rows_are_divided_as_written_out() -> None:
     assert packed.key_index is None
 
 
+def test_what_is_read_is_as_written_out() -> None:
+    """A sample of which nothing is, and padding, have their last query."""
+    unread = [[1, 1], [2]]
+    packed = packed_samples([[2, 1], [4]], 4, Group(0, 1), CPU, unread=unread)  # type: ignore[arg-type]
+    read = packed.last_read
+    assert read is not None
+    assert read.spans == [Span(0, 1, 2, 0, 2), Span(0, 2, 3, 2, 3), Span(0, 3, 4, 3, 4), Span(1, 2, 4, 0, 4)]
+    assert read.query_index_N.tolist() == [1, 2, 3, 4 + 2, 4 + 3]
+    assert read.query_ends.tolist() == [0, 1, 2, 3, 5]
+    assert read.hidden_index_N.tolist() == [2 * 1, 2 * 2, 2 * 2 + 1, 2 * 3, 2 * 3 + 1]
+    assert read.query_index_N[read.order_N].tolist() == [1, 2, 4 + 2, 3, 4 + 3]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_query_sees_its_own_sample_up_to_itself_on_every_context_rank(size: int) -> None:
     seen = torch.zeros(len(LENGTHS), LENGTH, LENGTH, dtype=torch.int64)
@@ -132,6 +145,14 @@ def test_one_by_one_and_at_once_equal_a_mask(
     at_once = module(query, key, value, None, packed_seq_params=packed)
     torch.testing.assert_close(at_once, expected, atol=1e-14, rtol=1e-12)
     assert at_once.is_contiguous()
+    read = packed_samples(LENGTHS, LENGTH, Group(0, 1), CPU, unread=[[2, 3, 0], [1, 6], [5]])  # type: ignore[arg-type]
+    module.is_last = True
+    assert read.last_read is not None
+    wanted = expected.flatten(0, 1)[read.last_read.hidden_index_N][:, None]
+    for takes_flash in (True, False):
+        monkeypatch.setattr(attention, "takes_flash", lambda query, takes=takes_flash: takes)
+        found = module(query, key, value, None, packed_seq_params=read)
+        torch.testing.assert_close(found, wanted, atol=1e-14, rtol=1e-12)
 
 
 def test_context_ranks_hand_the_kernel_the_keys_that_their_queries_see() -> None:

@@ -70,6 +70,31 @@ def test_losses_and_gradients_are_those_of_whole_layers(
     assert counted.get_total_flops() < 0.95 * all_counted.get_total_flops()
 
 
+PACKED = [[LENGTH - 25, 25], [9, LENGTH - 11], [LENGTH]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("switches", [{}, RECOMPUTE], ids=["kept", "recomputed"])
+def test_samples_in_packed_rows_end_early_each_for_itself(
+    single_process: None, form: str, switches: dict[str, Any]
+) -> None:
+    """Losses stay in the order of the labels, column by column."""
+    model, batch = built(language_of(form), **switches)
+    batch = replace(batch, sample_lengths=PACKED)
+    batch.labels[1, 4], batch.labels[1, -2:] = 5, IGNORE_INDEX  # of the first sample; none is in padding
+    rows = {"sample_lengths": batch.packed_lengths}
+    with FlopCounterMode(display=False) as all_counted:
+        expected, whole = learnt(model, batch, **rows)
+    with FlopCounterMode(display=False) as counted:
+        found, gradients = learnt(model, batch, **rows, prefix_lengths=batch.prefix_lengths)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert gradients.keys() == whole.keys()
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        assert (gradients[name] - gradient).abs().max() <= 1e-12 * largest, name
+    assert counted.get_total_flops() < 0.95 * all_counted.get_total_flops()
+
+
 def test_a_label_before_the_first_is_lost(single_process: None) -> None:
     """What a wrong number would do, and that the number says it."""
     model, batch = built(language_of("llama"))
