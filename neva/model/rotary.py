@@ -102,15 +102,13 @@ def _twice(sets: list[Tensor]) -> Tensor:
 def turned(heads_SBHD: Tensor, waves_SB1R: Tensor) -> Tensor:
     """Returns queries or keys [S, B, H, D] of which the first R elements are turned; halves are pairs, as in LLaMA.
 
-    In memory they are [B, H, S, D], which a CPU's attention reads fastest, after one pass where layers are compiled
-    (https://arxiv.org/abs/2104.09864).
+    One pass over memory where layers are compiled (https://arxiv.org/abs/2104.09864). Laid out as [B, H, S, D] a CPU's
+    attention would read them faster, but its output would lie so too, and be copied and kept twice.
     """
-    heads_BHSD, waves_B1SR = heads_SBHD.permute(1, 2, 0, 3), waves_SB1R.permute(1, 2, 0, 3)
-    half = waves_B1SR.size(-1) // 2
-    cos, sin = waves_B1SR.split(half, dim=-1)
-    first, second, rest = heads_BHSD.split([half, half, heads_BHSD.size(-1) - 2 * half], dim=-1)
-    turned_BHSD = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-    return turned_BHSD.permute(2, 0, 1, 3)
+    half = waves_SB1R.size(-1) // 2
+    cos, sin = waves_SB1R.split(half, dim=-1)
+    first, second, rest = heads_SBHD.split([half, half, heads_SBHD.size(-1) - 2 * half], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
 def plain_frequencies(theta: float, size: int) -> Tensor:

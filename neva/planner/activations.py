@@ -66,12 +66,19 @@ def saved_activations(model: ModelSpec, split: Split, work: MicroBatchSpec) -> S
         layers = number * one
     # The last stage has a final norm; the schedule holds what the others sent on.
     layers += _norm_bytes(model, split, work) if split.is_last else hidden
+    layers += _wave_bytes(model, work)
     return SavedActivations(
         layers=layers,
         vision_tower=tower_bytes(model, split, work) if split.is_first else 0,
         projector=projector_bytes(model, split, work) if split.is_first else 0,
         logits=_logits_bytes(model, split, work) if split.is_last else 0,
     )
+
+
+def _wave_bytes(model: ModelSpec, work: MicroBatchSpec) -> int:
+    """Bytes of the cosines and sines that all layers turn heads by."""
+    sets = 1 + (model.language.form.local_rope_theta is not None)
+    return work.sequence_length // work.context * sets * model.language.rotary_dim * work.width
 
 
 def _hidden(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
@@ -162,8 +169,6 @@ def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
         total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
     if language.qk_norm:
         total += _head_norm_bytes(model, work, queries, keys)
-    # Cosine and sine, for queries and for keys.
-    total += 4 * work.sequence_length // work.context * language.rotary_dim * work.width
     # Attention's output and the input of linear_proj, which are one tensor where the sequence is whole.
     if language.form.score_cap is not None:  # scores, mask and what is made of them are computed anew
         return total + queries * is_trained
