@@ -314,14 +314,14 @@ def test_state_shards_add_up_to_the_unsharded_state() -> None:
 def test_activations_of_stages_and_ranks_add_up() -> None:
     job = llava()
     one = estimate(job, Candidate(1, 1, 1, 8, False, "none", None)).stages[0].saved
-    sent = 8 * 2048 * 4096 * 2  # what a stage sends on, in bf16
+    sent, waves = 8 * 2048 * 4096 * 2, 2048 * 128 * 2  # what a stage sends on, and what heads are turned by, in bf16
     stages = estimate(job, Candidate(1, 4, 1, 2, False, "none", None)).stages
-    assert sum(stage.saved.layers for stage in stages) == one.layers + 3 * sent
+    assert sum(stage.saved.layers for stage in stages) == one.layers + 3 * (sent + waves)
     assert [stage.in_flight for stage in stages] == [4, 3, 2, 1]
     assert [stage.saved.logits for stage in stages] == [0, 0, 0, one.logits]
     split = estimate(job, Candidate(2, 1, 1, 4, True, "none", None)).stages[0].saved
-    # Cosine and sine, and the statistics of the norms, are not cut.
-    uncut = 32 * (4 * 2048 * 128 * 2 + 2 * 8 * 2048 * 4) + 8 * 2048 * 4
+    # the statistics of the norms are not cut, nor is what heads are turned by
+    uncut = 32 * 2 * 8 * 2048 * 4 + 8 * 2048 * 4 + waves
     assert 2 * split.layers - one.layers == uncut
 
 
