@@ -314,7 +314,8 @@ def test_state_shards_add_up_to_the_unsharded_state() -> None:
 def test_activations_of_stages_and_ranks_add_up() -> None:
     job = llava()
     one = estimate(job, Candidate(1, 1, 1, 8, False, "none", None)).stages[0].saved
-    sent, waves = 8 * 2048 * 4096 * 2, 2048 * 128 * 2  # what a stage sends on, and what heads are turned by, in bf16
+    sent = 8 * 2048 * 4096 * 2  # what a stage sends on, in bf16
+    waves = 2048 * 128 * 2  # what heads are turned by
     stages = estimate(job, Candidate(1, 4, 1, 2, False, "none", None)).stages
     assert sum(stage.saved.layers for stage in stages) == one.layers + 3 * (sent + waves)
     assert [stage.in_flight for stage in stages] == [4, 3, 2, 1]
