@@ -25,7 +25,7 @@ from torch.nn.attention.bias import causal_lower_right
 from neva.families.configs import LanguageConfig
 from neva.model.capped import attend_capped, capped_attention
 from neva.model.context import chunk_ends, gather_sequence
-from neva.model.packed import LastRead, PackedSamples, Rows
+from neva.model.packed import PackedSamples, Rows
 
 LARGEST_FLASH_HEAD, OLDEST_FLASH_GPU = 256, (8, 0)
 """Head size up to which FlashAttention has kernels, and the compute capability from which on."""
@@ -38,6 +38,7 @@ class SDPAttention(MegatronModule):
     """Causal attention, with a layer's window and soft cap if there are; the slot `core_attention` of Megatron."""
 
     cap: float | None = None
+    is_last = False
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class SDPAttention(MegatronModule):
         assert isinstance(rows, PackedSamples)
         is_one_call = takes_flash(query) and self.cap is None
         attend = self._attend_at_once if is_one_call else self._attend_one_by_one
-        return attend(query, key, value, rows, rows.last_read if self.is_last else None)
+        return attend(query, key, value, rows)
 
     def _attend_to_whole_sequence(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Gathers keys and values; each of the two chunks of queries looks at what ends with itself."""
@@ -135,15 +136,9 @@ class SDPAttention(MegatronModule):
             )
         return self._attend(query, key, value, causal_mask(len(query), len(key), query.device))
 
-    def _attend_one_by_one(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        packed: PackedSamples,
-        last_read: LastRead | None = None,
-    ) -> Tensor:
+    def _attend_one_by_one(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
         """Attends within each sample: no score of two samples is computed, and no mask is made."""
+        last_read = packed.last_read if self.is_last else None
         rows: list[list[Tensor]] = [[] for _ in range(query.size(1))]
         for row, first, end, first_key, end_key in (last_read or packed).spans:
             attended = self._attend_to_last(
@@ -157,15 +152,9 @@ class SDPAttention(MegatronModule):
             return torch.cat(attended_rows).index_select(0, last_read.order_N)
         return torch.cat(attended_rows, dim=1)
 
-    def _attend_at_once(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        packed: PackedSamples,
-        last_read: LastRead | None = None,
-    ) -> Tensor:
+    def _attend_at_once(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSamples) -> Tensor:
         """Attends within all samples of all rows in one call of FlashAttention's kernel for several lengths."""
+        last_read = packed.last_read if self.is_last else None
         spans, key_index = (last_read or packed).spans, packed.key_index
         query_THD, key_TGD, value_TGD = (whole.transpose(0, 1).flatten(0, 1) for whole in (query, key, value))
         if key_index is not None:

@@ -107,7 +107,8 @@ class NevaModel(MegatronModule):
         together = self._seen_together(input_ids, sample_lengths, prefix_lengths, labels is not None)
         rows = None if groups is None and together is None else Rows(groups=groups, together=together)
         if sample_lengths is not None:
-            ends_early = self.language_model.ends_early and labels is not None
+            is_read = self.language_model.post_process and labels is not None
+            ends_early = is_read and self.language_model.ends_early
             unread = [[prefix - 1 for prefix in row] for row in prefix_lengths] if ends_early else []
             rows = packed_samples(sample_lengths, length, context, device, groups, together, unread)
             if labels is not None and rows.last_read is not None:

@@ -50,17 +50,14 @@ def learnt(model: NevaModel, batch: Batch, **rows: Any) -> tuple[Tensor, dict[st
     return losses_L.detach(), gradients
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("switches", [{}, RECOMPUTE], ids=["kept", "recomputed"])
-def test_losses_and_gradients_are_those_of_whole_layers(
-    single_process: None, form: str, switches: dict[str, Any]
+def assert_less_work_for_the_same(
+    model: NevaModel, batch: Batch, rows: dict[str, Any], unread: dict[str, Any]
 ) -> None:
-    model, batch = built(language_of(form), **switches)
-    assert batch.first_label == LENGTH - 12
+    """Where `unread` says what nobody reads, the step has fewer operations, and the same losses and gradients."""
     with FlopCounterMode(display=False) as all_counted:
-        expected, whole = learnt(model, batch)
+        expected, whole = learnt(model, batch, **rows)
     with FlopCounterMode(display=False) as counted:
-        found, gradients = learnt(model, batch, first_label=batch.first_label)
+        found, gradients = learnt(model, batch, **rows, **unread)
     # Megatron's softmax is float32
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
     assert gradients.keys() == whole.keys()
@@ -68,6 +65,16 @@ def test_losses_and_gradients_are_those_of_whole_layers(
     for name, gradient in whole.items():  # sums over other numbers of rows
         assert (gradients[name] - gradient).abs().max() <= 1e-12 * largest, name
     assert counted.get_total_flops() < 0.95 * all_counted.get_total_flops()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("switches", [{}, RECOMPUTE], ids=["kept", "recomputed"])
+def test_losses_and_gradients_are_those_of_whole_layers(
+    single_process: None, form: str, switches: dict[str, Any]
+) -> None:
+    model, batch = built(language_of(form), **switches)
+    assert batch.first_label == LENGTH - 12
+    assert_less_work_for_the_same(model, batch, {}, {"first_label": batch.first_label})
 
 
 PACKED = [[LENGTH - 25, 25], [9, LENGTH - 11], [LENGTH]]
@@ -83,16 +90,7 @@ def test_samples_in_packed_rows_end_early_each_for_itself(
     batch = replace(batch, sample_lengths=PACKED)
     batch.labels[1, 4], batch.labels[1, -2:] = 5, IGNORE_INDEX  # of the first sample; none is in padding
     rows = {"sample_lengths": batch.packed_lengths}
-    with FlopCounterMode(display=False) as all_counted:
-        expected, whole = learnt(model, batch, **rows)
-    with FlopCounterMode(display=False) as counted:
-        found, gradients = learnt(model, batch, **rows, prefix_lengths=batch.prefix_lengths)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    assert gradients.keys() == whole.keys()
-    largest = max(float(gradient.abs().max()) for gradient in whole.values())
-    for name, gradient in whole.items():
-        assert (gradients[name] - gradient).abs().max() <= 1e-12 * largest, name
-    assert counted.get_total_flops() < 0.95 * all_counted.get_total_flops()
+    assert_less_work_for_the_same(model, batch, rows, {"prefix_lengths": batch.prefix_lengths})
 
 
 def test_a_label_before_the_first_is_lost(single_process: None) -> None:
