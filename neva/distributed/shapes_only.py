@@ -167,6 +167,8 @@ def evenly_chosen(logits_TE: Tensor, topk: int, pre_softmax: bool) -> tuple[Tens
 @contextmanager
 def shapes_only() -> Iterator[ShapesOnly]:
     """Has the whole process train without memory inside, as an imagined rank."""
+    with torch.device("cpu"):
+        torch.empty(0)  # has torch note for good which functions make tensors, before others stand for them
     with ExitStack() as stack:
         for owner, name, function in _lenient():
             stack.callback(setattr, owner, name, getattr(owner, name))

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch.utils._device import _device_constructors
 
 from neva.config.load import load
 from neva.distributed import groups
 from neva.distributed.backend import backend_for
 from neva.distributed.collectives import Collectives
-from neva.distributed.shapes_only import evenly_chosen
+from neva.distributed.imagined import META
+from neva.distributed.shapes_only import evenly_chosen, shapes_only
 from neva.model import experts
 from neva.model.layers import prepare_layers
 from neva.planner.candidates import layout_of
@@ -141,3 +143,11 @@ def test_experts_that_take_turns_serve_as_many_tokens_each() -> None:
     _, chosen = evenly_chosen(torch.zeros(12, 8), topk=2, pre_softmax=False)
     assert chosen.flatten().bincount().tolist() == [3] * 8
     assert all(len(set(of_token)) == 2 for of_token in chosen.tolist())
+
+
+def test_torch_makes_tensors_on_the_asked_device_behind_it_too() -> None:
+    _device_constructors.cache_clear()  # as in a process that has asked for no device before
+    with shapes_only(), META:
+        torch.empty(0)
+    with META:  # transformers asks so whether a model's buffers are made yet
+        assert torch.tensor([]).is_meta

@@ -42,6 +42,11 @@ def limit(size: int) -> Callable[[Any], None]:
     return lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+def fill_behind_the_save_before(trainer: Any) -> None:
+    trainer.strategy.wait_for_save()
+    limit(LIMIT_BYTES)(trainer)
+
+
 def kill_worker(trainer: Any) -> None:
     os.kill(multiprocessing.active_children()[-1].pid or 0, signal.SIGKILL)
 
@@ -80,7 +85,7 @@ def test_a_run_outlives_a_killed_worker_a_vanished_folder_and_a_full_disk(
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert [row["loss"] for row in rows] == unbroken
 
-    at_step(monkeypatch, {10: limit(LIMIT_BYTES)})
+    at_step(monkeypatch, {10: fill_behind_the_save_before})
     try:
         with pytest.raises(CheckpointError, match=r"step=10-\S+ needs .* .writing stopped: .* is whole$"):
             run(tmp_path, [*every, "exp_manager.checkpoint_callback_params.async_save=true"], steps=10)
