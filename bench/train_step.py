@@ -156,11 +156,15 @@ def transformers_steps(job: Job) -> Iterator[Step]:
 
 
 def inputs_of(micro: Batch) -> dict[str, Any]:
-    """Returns what transformers calls them. Pads stand behind the text, where no token sees them: no mask is made."""
+    """Returns what transformers calls them, without a cache of keys and values, as its Trainer asks for none.
+
+    Pads stand behind the text, where no token sees them: no mask is made.
+    """
     has_images = len(micro.pixel_values) > 0
     return {
         "input_ids": micro.input_ids.masked_fill(micro.input_ids == IMAGE_TOKEN_ID, IMAGE_ID),
         "pixel_values": micro.pixel_values if has_images else None,
+        "use_cache": False,
     }
 
 

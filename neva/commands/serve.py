@@ -7,6 +7,7 @@ import importlib.util
 import ipaddress
 import logging
 import os
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ EXAMPLES = """\
 examples:
   neva serve nemo_experiments/stage2/checkpoints/stage2.nemo --page
   neva serve my.nemo --host 0.0.0.0 --api-key secret --max-num-seqs 16
+  neva serve nemo_experiments/stage2/checkpoints/stage2-step=500-…-last --use-ema
 """
 
 
@@ -55,8 +57,11 @@ def main(arguments: Sequence[str]) -> int:
         given.vision_tower,
         given.tokenizer,
         given.quantization,
+        given.hparams_file,
+        given.use_ema,
     )
-    serve(source, given.served_model_name or given.model.stem, options)
+    name = given.model.stem if given.model.suffix == ".nemo" else given.model.name
+    serve(source, given.served_model_name or name, options)
     return 0
 
 
@@ -67,7 +72,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "Serves a trained model: POST /v1/chat/completions, GET /v1/models, GET /health.",
         EXAMPLES,
     )
-    parser.add_argument("model", type=Path, help=".nemo file, or the folder of an extracted one")
+    parser.add_argument(
+        "model", type=Path, help=".nemo file, the folder of an extracted one, or a checkpoint"
+    )
     _add_model(parser.add_argument_group("model"))
     _add_address(parser.add_argument_group("where"))
     _add_limits(parser.add_argument_group("limits"))
@@ -82,6 +89,10 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--quantization", choices=(NF4, INT8), help="of the language model's matrices; default: none"
     )
+    group.add_argument(
+        "--hparams-file", metavar="FILE", help="of a checkpoint elsewhere: config.yaml of its run folder"
+    )
+    group.add_argument("--use-ema", action="store_true", help="of a checkpoint: the average of its weights")
     group.add_argument("--accelerator", choices=("auto", "gpu", "cpu"), default="auto")
     group.add_argument("--language-model", metavar="FOLDER", help="where the .nemo holds none and it moved")
     group.add_argument("--vision-tower", metavar="FOLDER", help="the same for the tower")
@@ -102,6 +113,10 @@ def _add_address(group: argparse._ArgumentGroup) -> None:
         default=os.environ.get(KEY_VARIABLE) or None,
         help=f"clients send it as bearer token; default: the variable {KEY_VARIABLE}, else none is asked for",
     )
+    group.add_argument(
+        "--ssl-certfile", type=Path, metavar="FILE", help="certificate (PEM): answer over HTTPS"
+    )
+    group.add_argument("--ssl-keyfile", type=Path, metavar="FILE", help="its key, where it lies elsewhere")
     group.add_argument("--page", action="store_true", help="a page to chat with images, at /")
     group.add_argument("--examples", type=Path, metavar="FOLDER", help="images that the page offers")
 
@@ -125,22 +140,45 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         metavar="FOLDER",
         help="images below it may be named as file:///…; default: no file is read",
     )
+    group.add_argument(
+        "--allowed-media-domains",
+        nargs="+",
+        type=str.lower,
+        default=DEFAULTS.allowed_media_domains,
+        metavar="HOST",
+        help="images of these hosts may be named by URL; default: nothing is fetched",
+    )
 
 
 def _check(given: argparse.Namespace) -> None:
     """Raises ConfigError for what is missing; warns where everybody could ask."""
     if not given.model.exists():
-        raise ConfigError(f"no .nemo or extracted folder at {given.model}")
+        raise ConfigError(f"no .nemo, extracted folder or checkpoint at {given.model}")
     for flag in ("allowed_local_media_path", "examples"):
         folder = getattr(given, flag)
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"--{flag.replace('_', '-')}: no folder at {folder}")
     if given.examples is not None and not given.page:
         raise ConfigError("--examples: they are shown on the page, which --page adds")
+    if given.ssl_certfile or given.ssl_keyfile:
+        _check_certificate(given.ssl_certfile, given.ssl_keyfile)
     if not given.api_key and not _is_loopback(given.host):
         sys.stderr.write(
             f"neva: everybody who reaches {given.host} can ask; --api-key KEY or {KEY_VARIABLE} asks for a key\n"
         )
+
+
+def _check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Raises ConfigError where no client could be answered with these."""
+    if certificate is None:
+        raise ConfigError("--ssl-keyfile: found without --ssl-certfile FILE, expected both")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, lambda: "")
+    except OSError as error:  # also what OpenSSL says of their content
+        raise ConfigError(
+            f"--ssl-certfile {certificate}, --ssl-keyfile {key or certificate}: expected a certificate and its key, "
+            f"not encrypted, both in PEM ({error})"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

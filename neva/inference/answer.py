@@ -146,7 +146,10 @@ class _Prompts:
         full_text = _readable(self._assistant, ids, media_tokens) + text
         if not ended.scores:
             return Answer(text.strip(), full_text)
-        tokens = [ScoredToken(token, self._decode_all([token]), log_prob) for token, log_prob in ended.scores]
+        tokens = [
+            ScoredToken(score.token, self._decode_all([score.token]), score.log_prob)
+            for score in ended.scores
+        ]
         distributions = torch.stack(ended.distributions) if ended.distributions else None
         return Answer(text.strip(), full_text, tokens, distributions)
 

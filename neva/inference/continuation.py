@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Limits:
             taken.
         end_ids: tokens that end an answer; they are not part of it.
         scores: what is kept of the probabilities: nothing, those of the answer's tokens, or of the whole vocabulary.
+        likeliest: how many of the likeliest tokens are kept with each of the answer's, where scores are.
     """
 
     sampling: Sampling
@@ -29,6 +30,15 @@ class Limits:
     min_new_tokens: int
     end_ids: Collection[int]
     scores: Literal["none", "chosen", "all"] = "none"
+    likeliest: int = 0
+
+
+class Score(NamedTuple):
+    """A token, its natural log probability, and those of the likeliest tokens in its place."""
+
+    token: int
+    log_prob: float
+    likeliest: Sequence[tuple[int, float]] = ()
 
 
 @dataclass
@@ -58,14 +68,16 @@ class Continuation:
     draws: torch.Generator | None = None
     seen_V: Tensor | None = None
     first_answer: int | None = None
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    """Tokens and their natural log probabilities, where asked for; the token that ended the answer is the last."""
+    scores: list[Score] = field(default_factory=list)
+    """Of the tokens, where asked for; that of the token that ended the answer is the last."""
     distributions: list[Tensor] = field(default_factory=list)
     """Log probabilities [V] that each token was chosen from, on the CPU, where asked for."""
 
     def score(self, log_probs_V: Tensor, token: int) -> None:
         """Keeps what was asked for of the next token, before it is added."""
-        self.scores.append((token, float(log_probs_V[token])))
+        best = log_probs_V.topk(min(self.limits.likeliest, len(log_probs_V)))
+        likeliest = [*zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        self.scores.append(Score(token, float(log_probs_V[token]), likeliest))
         if self.limits.scores == "all":
             self.distributions.append(log_probs_V.cpu())
 

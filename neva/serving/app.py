@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from neva import __version__
-from neva.serving.desk import Desk, Ticket
+from neva.serving.desk import Desk, Piece, Ticket
 from neva.serving.guard import Guard
 from neva.serving.page_routes import add_page
 from neva.serving.problems import RequestProblem, add_handlers, error_body
@@ -28,6 +29,7 @@ from neva.serving.protocol import (
     ChunkChoice,
     ErrorBody,
     Health,
+    Logprobs,
     ModelCard,
     ModelList,
     Said,
@@ -118,12 +120,14 @@ def _add_chat(app: FastAPI, desk: Desk, card: ModelCard) -> None:
             has_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
             return _Stream(ticket, _events(ticket, head, has_usage))
         try:
-            text = await _unless_gone(request, _whole(ticket))
+            pieces = await _unless_gone(request, _all(ticket))
         finally:
             ticket.close()
-        said = Said(role="assistant", content=text)
+        said = Said(role="assistant", content="".join(piece.text for piece in pieces))
         assert ticket.finish_reason is not None
-        choices = [Choice(message=said, finish_reason=ticket.finish_reason)]
+        told = [piece.logprobs.content for piece in pieces if piece.logprobs]
+        logprobs = Logprobs(content=[*chain(*told)]) if asked.logprobs else None
+        choices = [Choice(message=said, logprobs=logprobs, finish_reason=ticket.finish_reason)]
         completion = ChatCompletion(**head, choices=choices, usage=ticket.usage())
         return JSONResponse(completion.model_dump(exclude_none=True))
 
@@ -153,7 +157,7 @@ async def _events(ticket: Ticket, head: dict[str, Any], has_usage: bool) -> Asyn
     yield event([ChunkChoice(delta=Said(role="assistant", content=""))])
     try:
         async for piece in ticket.pieces():
-            yield event([ChunkChoice(delta=Said(content=piece))])
+            yield event([ChunkChoice(delta=Said(content=piece.text), logprobs=piece.logprobs)])
     except RequestProblem as problem:
         yield f"data: {json.dumps(error_body(problem.status_code, str(problem.detail)))}\n\n"
     else:
@@ -163,8 +167,8 @@ async def _events(ticket: Ticket, head: dict[str, Any], has_usage: bool) -> Asyn
     yield "data: [DONE]\n\n"
 
 
-async def _whole(ticket: Ticket) -> str:
-    return "".join([piece async for piece in ticket.pieces()])
+async def _all(ticket: Ticket) -> list[Piece]:
+    return [piece async for piece in ticket.pieces()]
 
 
 async def _unless_gone(request: Request, answer: Coroutine[Any, Any, _T]) -> _T:

@@ -7,16 +7,25 @@ import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import NamedTuple
 
-from neva.inference.continuation import Limits
+from neva.inference.continuation import Limits, Score
 from neva.inference.load import Assistant
 from neva.inference.sampling import Sampling
+from neva.serving.logprobs import TokenNames
 from neva.serving.options import ServeOptions
 from neva.serving.problems import RequestProblem
-from neva.serving.protocol import ChatRequest, FinishReason, Usage
+from neva.serving.protocol import ChatRequest, FinishReason, Logprobs, Usage
 from neva.serving.reading import Reader
 from neva.serving.text import TextInPieces
 from neva.serving.worker import AnswerJob, NewTokens, Worker
+
+
+class Piece(NamedTuple):
+    """A piece of an answer's text, and what is told of its tokens, where that is asked for."""
+
+    text: str
+    logprobs: Logprobs | None = None
 
 
 class Desk:
@@ -31,6 +40,8 @@ class Desk:
         self.assistant, self.options = assistant, options
         self.worker = Worker(assistant, options.max_num_seqs)
         self.reader = Reader(assistant, options)
+        before = assistant.tokenizer.encode("a", add_special_tokens=False)
+        self.names = TokenNames(self.decode, before)
         self.pool = ThreadPoolExecutor(
             2, "reading"
         )  # few: a large image takes much memory while it is decoded
@@ -47,6 +58,10 @@ class Desk:
         """Ends the threads when the running answers are there."""
         self.worker.stop()
         self.pool.shutdown()
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of ids, special tokens included."""
+        return str(self.assistant.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 class Ticket:
@@ -65,11 +80,10 @@ class Ticket:
     async def ask(self, asked: ChatRequest) -> None:
         """Reads the request and hands it to the thread that decodes; UserError where it cannot be asked."""
         desk = self._desk
+        _check_fields(asked)
         question = await self._loop.run_in_executor(desk.pool, desk.reader.read, asked.messages)
         encoder = desk.assistant.encoder
         stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-        if "" in stop:
-            raise RequestProblem(400, "stop: found an empty string, expected text in front of which to end")
         limits = _limits(asked, desk.options.max_tokens, encoder.end_ids)
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         ends = (*stop, *encoder.end_strings)
@@ -78,20 +92,22 @@ class Ticket:
         self._text = TextInPieces(self._decode, ends)
         desk.worker.ask(self._job)
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncIterator[Piece]:
         """Yields the answer's text as it grows; then `finish_reason` and `usage` hold."""
-        while True:
+        scores: list[Score] = []
+        while self.finish_reason is None:
             progress = await self._progress.get()
             if progress.end == "failed":
                 raise RequestProblem(500, "decoding failed; the server's log says where")
             self._new_tokens += len(progress.ids)
-            if piece := self._text.add(progress.ids):
-                yield piece
+            scores += progress.scores
+            text = self._text.add(progress.ids)
             if progress.end is not None:
-                if piece := self._text.rest():
-                    yield piece
+                text += self._text.rest()
                 self.finish_reason = progress.end
-                return
+            if text or (scores and progress.end is not None):  # the last tokens may have no text
+                yield Piece(text, self._desk.names.told(scores) if scores else None)
+                scores = []
 
     def usage(self) -> Usage:
         """Returns the tokens so far."""
@@ -114,6 +130,14 @@ class Ticket:
         return str(self._desk.assistant.tokenizer.decode(ids, skip_special_tokens=True))
 
 
+def _check_fields(asked: ChatRequest) -> None:
+    """Raises RequestProblem for fields that do not go together."""
+    if "" in (asked.stop or []) or asked.stop == "":
+        raise RequestProblem(400, "stop: found an empty string, expected text in front of which to end")
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise RequestProblem(400, "top_logprobs: found without logprobs=true, expected both")
+
+
 def _limits(asked: ChatRequest, longest: int, end_ids: tuple[int, ...]) -> Limits:
     """Returns a request's limits; what it leaves open is as OpenAI's documentation has it, temperature and top_p 1."""
     temperature = 1.0 if asked.temperature is None else asked.temperature
@@ -125,4 +149,11 @@ def _limits(asked: ChatRequest, longest: int, end_ids: tuple[int, ...]) -> Limit
         repetition_penalty=asked.repetition_penalty,
     )
     wanted = asked.max_completion_tokens or asked.max_tokens or longest
-    return Limits(sampling, min(wanted, longest), min(asked.min_tokens, wanted, longest), end_ids)
+    return Limits(
+        sampling,
+        min(wanted, longest),
+        min(asked.min_tokens, wanted, longest),
+        end_ids,
+        scores="chosen" if asked.logprobs else "none",
+        likeliest=asked.top_logprobs or 0,
+    )

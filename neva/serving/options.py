@@ -24,6 +24,12 @@ class ServeOptions:
     max_image_pixels: int = 50_000_000
     allowed_local_media_path: Path | None = None
     """Folder of images that `file://` may name; None: no file is read."""
+    allowed_media_domains: tuple[str, ...] = ()
+    """Hosts whose images may be fetched; none: nothing is fetched."""
+    ssl_certfile: Path | None = None
+    """Certificate chain in PEM; None: plain HTTP."""
+    ssl_keyfile: Path | None = None
+    """Its private key; None: it lies in `ssl_certfile`."""
     page: bool = False
     examples: Path | None = None
     """Folder of images that the page offers."""

@@ -73,10 +73,12 @@ class ChatRequest(_Asked):
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
 
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
     n: int | None = Field(None, ge=1, le=1)
     presence_penalty: float | None = Field(None, ge=0, le=0)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
-    logprobs: Literal[False] | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -98,6 +100,26 @@ class Said(BaseModel):
     content: str | None = None
 
 
+class TopLogprob(BaseModel):
+    """A token as text and as UTF-8 (absent: it is a part of a character), and its natural log probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of an answer, and the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """The tokens of an answer, or of a piece of it."""
+
+    content: list[TokenLogprob]
+
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -106,6 +128,7 @@ class Choice(BaseModel):
 
     index: int = 0
     message: Said
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason
 
 
@@ -125,6 +148,7 @@ class ChunkChoice(BaseModel):
 
     index: int = 0
     delta: Said
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 

@@ -6,15 +6,11 @@ line of its own, then the texts. A text that holds `<image>` places its message'
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
 
 from torch import Tensor
 
@@ -25,6 +21,7 @@ from neva.errors import SampleError
 from neva.families.media_tokens import MediumLayout
 from neva.formats.json import half_character
 from neva.inference.load import Assistant
+from neva.serving.image_urls import image_bytes
 from neva.serving.options import ServeOptions
 from neva.serving.protocol import ImagePart, Message, TextPart
 from neva.templates.template import Turn, insert_media, placeholders
@@ -90,8 +87,9 @@ class Reader:
         return Question(ids, pictures, first)
 
     def _picture(self, number: int, url: str, is_alone: bool) -> Picture:
-        data, media = self._bytes(number, url), self._assistant.media
+        media = self._assistant.media
         try:
+            data = image_bytes(url, self._options)
             image = decode_image(data, media.exif_transpose, FORMATS, self._options.max_image_pixels)
         except SampleError as error:
             raise SampleError(f"image {number}: {error}") from error
@@ -99,34 +97,6 @@ class Reader:
         layout = media.layout(medium)
         digest = hashlib.sha256(data + repr(layout).encode()).digest()
         return Picture(digest, layout, media.pixels(medium, layout))
-
-    def _bytes(self, number: int, url: str) -> bytes:
-        header, _, content = url.partition(",")
-        if header.startswith("data:") and header.endswith(";base64"):
-            try:
-                return base64.b64decode(content, validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise SampleError(f"image {number}: its data is not base64 ({error})") from error
-        if url.startswith("file://"):
-            return self._file(number, url)
-        raise SampleError(
-            f"image {number}: found the URL {url!r:.80}, expected data:image/png;base64,… (this server fetches nothing)"
-        )
-
-    def _file(self, number: int, url: str) -> bytes:
-        """Returns the content of a file in the folder that may be read; every other path gets the same refusal."""
-        folder = self._options.allowed_local_media_path
-        if folder is not None:
-            path = Path(unquote(urlsplit(url).path))
-            try:
-                if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
-                    return path.read_bytes()
-            except (OSError, ValueError):  # a loop of links, a zero byte in a name, no permission
-                pass
-        raise SampleError(
-            f"image {number}: found a file's URL that this server may not read; "
-            "send data:image/png;base64,…, or start it with --allowed-local-media-path FOLDER"
-        )
 
 
 def _conversation(messages: Sequence[Message]) -> tuple[str | None, list[Turn], list[str]]:

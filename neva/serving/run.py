@@ -35,6 +35,8 @@ class ModelSource:
     vision_tower: str | None
     tokenizer: str | None
     quantization: str | None
+    hparams_file: str | None
+    use_ema: bool
 
 
 def serve(source: ModelSource, name: str, options: ServeOptions) -> None:
@@ -57,7 +59,14 @@ def serve(source: ModelSource, name: str, options: ServeOptions) -> None:
         options = replace(options, port=listener.getsockname()[1])
         app = build_app(Desk(assistant, options), name)
         sys.stderr.write(_greeting(name, options))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+        )
         with _ends_well():
             uvicorn.Server(config).run(sockets=[listener])
 
@@ -86,8 +95,8 @@ def _loaded(source: ModelSource) -> Iterator[Assistant]:
         "base_model_file": source.language_model,
         "vision_encoder_path": source.vision_tower,
         "tokenizer_type": source.tokenizer,
-        "hparams_file": None,
-        "use_ema": False,
+        "hparams_file": source.hparams_file,
+        "use_ema": source.use_ema,
         "inference": {"quantization": source.quantization},
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
@@ -118,7 +127,7 @@ def _ends_well() -> Iterator[None]:
 
 def _greeting(name: str, options: ServeOptions) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
-    url = f"http://{host}:{options.port}"
+    url = f"http{'s' if options.ssl_certfile else ''}://{host}:{options.port}"
     asked = json.dumps({"messages": [{"role": "user", "content": "Hello"}]})
     key = " -H 'Authorization: Bearer KEY'" if options.api_key else ""
     lines = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neva.data.collate import feature_order, picture_shapes
-from neva.inference.continuation import Continuation, Limits
+from neva.inference.continuation import Continuation, Limits, Score
 from neva.inference.generate import ContinuousBatch, encode
 from neva.inference.load import Assistant
 from neva.inference.stopping import EndStrings
@@ -29,10 +29,11 @@ _KEPT = 16
 
 @dataclass(frozen=True)
 class NewTokens:
-    """New tokens of an answer; with the last ones, why it ends."""
+    """New tokens of an answer, with their scores where asked for; with the last ones, why it ends."""
 
     ids: list[int]
     end: Literal["stop", "length", "failed"] | None = None
+    scores: Sequence[Score] = ()
 
 
 @dataclass
@@ -116,12 +117,13 @@ class Worker(threading.Thread):
 
     def _tell(self, continuation: Continuation) -> None:
         job = self._jobs[continuation.number]
-        new, job.told = continuation.answer[job.told :], len(continuation.answer)
+        new = slice(job.told, len(continuation.answer))
+        ids, scores, job.told = continuation.answer[new], continuation.scores[new], new.stop
         if not continuation.has_ended:
-            job.tell(NewTokens(new))
+            job.tell(NewTokens(ids, scores=scores))
             return
         del self._jobs[continuation.number]
-        job.tell(NewTokens(new, "length" if continuation.is_cut_off else "stop"))
+        job.tell(NewTokens(ids, "length" if continuation.is_cut_off else "stop", scores))
 
     def _arrivals(self) -> Iterator[Continuation]:
         """Yields what has been asked; waits for it where nothing runs."""

@@ -77,7 +77,7 @@ def test_scores_are_the_log_probabilities_of_transformers(single_process: None, 
         for row, prompt in enumerate(prompts(image_tokens))
     ]
     for ended in ContinuousBatch(Decoder(ours), 3).answers(asked):
-        prompt, tokens = prompts(image_tokens)[ended.number], [token for token, _ in ended.scores]
+        prompt, tokens = prompts(image_tokens)[ended.number], [score.token for score in ended.scores]
         assert tokens[: len(ended.answer)] == ended.answer and len(tokens) - len(ended.answer) in (0, 1)
         ids = torch.cat([prompt.input_ids, torch.tensor(tokens)])
         inputs = reference_inputs({"input_ids": ids[None], "pixel_values": prompt.pixel_values})
@@ -87,7 +87,7 @@ def test_scores_are_the_log_probabilities_of_transformers(single_process: None, 
             logits = theirs(**inputs).logits[0, len(prompt.input_ids) - 1 : -1, :VOCAB]  # type: ignore[operator]
         expected = logits.log_softmax(-1)
         torch.testing.assert_close(torch.stack(ended.distributions), expected, atol=1e-5, rtol=0)
-        chosen = torch.tensor([log_prob for _, log_prob in ended.scores])
+        chosen = torch.tensor([score.log_prob for score in ended.scores])
         torch.testing.assert_close(chosen, expected[range(len(tokens)), tokens], atol=1e-5, rtol=0)
 
 

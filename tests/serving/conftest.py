@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -85,40 +88,58 @@ def served(
     shutil.copy(images / "0.png", folder / "allowed" / "red.png")
     shutil.copy(images / "0.png", folder / "outside.png")
     (folder / "allowed" / "link.png").symlink_to(folder / "outside.png")
-    command = [
-        sys.executable, "-m", "neva", "serve", str(nemo), "--served-model-name", "tiny", "--port", "0",
-        "--accelerator", "cpu", "--api-key", KEY, "--max-tokens", str(LONGEST), "--max-num-seqs", str(ROWS),
+    flags = [
+        "--served-model-name", "tiny", "--api-key", KEY, "--max-tokens", str(LONGEST), "--max-num-seqs", str(ROWS),
         "--max-queue", str(PLACES - ROWS), "--max-images", "3", "--max-image-pixels", "5000", "--max-body-mib", "1",
-        "--allowed-local-media-path", str(folder / "allowed"), "--page", "--examples", str(folder / "examples"),
+        "--allowed-local-media-path", str(folder / "allowed"), "--allowed-media-domains", "127.0.0.1",
+        "--page", "--examples", str(folder / "examples"),
     ]  # fmt: skip
-    log = folder / "log"
+    with server(nemo, folder / "log", flags) as (process, url):
+        yield Served(url, process, images, folder / "allowed")
+        _finishes_its_answers(process, url)
+        assert "Traceback" not in (folder / "log").read_text()
+
+
+@contextmanager
+def server(
+    model: Path, log: Path, flags: Sequence[str], trusted: ssl.SSLContext | bool = True
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that answers, and where."""
+    command = [
+        sys.executable,
+        "-m",
+        "neva",
+        "serve",
+        str(model),
+        "--port",
+        "0",
+        "--accelerator",
+        "cpu",
+        *flags,
+    ]
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stderr=output, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
     try:
-        yield Served(_url(process, log), process, images, folder / "allowed")
-        _finishes_its_answers(process, _url(process, log))
-        assert "Traceback" not in log.read_text()
+        yield process, _url(process, log, trusted)
     finally:
         process.kill()
         process.wait()
 
 
-def _url(process: subprocess.Popen[str], log: Path) -> str:
+def _url(process: subprocess.Popen[str], log: Path, trusted: ssl.SSLContext | bool) -> str:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
-        if (found := re.search(r"answers at (\S+)/v1", log.read_text())) and _is_up(found[1]):
+        if (found := re.search(r"answers at (\S+)/v1", log.read_text())) and _is_up(found[1], trusted):
             return found[1]
         time.sleep(0.1)
     raise AssertionError(log.read_text())
 
 
-def _is_up(url: str) -> bool:
-    import httpx
-
+def _is_up(url: str, trusted: ssl.SSLContext | bool) -> bool:
     try:
-        return httpx.get(f"{url}/health").status_code == 200
+        return httpx.get(f"{url}/health", verify=trusted).status_code == 200
     except httpx.TransportError:
         return False
 

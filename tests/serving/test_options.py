@@ -29,6 +29,8 @@ def model(tmp_path: Path) -> Path:
         (["--examples", "."], 2, "they are shown on the page, which --page adds"),
         (["--port", "PORT"], 2, "cannot listen on 127.0.0.1, port PORT (Address already in use)"),
         (["--port", "0"], 2, "my.nemo"),
+        (["--ssl-keyfile", "/none"], 2, "--ssl-keyfile: found without --ssl-certfile FILE"),
+        (["--ssl-certfile", "/none"], 2, "expected a certificate and its key, not encrypted, both in PEM"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
@@ -45,7 +47,7 @@ def test_an_absent_model_and_an_absent_extra_are_named(
     model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["serve", str(model.parent / "none.nemo")]) == 2
-    assert "no .nemo or extracted folder at" in capfd.readouterr().err
+    assert "no .nemo, extracted folder or checkpoint at" in capfd.readouterr().err
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
     assert cli.main(["serve", str(model)]) == 2

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from omegaconf import DictConfig
 from openai import APIStatusError, AsyncOpenAI, OpenAI
 from schemathesis import GenerationMode, checks
 
-from neva.inference.answer import answer_all
+from neva.inference.answer import Answer, answer_all
 from neva.inference.load import Assistant
 from neva.inference.prompts import request_of
 from neva.serving.options import ServeOptions
@@ -145,6 +149,44 @@ def test_an_answer_ends_at_stop_strings_and_limits(served: Served, client: OpenA
     assert (capped.usage.completion_tokens, capped.choices[0].finish_reason) == (LONGEST, "length")
 
 
+def test_tokens_come_with_the_log_probabilities_that_neva_infer_writes(
+    served: Served, client: OpenAI, assistant: Assistant, one_by_one: DictConfig
+) -> None:
+    one_by_one.compute_logprob = True
+    asked = request_of(QUESTION, (served.images / "0.png",), None)
+    (expected,) = [answers[0] for answers in answer_all(assistant, one_by_one, {0: asked})]
+    one_by_one.compute_logprob = False
+    assert isinstance(expected, Answer) and expected.tokens is not None
+    messages = [about(QUESTION, served.images / "0.png")]
+    told = ask(client, messages, logprobs=True, top_logprobs=20).choices[0].logprobs.content
+    chunks = list(ask(client, messages, logprobs=True, top_logprobs=20, stream=True))
+    streamed = [chunk.choices[0].logprobs.content for chunk in chunks if chunk.choices[0].logprobs]
+    assert [token for content in streamed for token in content] == told
+    assert [one.logprob for one in told] == pytest.approx(
+        [token.log_prob for token in expected.tokens[: len(told)]], abs=1e-5
+    )
+    assert "".join(one.token for one in told).strip() == expected.text == "red"
+    for one in told:
+        likeliest = [top.logprob for top in one.top_logprobs]
+        assert likeliest == sorted(likeliest, reverse=True) and likeliest[0] == one.logprob
+        assert len(likeliest) == 20
+        assert 0.5 < math.exp(likeliest[0]) < sum(map(math.exp, likeliest)) <= 1 + 1e-5
+        assert bytes(one.bytes).decode() == one.token
+    plain = ask(client, messages, logprobs=True).choices[0].logprobs.content
+    assert [(one.logprob, one.top_logprobs) for one in plain] == [(one.logprob, []) for one in told]
+    assert ask(client, messages).choices[0].logprobs is None
+
+
+def test_an_image_may_be_fetched_from_an_allowed_host(served: Served, client: OpenAI) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served.images))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        fetched = image(f"http://127.0.0.1:{site.server_port}/1.png")
+        found = ask(client, user(fetched, {"type": "text", "text": QUESTION}))
+        site.shutdown()
+    assert found.choices[0].message.content == "green"
+
+
 def test_a_seed_draws_the_same_answer_again(client: OpenAI) -> None:
     def drawn(seed: int) -> str:
         messages = [{"role": "user", "content": QUESTION}]
@@ -182,7 +224,10 @@ HELLO = [{"role": "user", "content": "is it?"}]
         ({"messages": [{"role": "user", "content": "</s>"}]}, 400, "contains '</s>', a special token"),
         ({"messages": [{"role": "user", "content": "<image>"}]}, 400, "found 1 <image> placeholders for 0 images"),
         ({"messages": [{"role": "user", "content": "it " * 500}]}, 400, "tokens, more than encoder_seq_length=128"),
-        ({"messages": user(image("http://127.0.0.1:1/a.png"))}, 400, "image 1: .*this server fetches nothing"),
+        ({"messages": user(image("http://localhost:1/a.png"))}, 400, "image 1: .*or a URL of 127.0.0.1"),
+        ({"messages": user(image("http://127.0.0.1:1/a.png"))}, 400, "image 1: .*could not be asked"),
+        ({"top_logprobs": 2}, 400, "top_logprobs: found without logprobs=true"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs: .*less than or equal to 20"),
         ({"messages": user(image("file:///etc/passwd"))}, 400, "image 1: .*may not read"),
         ({"messages": user(image("FOLDER/link.png"))}, 400, "image 1: .*may not read"),
         ({"messages": user(image("FOLDER/../outside.png"))}, 400, "image 1: .*may not read"),
