@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from neva import __version__
-from neva.serving.desk import Desk, Piece, Ticket
+from neva.serving.desk import AnswerPiece, Desk, Ticket
 from neva.serving.guard import Guard
 from neva.serving.page_routes import add_page
 from neva.serving.problems import RequestProblem, add_handlers, error_body
@@ -167,7 +167,7 @@ async def _events(ticket: Ticket, head: dict[str, Any], has_usage: bool) -> Asyn
     yield "data: [DONE]\n\n"
 
 
-async def _all(ticket: Ticket) -> list[Piece]:
+async def _all(ticket: Ticket) -> list[AnswerPiece]:
     return [piece async for piece in ticket.pieces()]
 
 

@@ -21,7 +21,7 @@ from neva.serving.text import TextInPieces
 from neva.serving.worker import AnswerJob, NewTokens, Worker
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """A piece of an answer's text, and what is told of its tokens, where that is asked for."""
 
     text: str
@@ -92,7 +92,7 @@ class Ticket:
         self._text = TextInPieces(self._decode, ends)
         desk.worker.ask(self._job)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[AnswerPiece]:
         """Yields the answer's text as it grows; then `finish_reason` and `usage` hold."""
         scores: list[Score] = []
         while self.finish_reason is None:
@@ -106,7 +106,7 @@ class Ticket:
                 text += self._text.rest()
                 self.finish_reason = progress.end
             if text or (scores and progress.end is not None):  # the last tokens may have no text
-                yield Piece(text, self._desk.names.told(scores) if scores else None)
+                yield AnswerPiece(text, self._desk.names.told(scores) if scores else None)
                 scores = []
 
     def usage(self) -> Usage:
