@@ -52,7 +52,7 @@ def random_llava(
     """Returns neva's model, alone in a process group of its own."""
     from neva.distributed import groups
     from neva.model.build import build_model
-    from neva.model.language import transformer_config
+    from neva.model.decoder_spec import transformer_config
 
     groups.init_process_group(rank=0, world_size=1)
     groups.init_model_parallel(groups.ParallelSizes(), seed=1)

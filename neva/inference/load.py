@@ -26,7 +26,7 @@ from neva.formats.nemo_header import is_nemo
 from neva.inference.hugging_face import AnyDecoder, decoder_of
 from neva.inference.trained import open_trained
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from neva.model.quantised import quantise
 from neva.precision import precision_named, set_matmul_precision

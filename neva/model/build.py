@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from neva.constants import ADAPTERS, ALL_PARTS, part_of
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import connector_named
+from neva.model.decoder_spec import transformer_config
 from neva.model.hugging_face import HuggingFaceLanguageModel
-from neva.model.language import LanguageModel, transformer_config
+from neva.model.language import LanguageModel
 from neva.model.llava import AnyLanguageModel, NevaModel
 from neva.model.vision import VisionTower
 

@@ -11,7 +11,7 @@ from neva.config.language import language_config_of
 from neva.config.tower import vision_config_of
 from neva.distributed import groups
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from neva.training.megatron_switches import megatron_switches
 

@@ -20,7 +20,7 @@ from neva.distributed import groups
 from neva.distributed.megatron_ddp import MegatronDDP
 from neva.families.configs import LanguageConfig
 from neva.model.build import build_language_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim import optimizer_state
 from neva.optim.megatron import build_optimizer

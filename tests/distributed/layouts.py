@@ -42,7 +42,7 @@ from neva.families.two_towers import Colours, with_second
 from neva.model.adapters import Adapter
 from neva.model.build import build_model, set_trainable
 from neva.model.compiled import compile_layers
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
 from neva.training.step import run_global_batch

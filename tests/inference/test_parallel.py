@@ -10,7 +10,7 @@ import torch
 from neva.distributed import groups
 from neva.families.configs import ExpertsConfig
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from tests.inference.test_generate import GREEDY, answers, prompts
 from tests.megatron import meetings, ranks_tell
 from tests.model.test_against_transformers import shapes

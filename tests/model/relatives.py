@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from neva.families.configs import LanguageConfig
 from neva.families.language import language_config_from_hf, language_table
-from neva.model.language import LanguageModel, transformer_config
+from neva.model.decoder_spec import transformer_config
+from neva.model.language import LanguageModel
 
 VOCAB = 101
 SIZES = {

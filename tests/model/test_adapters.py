@@ -21,7 +21,7 @@ from neva.inference.decoder import Decoder
 from neva.model import adapters, dora
 from neva.model.adapted import fill_magnitudes
 from neva.model.build import build_language_model, build_model, count_parameters, set_trainable
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from tests.model.test_against_transformers import (
     VOCAB,

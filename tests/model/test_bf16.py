@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neva.families.language import language_config_from_hf, language_table, read_language_config
 from neva.model.build import build_language_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from neva.weights.load import load_language_model, load_native
 from tests.convert.tiny import SIZES

@@ -17,8 +17,8 @@ from neva.data.batch import Batch
 from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import ExpertsConfig, LanguageConfig
 from neva.model.build import build_language_model
+from neva.model.decoder_spec import transformer_config
 from neva.model.experts import taken_losses
-from neva.model.language import transformer_config
 from neva.model.llava import NevaModel
 from neva.training.step import run_global_batch
 from tests.experts import FAMILIES, native, reference

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from neva.model.build import build_model, set_trainable
 from neva.model.compiled import compile_layers
+from neva.model.decoder_spec import transformer_config
 from neva.model.float8 import by_kernel, multiplied, product, scaled, use_float8
-from neva.model.language import transformer_config
 from tests.model.test_against_transformers import shapes
 from tests.model.test_unread import learnt
 from tests.planner.test_plan_memory import micro_batch

@@ -16,7 +16,7 @@ from neva.model import attention
 from neva.model.attention import SDPAttention
 from neva.model.build import build_model
 from neva.model.context import positions
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.packed import PackedSamples, Span, packed_samples
 from tests.model.test_against_transformers import VOCAB, shapes
 

@@ -14,7 +14,7 @@ from neva.families.connector import connector_named
 from neva.families.vision_sizes import num_layers_run
 from neva.model.attention import sliding_window_mask
 from neva.model.build import build_model, count_parameters, meta_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.merge import merge
 from neva.model.vision import VisionTower
 from tests.model.test_against_transformers import batch, shapes

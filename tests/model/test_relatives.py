@@ -18,7 +18,7 @@ from neva.inference.decoder import Decoder
 from neva.inference.generate import ContinuousBatch
 from neva.inference.sampling import Sampling
 from neva.model import capped
-from neva.model import language as language_room
+from neva.model.decoder_spec import transformer_config
 from neva.model.language import LanguageModel
 from tests.model.relatives import RELATIVES, ids, in_float64, ours, theirs
 
@@ -112,7 +112,7 @@ def test_a_form_that_forgets_something_has_other_logits(single_process: None, mu
     reference = theirs(name)
     model, language = ours(reference)
     wrong = replace(language, form=replace(language.form, **changes))
-    other = LanguageModel(language_room.transformer_config(wrong), wrong, True, True).eval()
+    other = LanguageModel(transformer_config(wrong), wrong, True, True).eval()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         found, expected = logits(other, ids(LENGTH)), reference(ids(LENGTH)).logits

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from neva.families.configs import LanguageConfig
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.rotary import Rotary, turned
 from tests.model.test_against_transformers import shapes
 from tests.model.test_unread import language_of

@@ -15,7 +15,7 @@ from neva.data.batch import Batch
 from neva.families.configs import LanguageConfig
 from neva.families.language import language_config_from_hf
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from tests.model.relatives import theirs
 from tests.model.test_against_transformers import shapes

@@ -33,7 +33,7 @@ from neva.errors import ConfigError
 from neva.families.configs import ExpertsConfig, LoraConfig
 from neva.families.language import language_config_from_hf
 from neva.model.build import build_model, set_trainable
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.optim.average import WeightAverage
 from neva.planner import candidates as candidates_module
 from neva.planner.candidates import Candidate, candidates

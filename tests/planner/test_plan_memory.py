@@ -26,7 +26,7 @@ from neva.distributed.megatron_ddp import data_parallel
 from neva.families.configs import DecoderForm, ExpertsConfig, LanguageConfig, LoraConfig, VisionConfig
 from neva.families.two_towers import Colours, with_second
 from neva.model.build import build_model, set_trainable
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.model.llava import NevaModel
 from neva.optim.megatron import build_optimizer
 from neva.planner.activations import peak_workspace, saved_activations

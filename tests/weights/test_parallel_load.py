@@ -7,7 +7,7 @@ import torch
 
 from neva.distributed import groups
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.weights.load import global_name, load_language_model
 from tests.convert.native import TOLERANCE, config_of, random_ids, shapes_of, text_logits
 from tests.convert.tiny import language_model

@@ -15,7 +15,7 @@ from neva.distributed.imagined import imagined_rank
 from neva.families.configs import LanguageConfig
 from neva.formats.nemo import write_nemo
 from neva.model.build import build_model
-from neva.model.language import transformer_config
+from neva.model.decoder_spec import transformer_config
 from neva.weights.load import load_native
 from neva.weights.parts import language_weights
 from tests.convert.native import config_of, shapes_of
