@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,18 @@ VIDEO_KEYS: dict[str, Any] = {
 }
 
 
-def write_clip(path: Path, frames: int = FRAMES) -> None:
-    """A clip whose frame `n` is of grey 10 n."""
+def write_clip(path: Path, frames: int = FRAMES, codec: str = "libx264", left: int | None = None) -> None:
+    """A clip whose frame `n` is of grey 10 n, with frames between others; its left edge may be of another grey."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "1", "g": "5"})
+        options = {"crf": "1"} if codec == "libx264" else {"bf": "2", "q": "1"}
+        stream = container.add_stream(
+            codec, rate=25 if path.suffix == ".mpg" else 8, options=options | {"g": "5"}
+        )
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(frames):
             grey = np.full((48, 64, 3), 10 * number, np.uint8)
+            if left is not None:
+                grey[:, :16] = left
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
 
@@ -91,6 +97,44 @@ def test_both_readers_give_the_same_pixels(folder: Path) -> None:
     ):
         # two versions of FFmpeg convert YUV with other rounding
         assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 3
+
+
+@pytest.mark.parametrize("library", READERS)
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("b.avi", "mpeg4"), ("a.avi", "libx264"), ("a.mpg", "mpeg2video"), ("a.ts", "libx264")],
+)
+def test_frames_are_found_in_containers_without_time_stamps(
+    name: str, codec: str, library: VideoLibrary, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / name, codec=codec)
+    assert frame_count(tmp_path / name, library) == FRAMES
+    found = numbers(tmp_path / name, [0, 4, 9, 13, 18, 23], library)
+    assert (
+        np.abs(np.subtract(found, [0, 4, 9, 13, 18, 23])).max() <= 1
+    )  # MPEG-2 and MPEG-4 lose some levels of grey
+
+
+MATRICES = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+"""By how many degrees a player turns a picture clockwise, and the matrix that tells it so."""
+
+
+@pytest.mark.parametrize("library", READERS)
+@pytest.mark.parametrize("degrees", MATRICES)
+def test_a_clip_of_a_telephone_is_turned_as_players_do(
+    degrees: int, library: VideoLibrary, folder: Path, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "upright.mp4", 4, left=200)
+    content = bytearray((tmp_path / "upright.mp4").read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in MATRICES[degrees])
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content)
+    (found,), (upright,) = (
+        [np.asarray(frame) for frame in read_frames(tmp_path / name, [3], library)]
+        for name in ("turned.mp4", "upright.mp4")
+    )
+    assert np.array_equal(found, np.rot90(upright, -degrees // 90))
 
 
 @pytest.mark.skipif(len(READERS) < 2, reason="decord is not installed")

@@ -99,9 +99,23 @@ def _decord(path: Path) -> Any:
 
 
 def _with_decord(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yields wanted frames; PyAV reads those that decord gets wrong.
+
+    That seeks by time stamps, which `.avi`, `.mpg` and the like may lack, and garbles what a telephone held upright.
+    """
     video = _decord(path)
+    if not _has_time_stamps(path) or video[0].shape[2] != 3:
+        yield from _with_pyav(path, wanted)
+        return
     for number in wanted:
         yield video[number].asnumpy()
+
+
+def _has_time_stamps(path: Path) -> bool:
+    """Returns whether it is of a container with a time stamp for each frame: MP4 and QuickTime, Matroska and WebM."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
 
 
 def _count_with_pyav(path: Path) -> int:
@@ -124,10 +138,15 @@ def _with_pyav(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         for number, last in enumerate(container.decode(stream)):
             while left and left[0] == number:
                 left.pop(0)
-                yield last.to_ndarray(format="rgb24")
+                yield _upright(last)
             if not left:
                 return
         if last is None:
             raise ValueError("no frame")
         for _ in left:
-            yield last.to_ndarray(format="rgb24")
+            yield _upright(last)
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """Returns a frame as players show it: turned as its file says."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
