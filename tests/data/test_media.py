@@ -22,7 +22,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from neva.data.media import processor as processor_module
-from neva.data.media.image import expand_to_square, load_image
+from neva.data.media.image import expand_to_square, image_size, load_image
 from neva.data.media.jpeg import decoded
 from neva.data.media.placeholders import Medium
 from neva.data.media.processor import build_image_processor, enlarged, to_pixels
@@ -249,10 +249,11 @@ def test_a_palette_with_transparency_loses_only_the_transparency(tmp_path: Path)
     assert np.array_equal(np.asarray(load_image(tmp_path / "image.png")), expected)
 
 
-def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["grey.png", "grey.pgm", "grey.tif"])
+def test_sixteen_bit_grey_keeps_its_high_byte(name: str, tmp_path: Path) -> None:
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(values).save(tmp_path / "grey.png")
-    found = np.asarray(load_image(tmp_path / "grey.png"))
+    Image.fromarray(values).save(tmp_path / name)
+    found = np.asarray(load_image(tmp_path / name))
     assert np.array_equal(found, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
 
 
@@ -287,18 +288,37 @@ def test_the_faster_decoder_turns_and_refuses_as_pillow_does(tmp_path: Path) -> 
     assert errors[0] == errors[1]
 
 
+@pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("name", ["turned.png", "turned.jpg"])
-def test_exif_orientation_is_applied_only_when_it_is_asked_for(name: str, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied_only_when_it_is_asked_for(
+    name: str, orientation: int, tmp_path: Path
+) -> None:
     image = random_image(20, 10)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x0112] = orientation
     image.save(tmp_path / name, exif=exif)
     assert load_image(tmp_path / name).size == (20, 10)
     with Image.open(tmp_path / name) as file:
         expected = ImageOps.exif_transpose(file)
     turned = load_image(tmp_path / name, exif_transpose=True)
-    assert turned.size == (10, 20) and turned.tobytes() == expected.tobytes()
+    assert turned.size == expected.size == image_size(tmp_path / name, exif_transpose=True)
+    assert turned.tobytes() == expected.tobytes()
     assert transformers_image(str(tmp_path / name)).convert("RGB").tobytes() == turned.tobytes()
+
+
+def test_odd_tags_beside_the_orientation_keep_no_image_from_being_turned(tmp_path: Path) -> None:
+    random_image(20, 10).save(tmp_path / "plain.jpg")
+    content = (tmp_path / "plain.jpg").read_bytes()
+    signed_width, orientation = (
+        struct.pack("<HHIhH", 0x0100, 8, 1, -5, 0),
+        struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0),
+    )
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + signed_width + orientation + bytes(4)
+    tags = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (tmp_path / "odd.jpg").write_bytes(content[:2] + tags + content[2:])
+    found = load_image(tmp_path / "odd.jpg", exif_transpose=True)
+    upright = load_image(tmp_path / "plain.jpg")
+    assert np.array_equal(np.asarray(found), np.rot90(np.asarray(upright), -1))
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

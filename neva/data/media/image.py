@@ -10,7 +10,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
+from PIL.Image import Transpose
 
 from neva.data.media.jpeg import JpegDecoder, decoded
 from neva.errors import DataError, SampleError
@@ -23,6 +24,16 @@ NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)
 """EXIF's tag of how an image is turned, and the values that change places of width and height."""
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What turns it back, by the tag's value."""
 
 
 def load_image(
@@ -131,13 +142,17 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    turned = ImageOps.exif_transpose(image)
+    """Returns what `ImageOps.exif_transpose` does, which also writes the other tags anew and fails at odd ones."""
+    method = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    if method is None:
+        return image
+    turned = image.transpose(method)
     turned.format = image.format
     return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # PIL's own conversion clips at 255, which makes almost every 16-bit image white.
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return grey.convert("RGB")
