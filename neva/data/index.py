@@ -17,7 +17,7 @@ from neva.data.sources.source import Record
 from neva.errors import DataError, SampleError
 from neva.formats.cached_arrays import cached_arrays
 
-FORMAT = 2
+FORMAT = 3
 """Of the index, and of how words and images are counted: an index of another one is made again."""
 
 SMALL = 1 << 20

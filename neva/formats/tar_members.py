@@ -40,6 +40,7 @@ def tar_members(
                 passed = archive.offset
                 if not info.isdir():
                     yield _checked(info, path, end)
+            _refuse_rest(path, archive.offset)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
@@ -47,6 +48,18 @@ def tar_members(
             f"{path} is not an uncompressed tar, or is cut short ({error}); unpack a compressed one (gunzip), fetch a "
             "torn one again"
         ) from error
+
+
+def _refuse_rest(path: Path, end: int) -> None:
+    """Raises DataError unless zeros alone follow the last member: Python's reader takes a broken header for the end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise DataError(
+                    f"{path} goes on behind its end at byte {end:,}: its next header is damaged, or several tars were "
+                    "joined; fetch it again, or keep them apart (a folder of tars is read too)"
+                )
 
 
 def _checked(info: tarfile.TarInfo, path: Path, end: int) -> tuple[str, int, int]:
@@ -61,7 +74,9 @@ def _checked(info: tarfile.TarInfo, path: Path, end: int) -> tuple[str, int, int
         )
     if info.offset_data + info.size > end:
         raise DataError(f"{path} is cut short in the member {info.name!r:.200}; fetch it again")
-    return pure.as_posix(), info.offset_data, info.size
+    # bytes that are no UTF-8, as of names in GB18030, are spelt out
+    name = pure.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return name, info.offset_data, info.size
 
 
 def name_table(members: Iterator[tuple[str, int, int]], path: Path) -> dict[str, NDArray[Any]]:

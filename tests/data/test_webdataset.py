@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from neva.data.lengths import measure
+from neva.data.sources.media_folder import MediaFolder
 from neva.data.sources.source import Record, open_source
 from neva.errors import DataError, SampleError
 from neva.formats.stored_file import StoredFile
@@ -81,7 +82,26 @@ def texts(record: Record) -> list[str | None]:
             ["<image>\n何色？", "赤い"],
             [3],
         ),
-        ({"a.png": png(4), "a.txt": "red"}, ["<image>", "red"], [4]),
+        ({"a.png": png(4), "a.txt": "\ufeffred"}, ["<image>", "red"], [4]),
+        (
+            {
+                "a.json": {
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image", "image": "a.1.png"},
+                                {"type": "image_url", "image_url": {"url": "x/a.0.png"}},
+                            ],
+                        },
+                        {"role": "assistant", "content": "b"},
+                    ]
+                }
+            }
+            | {"a.0.png": png(0), "a.1.png": png(1)},
+            ["<image>\n<image>", "b"],
+            [1, 0],
+        ),
     ],
 )
 def test_a_sample_is_read_by_its_parts(
@@ -113,6 +133,21 @@ def test_samples_of_many_shards_are_read_in_any_order_and_counted(tmp_path: Path
     assert [some[index].id for index in range(4)] == ["6", "7", "14", "15"]
     with pytest.raises(DataError, match=r"no file at .*pretrain-12\.tar"):
         open_source(str(tmp_path / "wds/pretrain-{0..12}.tar"))
+
+
+def test_hidden_members_are_of_no_sample_and_a_part_that_is_there_begins_another(tmp_path: Path) -> None:
+    members = {
+        "._a.png": b"\0",
+        "a.png": png(1),
+        "._a.json": b"\0",
+        "a.json": conversation("<image>", "b"),
+        "./a.png": png(2),
+        "./a.JSON": conversation("<image>", "c"),
+        ".DS_Store": b"",
+    }
+    records = open_source(write_tar(tmp_path / "0.tar", members))
+    found = [(records[index].id, texts(records[index])[1], shades(records[index])) for index in range(2)]
+    assert len(records) == 2 and found == [("a", "b", [1]), ("a", "c", [2])]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +202,36 @@ def test_a_torn_tar_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="cut short"):
         open_source(path)
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["joined", "damaged"])
+def test_a_tar_that_goes_on_behind_its_end_is_refused(damaged: bool, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", {f"{n}.json": conversation("a", "b") for n in range(3)})
+    content = path.read_bytes()
+    header = content.index(b"1.json")
+    path.write_bytes(content.replace(b"1.json", b"1.jso_", 1) if damaged else content + content)
+    with pytest.raises(
+        DataError, match=r"goes on behind its end at byte [\d,]+: its next header is damaged, or"
+    ):
+        open_source(path)
+    path.write_bytes(content[: header + 100])
+    with pytest.raises(DataError, match="goes on behind its end"):
+        open_source(path)
+
+
+def test_names_that_are_no_utf_8_stand_in_no_one_s_way(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="gb18030") as archive:
+        for name, content in (("漢.png", png(1)), ("漢.txt", b"b"), ("a.png", png(2)), ("a.txt", b"c")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    records = open_source(path)
+    assert [(texts(records[index])[1], shades(records[index])) for index in range(2)] == [
+        ("b", [1]),
+        ("c", [2]),
+    ]
+    assert (MediaFolder(path, 1 << 20) / "a.png").read_bytes() == png(2)
 
 
 def prepared(folder: Path, dataset: str, **shards: dict[str, Any]) -> Path:
@@ -265,6 +330,24 @@ def test_what_energon_reads_and_neva_does_not_is_refused(dataset: str, message: 
     shards = {f"s{shard}": {"a.png": png(0), "a.txt": "b"} for shard in range(3)}
     with pytest.raises(DataError, match=message):
         open_source(prepared(tmp_path / "data", dataset, **shards))
+
+
+def test_a_sample_that_energon_s_split_leaves_out_is_not_trained_in_silence(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, TYPE.format("CaptioningSample"), **{f"s{n}": {} for n in range(3)})
+    split = folder / ".nv-meta/split.yaml"
+    split.write_text(split.read_text().replace("exclude: []", "exclude: [s0.tar/a]"))
+    with pytest.raises(DataError, match=r"split\.yaml excludes 's0\.tar/a'; shards are left out as a whole"):
+        open_source(folder)
+
+
+def test_shards_that_are_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.TAR"):
+        write_tar(tmp_path / name, {"a.avif": b"", "a.txt": "b"})
+    records = open_source(tmp_path)
+    assert [len(records[index].images) for index in range(len(records))] == [1, 1]
+    (tmp_path / "c.tar.gz").touch()
+    with pytest.raises(DataError, match=r"c\.tar\.gz is a compressed tar beside others"):
+        open_source(tmp_path)
 
 
 def test_turns_are_those_of_the_same_record_in_json(tmp_path: Path) -> None:

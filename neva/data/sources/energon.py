@@ -50,6 +50,12 @@ def training_shards(folder: Path) -> list[Path]:
     """Returns the shards of the split `train`; DataError when there are none."""
     split = _read(folder / META / "split.yaml")
     listed = (split.get("split_parts") or {}).get("train") or []
+    if sample := next(
+        (entry for entry in split.get("exclude") or [] if not str(entry).endswith(".tar")), None
+    ):
+        raise DataError(
+            f"{folder}/{META}/split.yaml excludes {sample!r}; shards are left out as a whole: pack this one without it"
+        )
     excluded = {
         folder / name for entry in split.get("exclude") or [] for name in map(str, paths_of(str(entry)))
     }

@@ -18,7 +18,7 @@ from neva.data.sources.source import Record
 from neva.errors import SampleError
 from neva.formats.stored_file import StoredFile
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jfif", "avif", "heic")
 TEXT_ENDINGS = ("json", "txt", "text", "caption", "cls")
 FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")
 
@@ -55,10 +55,10 @@ def record_of(key: str, parts: Parts, form: SampleForm, place: str) -> tuple[Rec
     """
     try:
         raw = _raw(parts, form)
-        images = _images(raw, parts)
-        # named by their number, so that a list of names says the same as the files
-        raw = {"id": key, **raw, "image": [str(number) for number in range(len(images))], "images": None}
-        return replace(parse_record(raw, key, place), images=images), raw
+        listed = raw.pop("parts", None) or raw.pop("image", None) or raw.pop("images", None)
+        raw = {"id": key, **raw, "image": [], "images": None}
+        record = parse_record(raw, key, place)  # its images are those that its turns name
+        return replace(record, images=_images(listed or record.images, parts)), raw
     except SampleError as error:
         error.record_id, error.place = error.record_id or key, place
         raise
@@ -158,9 +158,8 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _images(raw: dict[str, Any], parts: Parts) -> list[StoredFile]:
-    """Returns the images of a record in order, and takes what names them out of it."""
-    named = raw.pop("parts", None) or raw.pop("image", None) or raw.pop("images", None)
+def _images(named: Any, parts: Parts) -> list[StoredFile]:
+    """Returns the images of a sample in the order in which its record names them, all where it names none."""
     present = {name: part for name, part in parts.items() if is_image(name)}
     if not named:
         return list(present.values())
@@ -212,6 +211,6 @@ def _content(parts: Parts, name: str) -> Any:
         return parts[name]
     try:
         content = parts[name].read_bytes()
-        return json.loads(content) if name.rpartition(".")[2] == "json" else content.decode()
+        return json.loads(content) if name.rpartition(".")[2] == "json" else content.decode("utf-8-sig")
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{parts[name]} cannot be read as {name}: {error}") from error

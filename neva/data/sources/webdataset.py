@@ -27,7 +27,7 @@ from neva.data.index import (
 )
 from neva.data.sources.parts import SampleForm, is_text, record_of
 from neva.data.sources.source import Record
-from neva.errors import SampleError
+from neva.errors import DataError, SampleError
 from neva.formats.progress import bytes_bar
 from neva.formats.stored_file import StoredFile
 from neva.formats.tar_members import stored_member, tar_members
@@ -35,6 +35,9 @@ from neva.registry import SOURCES
 
 META = ".nv-meta"
 """What energon prepares is in this folder."""
+
+COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", re.IGNORECASE)
+"""How the names of shards end that are not read."""
 
 Member = tuple[str, int, int]
 """Name, offset and size in bytes."""
@@ -105,15 +108,29 @@ class WebdatasetSource:
 
     def accepts(self, path: Path) -> bool:
         """Returns whether `path` is a tar, several, or a folder of some that energon has not prepared."""
-        return path.suffix == ".tar" or (any(path.glob("*.tar")) and not (path / META).is_dir())
+        return _is_tar(path) or (
+            path.is_dir() and any(map(_is_tar, path.iterdir())) and not (path / META).is_dir()
+        )
 
     def open(self, path: Path, datasets_exclude: Collection[str] = ()) -> ShardRecords:
-        """Returns the samples without those whose `dataset` is excluded; DataError where there are none."""
-        shards = sorted(path.glob("*.tar"), key=natural) if path.is_dir() else paths_of(str(path))
+        """Returns the samples without those whose `dataset` is excluded.
+
+        Raises:
+            DataError: there are none, or some of the shards are compressed.
+        """
+        shards = paths_of(str(path))
+        if path.is_dir():
+            shards = sorted(filter(_is_tar, path.iterdir()), key=natural)
+            if packed := next((file.name for file in path.iterdir() if COMPRESSED.search(file.name)), None):
+                raise DataError(f"{path}: {packed} is a compressed tar beside others; unpack it (gunzip)")
         return open_shards(path, shards, SampleForm(), datasets_exclude)
 
 
 SOURCES.register("webdataset", WebdatasetSource())
+
+
+def _is_tar(path: Path) -> bool:
+    return path.suffix.lower() == ".tar"
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
@@ -176,11 +193,20 @@ def _scan(shards: Sequence[Path], form: SampleForm, size: int) -> Arrays:
 
 
 def _samples(shard: Path, on_read: Any) -> Iterator[tuple[str, list[Member]]]:
-    members = (
-        member for member in tar_members(shard, on_read) if "." in member[0].rpartition("/")[2].lstrip(".")
-    )
+    """Yields key and members of each sample; a part that it has already begins another one.
+
+    Hidden files and those without an ending are of none, as in webdataset.
+    """
+    members = (member for member in tar_members(shard, on_read) if member[0].rpartition("/")[2].find(".") > 0)
     for key, group in groupby(members, key=lambda member: split_key(member[0])[0]):
-        yield key, list(group)
+        sample: dict[str, Member] = {}
+        for member in group:
+            part = split_key(member[0])[1]
+            if part in sample:
+                yield key, list(sample.values())
+                sample = {}
+            sample[part] = member
+        yield key, list(sample.values())
 
 
 def _read_once(shard: Path, name: str, start: int, size: int) -> StoredFile:
