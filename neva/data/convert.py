@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -12,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from neva.data.media.files import MediaFiles
 from neva.data.sources.conversation import IMAGES
 from neva.data.sources.energon_meta import Meta, ShardMeta
-from neva.data.sources.media_folder import MediaFolder
+from neva.data.sources.media_folder import MediaFolder, has_own_place
 from neva.data.sources.source import MediaFile, Record, Records
 from neva.errors import DataError, SampleError
 from neva.formats.atomic_write import finished_target
+from neva.formats.json import json_line
 from neva.formats.stored_file import StoredFile
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -121,20 +122,21 @@ def _parts(records: Records, index: int, folder: MediaFolder, settings: ShardSet
     """Returns the parts of a sample: its images, and the record, which names them."""
     record = _record(records, index)
     files = _files(records, record, folder)
-    if settings.is_vqa and len(files) != 1:
+    if settings.is_vqa and (len(files), len(record.turns), record.system) != (1, 2, None):
         raise DataError(
-            f"{records.path}, {record.place} (id {record.id!r}) has {len(files)} images; energon's question and "
-            "answer need one: convert with --form crude"
+            f"{records.path}, {record.place} (id {record.id!r}) has {len(files)} images, {len(record.turns)} turns"
+            f"{' and a system prompt' if record.system else ''}; energon's question and answer are one image and two "
+            "turns: convert with --form crude"
         )
     raw = _as_llava(record) if settings.is_vqa else raw_record(records, index, record)
     endings = [PurePosixPath(str(file)).suffix.lower().lstrip(".") or "jpg" for file in files]
     names = endings if len(files) == 1 else [f"{number}.{ending}" for number, ending in enumerate(endings)]
     raw |= {"image": names} if names else {}
-    originals = [image for image in record.images if isinstance(image, str)]
+    originals = [image for image in record.images if isinstance(image, str) and not has_own_place(image)]
     raw |= {ORIGINALS: originals} if originals else {}
     value = raw["conversations"] if settings.is_vqa else raw
     contents = [_content(records, record, file) for file in files]
-    return dict(zip(names, contents, strict=True)) | {"json": json.dumps(value, ensure_ascii=False).encode()}
+    return dict(zip(names, contents, strict=True)) | {"json": json_line(value).strip().encode()}
 
 
 def write_json(records: Records, folder: MediaFolder, target: Path, force: bool, on_record: OnRecord) -> None:
@@ -158,8 +160,8 @@ def write_json(records: Records, folder: MediaFolder, target: Path, force: bool,
         new.open("w", encoding="utf-8") as file,
     ):
         for index in range(len(records)):
-            line = json.dumps(_as_json(records, index, folder, out), ensure_ascii=False)
-            file.write((between if index else before) + line)
+            line = json_line(_as_json(records, index, folder, out))
+            file.write((between if index else before) + line.rstrip("\n"))
             on_record(1)
         file.write(after)
     if not any(images.iterdir()):
@@ -172,7 +174,7 @@ def _as_json(records: Records, index: int, folder: MediaFolder, out: Path) -> di
     originals = raw.pop(ORIGINALS, None)
     names: list[str] = []
     for number, (image, file) in enumerate(zip(record.images, _files(records, record, folder), strict=True)):
-        if not isinstance(file, StoredFile):
+        if not isinstance(file, StoredFile) or has_own_place(image):
             names.append(str(image))
             continue
         name = (
@@ -180,11 +182,19 @@ def _as_json(records: Records, index: int, folder: MediaFolder, out: Path) -> di
             if isinstance(originals, list) and len(originals) == len(record.images)
             else file.name
         )
-        names.append(_safe(name, file.name))
-        place = out / names[-1]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(_content(records, record, file))
+        content = _content(records, record, file)
+        names.append(_written(out, _safe(name, file.name), content, f"{index:09}.{number}"))
     return {**raw, **({"image": names[0] if len(names) == 1 else names} if names else {})}
+
+
+def _written(folder: Path, name: str, content: bytes, otherwise: str) -> str:
+    """Writes an image, where another one has its name under one that begins with `otherwise`; returns its name."""
+    place = folder / name
+    if place.is_file() and place.read_bytes() != content:
+        place = place.with_name(f"{otherwise}.{place.name}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(content)
+    return place.relative_to(folder).as_posix()
 
 
 def _safe(name: Any, otherwise: str) -> str:
@@ -205,7 +215,10 @@ def raw_record(records: Records, index: int, record: Record) -> dict[str, Any]:
 
 
 def _as_llava(record: Record) -> dict[str, Any]:
-    turns = [{"from": turn.role, "value": turn.text} for turn in record.turns]
+    turns = [
+        {"from": turn.role, "value": turn.text} | ({"label": turn.label} if turn.label else {})
+        for turn in record.turns
+    ]
     return {"id": record.id, **({"system": record.system} if record.system else {}), "conversations": turns}
 
 
@@ -220,7 +233,7 @@ def _record(records: Records, index: int) -> Record:
 
 def _files(records: Records, record: Record, folder: MediaFolder) -> list[MediaFile]:
     try:
-        return [folder / image for image in record.images]
+        return [MediaFiles(folder, fetched=None).image(image) for image in record.images]
     except SampleError as error:
         raise DataError(f"{records.path}, {record.place} (id {record.id!r}): {error}") from error
 

@@ -19,7 +19,7 @@ DEEPEST = 100
 
 def refuse_utf_16(content: bytes, name: str | Path, error_kind: type[UserError] = CheckpointError) -> None:
     """Raises UserError, of `error_kind`, when a file that was read from `name` is UTF-16, with its mark or without."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:64]:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
         raise error_kind(f"{name} is UTF-16, expected UTF-8; save it as such (iconv -f UTF-16 -t UTF-8)")
 
 
@@ -115,7 +115,7 @@ def json_text(content: Any, sort_keys: bool = False) -> str:
     return json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False)
 
 
-def json_line(row: Mapping[str, Any]) -> str:
+def json_line(row: Mapping[str, Any] | list[Any]) -> str:
     """Returns a line of `.jsonl`, without escapes where UTF-8 can hold the text."""
     text = json.dumps(row, ensure_ascii=False)
     return (text if half_character(text) is None else json.dumps(row)) + "\n"

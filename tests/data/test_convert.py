@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
 import struct
 import tarfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 import yaml
 
 from neva import cli
+from neva.data.media.files import MediaFiles
 from neva.data.sources.energon import training_shards
-from neva.data.sources.source import open_source
+from neva.data.sources.media_folder import MediaFolder
+from neva.data.sources.source import Record, open_source
 from tests.conftest import conversation, shared_data, write_records
-from tests.data.test_webdataset import png, shades, texts
+from tests.data.test_webdataset import png, shades, texts, write_tar
 
 RECORDS: list[dict[str, Any]] = [
     {
@@ -63,6 +67,90 @@ def test_records_survive_the_way_to_shards_and_back(source: Path, capsys: pytest
     assert (source.parent / "back_images/1.png").read_bytes() == png(20)
 
 
+PARTS = [{"type": "image", "image": "a/0.png"}, {"type": "text", "text": "q"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("d.json", {"messages": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": "b"}]}),
+        ("d.jsonl", {"conversations": conversation('<img src="x/1.png">q', "b"), "mask": "User"}),
+        (
+            "d.json",
+            {
+                "image": f"data:image/png;base64,{base64.b64encode(png(7)).decode()}",
+                "conversations": conversation("<image>", "b"),
+            },
+        ),
+        (
+            "d.json",
+            {
+                "conversations": [
+                    {"from": "human", "value": "q"},
+                    {"from": "gpt", "value": "b", "label": "good"},
+                ]
+            },
+        ),
+        ("d.json", {"conversations": conversation("q", "b"), "note": "half \ud83d"}),
+    ],
+    ids=["parts", "SteerLM", "data URI", "label", "half a character beside"],
+)
+def test_records_of_every_form_say_the_same_behind_the_way(
+    name: str, record: dict[str, Any], source: Path
+) -> None:
+    text = json.dumps({"id": "7", **record})
+    (source.parent / name).write_text(text if name.endswith("l") else f"[{text}]")
+    assert run(name, "wds", "--image-folder", "images") == 0
+    assert run("wds", "back.jsonl") == 0
+    folders = {
+        name: "images",
+        "wds": None,
+        "back.jsonl": "back_images" if Path("back_images").exists() else None,
+    }
+    expected, *others = (said(open_source(path)[0], folder) for path, folder in folders.items())
+    assert others == [expected] * 2
+
+
+def said(record: Record, folder: str | None) -> tuple[Any, ...]:
+    files = MediaFiles(MediaFolder(folder, 1 << 20), fetched=None)
+    return record.turns, record.system, [files.image(image).read_bytes() for image in record.images]
+
+
+def test_images_of_one_name_are_kept_apart(source: Path) -> None:
+    for shard in range(2):
+        members = {f"{n}.{part}": png(10 * shard + n) for n in range(2) for part in ("png",)}
+        turns = {f"{n}.json": conversation("<image>", "b") for n in range(2)}
+        write_tar(source.parent / f"wds/{shard}.tar", dict(sorted((members | turns).items())))
+    assert run("wds", "back.json") == 0
+    back = open_source("back.json")
+    contents = [(source.parent / "back_images" / str(back[n].images[0])).read_bytes() for n in range(4)]
+    assert contents == [png(0), png(1), png(10), png(11)]
+
+
+def test_a_table_keeps_what_its_rows_say(source: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs neva[parquet]")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (source.parent / "tables/ai2d").mkdir(parents=True)
+    turns = [
+        {"from": "human", "value": "<image>", "label": None},
+        {"from": "gpt", "value": "b", "label": "good"},
+    ]
+    rows = [
+        {"image": {"bytes": png(n), "path": None}, "conversations": turns, "system": "S", "day": date.today()}
+        for n in range(2)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), source.parent / "tables/ai2d/0.parquet")
+    for target in ("wds", "back.json"):
+        assert run("tables", target) == 0
+        found = open_source(target)
+        assert [found[n].turns for n in range(2)] == [open_source("tables")[n].turns for n in range(2)]
+        assert found[0].system == "S" and found.record_index().dataset_counts() == {"ai2d": 2}  # type: ignore[attr-defined]
+    assert [(source.parent / "back_images" / str(found[n].images[0])).read_bytes() for n in range(2)] == [
+        png(0),
+        png(1),
+    ]
+
+
 def test_a_target_is_replaced_only_when_asked_and_whole(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +171,7 @@ def test_a_target_is_replaced_only_when_asked_and_whole(
         (["--split", "9,1"], "expected three numbers, such as 9,1,0"),
         (["--split", "0,1,0"], "the first above 0"),
         (["--samples-per-shard", "0"], "expected 1 or more"),
-        (["--form", "vqa"], r"record 1 (id 'x.1') has 3 images; energon's question and answer need one"),
+        (["--form", "vqa"], "record 0 (id 'x.1') has 1 images, 4 turns; energon's question"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

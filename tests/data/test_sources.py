@@ -91,6 +91,18 @@ def test_a_form_that_no_source_reads_is_an_error_with_those_that_exist(tmp_path:
             [3],
         ),
         ({"image": None, "conversations": conversation("q", "a")}, ["q", "a"], []),
+        ({"image": {"bytes": None, "path": None}, "conversations": conversation("q", "a")}, ["q", "a"], []),
+        (
+            {
+                "images": [{"bytes": png(4), "path": "x.png"}],
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "image": "x.png", "text": None}]},
+                    {"role": "assistant", "content": [{"type": "text", "image": None, "text": "a"}]},
+                ],
+            },
+            ["<image>", "a"],
+            [4],
+        ),
     ],
 )
 def test_published_tables_are_read_by_row(

@@ -18,6 +18,7 @@ from neva.data.sources.conversation import parse_record
 from neva.data.sources.source import Record
 from neva.data.sources.steerlm import with_placeholders
 from neva.errors import SampleError
+from neva.formats.json import json_line
 from neva.formats.json_list import HashedFile, items_of, lines_of
 from neva.formats.progress import bytes_bar
 from neva.registry import SOURCES
@@ -51,22 +52,20 @@ class JsonRecords:
         return index_of(self._arrays).of(self._numbers)
 
     def raw(self, index: int) -> Any:
-        """Returns the parsed JSON value; SampleError when it is not JSON."""
+        """Returns the JSON value, SteerLM's with `<image>`; SampleError when it is not JSON."""
         row = self._row(index)
         try:
-            return json.loads(self._read(int(self._arrays["starts"][row]), int(self._arrays["sizes"][row])))
+            raw = json.loads(self._read(int(self._arrays["starts"][row]), int(self._arrays["sizes"][row])))
         except (ValueError, RecursionError) as error:
             broken = SampleError(f"not valid JSON: {error}")
             broken.place = self._place(row)
             raise broken from error
+        return with_placeholders(raw) if self._is_lines else raw
 
     def __getitem__(self, index: int) -> Record:
         row = self._row(index)
         default_id = int(self._arrays["numbers"][row]) - 1 if self._is_lines else row
-        raw = self.raw(index)
-        return parse_record(
-            with_placeholders(raw) if self._is_lines else raw, str(default_id), self._place(row)
-        )
+        return parse_record(self.raw(index), str(default_id), self._place(row))
 
     def copy(self, target: Path, indices: Sequence[int], suffix: str) -> None:
         """Writes some of the records as they stand in the file.
@@ -82,7 +81,7 @@ class JsonRecords:
             for number, row in enumerate(map(self._row, indices)):
                 text = self._read(int(self._arrays["starts"][row]), int(self._arrays["sizes"][row])).strip()
                 if is_lines and b"\n" in text:
-                    text = json.dumps(json.loads(text), ensure_ascii=False).encode()
+                    text = json_line(json.loads(text)).strip().encode()
                 file.write((between if number else before) + text)
             file.write(after)
 

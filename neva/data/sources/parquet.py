@@ -29,7 +29,7 @@ from neva.data.index import (
     open_index,
     sizes_and_times,
 )
-from neva.data.sources.conversation import IMAGES, parse_record
+from neva.data.sources.conversation import CONVERSATIONS, IMAGES, SYSTEM, VIDEOS, parse_record
 from neva.data.sources.source import MediaFile, Record
 from neva.errors import ConfigError, DataError, SampleError, reason
 from neva.formats.progress import bytes_bar
@@ -37,6 +37,10 @@ from neva.formats.stored_file import StoredFile
 from neva.registry import SOURCES
 
 TEXTS = ("user", "assistant")
+READ = (*CONVERSATIONS, *VIDEOS, *SYSTEM)
+"""Columns that say what a record is, beside its images."""
+NO_IMAGE = {"bytes": None, "path": None}
+"""A cell that says the same as null."""
 
 
 class TableRecords:
@@ -63,11 +67,20 @@ class TableRecords:
         return index_of(self._arrays).of(self._numbers)
 
     def __getitem__(self, index: int) -> Record:
+        return self._read(index)[0]
+
+    def raw(self, index: int) -> dict[str, Any]:
+        """Returns what is read of a row beside its images, as JSON can hold it."""
+        return self._read(index)[1]
+
+    def _read(self, index: int) -> tuple[Record, dict[str, Any]]:
         number = index if self._numbers is None else int(self._numbers[index])
         file = self.files[int(self._arrays["files"][number])]
         group, row = int(self._arrays["groups"][number]), int(self._arrays["rows"][number])
-        place = f"{_name(self.path, file)}, row group {group}, row {row}"
-        return _record(_group(file, group)[row], str(number), place)[0]
+        name = _name(self.path, file)
+        return _record(
+            _group(file, group)[row], str(number), _subset(name), f"{name}, row group {group}, row {row}"
+        )
 
 
 class ParquetSource:
@@ -126,6 +139,11 @@ def _name(path: Path, file: Path) -> str:
     return file.relative_to(path).as_posix() if path.is_dir() else file.name
 
 
+def _subset(name: str) -> str | None:
+    """Returns the folder in which a table lies, for rows that name no `dataset`."""
+    return name.rpartition("/")[0] or None
+
+
 def _scan(path: Path, files: Sequence[Path], size: int) -> Arrays:
     """Reads all rows and returns the arrays of the index."""
     index = IndexBuilder({"files": "I", "groups": "I", "rows": "I"})
@@ -134,7 +152,7 @@ def _scan(path: Path, files: Sequence[Path], size: int) -> Arrays:
         for number, file in enumerate(files):
             with _table(file) as table:
                 contents.append(f"{_name(path, file)} {file.stat().st_size}")
-                subset = _name(path, file).rpartition("/")[0] or None
+                subset = _subset(_name(path, file))
                 for group in range(table.num_row_groups):
                     for row, raw in enumerate(table.read_row_group(group).to_pylist()):
                         _add(index, raw, subset, files=number, groups=group, rows=row)
@@ -145,21 +163,26 @@ def _scan(path: Path, files: Sequence[Path], size: int) -> Arrays:
 
 def _add(index: IndexBuilder, raw: Mapping[str, Any], subset: str | None, **place: int) -> None:
     try:
-        record, named = _record(raw, "", "")
-        index.add_record(record, dataset_of(named) or subset, **place)
+        record, named = _record(raw, "", subset, "")
+        index.add_record(record, dataset_of(named), **place)
     except SampleError:
         index.add_record(None, dataset_of(raw) or subset, **place)
 
 
-def _record(row: Mapping[str, Any], default_id: str, place: str) -> tuple[Record, Any]:
-    raw = {name: value for name, value in row.items() if value is not None}
+def _record(
+    row: Mapping[str, Any], default_id: str, subset: str | None, place: str
+) -> tuple[Record, dict[str, Any]]:
+    """Returns the record of a row, and what is read of the row beside its images."""
+    raw = {name: value for name, value in row.items() if value is not None and value != NO_IMAGE}
     try:
         cells = raw.get("images") or raw.get("image") or []
         images = [_image(cell, place) for cell in (cells if isinstance(cells, list) else [cells])]
         if isinstance(raw.get("texts"), list):
             raw |= {"conversations": _conversation(raw.pop("texts"), len(images))}
-        raw |= dict.fromkeys(IMAGES) | {"image": [str(number) for number in range(len(images))]}
-        return replace(parse_record(raw, default_id, place), images=images), raw
+        raw |= dict.fromkeys(IMAGES) | {"image": []}
+        record = parse_record(raw, default_id, place)  # its images are those that its turns name
+        read = {key: raw[key] for key in READ if key in raw}
+        return replace(record, images=images or record.images), read | {"dataset": dataset_of(raw) or subset}
     except SampleError as error:
         error.place = place
         raise
