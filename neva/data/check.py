@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from neva.data.dataset import ConversationDataset
+from neva.data.dataset import ConversationDataset, Sample
 from neva.data.held_out import content_hash
 from neva.data.odd_records import ODDITIES
 from neva.data.sources.source import Record
@@ -43,7 +44,7 @@ class CheckedRecord:
     """0: it gives no sample."""
     num_images: int = 0
     content: int = 0
-    """Hash of turns, images and system prompt."""
+    """Hash of turns, system prompt and pixels."""
     remarks: list[Remark] = field(default_factory=list)
 
 
@@ -138,7 +139,16 @@ def _read(dataset: ConversationDataset, index: int) -> CheckedRecord:
         remarks.append(_remark(index, record, SHORTENED, message))
     for kind in dataset.odd.of_record(index):
         remarks.append(_remark(index, record, kind, f"{ODDITIES[kind].found}: {ODDITIES[kind].reading}"))
-    return CheckedRecord(len(sample.input_ids), len(sample.media), content_hash(record), remarks)
+    return CheckedRecord(len(sample.input_ids), len(sample.media), _content(record, sample), remarks)
+
+
+def _content(record: Record, sample: Sample) -> int:
+    """Returns 64 bits that stand for turns, system prompt and the pixels of all media, whatever these are called."""
+    said = content_hash(replace(record, images=[], videos=[]))
+    seen = hashlib.blake2b(
+        sample.pixel_values.numpy().tobytes(), digest_size=8, key=said.to_bytes(8, "little")
+    )
+    return int.from_bytes(seen.digest(), "little")
 
 
 def _remark(index: int, record: Record, kind: str, message: str) -> Remark:

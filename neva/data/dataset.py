@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER
+from neva.constants import IGNORE_INDEX, IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.data.encode import ConversationEncoder, Encoded
 from neva.data.media.files import MediaFiles
 from neva.data.media.placeholders import Medium, as_images, media_in_order, pieces_of, whole_media
@@ -188,7 +188,8 @@ class ConversationDataset(Dataset[Sample]):
             DataError: too many lost their images or placeholders.
         """
         template = self.encoder.template
-        record = read_as_llava(written, bool(template.system) or template.is_caption)
+        has_system_place = bool(template.system) or template.is_caption
+        record = read_as_llava(written, has_system_place, self.media.video is not None)
         if not record.odd:
             return record
         if self.odd_records != "llava":
@@ -199,7 +200,7 @@ class ConversationDataset(Dataset[Sample]):
                 raise DataError(
                     f"{place}: {ODDITIES[kind].found}, as in {count} of {len(self)} records, more than "
                     f"model.data.max_skipped={self.max_skipped}; mark each image with one {IMAGE_PLACEHOLDER} where it "
-                    "stands"
+                    f"stands, each video with one {VIDEO_PLACEHOLDER}, and write neither where there is none"
                 )
         return record
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from neva.constants import IMAGE_PLACEHOLDER
+from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.data.control_tokens import LITERAL
 from neva.data.sources.conversation import FIRST_ANSWER
 from neva.data.sources.source import Record
@@ -33,7 +33,7 @@ class Oddity:
 
 
 NO_IMAGE, UNUSED_IMAGE, SURPLUS = "no image", "unused image", "surplus <image>"
-ANSWERED, NO_PLACE = "image in answer", "system prompt"
+ANSWERED, NO_PLACE, NO_VIDEO = "image in answer", "system prompt", "no video"
 
 ODDITIES = {
     FIRST_ANSWER: Oddity("an answer stands before the first question", "it is dropped"),
@@ -43,12 +43,13 @@ ODDITIES = {
     UNUSED_IMAGE: Oddity(
         "there are more images than <image>", "the last of them are not shown", is_loss=True
     ),
+    NO_VIDEO: Oddity("there is a <video> and no video", "it is read as text", is_loss=True),
     SURPLUS: Oddity("there are more <image> than images", "the last of them are left out", is_loss=True),
 }
 """Every kind by its name, by which records are counted."""
 
 
-def read_as_llava(record: Record, has_system_place: bool) -> Record:
+def read_as_llava(record: Record, has_system_place: bool, has_videos: bool) -> Record:
     """Returns the record as LLaVA reads it; its `odd` names what that changed.
 
     Placeholders of a record with videos must be right: which of them are whose could only be guessed.
@@ -56,12 +57,15 @@ def read_as_llava(record: Record, has_system_place: bool) -> Record:
     Args:
         record: as its file has it.
         has_system_place: whether the template takes a system prompt.
+        has_videos: whether videos are read, so that `<video>` stands for one.
     """
     odd = list(record.odd)
     images, turns, system = record.images, record.turns, record.system
     if system and not has_system_place:
         odd.append(NO_PLACE)
         system = None
+    if has_videos and not record.videos and any(VIDEO_PLACEHOLDER in (turn.text or "") for turn in turns):
+        odd.append(NO_VIDEO)
     found = len(images) if record.videos else placeholders(turns)
     if found and not images:
         odd.append(NO_IMAGE)
@@ -96,7 +100,7 @@ def refuse(record: Record, written: Record) -> None:
         record: as LLaVA reads it.
         written: as its file has it.
     """
-    found = [ODDITIES[kind].found for kind in record.odd if not ODDITIES[kind].is_loss]
+    found = [ODDITIES[kind].found for kind in record.odd if kind not in (NO_IMAGE, UNUSED_IMAGE, SURPLUS)]
     if len(found) < len(record.odd):
         count = placeholders(written.turns)
         found.append(

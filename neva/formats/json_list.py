@@ -163,7 +163,7 @@ class _Window:
         while True:
             try:
                 value, end = decode(self._text, self._at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # syntax, a number of too many digits, depth
                 if self._is_torn(error) and self._more():
                     continue
                 raise self.error(
@@ -173,7 +173,7 @@ class _Window:
                 self._advance(end)
                 return value
 
-    def _what(self, error: json.JSONDecodeError | RecursionError) -> str:
+    def _what(self, error: ValueError | RecursionError) -> str:
         """Returns what is wrong, and where in the file."""
         if not isinstance(error, json.JSONDecodeError):
             return str(error)
@@ -181,7 +181,7 @@ class _Window:
         line = self.line + passed.count("\n")
         return f"{error.msg} at character {self.character + len(passed)} (line {line})"
 
-    def _is_torn(self, error: json.JSONDecodeError | RecursionError) -> bool:
+    def _is_torn(self, error: ValueError | RecursionError) -> bool:
         """Returns whether the rest of the file may mend the error."""
         if not isinstance(error, json.JSONDecodeError) or len(self._text) > LONGEST:
             return False

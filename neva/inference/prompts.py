@@ -86,7 +86,7 @@ def read_requests(path: Path, image_folder: Path, insert: Literal["left", "right
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields where each prompt stands, and its JSON value, or why a line of a .jsonl has none."""
     text = decode_text(path.read_bytes(), path, ConfigError)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         # cut at new lines alone: JSON text may contain other line separators, such as U+2028
         lines = enumerate(text.split("\n"), 1)
         for number, line in lines:

@@ -12,6 +12,7 @@ import pytest
 
 from neva import cli
 from tests.commands.test_dry_run import break_records, ready  # noqa: F401
+from tests.conftest import random_image
 
 
 def check(
@@ -67,8 +68,12 @@ def test_every_kind_is_found_and_named(
         _6={"conversations": [human, long]},
         _126={"conversations": records[7]["conversations"]},
         _128={"image": "gone.png"},
-        _129={"conversations": records[7]["conversations"]},
+        _127={"conversations": records[7]["conversations"], "image": "other/red.png"},
+        _129={"conversations": records[7]["conversations"], "image": "copy.png"},
     )
+    (tmp_path / "other").mkdir()
+    random_image(20, 20).save(tmp_path / "other/red.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "red.png").read_bytes())
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     code, lines = check(capsys, distinct, workers)

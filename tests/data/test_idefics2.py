@@ -30,6 +30,7 @@ CONVERSATIONS: list[tuple[list[str], int]] = [
     (["What is <image>?", "No idea"], 1),
     (["Compare <image><image> and\n<image>now", "They differ.", "And <image> this?", "The same"], 4),
     (["<image> <image>", "two"], 2),
+    (["<video><image> and the tag <video>", "none <video>"], 1),
     (["Hello", "Hi", "How?", "So"], 0),
 ]
 

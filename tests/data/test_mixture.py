@@ -26,6 +26,7 @@ def cfg(data_path: Any, image_folder: str | None = None, exclude: tuple[str, ...
         "image_folder": image_folder,
         "datasets_exclude": [*exclude],
         "max_media_mb": 1,
+        "video_folder": None,
     }
     return OmegaConf.create(values)
 
@@ -83,6 +84,15 @@ def test_every_source_looks_into_its_own_folder_or_tar(tmp_path: Path) -> None:
         "b.json, record 0",
         "wds.tar, wds.tar, sample x",
     ]
+
+
+def test_videos_lie_in_the_video_folder_or_in_that_of_the_source(tmp_path: Path) -> None:
+    record = {"video": "v.mp4", "conversations": conversation("<video>", "b")}
+    (tmp_path / "videos").mkdir()
+    source = {"path": str(write_records(tmp_path / "a.json", [record])), "image_folder": str(tmp_path)}
+    for folder, expected in ((None, tmp_path), (str(tmp_path / "videos"), tmp_path / "videos")):
+        records = open_records(OmegaConf.merge(cfg([source]), {"video_folder": folder}))  # type: ignore[arg-type]
+        assert records[0].videos == [expected / "v.mp4"]
 
 
 def test_a_broken_record_is_named_with_its_source(tmp_path: Path) -> None:

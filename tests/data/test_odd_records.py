@@ -22,6 +22,7 @@ from neva.templates.template import Turn
 from tests.conftest import conversation, image_record, random_image, write_records
 from tests.data import tokenizers
 from tests.data.test_dataset import dataset, write_dataset
+from tests.data.test_video import VIDEO_KEYS
 
 ODD: dict[str, tuple[dict[str, Any], list[str], int]] = {
     "answer first": (
@@ -30,6 +31,7 @@ ODD: dict[str, tuple[dict[str, Any], list[str], int]] = {
         0,
     ),
     "no image": ({"conversations": conversation("q <image>", "a")}, ["q \ufdd2image>", "a"], 0),
+    "no video": ({"conversations": conversation("q <video>", "a")}, ["q <video>", "a"], 0),
     "unused image": ({"image": "0.png", "conversations": conversation("q", "a")}, ["q", "a"], 0),
     "surplus <image>": (
         {"image": "0.png", "conversations": conversation("<image>\n<image>\nq", "a", "<image>?", "b")},
@@ -49,7 +51,7 @@ ODD: dict[str, tuple[dict[str, Any], list[str], int]] = {
 @pytest.mark.parametrize("kind", ODDITIES)
 def test_each_kind_is_read_as_llava_does_and_named(kind: str) -> None:
     raw, texts, num_images = ODD[kind]
-    record = read_as_llava(parse_record(raw, "7"), has_system_place=kind != "system prompt")
+    record = read_as_llava(parse_record(raw, "7"), has_system_place=kind != "system prompt", has_videos=True)
     assert record.odd == (kind,)
     assert ([turn.text for turn in record.turns], len(record.images)) == (texts, num_images)
     assert record.system is None
@@ -57,7 +59,7 @@ def test_each_kind_is_read_as_llava_does_and_named(kind: str) -> None:
 
 def test_what_is_not_odd_stays_as_it_is() -> None:
     record = parse_record(image_record(0, "<image>\nq", "a") | {"system": "S"}, "0")
-    assert read_as_llava(record, has_system_place=True) is record
+    assert read_as_llava(record, has_system_place=True, has_videos=True) is record
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ODDITIES if kind != "system prompt"])
@@ -70,13 +72,13 @@ def test_odd_records_are_read_refused_or_skipped_and_counted(
     with pytest.raises(
         OddRecordError, match=r"data\.json, record 0 \(id 'odd'\): .*odd_records=llava: "
     ) as caught:
-        dataset(tmp_path, odd_records="fail", on_error="skip")[0]
+        dataset(tmp_path, **VIDEO_KEYS, odd_records="fail", on_error="skip")[0]
     assert caught.value.kind == kind
-    skipping = dataset(tmp_path, odd_records="skip", on_error="fail")
+    skipping = dataset(tmp_path, **VIDEO_KEYS, odd_records="skip", on_error="fail")
     assert (skipping[0].record_id, skipping.skipped_count) == ("id-0", 1)
     with caplog.at_level(logging.WARNING):
         caplog.clear()
-        reading = dataset(tmp_path, odd_records="llava")
+        reading = dataset(tmp_path, **VIDEO_KEYS, odd_records="llava")
         samples = [reading[0] for _ in range(2)]
     (said,) = caplog.messages
     assert "data.json, record 0 (id 'odd'): " in said and ODDITIES[kind].reading in said
@@ -89,7 +91,7 @@ def test_an_image_placeholder_without_image_is_characters() -> None:
     plain, with_token = (copy.deepcopy(tokenizers.of_bytes()) for _ in range(2))
     with_token.add_tokens([AddedToken("<image>", special=True)])
     turns = [Turn("human", "q <image>"), Turn("gpt", "a <image> b")]
-    read = read_as_llava(Record("7", turns, [], "S"), has_system_place=True)
+    read = read_as_llava(Record("7", turns, [], "S"), has_system_place=True, has_videos=False)
     found, found_with_token = (
         ConversationEncoder(tokenizer, TEMPLATES["v1"], 999, False).sample(read.turns, [], "S")
         for tokenizer in (plain, with_token)
@@ -129,7 +131,7 @@ def test_a_preflight_lists_each_kind_once(tmp_path: Path) -> None:
     kinds = [kind for kind in ODDITIES if kind != "system prompt"]
     write_dataset(tmp_path, 1)
     write_records(tmp_path / "data.json", [ODD[kind][0] for kind in kinds for _ in range(2)])
-    samples, broken = dataset(tmp_path, odd_records="fail"), BrokenRecords()
+    samples, broken = dataset(tmp_path, **VIDEO_KEYS, odd_records="fail"), BrokenRecords()
     for index in range(len(samples)):
         try:
             samples.check(index)

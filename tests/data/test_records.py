@@ -92,6 +92,7 @@ def test_excluded_datasets_are_left_out(name: str, tmp_path: Path) -> None:
         ('[{"id": 1}', "expected ','"),
         ('[{"id": 1},]', "is not valid JSON"),
         ("[{'id': 1}]", "is not valid JSON"),
+        (f'[{{"id": 1{"0" * 5000}}}]', "is not valid JSON in the record at character 1 .*limit"),
         ("[]", "holds no record"),
         ("", "must be a JSON list"),
     ],

@@ -73,6 +73,8 @@ def media_in_order(
 def as_images(turns: Sequence[Turn], media: Sequence[MediumLayout]) -> list[Turn]:
     """Returns the turns with `<image>` for every placeholder, one for each piece of a medium.
 
+    Where no medium is a video, `<video>` is text.
+
     Args:
         turns: with a placeholder for each medium.
         media: what the media become, in the order of the placeholders.
@@ -80,12 +82,13 @@ def as_images(turns: Sequence[Turn], media: Sequence[MediumLayout]) -> list[Turn
     if all(len(medium.pieces) == 1 and medium.grid is not None for medium in media):
         return list(turns)
     left = iter(media)
+    mark = PLACEHOLDER if any(medium.grid is None for medium in media) else re.compile(IMAGE_PLACEHOLDER)
 
     def spelt_out(_: re.Match[str]) -> str:
         medium = next(left)
         return (medium.separator or "").join([IMAGE_PLACEHOLDER] * len(medium.pieces))
 
-    return [replace(turn, text=turn.text and PLACEHOLDER.sub(spelt_out, turn.text)) for turn in turns]
+    return [replace(turn, text=turn.text and mark.sub(spelt_out, turn.text)) for turn in turns]
 
 
 def pieces_of(media: Sequence[MediumLayout]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from neva.config.data_sources import KEY, data_sources, image_folder_key, is_mixture
+from neva.config.data_sources import KEY, DataSource, data_sources, image_folder_key, is_mixture
 from neva.data.index import Indexed, RecordIndex
 from neva.data.sources.media_folder import MediaFolder, has_own_place
 from neva.data.sources.source import Record, Records, open_source
@@ -69,17 +69,18 @@ def open_records(data_cfg: DictConfig) -> Records:
     sources = [source for source in sources if source.name not in excluded]
     if not sources:
         raise DataError(f"{KEY}: all sources are in model.data.datasets_exclude={excluded}")
+    return Mixture([_part(data_cfg, source) for source in sources])
+
+
+def _part(data_cfg: DictConfig, source: DataSource) -> Part:
     max_bytes = data_cfg.max_media_mb << 20
-    return Mixture(
-        [
-            Part(
-                source.name,
-                open_source(source.path, excluded),
-                MediaFolder(source.image_folder, max_bytes, image_folder_key(data_cfg, source)),
-                source.weight,
-            )
-            for source in sources
-        ]
+    folder = MediaFolder(source.image_folder, max_bytes, image_folder_key(data_cfg, source))
+    return Part(
+        source.name,
+        open_source(source.path, list(data_cfg.datasets_exclude)),
+        folder,
+        folder if data_cfg.video_folder is None else open_video_folder(data_cfg),
+        source.weight,
     )
 
 
@@ -90,6 +91,8 @@ class Part:
     name: str
     records: Records
     folder: MediaFolder
+    """Of its images."""
+    video_folder: MediaFolder
     weight: float
 
     @property
@@ -144,7 +147,7 @@ class Mixture:
         try:
             record = part.records[number]
             images = [image if has_own_place(image) else part.folder / image for image in record.images]
-            videos = [part.folder / video for video in record.videos]
+            videos = [part.video_folder / video for video in record.videos]
         except SampleError as error:
             error.record_id = record.id if record else error.record_id
             error.place = self._place(part, (record.place if record else error.place) or f"record {number}")
