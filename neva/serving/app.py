@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, TypeVar
@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from neva import __version__
-from neva.serving.desk import AnswerPiece, Desk, Ticket
+from neva.serving.desk import Desk, Ticket
+from neva.serving.growing import AnswerPiece
 from neva.serving.guard import Guard
 from neva.serving.page_routes import add_page
 from neva.serving.problems import RequestProblem, add_handlers, error_body
@@ -105,7 +106,7 @@ def _add_chat(app: FastAPI, desk: Desk, card: ModelCard) -> None:
         """Answers the last message of a conversation."""
         if asked.model is not None:
             _check_name(asked.model, card)
-        ticket = desk.receive()
+        ticket = desk.receive(asked.n or 1)
         try:
             await ticket.ask(asked)
         except BaseException:
@@ -123,11 +124,10 @@ def _add_chat(app: FastAPI, desk: Desk, card: ModelCard) -> None:
             pieces = await _unless_gone(request, _all(ticket))
         finally:
             ticket.close()
-        said = Said(role="assistant", content="".join(piece.text for piece in pieces))
-        assert ticket.finish_reason is not None
-        told = [piece.logprobs.content for piece in pieces if piece.logprobs]
-        logprobs = Logprobs(content=[*chain(*told)]) if asked.logprobs else None
-        choices = [Choice(message=said, logprobs=logprobs, finish_reason=ticket.finish_reason)]
+        choices = [
+            _choice(index, [piece for piece in pieces if piece.index == index])
+            for index in range(ticket.count)
+        ]
         completion = ChatCompletion(**head, choices=choices, usage=ticket.usage())
         return JSONResponse(completion.model_dump(exclude_none=True))
 
@@ -154,14 +154,19 @@ async def _events(ticket: Ticket, head: dict[str, Any], has_usage: bool) -> Asyn
             f"data: {ChatChunk(**head, choices=choices, usage=usage).model_dump_json(exclude_none=True)}\n\n"
         )
 
-    yield event([ChunkChoice(delta=Said(role="assistant", content=""))])
+    for index in range(ticket.count):
+        yield event([ChunkChoice(index=index, delta=Said(role="assistant", content=""))])
     try:
         async for piece in ticket.pieces():
-            yield event([ChunkChoice(delta=Said(content=piece.text), logprobs=piece.logprobs)])
+            if piece.text or piece.logprobs:
+                said = Said(content=piece.text)
+                yield event([ChunkChoice(index=piece.index, delta=said, logprobs=piece.logprobs)])
+            if piece.finish_reason is not None:
+                end = ChunkChoice(index=piece.index, delta=Said(), finish_reason=piece.finish_reason)
+                yield event([end])
     except RequestProblem as problem:
         yield f"data: {json.dumps(error_body(problem.status_code, str(problem.detail)))}\n\n"
     else:
-        yield event([ChunkChoice(delta=Said(), finish_reason=ticket.finish_reason)])
         if has_usage:
             yield event([], ticket.usage())
     yield "data: [DONE]\n\n"
@@ -169,6 +174,16 @@ async def _events(ticket: Ticket, head: dict[str, Any], has_usage: bool) -> Asyn
 
 async def _all(ticket: Ticket) -> list[AnswerPiece]:
     return [piece async for piece in ticket.pieces()]
+
+
+def _choice(index: int, pieces: Sequence[AnswerPiece]) -> Choice:
+    """Returns an answer of all its pieces."""
+    said = Said(role="assistant", content="".join(piece.text for piece in pieces))
+    told = [piece.logprobs.content for piece in pieces if piece.logprobs]
+    logprobs = Logprobs(content=[*chain(*told)]) if told else None
+    finish_reason = pieces[-1].finish_reason
+    assert finish_reason is not None
+    return Choice(index=index, message=said, logprobs=logprobs, finish_reason=finish_reason)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[Any, Any, _T]) -> _T:

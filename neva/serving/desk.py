@@ -7,25 +7,19 @@ import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import NamedTuple
+from functools import partial
 
-from neva.inference.continuation import Limits, Score
+from neva.inference.continuation import Limits
 from neva.inference.load import Assistant
 from neva.inference.sampling import Sampling
+from neva.serving.growing import AnswerPiece, GrowingAnswer
 from neva.serving.logprobs import TokenNames
 from neva.serving.options import ServeOptions
 from neva.serving.problems import RequestProblem
-from neva.serving.protocol import ChatRequest, FinishReason, Logprobs, Usage
+from neva.serving.protocol import ChatRequest, Usage
 from neva.serving.reading import Reader
 from neva.serving.text import TextInPieces
 from neva.serving.worker import AnswerJob, NewTokens, Worker
-
-
-class AnswerPiece(NamedTuple):
-    """A piece of an answer's text, and what is told of its tokens, where that is asked for."""
-
-    text: str
-    logprobs: Logprobs | None = None
 
 
 class Desk:
@@ -47,12 +41,19 @@ class Desk:
         )  # few: a large image takes much memory while it is decoded
         self.open = 0
 
-    def receive(self) -> Ticket:
-        """Returns the place of one more request; RequestProblem where none is free."""
+    def receive(self, count: int) -> Ticket:
+        """Returns the places of so many more answers to one question; RequestProblem where they are not free."""
         places = self.options.max_num_seqs + self.options.max_queue
-        if self.open >= places:
-            raise RequestProblem(429, f"{places} requests run or wait already; try again later", "queue_full")
-        return Ticket(self)
+        if count > places:
+            raise RequestProblem(
+                400, f"n: found {count}, expected at most {places}, which may run or wait here"
+            )
+        if self.open + count > places:
+            free = places - self.open
+            raise RequestProblem(
+                429, f"{free} of {places} answers may still be asked for; try again later", "queue_full"
+            )
+        return Ticket(self, count)
 
     def close(self) -> None:
         """Ends the threads when the running answers are there."""
@@ -65,17 +66,16 @@ class Desk:
 
 
 class Ticket:
-    """One request from its arrival on; `close` gives its place and its row free, whatever became of it."""
+    """One request from its arrival on; `close` gives its places and rows free, whatever became of it."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._progress: asyncio.Queue[NewTokens] = asyncio.Queue()
+    def __init__(self, desk: Desk, count: int) -> None:
+        self._desk, self.count = desk, count
+        self._progress: asyncio.Queue[tuple[int, NewTokens]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._job: AnswerJob | None = None
+        self._answers: list[GrowingAnswer] = []
         self._is_closed = False
-        self._prompt_tokens = self._new_tokens = 0
-        self.finish_reason: FinishReason | None = None
-        desk.open += 1
+        self._prompt_tokens = 0
+        desk.open += count
 
     async def ask(self, asked: ChatRequest) -> None:
         """Reads the request and hands it to the thread that decodes; UserError where it cannot be asked."""
@@ -88,43 +88,34 @@ class Ticket:
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         ends = (*stop, *encoder.end_strings)
         self._prompt_tokens = len(question.ids)
-        self._job = AnswerJob(question, limits, seed, ends, self._tell)
-        self._text = TextInPieces(self._decode, ends)
-        desk.worker.ask(self._job)
+        for index in range(self.count):
+            job = AnswerJob(question, limits, seed + index, ends, partial(self._tell, index))
+            self._answers.append(GrowingAnswer(index, job, TextInPieces(self._decode, ends), desk.names))
+            desk.worker.ask(job)
 
     async def pieces(self) -> AsyncIterator[AnswerPiece]:
-        """Yields the answer's text as it grows; then `finish_reason` and `usage` hold."""
-        scores: list[Score] = []
-        while self.finish_reason is None:
-            progress = await self._progress.get()
-            if progress.end == "failed":
-                raise RequestProblem(500, "decoding failed; the server's log says where")
-            self._new_tokens += len(progress.ids)
-            scores += progress.scores
-            text = self._text.add(progress.ids)
-            if progress.end is not None:
-                text += self._text.rest()
-                self.finish_reason = progress.end
-            if text or (scores and progress.end is not None):  # the last tokens may have no text
-                yield AnswerPiece(text, self._desk.names.told(scores) if scores else None)
-                scores = []
+        """Yields the answers' texts as they grow; then `usage` holds."""
+        while any(answer.finish_reason is None for answer in self._answers):
+            index, progress = await self._progress.get()
+            if (piece := self._answers[index].piece(progress)) is not None:
+                yield piece
 
     def usage(self) -> Usage:
         """Returns the tokens so far."""
-        prompt, new = self._prompt_tokens, self._new_tokens
+        prompt, new = self._prompt_tokens, sum(answer.tokens for answer in self._answers)
         return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
     def close(self) -> None:
         """Gives up what is not there yet; a second call does nothing."""
         if not self._is_closed:
             self._is_closed = True
-            self._desk.open -= 1
-            if self._job is not None:
-                self._job.is_cancelled = True
+            self._desk.open -= self.count
+            for answer in self._answers:
+                answer.job.is_cancelled = True
 
-    def _tell(self, progress: NewTokens) -> None:
+    def _tell(self, index: int, progress: NewTokens) -> None:
         with suppress(RuntimeError):  # the loop has ended, so nobody waits
-            self._loop.call_soon_threadsafe(self._progress.put_nowait, progress)
+            self._loop.call_soon_threadsafe(self._progress.put_nowait, (index, progress))
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._desk.assistant.tokenizer.decode(ids, skip_special_tokens=True))

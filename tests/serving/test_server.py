@@ -197,6 +197,26 @@ def test_a_seed_draws_the_same_answer_again(client: OpenAI) -> None:
     assert drawn(1) == drawn(1) != drawn(2)
 
 
+def test_several_answers_are_those_of_their_seeds(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"temperature": 2, "max_tokens": 12, "extra_body": {"min_tokens": 12}}
+    alone = [ask(client, HELLO, seed=seed, **asked) for seed in (7, 8, 9)]
+    together = ask(client, HELLO, seed=7, n=3, **asked)
+    assert [choice.index for choice in together.choices] == [0, 1, 2]
+    said = [choice.message.content for choice in together.choices]
+    assert said == [answer.choices[0].message.content for answer in alone] and len(set(said)) == 3
+    assert (together.usage.prompt_tokens, together.usage.completion_tokens) == (
+        alone[0].usage.prompt_tokens,
+        36,
+    )
+    chunks = list(ask(client, HELLO, seed=7, n=3, logprobs=True, stream=True, **asked))
+    choices = [chunk.choices[0] for chunk in chunks]
+    for index, text in enumerate(said):
+        of_one = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.delta.content or "" for choice in of_one) == text
+        assert (of_one[0].delta.role, of_one[-1].finish_reason) == ("assistant", "length")
+        assert sum(len(choice.logprobs.content) for choice in of_one if choice.logprobs) == 12
+
+
 def test_the_model_is_listed(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
@@ -236,7 +256,8 @@ HELLO = [{"role": "user", "content": "is it?"}]
         ({"messages": user(image("data:image/png;base64,AAAA"))}, 400, "image 1: found no image"),
         ({"messages": user(*[image("data:,")] * 4)}, 400, "found 4 images, expected at most 3"),
         ({"messages": [{"role": "user", "content": "it" * 2**20}]}, 413, "larger than 1 MiB"),
-        ({"n": 2}, 400, "n: .*less than or equal to 1"),
+        ({"n": 129}, 400, "n: .*less than or equal to 128"),
+        ({"n": 33}, 400, "n: found 33, expected at most 32"),
         ({"temperature": -1}, 400, "temperature: "),
         ({"stop": ""}, 400, "stop: found an empty string"),
         ({"tools": []}, 400, "tools: this server has no such field"),
