@@ -18,8 +18,9 @@ from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.hugging_face import MODULE, adapted
 from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER, VISION_MODEL
 from neva.families.tower_adapters import layer_matrices, tower_sites
-from neva.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from neva.formats.json import read_object
+from neva.families.values import number, whole
+from neva.formats.hf_files import ADAPTER_CONFIG
+from neva.formats.json import read_object, shown
 from neva.weights.merged import by_piece, factors_of
 
 MODULES = {
@@ -37,6 +38,9 @@ BODY = "base_model.model.model."
 """Stands before the names that transformers' LLaVA has in memory."""
 
 PROJECTOR_MODULE = LLAVA_HF.projector.removesuffix(".")
+PROJECTORS = (BODY + LLAVA_HF.projector, f"base_model.model.{LLAVA_HF.projector}")
+"""What the names of the projector's tensors begin with; in transformers before 4.52 with the second."""
+
 KINDS = {INPUT: "lora_A.weight", OUTPUT: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 """What a factor is called behind its module."""
 
@@ -50,15 +54,20 @@ TOWER_FACTOR = re.compile(
     rf"base_model\.model\.(?:model\.)?vision_tower\.(?:{re.escape(VISION_MODEL)})?(.+)\." + _KIND
 )
 
-OFF: dict[str, tuple[Any, ...]] = {
-    "use_rslora": (False, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "fan_in_fan_out": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-}
-"""Settings of peft's LoRA that change its numbers -> the values that leave them as they are."""
+PLAIN_KEYS = (
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "modules_to_save", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
+    *("megatron_config", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+)
+"""Keys of peft's LoRA that are read here or leave the numbers of stored factors alone; of another one, whatever is not
+off changes them."""
+
+OFF: tuple[Any, ...] = (None, False, "none", {}, [])
+
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""How peft may have drawn the factors; in other ways it takes them out of the matrices, which are other ones then."""
 
 
 def peft_config(language: LanguageConfig, vision: VisionConfig, base: str) -> dict[str, Any]:
@@ -141,7 +150,7 @@ def from_peft(tensors: Mapping[str, Tensor], where: Path, vision: VisionConfig) 
     running = set(layer_matrices(vision))
     found = {}
     for name, tensor in tensors.items():
-        if name.startswith(BODY + LLAVA_HF.projector):
+        if name.startswith(PROJECTORS):
             continue
         if (match := TOWER_FACTOR.fullmatch(name)) is not None and match[1] in of_tower:
             if match[1] in running:
@@ -150,7 +159,7 @@ def from_peft(tensors: Mapping[str, Tensor], where: Path, vision: VisionConfig) 
         match = FACTOR.fullmatch(name)
         if match is None or match[2] not in places:
             raise CheckpointError(
-                f"{where / ADAPTER_WEIGHTS} holds {name}; expected factors beside the matrices of a LLaVA's "
+                f"{where} holds {name}; expected factors beside the matrices of a LLaVA's "
                 "language model and its tower, and its projector"
             )
         site, piece = places[match[2]]
@@ -178,11 +187,18 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG} says peft_type {config.get('peft_type')!r}, expected 'LORA'"
         )
-    for key, values in OFF.items():
-        if config.get(key) not in values:
+    for key in sorted(config.keys() - PLAIN_KEYS):
+        if config[key] not in OFF:
             raise CheckpointError(
-                f"{folder / ADAPTER_CONFIG} says {key} {config[key]!r}, expected {values[0]!r}"
+                f"{folder / ADAPTER_CONFIG} says {key} {shown(config[key])}, expected nothing there: neva computes "
+                "plain LoRA and DoRA"
             )
+    if (start := config.get("init_lora_weights")) not in PLAIN_STARTS:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} says init_lora_weights {shown(start)}, which changes the matrices beside the "
+            "factors, expected true: let peft's save_pretrained convert the adapter "
+            "(path_initial_model_for_weight_conversion)"
+        )
     if others := [name for name in config.get("modules_to_save") or [] if name != PROJECTOR_MODULE]:
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG} saves the module {others[0]} as a whole, expected none but {PROJECTOR_MODULE}"
@@ -197,7 +213,7 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
     kinds = [{rest for layer, rest in places if int(layer) == number} for number in layers]
     if not adapters or any(kind != kinds[0] for kind in kinds):
         raise CheckpointError(
-            f"{folder / ADAPTER_WEIGHTS} has other matrices in some layers, expected the same"
+            f"{folder} has adapters beside other matrices in some layers, expected the same"
         )
     named = {MODULES[_place(rest)].rpartition(".")[2] for kind in kinds[:1] for rest in kind}
     return {
@@ -209,8 +225,8 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
                 m.rpartition(".")[2] for m in MODULES.values() if m.rpartition(".")[2] in named
             ],
             "vision_target_modules": sorted(of_tower) or None,
-            "adapter_dim": int(config["r"]),
-            "alpha": float(config["lora_alpha"]),
+            "adapter_dim": whole(config, "r"),
+            "alpha": number(config, "lora_alpha"),
             "adapter_dropout": float(config.get("lora_dropout") or 0.0),
             "dropout_position": BEFORE_FACTORS,
             "column_init_method": "kaiming",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from neva.convert.convert import convert
 from neva.convert.options import Options
 from neva.convert.readers.nemo import open_model
 from neva.convert.writers.llava_hf import write_llava_hf
-from neva.errors import CheckpointError, ConfigError
+from neva.errors import CheckpointError, ConfigError, UserError
 from neva.families.adapters import adapter_shapes
 from neva.families.mapping import ConversionError
 from neva.families.tower_adapters import tower_adapter_shapes
@@ -190,9 +191,21 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="say with --llm_path which LLaVA they belong to"):
         convert(tmp_path / "peft", tmp_path / "x.nemo", Options())
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
-    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-    with pytest.raises(CheckpointError, match="says use_rslora True, expected False"):
-        convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
+    for key, value, message in (
+        ("use_rslora", True, "says use_rslora True, expected nothing there"),
+        ("layer_replication", [[0, 2]], r"says layer_replication \[\[0, 2\]\], expected nothing there"),
+        ("not_made_yet", 1, "says not_made_yet 1, expected nothing there"),
+        (
+            "init_lora_weights",
+            "pissa_niter_4",
+            "'pissa_niter_4', which changes the matrices beside the factors",
+        ),
+        ("r", None, "r is None, expected a whole number"),
+        ("lora_alpha", "8", "lora_alpha is '8', expected a number"),
+    ):
+        (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+        with pytest.raises(UserError, match=message):
+            convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(
         ConversionError, match="there is no .*magnitude, which adapters of this configuration"
@@ -209,3 +222,26 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path) -> Non
     ):
         convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))
     assert not (tmp_path / "x.nemo").exists()
+
+
+def test_a_folder_as_older_peft_and_transformers_wrote_it_gives_the_same_adapters(tmp_path: Path) -> None:
+    """A .bin file, the language model and projector under the names before 4.52, keys that came later absent."""
+    convert(adapter_nemo(tmp_path, "canonical", ["all"]), tmp_path / "peft", Options(verify=False))
+    shutil.copytree(tmp_path / "peft", tmp_path / "old")
+    file = tmp_path / "old" / "adapter_model.safetensors"
+    renamed = {
+        name.replace("model.model.language_model", "model.language_model.model").replace(
+            "model.model.multi", "model.multi"
+        ): tensor
+        for name, tensor in load_file(file).items()
+    }
+    file.unlink()
+    torch.save(renamed, tmp_path / "old" / "adapter_model.bin")
+    for name in ("peft", "old"):
+        convert(tmp_path / name, tmp_path / f"{name}.nemo", Options(llm_path=tmp_path / "model.nemo"))
+    first, second = (open_nemo(tmp_path / f"{name}.nemo").weights for name in ("peft", "old"))
+    assert first.keys() == second.keys() and any(name.startswith("projector.") for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (tmp_path / "old" / "adapter_model.bin").unlink()
+    with pytest.raises(CheckpointError, match="has neither adapter_model.safetensors nor adapter_model.bin"):
+        convert(tmp_path / "old", tmp_path / "x.nemo", Options(llm_path=tmp_path / "model.nemo"))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import open_dict
+from torch import Tensor
 
 from neva.config.peft import lora_of, tower_lora_of
 from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.convert import detect
 from neva.convert.lazy_model import Base, LazyModel, resolved_copy
 from neva.convert.options import Options
-from neva.convert.peft_folder import BODY, from_peft, peft_section
+from neva.convert.peft_folder import PROJECTORS, from_peft, peft_section
 from neva.convert.readers import llava_hf, nemo
 from neva.errors import CheckpointError, naming
 from neva.families.connector import projector_table
 from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER
-from neva.formats.hf_files import ADAPTER_WEIGHTS
+from neva.formats.hf_files import ADAPTER_FILES
+from neva.formats.hf_folder import open_weights
 from neva.formats.nemo_header import is_nemo, tensor_names
-from neva.formats.safetensors import TensorFile
 from neva.weights.fingerprint import fingerprint_of
 from neva.weights.lazy import Chained, Converted, Filtered, Renamed
 from neva.weights.merged import factors_of
@@ -56,8 +58,16 @@ def read(folder: Path, options: Options) -> LazyModel:
         return _beside(model, folder, path)
 
 
+def _stored(folder: Path) -> Mapping[str, Tensor]:
+    """Returns the tensors of a peft folder."""
+    found = next((path for path in map(folder.joinpath, ADAPTER_FILES) if path.is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{folder} has neither {' nor '.join(ADAPTER_FILES)}; fetch the adapter again")
+    return open_weights(found)
+
+
 def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
-    stored = TensorFile(folder / ADAPTER_WEIGHTS)
+    stored = _stored(folder)
     adapters = from_peft(stored, folder, model.vision)
     config = resolved_copy(model.config)
     held = parts_among(tensor_names(path)) if is_nemo(path) else list(SECTION_OF)
@@ -73,13 +83,13 @@ def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     language = replace(model.language, lora=lora_of(config))
     vision = replace(model.vision, lora=tower_lora_of(config))
     factors_of(language, vision, adapters)  # compares the shapes
-    projector = Filtered(stored, BODY + LLAVA_HF.projector)
+    projector = Filtered(stored, *PROJECTORS)
     weights = model.weights
     if len(projector):
         table = projector_table(
             model.connector, model.vision.feature_size, model.language.hidden_size, LLAVA_HF
         )
-        renamed = Renamed(projector, {name.removeprefix(BODY): name for name in projector})
+        renamed = Renamed(projector, {name[name.index(LLAVA_HF.projector) :]: name for name in projector})
         weights = Chained(Converted(table, renamed, folder), weights)
     base = Base(
         {
