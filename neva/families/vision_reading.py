@@ -31,7 +31,9 @@ def vision_config_from_hf(
     Raises:
         ConfigError: a tower that neva does not read.
     """
-    part = section(config, "vision_config") if "vision_config" in config else config
+    # CLIP's first files say it twice, and transformers takes the second
+    named = "vision_config_dict" if config.get("vision_config_dict") is not None else "vision_config"
+    part = section(config, named) if named in config else config
     # what transformers takes a LLaVA's tower without a type for
     known = dict.fromkeys(LLAVA_TYPES, "clip_vision_model") | {
         LLAVA_ONEVISION.model_type: "siglip_vision_model"

@@ -1,11 +1,18 @@
 """Towers that are neither CLIP nor SigLIP: from Hugging Face folders and back, proven by transformers."""
 
+import copy
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    CLIPConfig,
+    LlavaForConditionalGeneration,
+)
 
 from neva.convert.convert import convert
 from neva.convert.options import Options
@@ -14,6 +21,7 @@ from neva.convert.readers.nemo import open_model
 from neva.errors import CheckpointError, ConfigError
 from neva.families.naming import TOWER
 from neva.families.vision_reading import read_vision_config, vision_config_from_hf
+from neva.families.vision_sizes import SIZES
 from neva.formats.hf_folder import FolderWeights
 from neva.model.vision import VisionTower
 from neva.weights.parts import tower_weights
@@ -99,6 +107,22 @@ def test_siglip_2_of_one_resolution_is_a_siglip(tmp_path):
     vision = {"model_type": "siglip_vision_model", **TOWER_SIZES}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": vision}))
     assert read_vision_config(tmp_path).model_type == "siglip"
+
+
+def test_what_clip_says_twice_is_read_as_transformers_reads_it():
+    """Its first files have the sizes under `vision_config_dict` too, which counts."""
+    said = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 40}
+    whole = {
+        "model_type": "clip",
+        "vision_config": {**said, "patch_size": 14},
+        "vision_config_dict": {**said, "patch_size": 16, "hidden_act": "gelu"},
+    }
+    expected = CLIPConfig(**copy.deepcopy(whole)).vision_config
+    found = vision_config_from_hf(whole)
+    for key, field in SIZES.items():
+        assert getattr(found, field) == getattr(expected, key)
+    assert (found.hidden_act, found.patch_size) == ("gelu", 16)
+    assert vision_config_from_hf(whole | {"vision_config_dict": None}).patch_size == 14
 
 
 def test_towers_that_cannot_be_exported_say_why(tmp_path):
