@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tower layer for a fresh projector; several are joined",
     )
     parser.add_argument(
-        "--conv_template", default=DEFAULTS.conv_template, help="conversation template of a new model"
+        "--conv_template", help="conversation template of a new model, or of a folder that does not tell it"
     )
     parser.add_argument(
         "--pad_vocab_to",

@@ -17,7 +17,8 @@ from neva.config.tower import SECOND_ENCODER, TOWER_KEYS, vision_config_of
 from neva.errors import ConfigError
 from neva.families.vision_reading import vision_config_from_hf
 from neva.families.vision_sizes import listed
-from neva.formats.hf_files import image_processor_settings, read_chat_template
+from neva.formats.chat_template import read_chat_template
+from neva.formats.hf_files import image_processor_settings
 from neva.registry import VISION_FAMILIES
 from neva.templates.choice import CHAT, CHAT_KEY, check_choice
 

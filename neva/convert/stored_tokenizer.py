@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neva.errors import DataError
-from neva.formats.hf_files import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_CONFIG, tokenizer_files
+from neva.formats.hf_files import SPECIAL_TOKENS, TOKENIZER_CONFIG, tokenizer_files
 from neva.formats.hf_tokenizer import check_tokenizer, set_bos
 from neva.formats.json import json_text, parse_object
 
@@ -15,14 +15,12 @@ from neva.formats.json import json_text, parse_object
 def stored_tokenizer(folder: Path) -> dict[str, bytes]:
     """Returns the tokenizer's files of a folder, by name; none where it has none.
 
-    A folder with a tokenizer.model alone, as Vicuna and the original LLaVA are published, gets what it lacks. The chat
-    template follows from `conv_template` here.
+    A folder with a tokenizer.model alone, as Vicuna and the original LLaVA are published, gets what it lacks.
 
     Raises:
         DataError: its files cannot be read.
     """
     files = tokenizer_files(folder)
-    files.pop(CHAT_TEMPLATE, None)
     check_tokenizer(files, folder)
     is_complete = "tokenizer.json" in files and TOKENIZER_CONFIG in files
     if is_complete or not {"tokenizer.json", "tokenizer.model", "vocab.json"} & files.keys():

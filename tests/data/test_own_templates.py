@@ -16,6 +16,7 @@ from neva.data.build import build_encoder
 from neva.data.chat_template import chat_template
 from neva.data.encode import ConversationEncoder
 from neva.errors import ConfigError, SampleError
+from neva.formats.nemo import write_nemo
 from neva.templates.choice import check_choice, free_template
 from neva.templates.template import Turn
 from tests.data import tokenizers
@@ -252,3 +253,14 @@ def test_the_chat_template_of_the_tokenizer_s_folder_is_recorded(tmp_path: Path)
     assert load("quickstart_finetune", keys).model.data.template == {"chat_template": QWEN}
     (folder / "chat_template.jinja").write_text(MISTRAL)
     assert load("quickstart_finetune", keys).model.data.template == {"chat_template": MISTRAL}
+
+
+def test_the_chat_template_of_a_nemo_s_tokenizer_is_recorded_too(tmp_path: Path) -> None:
+    """And that beside the tokenizer.json which is named."""
+    folder = tmp_path / "tokenizer"
+    tokenizers.chatml(folder)
+    (folder / "chat_template.jinja").write_text(QWEN)
+    write_nemo(tmp_path / "llm.nemo", {"vocab_size": 512}, [], folder, None, "test", {})
+    for source in (tmp_path / "llm.nemo", folder / "tokenizer.json"):
+        keys = [f"model.tokenizer.type={source}", "model.vocab_size=512", "model.data.conv_template=hf"]
+        assert load("quickstart_finetune", keys).model.data.template == {"chat_template": QWEN}

@@ -24,7 +24,8 @@ from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import language_table, read_language_config
 from neva.families.values import number, section, whole
 from neva.families.vision_reading import read_vision_config
-from neva.formats.hf_files import read_chat_template, read_config, read_image_processor
+from neva.formats.chat_template import read_chat_template
+from neva.formats.hf_files import read_config, read_image_processor
 from neva.formats.json import shown
 from neva.model.perceiver import EPSILON
 from neva.templates.idefics2 import END, system_of
@@ -100,7 +101,7 @@ def perceiver_kind(config: Mapping[str, Any], language: LanguageConfig) -> str:
 def _section(
     folder: Path, language: LanguageConfig, vision: VisionConfig, kind: str, processor: Mapping[str, Any]
 ) -> DictConfig:
-    text = read_chat_template(str(folder)) or ""
+    text = read_chat_template(folder) or ""
     if END not in text:
         logger.warning(
             "%s has no chat template of Idefics2's; the model is recorded with conv_template idefics2", folder

@@ -12,7 +12,7 @@ from neva.config.media import media_rules_of
 from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.convert.hf_layouts import LAYOUTS, ONEVISION, HFLayout, check_logits
 from neva.convert.lazy_model import LazyModel
-from neva.convert.options import Options
+from neva.convert.options import USUAL_TEMPLATE, Options
 from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
@@ -23,9 +23,10 @@ from neva.families.configs import VisionConfig
 from neva.families.language import language_table, read_language_config
 from neva.families.vision import vision_family
 from neva.families.vision_reading import read_vision_config
-from neva.formats.hf_files import CHAT_TEMPLATE, read_config, read_image_processor
+from neva.formats.chat_template import read_chat_template
+from neva.formats.hf_files import read_config, read_image_processor
 from neva.formats.hf_tokenizer import read_roles
-from neva.formats.json import decode_text, json_text, shown
+from neva.formats.json import json_text, shown
 from neva.formats.vocabulary import parse_tokenizer
 from neva.templates.jinja import known_template
 from neva.weights.lazy import Chained, Converted
@@ -57,7 +58,7 @@ def read(folder: Path, options: Options) -> LazyModel:
     language = stored.with_vocabulary(_without_last(rows, placeholders))
     dropped = {token for number, token in placeholders.items() if number >= language.vocab_size}
     kind = str(layout.naming.connector)
-    template, system = _template_of(folder, "chatml" if layout is ONEVISION else "v1")
+    template, system = _template_of(folder, options, "chatml" if layout is ONEVISION else USUAL_TEMPLATE)
     processor = read_image_processor(folder)
     aspect_ratio = _aspect_ratio(config, layout, processor)
     section = model_section(language, vision, kind, template, aspect_ratio, system)
@@ -167,15 +168,17 @@ def _native_processor(exported: Mapping[str, Any], vision: VisionConfig) -> dict
     return settings
 
 
-def _template_of(folder: Path, usual: str) -> tuple[str, str | None]:
-    """Returns template and system prompt of the folder's chat template; `usual` when it is another one."""
-    path = folder / CHAT_TEMPLATE
-    text = decode_text(path.read_bytes(), path) if path.is_file() else ""
-    if found := known_template(text, read_roles(folder).get("eos_token", "</s>")):
+def _template_of(folder: Path, options: Options, usual: str) -> tuple[str, str | None]:
+    """Returns template and system prompt: what is asked for, else the folder's; `usual` when neva does not know it."""
+    if options.conv_template is not None:
+        return options.conv_template, None
+    text = read_chat_template(folder)
+    if text and (found := known_template(text, read_roles(folder).get("eos_token", "</s>"))):
         return found
     logger.warning(
-        "%s has a chat template that neva does not know; the model is recorded with conv_template %s",
+        "%s has %s; the model is recorded with conv_template %s: say with --conv_template if it is another one",
         folder,
+        "a chat template that neva does not know" if text else "no chat template",
         usual,
     )
     return usual, None

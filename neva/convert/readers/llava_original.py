@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neva.convert.lazy_model import LazyModel
-from neva.convert.options import Options
+from neva.convert.options import USUAL_TEMPLATE, Options
 from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
@@ -69,7 +69,8 @@ def read(folder: Path, options: Options) -> LazyModel:
     if config.get("mm_vision_select_feature") == "cls_patch":
         vision = keeping_leading_tokens(vision)
     is_trained = any(name.startswith(LLAVA_ORIGINAL.tower) for name in weights)
-    section = model_section(language, vision, kind, "v1", config.get("image_aspect_ratio") or "square")
+    template = options.conv_template or USUAL_TEMPLATE
+    section = model_section(language, vision, kind, template, config.get("image_aspect_ratio") or "square")
     section.mm_cfg.vision_encoder.from_pretrained = None if is_trained else str(tower)
     return LazyModel(
         name=str(folder),

@@ -17,7 +17,7 @@ from neva.convert.part_weights import checked_language_weights, equal_tower, req
 from neva.convert.readers.verified import verify
 from neva.convert.writers.hf_config import stored_config
 from neva.data.media.processor import checked_settings
-from neva.errors import CheckpointError, naming
+from neva.errors import CheckpointError, ConfigError, naming
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.connector import native_projector_table
 from neva.families.language import language_table
@@ -34,8 +34,18 @@ from neva.weights.resolve import Origin, named_folder, resolve_nemo
 
 
 def read(source: Path, options: Options) -> LazyModel:
-    """See `open_model`."""
-    return open_model(source, options.llm_path, options.tower_path)
+    """See `open_model`.
+
+    Raises:
+        ConfigError: a conversation template is asked for that is not the one of training.
+    """
+    model = open_model(source, options.llm_path, options.tower_path)
+    if options.conv_template not in (None, recorded := model.config.data.conv_template):
+        raise ConfigError(
+            f"{source} was trained with conv_template {recorded}, not {options.conv_template}: leave out "
+            "--conv_template"
+        )
+    return model
 
 
 def require_tensors(

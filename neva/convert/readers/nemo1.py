@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.convert.lazy_model import LazyModel
-from neva.convert.options import Options
+from neva.convert.options import USUAL_TEMPLATE, Options
 from neva.convert.part_weights import checked_language_weights, equal_tower, require_path, vision_weights
 from neva.convert.readers import nemo1_tables
 from neva.convert.readers.section import model_section
@@ -63,10 +63,11 @@ def read(source: Path, options: Options) -> LazyModel:
         )
     is_trained = VISION_TOWER in held
     tower = nemo1_tables.tower_part(nemo1, vision) if is_trained else vision_weights(folder, vision)
+    template = options.conv_template or _template(nemo1.config, source)
     aspect_ratio = nemo1.config.data.get("image_aspect_ratio", "square")
     return LazyModel(
         name=str(source),
-        config=model_section(language, vision, kind, _template(nemo1.config, source), aspect_ratio),
+        config=model_section(language, vision, kind, template, aspect_ratio),
         language=language,
         vision=vision,
         connector=kind,
@@ -91,5 +92,11 @@ def _template(config: DictConfig, source: Path) -> str:
     found = config.data.get("conv_template", "v1")
     if found in TEMPLATES:
         return str(found)
-    logger.warning("%s: conv_template %s is not neva's; the model is recorded with v1", source, found)
-    return "v1"
+    logger.warning(
+        "%s: conv_template %s is not neva's; the model is recorded with %s: say with --conv_template if "
+        "it is another one",
+        source,
+        found,
+        USUAL_TEMPLATE,
+    )
+    return USUAL_TEMPLATE

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from neva.convert.lazy_model import LazyModel
-from neva.convert.options import Options
+from neva.convert.options import USUAL_TEMPLATE, Options
 from neva.convert.part_weights import checked_language_weights, vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
@@ -41,10 +41,11 @@ def read(folder: Path, options: Options) -> LazyModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         projector = connector.build(vision.feature_size, language.hidden_size)
+    template = options.conv_template or USUAL_TEMPLATE
     drawn = {PROJECTOR + name: tensor.detach() for name, tensor in projector.named_parameters()}
     return LazyModel(
         name=f"{folder} + {tower}",
-        config=model_section(language, vision, options.adapter_type, options.conv_template, "square"),
+        config=model_section(language, vision, options.adapter_type, template, "square"),
         language=language,
         vision=vision,
         connector=options.adapter_type,
