@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from neva.config.data_sources import missing_folders, missing_records
 from neva.config.tower import SECOND_ENCODER
 from neva.errors import ConfigError
-from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, index_of, weight_map
+from neva.formats.hf_files import MODEL_CONFIG, TOKENIZER_FILES, WEIGHT_FILES, weight_map, weights_file
 from neva.formats.json import read_object
 from neva.formats.nemo_header import is_nemo, nemo_tokenizer
 
@@ -149,13 +149,12 @@ def _no_weights(key: str, source: str | None) -> Iterator[str]:
         return
     if not (folder / MODEL_CONFIG).is_file():
         yield f"{key}: {source} holds no {MODEL_CONFIG}"
-    indices = [folder / index_of(name) for name in WEIGHT_FILES]
-    index = next((path for path in indices if path.is_file()), None)
-    if index is None:
-        if not any((folder / name).is_file() for name in WEIGHT_FILES):
-            yield f"{key}: {source} holds neither {' nor '.join(WEIGHT_FILES)} (nor an index of either)"
+    found = weights_file(folder)
+    if found is None:
+        yield f"{key}: {source} holds neither {' nor '.join(WEIGHT_FILES)} (nor an index of either)"
         return
-    shards = set(weight_map(read_object(index, ConfigError), index).values())
+    is_index = found.name not in WEIGHT_FILES
+    shards = set(weight_map(read_object(found, ConfigError), found).values()) if is_index else set()
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         yield f"{key}: {source} lacks {len(missing)} of {len(shards)} weight files, first {missing[0]}"

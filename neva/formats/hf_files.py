@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neva.errors import CheckpointError, DataError
-from neva.formats.json import decode_text, read_object, shown
+from neva.errors import CheckpointError
+from neva.formats.json import read_object, shown
 
 MODEL_CONFIG = "config.json"
 IMAGE_PROCESSOR_CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 VIDEO_PROCESSOR_CONFIG = "video_preprocessor_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE, CHAT_TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 PARITY_REPORT = "parity.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""Of a folder of peft."""
+"""Of a folder of peft, as it is written."""
+ADAPTER_FILES = (ADAPTER_WEIGHTS, "adapter_model.bin")
+"""The weights of one, the first of these."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
@@ -44,6 +46,15 @@ SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
 def index_of(weight_file: str) -> str:
     """Returns the name of the index of `weight_file`'s shards."""
     return f"{weight_file}.index.json"
+
+
+def weights_file(folder: Path) -> Path | None:
+    """Returns the file of weights that counts in a folder, or the index of several; None: there is neither.
+
+    The order is transformers', whose `save_pretrained` leaves the index of an earlier save beside a single file.
+    """
+    names = (each for name in WEIGHT_FILES for each in (name, index_of(name)))
+    return next((path for path in map(folder.joinpath, names) if path.is_file()), None)
 
 
 def weight_map(index: Mapping[str, Any], name: str | Path) -> dict[str, str]:
@@ -88,16 +99,16 @@ def read_image_processor(folder: str | Path) -> dict[str, Any]:
 
 
 def image_processor_settings(folder: str | Path) -> dict[str, Any] | None:
-    """Returns the image processor's settings: `preprocessor_config.json`, or what transformers 5 puts elsewhere.
+    """Returns the image processor's settings: what transformers 5 writes, else `preprocessor_config.json`.
 
-    Its `processor.save_pretrained` writes one file for the whole processor.
+    Its `processor.save_pretrained` writes one file for the whole processor, beside the other of an earlier save.
     """
     own, whole = Path(folder) / IMAGE_PROCESSOR_CONFIG, Path(folder) / PROCESSOR_CONFIG
-    if own.is_file():
-        return read_object(own)
     settings = read_object(whole).get("image_processor") if whole.is_file() else None
     if not isinstance(settings, dict | None):
         raise CheckpointError(f"{whole}: image_processor is {shown(settings)}, expected an object with keys")
+    if settings is None and own.is_file():
+        return read_object(own)
     return settings
 
 
@@ -105,22 +116,3 @@ def tokenizer_files(folder: str | Path) -> dict[str, bytes]:
     """Returns the tokenizer's files of a folder, by name."""
     found = (Path(folder) / name for name in COPIED_FILES)
     return {path.name: path.read_bytes() for path in found if path.is_file()}
-
-
-def read_chat_template(folder: str | None) -> str | None:
-    """Returns the chat template of a tokenizer's folder, the one called default of several; None: it has none."""
-    if folder is None or not Path(folder).is_dir():
-        return None
-    path = Path(folder) / CHAT_TEMPLATE
-    if path.is_file():
-        return decode_text(path.read_bytes(), path, DataError)
-    for name in ("chat_template.json", TOKENIZER_CONFIG):
-        path = Path(folder) / name
-        found = read_object(path, DataError).get("chat_template") if path.is_file() else None
-        if isinstance(found, list):  # of named ones
-            found = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}.get(
-                "default"
-            )
-        if isinstance(found, str):
-            return found
-    return None

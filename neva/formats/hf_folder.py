@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from neva.errors import CheckpointError
-from neva.formats.hf_files import WEIGHT_FILES, index_of, weight_map
+from neva.formats.hf_files import WEIGHT_FILES, index_of, weight_map, weights_file
 from neva.formats.json import read_object, shown, write_json
 from neva.formats.safetensors import TensorFile, TensorFileWriter
 
+POINTER = b"version https://git-lfs."
 SHARD_BYTES = 5 * 10**9  # transformers' own default for a long time
 
 
@@ -37,18 +38,14 @@ class FolderWeights(Mapping[str, Tensor]):
         self._current: tuple[Path, Mapping[str, Tensor]] | None = None
 
     def _find(self) -> dict[str, Path]:
-        for name in WEIGHT_FILES:
-            index, single = self.folder / index_of(name), self.folder / name
-            if index.is_file():
-                return {
-                    tensor: self._shard(file)
-                    for tensor, file in weight_map(read_object(index), index).items()
-                }
-            if single.is_file():
-                return dict.fromkeys(open_weights(single), single)
-        raise CheckpointError(
-            f"{self.folder} has neither {' nor '.join(WEIGHT_FILES)}, nor an index of either"
-        )
+        found = weights_file(self.folder)
+        if found is None:
+            raise CheckpointError(
+                f"{self.folder} has neither {' nor '.join(WEIGHT_FILES)}, nor an index of either"
+            )
+        if found.name in WEIGHT_FILES:
+            return dict.fromkeys(open_weights(found), found)
+        return {tensor: self._shard(file) for tensor, file in weight_map(read_object(found), found).items()}
 
     def _shard(self, file: str) -> Path:
         path = self.folder / file
@@ -75,12 +72,19 @@ class FolderWeights(Mapping[str, Tensor]):
 
 def open_weights(path: Path) -> Mapping[str, Tensor]:
     """Returns the tensors of one .safetensors or .bin file."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{path} is a pointer of git LFS, not the file itself: fetch it (git lfs pull)"
+            )
     if path.suffix == ".safetensors":
         return TensorFile(path)
     try:
         tensors = _load(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # in front of that torch advises to let the file run what it wants
+        text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+        reason = text.splitlines()[0].partition(" Please use")[0]
         raise CheckpointError(
             f"{path} cannot be read as tensors alone ({reason:.200}); nothing in it was executed: save the model as "
             "safetensors, or fetch the file again"

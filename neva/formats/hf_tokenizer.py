@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from neva.errors import DataError, reason
 from neva.formats.hf_files import (
     CHAT_TEMPLATE,
+    CHAT_TEMPLATE_JSON,
     GENERATION_CONFIG,
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
@@ -34,7 +35,7 @@ JSON_FILES = {
 
 
 def copy_portable(source: str | Path, target: Path) -> None:
-    """Copies the tokenizer's files, with a `tokenizer_class` that every transformers from 4.45 on knows."""
+    """Copies the tokenizer's files, with a configuration that every transformers from 4.45 on reads."""
     for name, content in tokenizer_files(source).items():
         if name == TOKENIZER_CONFIG:
             settings = parse_object(content, Path(source) / name, DataError)
@@ -42,6 +43,10 @@ def copy_portable(source: str | Path, target: Path) -> None:
                 settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
                 settings.pop("backend", None)
                 settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
+            if isinstance(
+                settings.get("extra_special_tokens"), list
+            ):  # of names and tokens in transformers 4
+                settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
             settings = {key: value for key, value in settings.items() if key not in SPECIAL_TOKENS or value}
             write_json(target / name, settings)
         else:
@@ -113,7 +118,7 @@ def write_fast_tokenizer(
     }
     write_json(target / TOKENIZER_CONFIG, settings)
     write_json(target / "special_tokens_map.json", roles)
-    write_json(target / "chat_template.json", {"chat_template": template})
+    write_json(target / CHAT_TEMPLATE_JSON, {"chat_template": template})
     (target / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
 
 

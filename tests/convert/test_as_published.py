@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from neva.config.paths import _no_weights
 from neva.convert.convert import convert
 from neva.convert.options import Options
 from neva.errors import CheckpointError, UserError
@@ -115,6 +116,20 @@ def test_a_shard_that_is_missing_or_cut_is_named(tmp_path: Path, published: Path
         CheckpointError, match=rf"the index names the file '{shards[1].name}', which is not there"
     ):
         convert(published, tmp_path / "x.nemo", Options())
+
+
+@pytest.mark.parametrize("with_shards", [True, False])
+def test_a_single_file_counts_beside_the_index_of_an_earlier_save(
+    tmp_path: Path, published: Path, with_shards: bool
+) -> None:
+    weights = load_file(published / "model.safetensors")
+    write_weights(published, ((name, tensor + 1) for name, tensor in weights.items()), shard_bytes=100_000)
+    if not with_shards:
+        for shard in published.glob("model-*.safetensors"):
+            shard.unlink()
+    found = FolderWeights(published)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert not list(_no_weights("key", str(published)))
 
 
 def to_fp8(weights: dict[str, torch.Tensor]) -> None:

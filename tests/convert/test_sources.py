@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
@@ -60,12 +61,15 @@ def test_what_transformers_saves_today_is_read(exported, tmp_path):
     assert_same_model(saved, exported)
     for key in ("image_mean", "image_std", "do_resize", "resample"):
         assert image_processor_settings(saved)[key] == image_processor_settings(exported)[key]
+    stale = image_processor_settings(exported) | {"image_mean": [0.9, 0.9, 0.9]}
+    (saved / "preprocessor_config.json").write_text(json.dumps(stale))  # of an earlier save
+    assert image_processor_settings(saved)["image_mean"] == image_processor_settings(exported)["image_mean"]
     assert convert(saved, tmp_path / "saved.nemo") == 0
     assert convert(tmp_path / "saved.nemo", tmp_path / "again") == 0  # with proof
 
 
-def change(folder, edit):
-    path = folder / "config.json"
+def change(folder, edit, name="config.json"):
+    path = folder / name
     config = json.loads(path.read_text())
     edit(config)
     path.write_text(json.dumps(config))
@@ -139,6 +143,22 @@ def test_a_processor_that_is_nowhere_is_named(exported, capsys):
         llava_hf.read(exported, Options())
 
 
+def test_the_template_is_that_of_any_file_of_the_folder_or_what_is_asked_for(tmp_path, caplog):
+    hf = tmp_path / "hf"
+    assert convert(llava_nemo(tmp_path, template="mistral"), hf, "--no-verify") == 0
+    change(hf, lambda settings: settings.pop("chat_template"), "tokenizer_config.json")
+    (hf / "chat_template.jinja").unlink()
+    assert llava_hf.read(hf, Options()).config.data.conv_template == "mistral"  # of chat_template.json
+    (hf / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    for asked, recorded in ((None, "v1"), ("chatml", "chatml")):
+        caplog.clear()
+        assert llava_hf.read(hf, Options(conv_template=asked)).config.data.conv_template == recorded
+        assert ("a chat template that neva does not know" in caplog.text) is (asked is None)
+    (hf / "chat_template.json").unlink()
+    llava_hf.read(hf, Options())
+    assert "has no chat template; the model is recorded with conv_template v1: say with --conv" in caplog.text
+
+
 class Thing:
     def __reduce__(self):
         return (print, ("executed",))
@@ -165,6 +185,20 @@ def test_a_bin_file_that_is_none_is_one_sentence(tmp_path, content):
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
         open_weights(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of git LFS, .*\(git lfs pull\)"):
+        FolderWeights(tmp_path)
+
+
+def test_what_a_bin_file_holds_instead_of_tensors_is_said(tmp_path):
+    torch.save({"a": np.ones(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="as tensors alone .*numpy") as raised:
+        FolderWeights(tmp_path)
+    assert "Re-running" not in str(raised.value)
 
 
 def test_detect_reads_no_weights(exported):

@@ -111,3 +111,26 @@ def test_a_tokenizer_without_an_end_is_named(tmp_path, eye, capsys):
     (text / "tokenizer_config.json").write_text("{}")
     assert convert(text, tmp_path / "hf", "--vision_encoder_path", eye) == 1
     assert "its tokenizer names no eos_token; put it into tokenizer_config.json" in capsys.readouterr().err
+
+
+def test_a_chat_template_in_a_file_of_its_own_comes_back(tmp_path):
+    text = text_model(tmp_path / "text")
+    (text / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    assert convert(text, tmp_path / "text.nemo") == 0
+    assert convert(tmp_path / "text.nemo", tmp_path / "again") == 0
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
+
+
+def test_special_tokens_as_transformers_5_lists_them_are_written_as_4_reads_them(tmp_path):
+    """4.47 to 4.57 want an object under `extra_special_tokens` and fail at a list."""
+    text = text_model(tmp_path / "text", rows=32001)
+    tokenizer = AutoTokenizer.from_pretrained(shared_data("tokenizer", "vicuna"))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<a>"]})
+    tokenizer.save_pretrained(text)
+    assert json.loads((text / "tokenizer_config.json").read_text())["extra_special_tokens"] == ["<a>"]
+    assert convert(text, tmp_path / "text.nemo") == 0
+    assert convert(tmp_path / "text.nemo", tmp_path / "again") == 0
+    settings = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert "extra_special_tokens" not in settings and settings["additional_special_tokens"] == ["<a>"]
+    assert "<a>" in AutoTokenizer.from_pretrained(tmp_path / "again").all_special_tokens
