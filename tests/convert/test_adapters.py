@@ -149,6 +149,24 @@ def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path, schem
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
+def test_adapters_of_a_folder_go_on_reading_the_folder(tmp_path: Path) -> None:
+    """Whose last row is the image token's."""
+    adapters = adapter_nemo(tmp_path, "canonical", ["q_proj", "down_proj"])
+    convert(adapters, tmp_path / "peft", Options(verify=False))
+    convert(tmp_path / "model.nemo", tmp_path / "hf", Options(verify=False))
+    convert(tmp_path / "peft", tmp_path / "back.nemo", Options(llm_path=tmp_path / "hf"))
+    assert open_nemo(tmp_path / "back.nemo").config.mm_cfg.llm.from_pretrained == str(tmp_path / "hf")
+    logits = []
+    for path in (adapters, tmp_path / "back.nemo"):
+        trained, opened = open_trained(path), open_model(path)
+        model = build_model(opened.vision, opened.language, "mlp2x_gelu").eval()
+        trained.fill(model, trained.config)
+        logits.append(model(torch.arange(3, 12)[None], None).detach()[..., :133])
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+    convert(tmp_path / "back.nemo", tmp_path / "merged", Options(merge=True))
+    assert json.loads((tmp_path / "merged" / "parity.json").read_text())["verified"]
+
+
 def test_a_merged_nemo_computes_what_the_adapters_did(tmp_path: Path) -> None:
     adapters = adapter_nemo(tmp_path, "canonical", ["all"])
     assert main([str(adapters), str(tmp_path / "whole.nemo"), "--merge"]) == 0

@@ -38,8 +38,10 @@ USUAL_ASPECT_RATIO = "anyres_max_9"
 """What a LLaVA-OneVision's `config.json` omits."""
 
 
-def read(folder: Path, options: Options) -> LazyModel:
+def read(folder: Path, options: Options, all_rows: bool = False) -> LazyModel:
     """Opens the model of a folder. Last rows of the vocabulary that only tokens of media have are left out with these.
+
+    `all_rows` keeps them, for a model that goes on reading its language model from the folder.
 
     Raises:
         CheckpointError: neva has no such model, or tensors do not fit.
@@ -55,7 +57,7 @@ def read(folder: Path, options: Options) -> LazyModel:
     check_logits(stored, folder)
     weights, layout = folder_weights(folder), LAYOUTS[str(config["model_type"])]
     rows, placeholders = stored.vocab_size, _placeholders(config, layout)
-    language = stored.with_vocabulary(_without_last(rows, placeholders))
+    language = stored.with_vocabulary(rows if all_rows else _without_last(rows, placeholders))
     dropped = {token for number, token in placeholders.items() if number >= language.vocab_size}
     kind = str(layout.naming.connector)
     template, system = _template_of(folder, options, "chatml" if layout is ONEVISION else USUAL_TEMPLATE)

@@ -47,8 +47,8 @@ def read(folder: Path, options: Options) -> LazyModel:
         raise CheckpointError(
             f"{path} is a {kind.words}; expected a LLaVA model, a .nemo or a llava-hf folder"
         )
-    reader = nemo if kind.reader == "nemo" else llava_hf
-    model = reader.read(path, replace(options, llm_path=None))
+    options = replace(options, llm_path=None)
+    model = nemo.read(path, options) if is_nemo(path) else llava_hf.read(path, options, all_rows=True)
     if model.language.hf_config is not None:
         raise CheckpointError(
             f"{path} has a language model that transformers runs, beside which no peft folder is read; expected one "
@@ -74,9 +74,9 @@ def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     with open_dict(config):
         config.peft = peft_section(folder, adapters, model.language.num_layers)
         config.restore_from_path = str(path) if is_nemo(path) else None
-        for section in SECTION_OF.values():
-            if not is_nemo(path):
-                config.mm_cfg[section].from_pretrained = str(path)
+        for section in map(config.mm_cfg.get, SECTION_OF.values()):
+            if section is not None and not is_nemo(path):
+                section.from_pretrained = str(path)
         config.mm_cfg.llm.freeze = True
         if config.peft.lora_tuning.vision_target_modules:
             config.mm_cfg.vision_encoder.freeze = True
