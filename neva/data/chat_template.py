@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +21,7 @@ from neva.data.control_tokens import special_tokens
 from neva.errors import ConfigError, SampleError, reason
 from neva.templates.template import Segment, Template, Turn
 
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES: dict[Literal["human", "gpt"], str] = {"human": "user", "gpt": "assistant"}
 MARKS_ANSWERS = re.compile(r"{%-?\s*generation\s*-?%}")
 SPLIT = "\ufdd3"
 """Stands inside a control token that somebody wrote into a text, so that it is none of the chat template's."""
@@ -147,21 +147,38 @@ def chat_template(text: str, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate
         text=text,
         names=names,
     )
-    turns = [Turn("human", "a"), Turn("gpt", "b"), Turn("human", "c"), Turn("gpt", "d"), Turn("human", "e")]
+    said = [(role, f"{role} says {number}") for number in range(2) for role in ROLES]
+    turns = [Turn(role, text) for role, text in said]
     try:
-        segments = template.segments(turns[:4], None, "")
-        template.segments(turns, None, "")
+        segments = template.segments(turns, None, "")
+        template.segments([*turns, Turn("human", "?")], None, "")
     except SampleError as error:
         raise ConfigError(f"model.data.conv_template=hf: {error}") from error
+    if left_out := next((text for _, text in said if text not in _text(segments)), None):
+        raise ConfigError(
+            f"model.data.conv_template=hf: the tokenizer's chat template leaves out what is said ({left_out!r}), as "
+            "one does that expects a list of parts; give one for texts as model.data.template.chat_template"
+        )
     learnt = [segment for segment in segments if segment.has_loss]
-    if not learnt or "d" not in "".join(segment.text for segment in learnt):
+    if said[-1][1] not in _text(learnt):
         raise ConfigError("model.data.conv_template=hf: the tokenizer's chat template marks no answer")
     ends = [segment.text for segment in learnt if segment.is_special]
-    try:
-        template.segments(turns[:2], "s", "")
-    except SampleError:
-        template = replace(template, system="")  # no place for a system prompt
+    if not _takes_system(template, turns[:2]):
+        template = replace(template, system="")
     return replace(template, end=ends[-1] if ends else None)
+
+
+def _takes_system(template: ChatTemplate, turns: Sequence[Turn]) -> bool:
+    """Returns whether a system prompt is written, neither refused nor left out."""
+    prompt = "system prompt of a test"
+    try:
+        return prompt in _text(template.segments(turns, prompt, ""))
+    except SampleError:
+        return False
+
+
+def _text(segments: Sequence[Segment]) -> str:
+    return "".join(segment.text for segment in segments)
 
 
 def _message(turn: Turn, text: str) -> dict[str, str]:

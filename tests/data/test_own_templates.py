@@ -104,9 +104,15 @@ def test_a_control_token_in_a_text_is_no_token_of_the_chat_template() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (FORGETS, "writes the beginning of a conversation otherwise once it goes on: '.*<think>b"),
+        (FORGETS, "writes the beginning of a conversation otherwise once it goes on: '.*<think>gpt says 0"),
         ("{{ broken", "the tokenizer's chat template refuses the conversation: "),
-        ("always the same", "marks no answer"),
+        ("always the same", r"leaves out what is said \('human says 0'\)"),
+        (
+            "{% for m in messages %}{% for part in m['content'] %}"
+            "{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}{% endfor %}",
+            r"leaves out .* expects a list of parts",
+        ),
+        (QWEN.replace("message['content']", "message['content'] | upper"), "leaves out"),
     ],
 )
 def test_a_chat_template_that_cannot_be_learnt_from_is_refused(text: str, message: str) -> None:
@@ -117,8 +123,10 @@ def test_a_chat_template_that_cannot_be_learnt_from_is_refused(text: str, messag
 def test_a_system_prompt_is_a_message_where_the_chat_template_takes_one() -> None:
     found = encoder(QWEN).sample(turns("q", "a"), [], "T")
     assert list(zip(*found, strict=True)) == pairs("«system\nT»\n«user\nq»\n«assistant\n{a»}\n")
-    with pytest.raises(SampleError, match="no place for a system prompt"):
-        encoder(MISTRAL).sample(turns("q", "a"), [], "T")
+    silent = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + eos_token }}{% endfor %}"
+    for text in (MISTRAL, silent):
+        with pytest.raises(SampleError, match="no place for a system prompt"):
+            encoder(text).sample(turns("q", "a"), [], "T")
 
 
 def images(turn: str) -> list[dict[str, str]]:
