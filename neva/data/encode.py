@@ -173,16 +173,20 @@ class ConversationEncoder:
         self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None, found: str
     ) -> tuple[list[int], list[int]]:
         """Returns as many questions with their answers, from the first on, as fit."""
-        for count in range((len(turns) - 1) // 2, 0, -1):
+
+        def first(count: int) -> tuple[list[int], list[int]]:
             kept = turns[: 2 * count]
-            input_ids, labels = self._encode(kept, media_tokens[: placeholders(kept)], system)
-            if len(input_ids) <= self.max_length:
-                return input_ids, labels
-        raise SampleError(
-            f"{found} is longer than encoder_seq_length={self.max_length} with its first question and answer alone; "
-            "raise encoder_seq_length or shorten the record",
-            TOO_LONG,
-        )
+            return self._encode(kept, media_tokens[: placeholders(kept)], system)
+
+        counts = range(1, (len(turns) - 1) // 2 + 1)
+        fitting = bisect_right(counts, self.max_length, key=lambda count: len(first(count)[0]))
+        if not fitting:
+            raise SampleError(
+                f"{found} is longer than encoder_seq_length={self.max_length} with its first question and answer "
+                "alone; raise encoder_seq_length or shorten the record",
+                TOO_LONG,
+            )
+        return first(fitting)
 
     def _encode(
         self, turns: Sequence[Turn], media_tokens: Sequence[int], system: str | None

@@ -1,7 +1,9 @@
 """Token ids and labels, against LLaVA's own algorithm and against ids written out."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -375,6 +377,26 @@ def test_longer_samples_are_cut_between_turns_dropped_or_refused(tmp_path: Path)
         ) as caught:
             encode(replace(fits, max_length=lengths[2] - 1), *texts)
         assert type(caught.value) is kind
+
+
+def test_of_a_long_conversation_few_beginnings_are_tokenised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = ConversationEncoder(
+        tokenizers.llama_like(tmp_path), TEMPLATES["v1"], 2000, False, truncation="truncate_turns"
+    )
+    sizes: list[int] = []
+    encode_all = ConversationEncoder._encode
+
+    def counted(self: ConversationEncoder, given: Sequence[Turn], *rest: Any) -> tuple[list[int], list[int]]:
+        sizes.append(len(given))
+        return encode_all(self, given, *rest)
+
+    monkeypatch.setattr(ConversationEncoder, "_encode", counted)
+    found = encoder.fitted(turns(*["a few words"] * 1000), [])
+    kept = sizes[-1]
+    assert len(sizes) < 15 and len(found.input_ids) <= 2000
+    assert len(encode_all(encoder, turns(*["a few words"] * (kept + 2)), [], None)[0]) > 2000
 
 
 def test_a_prompt_is_never_cut(tmp_path: Path) -> None:
