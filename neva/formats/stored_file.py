@@ -16,6 +16,8 @@ class StoredFile:
     """Where it lies, for messages: `shard.tar/0001.jpg`."""
     read_bytes: Callable[[], bytes]
     """Returns its content."""
+    size: int
+    """Bytes of it."""
 
     def open(self, mode: str = "rb") -> io.BytesIO:
         """Returns its content as a file."""

@@ -146,4 +146,4 @@ class TarIndex:
 
 def stored_member(path: Path, name: str, start: int, size: int) -> StoredFile:
     """Returns a member of a tar as a file."""
-    return StoredFile(f"{path}/{name}", partial(read_range, (path, start, size)))
+    return StoredFile(f"{path}/{name}", partial(read_range, (path, start, size)), size)

@@ -57,7 +57,7 @@ def test_a_share_is_split_off_by_content_and_neither_part_has_a_record_of_the_ot
 
 def test_a_record_keeps_its_side_where_its_files_lie_elsewhere() -> None:
     turns = [Turn("human", "<image> what?"), Turn("gpt", "red")]
-    places = [["0.png"], [Path("/a/0.png")], [StoredFile("/b/shard.tar/0.png", lambda: b"")]]
+    places = [["0.png"], [Path("/a/0.png")], [StoredFile("/b/shard.tar/0.png", lambda: b"", 0)]]
     (known,) = {
         content_hash(Record(str(number), turns, images, None)) for number, images in enumerate(places)
     }

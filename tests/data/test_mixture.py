@@ -14,6 +14,7 @@ from neva.config.data_sources import data_sources, missing_folders, missing_reco
 from neva.data.lengths import measure
 from neva.data.sources.media_folder import MediaFolder
 from neva.data.sources.mixture import Mixture, content_of, open_records, source_counts
+from neva.data.sources.source import open_source
 from neva.errors import ConfigError, DataError, SampleError
 from neva.formats.stored_file import StoredFile
 from tests.conftest import conversation, write_records
@@ -191,6 +192,11 @@ def test_members_of_a_tar_are_found_by_name_and_limited_in_size(tmp_path: Path) 
         assert raised.value.kind == "missing image"
     with pytest.raises(SampleError, match=r"has 2 MiB, more than model\.data\.max_media_mb=1"):
         folder / "large"
+    write_tar(tmp_path / "wds.tar", {"a.png": bytes(2 << 20), "a.txt": "b"})
+    with pytest.raises(
+        SampleError, match=r"wds\.tar/a\.png has 2 MiB, more than model\.data\.max_media_mb=1"
+    ):
+        MediaFolder(None, 1 << 20) / open_source(tmp_path / "wds.tar")[0].images[0]
     with pytest.raises(SampleError, match=r"is a file name, and model\.data\.image_folder is null"):
         MediaFolder(None, 1) / "a.png"
     with pytest.raises(DataError, match=r"model\.data\.image_folder: no folder at"):

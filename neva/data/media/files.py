@@ -69,7 +69,7 @@ def _from_data_uri(uri: str) -> StoredFile:
             f"the data URI {uri[:40]!r}… cannot be read ({error}); expected data:image/…;base64,…",
             "broken image",
         ) from error
-    return StoredFile(f"{uri[: head.end()]}…", lambda: content)
+    return StoredFile(f"{uri[: head.end()]}…", lambda: content, len(content))
 
 
 def _fetch(address: str) -> bytes:

@@ -26,7 +26,7 @@ class MediaFolder:
 
     Args:
         path: folder or tar; None: there is none, and all media bring their own place.
-        max_bytes: of a member of a tar.
+        max_bytes: of what lies in a tar or table.
 
     Raises:
         DataError: there is neither folder nor tar, or the tar cannot be used.
@@ -54,15 +54,24 @@ class MediaFolder:
         """Returns the file of that name, which need not exist in a folder; a file is returned as it is.
 
         Raises:
-            SampleError: the name leads outside, or a tar has no such member or one that is too large.
+            SampleError: the name leads outside, or what lies in a tar or table is not there or too large.
         """
-        if not isinstance(file, str):
-            return file
+        if isinstance(file, str):
+            file = self._named(file)
+        if isinstance(file, StoredFile) and file.size > self.max_bytes:
+            raise SampleError(
+                f"{file!s:.200} has {file.size >> 20:,} MiB, more than model.data.max_media_mb="
+                f"{self.max_bytes >> 20}",
+                "broken image",
+            )
+        return file
+
+    def _named(self, name: str) -> MediaFile:
         if self.path is None:
             raise SampleError(
-                f"image {file!r:.200} is a file name, and {self._key} is null; give its folder", MISSING
+                f"image {name!r:.200} is a file name, and {self._key} is null; give its folder", MISSING
             )
-        return self._in_folder(file) if self._tar is None else self._in_tar(file, self._tar)
+        return self._in_folder(name) if self._tar is None else self._in_tar(name, self._tar)
 
     def _in_folder(self, name: str) -> Path:
         assert self.path is not None
@@ -79,17 +88,7 @@ class MediaFolder:
         found = tar.find(posixpath.normpath(name))
         if found is None:
             raise SampleError(f"image {name!r:.200} is no member of {tar.path}", MISSING)
-        return stored(tar.path, name, *found, self.max_bytes)
-
-
-def stored(path: Path, name: str, start: int, size: int, max_bytes: int) -> StoredFile:
-    """Returns a member of a tar as a file; SampleError when it is too large."""
-    if size > max_bytes:
-        raise SampleError(
-            f"{path}/{name:.200} has {size >> 20:,} MiB, more than model.data.max_media_mb={max_bytes >> 20}",
-            "broken image",
-        )
-    return stored_member(path, name, start, size)
+        return stored_member(tar.path, name, *found)
 
 
 def _open_tar(path: Path) -> TarIndex:

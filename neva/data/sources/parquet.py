@@ -206,7 +206,7 @@ def _image(cell: Any, place: str) -> str | MediaFile:
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     name = cell.get("path") if isinstance(cell, Mapping) else None
     if isinstance(content, bytes):
-        return StoredFile(f"{place}/{name or 'image'}", lambda: content)
+        return StoredFile(f"{place}/{name or 'image'}", lambda: content, len(content))
     if isinstance(name, str):
         return name
     raise SampleError(f"an image must be a cell with bytes or a path, found {type(cell).__name__}")

@@ -219,7 +219,7 @@ def _read_once(shard: Path, name: str, start: int, size: int) -> StoredFile:
             content.append(member.read_bytes())
         return content[0]
 
-    return StoredFile(member.place, partial(read, member))
+    return StoredFile(member.place, partial(read, member), size)
 
 
 def _add(
