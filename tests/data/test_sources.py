@@ -134,7 +134,9 @@ def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_steerlm_s_images_stand_in_the_text(tmp_path: Path) -> None:
-    turns = conversation("see <img src=\"http://x/y/1.png\" alt=''> and <IMG src='2.jpg'/>?", "a <b>")
+    turns = conversation(
+        "see <img src=\"http://x/y/1.png\" alt=''> and <IMG src='2.jpg'/>?", "a <b> <img src='3.jpg'>"
+    )
     rows = [
         {"system": "Be kind.", "mask": "User", "conversations": turns},
         {"image": "3.png", "conversations": conversation('<image> what is <img src="x">?', "b")},
@@ -143,7 +145,7 @@ def test_steerlm_s_images_stand_in_the_text(tmp_path: Path) -> None:
     records = open_source(write_records(tmp_path / "data.jsonl", rows))
     first = records[0]
     assert (first.images, first.system) == (["1.png", "2.jpg"], "Be kind.")
-    assert [turn.text for turn in first.turns] == ["see <image> and <image>?", "a <b>"]
+    assert [turn.text for turn in first.turns] == ["see <image> and <image>?", "a <b> <img src='3.jpg'>"]
     assert records[1].images == ["3.png"] and records[1].turns[0].text == '<image> what is <img src="x">?'
     with pytest.raises(SampleError, match="masked for Assistant, expected mask=User"):
         records[2]

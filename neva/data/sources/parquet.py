@@ -127,9 +127,9 @@ def _table(path: Path) -> Iterator[Any]:
         raise DataError(f"{path} cannot be read as a table ({reason(error)}); fetch it again") from error
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _group(path: Path, group: int) -> list[dict[str, Any]]:
-    """Returns the rows of a row group, which is the least that can be read of a table; the last few are kept."""
+    """Returns the rows of a row group, the least that can be read of a table; the last is kept, in each worker."""
     with _table(path) as table:
         return table.read_row_group(group).to_pylist()
 

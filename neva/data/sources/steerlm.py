@@ -14,11 +14,11 @@ IMG = re.compile(r"""<img\s[^<>]*?src\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s<>"']+))
 
 
 def with_placeholders(raw: Any) -> Any:
-    """Returns a record with `<image>` for each `<img src=…>`, and the names of the images, without their folders.
+    """Returns a record with `<image>` for each `<img src=…>` of a question, and the images' names without their folders.
 
-    A record that names its images itself is returned as it is: its texts may speak of HTML. So is one whose `mask` is
-    the side that asks, which is never learnt from; of another `mask` the conversation is left out, which is an error of
-    the record.
+    Answers keep theirs, which is HTML that somebody asked for. A record that names its images itself is returned as
+    it is: its texts may speak of HTML. So is one whose `mask` is the side that asks, which is never learnt from; of
+    another `mask` the conversation is left out, which is an error of the record.
     """
     if not isinstance(raw, Mapping):
         return raw
@@ -36,8 +36,12 @@ def with_placeholders(raw: Any) -> Any:
 
     new = [
         {**turn, "value": IMG.sub(replaced, turn["value"])}
-        if isinstance(turn, Mapping) and isinstance(turn.get("value"), str)
+        if isinstance(turn, Mapping) and isinstance(turn.get("value"), str) and _asks(turn)
         else turn
         for turn in turns
     ]
     return {**raw, "conversations": new, "image": names} if names else raw
+
+
+def _asks(turn: Mapping[str, Any]) -> bool:
+    return ROLES.get(str(turn.get("from")).lower()) == "human"
