@@ -14,7 +14,7 @@ IMG = re.compile(r"""<img\s[^<>]*?src\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s<>"']+))
 
 
 def with_placeholders(raw: Any) -> Any:
-    """Returns a record with `<image>` for each `<img src=…>` of a question, and the images' names without their folders.
+    """Returns a record with `<image>` for each `<img src=…>` of a question, and their names without folders.
 
     Answers keep theirs, which is HTML that somebody asked for. A record that names its images itself is returned as
     it is: its texts may speak of HTML. So is one whose `mask` is the side that asks, which is never learnt from; of
