@@ -120,9 +120,11 @@ def _one_sentence(path: Path | StoredFile, medium: str = "image") -> Iterator[No
         if code is not None:
             # Not the file's fault and perhaps not the same on every rank: no reason to skip a record.
             raise DataError(f"{medium} file {path} cannot be read ({os.strerror(code)})") from error
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, Image.UnidentifiedImageError):  # whose text is a name or an address in memory
+            what = "it is of no format that is read, as HEIC or the page of a failed download"
         raise SampleError(
-            f"{medium} file {path} cannot be decoded ({type(error).__name__}: {error}); replace or remove it",
-            f"broken {medium}",
+            f"{medium} file {path} cannot be decoded ({what}); replace or remove it", f"broken {medium}"
         ) from error
 
 
