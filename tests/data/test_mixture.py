@@ -110,10 +110,18 @@ def test_a_broken_record_is_named_with_its_source(tmp_path: Path) -> None:
     assert (raised.value.record_id, raised.value.place) == ("e", "d.json, record 0")
 
 
-def test_sources_are_left_out_by_name_and_a_change_is_seen(tmp_path: Path) -> None:
+def test_sources_are_left_out_by_name_and_a_change_is_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     parts = {"a": write(tmp_path, "a", 2), "b": write(tmp_path, "b", 3)}
     both = open_records(cfg(parts, str(tmp_path)))
-    assert len(open_records(cfg(parts, str(tmp_path), ("a",)))) == 3
+    assert len(open_records(cfg(parts, str(tmp_path), ("a",)))) == 3 and not caplog.messages
+    assert len(open_records(cfg(parts, str(tmp_path), ("A",)))) == 5
+    assert len(open_records(cfg(parts["a"], str(tmp_path), ("x",)))) == 2
+    assert caplog.messages == [
+        "model.data.datasets_exclude: no dataset is called A; there are a, b",
+        "model.data.datasets_exclude: no dataset is called x; there are none with a name",
+    ]
     with pytest.raises(DataError, match="all sources are in"):
         open_records(cfg(parts, str(tmp_path), ("a", "b")))
     heavier = open_records(cfg({**parts, "b": {"path": parts["b"], "weight": 2}}, str(tmp_path)))

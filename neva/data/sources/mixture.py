@@ -65,11 +65,27 @@ def open_records(data_cfg: DictConfig) -> Records:
     excluded = list(data_cfg.datasets_exclude)
     sources = data_sources(data_cfg)
     if not is_mixture(data_cfg):
-        return open_source(sources[0].path, excluded)
-    sources = [source for source in sources if source.name not in excluded]
-    if not sources:
+        records = open_source(sources[0].path, excluded)
+        _warn_of_unknown(excluded, [records])
+        return records
+    kept = [source for source in sources if source.name not in excluded]
+    if not kept:
         raise DataError(f"{KEY}: all sources are in model.data.datasets_exclude={excluded}")
-    return Mixture([_part(data_cfg, source) for source in sources])
+    parts = [_part(data_cfg, source) for source in kept]
+    _warn_of_unknown(excluded, [part.records for part in parts], [source.name for source in sources])
+    return Mixture(parts)
+
+
+def _warn_of_unknown(excluded: Sequence[str], opened: Sequence[Records], sources: Sequence[str] = ()) -> None:
+    """Logs names of `datasets_exclude` that leave nothing out."""
+    datasets = [records.record_index().dataset_names for records in opened if isinstance(records, Indexed)]
+    known = {*sources, *(name for names in datasets for name in names if name is not None)}
+    if unknown := sorted({*excluded} - known):
+        logger.warning(
+            "model.data.datasets_exclude: no dataset is called %s; there are %s",
+            ", ".join(unknown),
+            ", ".join(sorted(known)) or "none with a name",
+        )
 
 
 def _part(data_cfg: DictConfig, source: DataSource) -> Part:
