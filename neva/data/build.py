@@ -13,7 +13,7 @@ from neva.config.data_sources import data_sources, paths_of
 from neva.config.samples import image_tags_of, own_template_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.chat_template import chat_template
-from neva.data.control_tokens import special_tokens
+from neva.data.control_tokens import special_tokens, written_control_token
 from neva.data.dataset import ConversationDataset
 from neva.data.encode import ConversationEncoder
 from neva.data.held_out import training_records
@@ -27,7 +27,7 @@ from neva.errors import ConfigError
 from neva.families.configs import VisionConfig
 from neva.formats.cached_arrays import cache_folder
 from neva.templates.choice import CHAT, chat_text, written_template
-from neva.templates.template import Template, Turn
+from neva.templates.template import Template, Turn, render
 
 
 def build_encoder(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> ConversationEncoder:
@@ -53,6 +53,7 @@ def build_encoder(model_cfg: DictConfig, tokenizer: PreTrainedTokenizerFast) -> 
         image_tags=image_tags_of(model_cfg),
     )
     _check_system(encoder, model_cfg.data.conv_template)
+    _check_tokens(encoder)
     _check_tags(encoder)
     _check_prompts(encoder)
     return encoder
@@ -79,6 +80,17 @@ def _check_system(encoder: ConversationEncoder, name: str) -> None:
         )
 
 
+def _check_tokens(encoder: ConversationEncoder) -> None:
+    """Raises ConfigError when a control token stands in the template as text, which is read as its characters."""
+    turns = [Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", "")]
+    segments = render(encoder.template, turns, encoder.system, encoder.tokenizer.eos_token)
+    if written := written_control_token(segments, encoder.tokenizer, encoder.control_tokens):
+        raise ConfigError(
+            f"the conversation template or model.data.system writes {written!r}, a special token of the tokenizer, as "
+            "text: name it in model.data.template.special_tokens, or take it out"
+        )
+
+
 def _check_tags(encoder: ConversationEncoder) -> None:
     """Raises ConfigError when the tokenizer lacks the tokens around an image."""
     tags = encoder.image_tags or ()
@@ -102,7 +114,8 @@ def _check_prompts(encoder: ConversationEncoder) -> None:
         if ids[: len(prompt)] != prompt:
             raise ConfigError(
                 f"the tokenizer reads the end of a prompt otherwise when the answer {answer!r} follows it: "
-                f"{encoder.tokenizer.convert_ids_to_tokens(ids[-8:])}; choose a tokenizer that splits text at spaces"
+                f"{encoder.tokenizer.convert_ids_to_tokens([token for token in ids[-8:] if token >= 0])}; choose a "
+                "tokenizer that splits text at spaces, or a template with other text before the answer"
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.errors import ConfigError
 from neva.registry import TEMPLATES
 from neva.templates.template import Template, template_names
@@ -95,6 +96,11 @@ def free_template(own: Mapping[str, Any] | None) -> Template:
     for key, pattern in {**needed, **{key: text for key, text in optional.items() if text}}.items():
         if pattern.count("{}") != 1:
             raise ConfigError(f"{where}.{key} is {pattern!r:.80}; expected {{}} once, where the text goes")
+    for key, text in values.items():
+        if isinstance(text, str) and (IMAGE_PLACEHOLDER in text or VIDEO_PLACEHOLDER in text):
+            raise ConfigError(
+                f"{where}.{key} is {text!r:.80}; take the placeholder out, records have their own"
+            )
     if template.end == "":
         raise ConfigError(
             f"{where}.end is empty, so that no answer would end; null is the tokenizer's end of sequence"

@@ -240,6 +240,7 @@ def test_a_template_of_a_yaml_is_checked_and_used(tmp_path: Path) -> None:
         ("free", {"human": "{}", "end": 3}, "model.data.template.end is 3, expected a text or null"),
         ("free", {"human": "{}", "end": ""}, "model.data.template.end is empty"),
         ("free", {"human": "{}", "special_tokens": "x"}, "special_tokens is 'x', expected a list of tokens"),
+        ("free", {"human": "<image>{}"}, "human is '<image>{}'; take the placeholder out"),
         ("v1", {"human": "{}"}, "acts with model.data.conv_template=free or hf only, found v1"),
         ("hf", {"human": "{}"}, "expected the one key chat_template"),
         ("hf", None, "which has none: give model.data.template.chat_template"),
@@ -247,6 +248,19 @@ def test_a_template_of_a_yaml_is_checked_and_used(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             check_choice(name, own)  # type: ignore[arg-type]
     assert free_template({"human": "{}"}).end is None
+
+
+def test_a_template_whose_text_becomes_other_tokens_is_named(tmp_path: Path) -> None:
+    untold = model_cfg(tmp_path, conv_template="free", template={"human": "{}</s>", "gpt": "A:"})
+    forged = model_cfg(tmp_path, system="S</s>")
+    for cfg in (untold, forged):
+        with pytest.raises(ConfigError, match=r"writes '</s>', .* as text: name it in .*special_tokens"):
+            build_encoder(cfg, tokenizers.of_bytes())
+    merged = model_cfg(tmp_path, conv_template="free", template={"human": "Q: {}\n"})
+    with pytest.raises(
+        ConfigError, match="reads the end of a prompt otherwise .* or a template with other text"
+    ):
+        build_encoder(merged, tokenizers.llama_like(tmp_path / "tokenizer"))
 
 
 def test_the_chat_template_of_the_tokenizer_s_folder_is_recorded(tmp_path: Path) -> None:
