@@ -118,8 +118,7 @@ class PaddedVocab(OneHF, OneNative):
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         rows = expect_shape(self.hf_name, tensors[self.hf_name], (self.hf_rows, self.hidden))
-        head = tensors.get(self.tied_head) if self.tied_head else None
-        if head is not None and (head.shape != rows.shape or bool((head != rows).any())):  # of any precision
+        if self.tied_head and self.tied_head in tensors and not rows.equal(tensors[self.tied_head]):
             raise ConversionError(
                 f"tie_word_embeddings is true, but {self.tied_head} differs from {self.hf_name}; "
                 "set tie_word_embeddings to false in config.json, or remove the head"

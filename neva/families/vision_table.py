@@ -11,8 +11,9 @@ from neva.families.naming import TOWER, HFNaming
 from neva.families.vision import vision_family
 
 POSITION_BUFFERS = r".*\.position_ids"
-CONTRASTIVE_PARTS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)"
-"""Patterns of tensors that a folder may hold beside a tower: buffers, and what CLIP and SigLIP compare texts with."""
+OTHER_HEADS = r"text_model\..*|(visual|text)_projection\.weight|logit_(scale|bias)|classifier\..*"
+"""Patterns of tensors that a folder may hold beside a tower: buffers, and what CLIP and SigLIP compare texts with or
+classify by."""
 
 POOLING = "head."
 """Prefix of SigLIP's attention pooling, which no hidden state depends on."""
@@ -46,7 +47,7 @@ def tower_table(
         Rename(hf_prefix + stored.get(name, name), native_prefix + name, shape)
         for name, shape in shapes.items()
     )
-    ignored: tuple[str, ...] = (POSITION_BUFFERS, CONTRASTIVE_PARTS)
+    ignored: tuple[str, ...] = (POSITION_BUFFERS, OTHER_HEADS)
     if not any(name.startswith(POOLING) for name in shapes):
         ignored += (rf".*\b{re.escape(POOLING)}.*",)
     return Table(rules, ignored)

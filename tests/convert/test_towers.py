@@ -102,6 +102,17 @@ def test_a_tower_below_a_classifier_joins_a_language_model(tmp_path, kind):
     assert not any(found[name].any() for name in missing)
 
 
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+def test_a_tower_of_clip_s_make_below_a_classifier_is_read(tmp_path, kind):
+    config = AutoConfig.for_model(kind, vision_config=TOWER_SIZES)
+    classifier = AutoModelForImageClassification.from_config(config)
+    classifier.save_pretrained(tmp_path)
+    weights = tower_weights(tmp_path, read_vision_config(tmp_path))
+    expected = dict(classifier.vision_model.named_parameters())
+    assert {name.removeprefix(TOWER) for name in weights} == expected.keys()
+    assert all(torch.equal(weights[TOWER + name], tensor) for name, tensor in expected.items())
+
+
 def test_siglip_2_of_one_resolution_is_a_siglip(tmp_path):
     """google/siglip2-…-patch14-384 and its relatives say model_type siglip."""
     vision = {"model_type": "siglip_vision_model", **TOWER_SIZES}
