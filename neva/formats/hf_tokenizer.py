@@ -35,13 +35,17 @@ JSON_FILES = {
 
 
 def copy_portable(source: str | Path, target: Path) -> None:
-    """Copies the tokenizer's files, with a configuration that every transformers from 4.45 on reads."""
-    for name, content in tokenizer_files(source).items():
+    """Copies the tokenizer's files, with a configuration that every transformers from 4.45 on reads.
+
+    A tokenizer.json is loaded word for word, as it is here: the classes of LLaMA and others build another one.
+    """
+    files = tokenizer_files(source)
+    for name, content in files.items():
         if name == TOKENIZER_CONFIG:
             settings = parse_object(content, Path(source) / name, DataError)
-            if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5 alone knows this name
-                settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
-                settings.pop("backend", None)
+            if "tokenizer.json" in files:
+                settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+                settings.pop("backend", None)  # of transformers 5 alone
                 settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
             if isinstance(
                 settings.get("extra_special_tokens"), list

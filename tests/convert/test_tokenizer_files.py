@@ -15,6 +15,7 @@ from neva.templates.template import Turn
 from tests.conftest import shared_data
 from tests.convert.llava import image_processor
 from tests.convert.tiny import SIZES, tower
+from tests.data.tokenizers import chatml
 
 pytestmark = pytest.mark.usefixtures("megatron")
 
@@ -134,3 +135,40 @@ def test_special_tokens_as_transformers_5_lists_them_are_written_as_4_reads_them
     settings = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
     assert "extra_special_tokens" not in settings and settings["additional_special_tokens"] == ["<a>"]
     assert "<a>" in AutoTokenizer.from_pretrained(tmp_path / "again").all_special_tokens
+
+
+def test_a_tokenizer_of_llama_s_class_is_exported_word_for_word(tmp_path):
+    """As Vicuna is published: transformers 5 builds another tokenizer for that class."""
+    text = text_model(tmp_path / "text")
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (text / "tokenizer_config.json").write_text(
+        json.dumps(roles | {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": False})
+    )
+    assert convert(text, tmp_path / "text.nemo") == 0
+    assert convert(tmp_path / "text.nemo", tmp_path / "again") == 0  # with proof
+    again, original = AutoTokenizer.from_pretrained(tmp_path / "again"), from_folder(text)
+    for words in (" leading", "</s> a</s>b"):
+        assert again(words)["input_ids"] == original(words, add_special_tokens=False)["input_ids"]
+
+
+def test_what_a_tokenizer_json_cut_and_filled_it_cuts_and_fills_no_more(tmp_path):
+    text = text_model(tmp_path / "text")
+    backend = from_folder(text).backend_tokenizer
+    backend.enable_truncation(3)
+    backend.enable_padding(length=20)
+    backend.save(str(text / "tokenizer.json"))
+    assert convert(text, tmp_path / "text.nemo") == 0
+    assert convert(tmp_path / "text.nemo", tmp_path / "again") == 0  # with proof
+    again = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+    assert (again.truncation, again.padding) == (None, None)
+
+
+def test_a_vocabulary_with_merges_puts_no_token_first(tmp_path):
+    """As GPT-2's, whose class puts none; LLaMA's does, of which there is a tokenizer.model."""
+    text = text_model(tmp_path / "text", rows=512)
+    (text / "tokenizer.model").unlink()
+    chatml(tmp_path / "bytes").backend_tokenizer.model.save(str(text))
+    (text / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    assert convert(text, tmp_path / "text.nemo") == 0
+    stored = from_folder(tmp_path / "text.nemo")
+    assert stored.bos_token and stored("A")["input_ids"] == stored("A", add_special_tokens=False)["input_ids"]
