@@ -181,6 +181,14 @@ def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path: Path) -> None:
             "image must be a file name, found 's3://bucket/1.png'; save the image as a file",
         ),
         ({"image": 0, "conversations": conversation("a", "b")}, "image must be a file name or a list"),
+        *(
+            (
+                {"messages": [asked, {"role": "assistant", "content": "b", key: value}]},
+                f"says {key}={value}, which",
+            )
+            for asked in ({"role": "user", "content": "a", "weight": 0},)
+            for key, value in (("weight", 0), ("weight", 0.0), ("loss", False), ("train", False))
+        ),
     ],
 )
 def test_a_malformed_record_says_what_is_wrong(raw: Any, message: str) -> None:

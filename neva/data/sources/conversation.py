@@ -39,6 +39,9 @@ MISSPELT = {
 }
 """Keys, without case and underscores, that mean a field -> its spellings."""
 
+UNLEARNT = ("weight", "loss", "train")
+"""Keys by which OpenAI, ms-swift and axolotl say of an answer that it carries no loss."""
+
 NO_FILES = {"image": ("s3://", "gs://"), "video": ("data:", "http://", "https://", "s3://", "gs://")}
 """How names begin that are not read."""
 
@@ -137,6 +140,10 @@ def _turn(raw: Any, named: list[str]) -> Turn:
         raise SampleError(f"a turn is from {role!r:.80}, expected one of {', '.join(ROLES)}")
     said = given(raw, ("value", "content"))
     text = _parts(said, named, role) if isinstance(said, list) else _text(said, f"text of a {role} turn")
+    if ROLES[role] == "gpt" and (key := next((key for key in UNLEARNT if raw.get(key) in (0, False)), None)):
+        raise SampleError(
+            f"an answer says {key}={raw[key]!r}, which is not read: all are learnt; leave it out"
+        )
     label = raw.get("label") if ROLES[role] == "gpt" else None
     return Turn(ROLES[role], text, None if label is None else _text(label, "label of an answer"))
 
