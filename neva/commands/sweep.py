@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from neva.config.compose import register_resolvers, search_path, to_force_add
 from neva.config.keys.training import Training
 from neva.config.load import load
+from neva.config.paths import run_folder
 from neva.config.schema import check_purpose
 from neva.distributed import launch
 from neva.errors import ConfigError
@@ -40,7 +42,8 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
         The largest exit code of the jobs.
 
     Raises:
-        ConfigError: a job's configuration is wrong, before any job starts.
+        ConfigError: a job's configuration is wrong, or its run folder another one's, before any job starts.
+        SystemExit: Ctrl-C has ended a job, and the sweep with it.
     """
     register_resolvers()
     opened = [to_force_add(override, conf_dir) for override in overrides]
@@ -52,28 +55,54 @@ def sweep(recipe: str, overrides: Sequence[str], conf_dir: Path) -> int:
 
     def run_job(cfg: DictConfig) -> None:
         words = [*HydraConfig.get().overrides.task]
-        if not any(_key(word) == RUN_NAME for word in opened):
-            words.append(f"{RUN_NAME}={job_name(cfg.exp_manager.name, words, opened)}")
+        base = str(cfg.exp_manager.name)
+        if (name := job_name(base, words, opened)) != base:
+            words.append(f"{RUN_NAME}={name}")
         command = [sys.executable, "-m", "neva", "train", "-cn", recipe, "-cd", str(conf_dir)]
-        codes.append(subprocess.run([*command, *words], check=False).returncode)
+        codes.append(exit_code([*command, *words]))
 
     with tempfile.TemporaryDirectory() as scratch:
         silent = ["hydra/hydra_logging=none", f"hydra.sweep.dir={scratch}"]
         _multirun(list_job, recipe, [*opened, *silent], conf_dir)
-    _check(jobs, recipe, conf_dir)
+    _check(jobs, opened, recipe, conf_dir)
     _multirun(run_job, recipe, opened, conf_dir)
     return max(codes)
 
 
-def _check(jobs: Sequence[Sequence[str]], recipe: str, conf_dir: Path) -> None:
+def exit_code(command: Sequence[str]) -> int:
+    """Runs a job and returns its exit code as shells give it, above 128 where a signal has ended it.
+
+    Ctrl-C reaches the job too: it is waited for, since it saves.
+
+    Raises:
+        SystemExit: it was Ctrl-C.
+    """
+    with subprocess.Popen(command) as job:
+        try:
+            code = job.wait()
+        except KeyboardInterrupt:
+            job.wait()
+            raise SystemExit(128 + signal.SIGINT) from None
+    return 128 - code if code < 0 else code
+
+
+def _check(jobs: Sequence[Sequence[str]], swept: Sequence[str], recipe: str, conf_dir: Path) -> None:
     """Raises ConfigError with the problems of all jobs, each once."""
     problems: dict[str, None] = {}
+    folders = set[Path]()
     for words in jobs:
         try:
             cfg = load(recipe, words, conf_dir)
             check_purpose(cfg, Training)
             if not cfg.dry_run:
                 launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
+            cfg.exp_manager.name = job_name(cfg.exp_manager.name, words, swept)
+            if (folder := run_folder(cfg)) in folders:
+                raise ConfigError(
+                    f"two jobs of the sweep would have the run folder {folder}, and the second go on with the first: "
+                    "leave out exp_manager.explicit_log_dir, or sweep values that folder names tell apart"
+                )
+            folders.add(folder)
         except ConfigError as error:
             problems |= dict.fromkeys(str(error).splitlines())
     if problems:
@@ -81,13 +110,18 @@ def _check(jobs: Sequence[Sequence[str]], recipe: str, conf_dir: Path) -> None:
 
 
 def job_name(base: str, words: Sequence[str], swept: Sequence[str]) -> str:
-    """Returns `base` with the last name and the value of each swept key: `quickstart_pretrain-lr_0.001`."""
+    """Returns `base` with the last name and the value of each swept key: `quickstart_pretrain-lr_0.001`.
+
+    A swept name of the run is `base` itself.
+    """
     parser = OverridesParser.create()
     keys = [
         override.key_or_group
         for override in parser.parse_overrides(list(swept))
-        if override.is_sweep_override()
+        if override.is_sweep_override() and override.key_or_group != RUN_NAME
     ]
+    if not keys:
+        return base
     values = {_key(word): word.partition("=")[2] for word in words}
     parts = [f"{key.rpartition('.')[2]}_{values[key]}" for key in keys]
     text = "-".join([base, *parts])
