@@ -90,6 +90,11 @@ def parse_config(content: bytes, source: str | Path | None) -> DictConfig:
     return config
 
 
+def nemo_manifest(source: str | Path | None) -> bytes | None:
+    """Returns `manifest.json` of a `.nemo` or of its extracted folder; None for anything else, and for NeMo 1's."""
+    return _members(Path(str(source)), MANIFEST_FILE).get(MANIFEST_FILE) if is_nemo(source) else None
+
+
 def nemo_tokenizer(source: str | Path | None) -> dict[str, bytes] | None:
     """Returns the tokenizer's files of a `.nemo` or of its extracted folder, by name; None for anything else."""
     if not is_nemo(source):

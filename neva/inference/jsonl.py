@@ -23,7 +23,7 @@ from neva.inference.answer import Answer, answer_all
 from neva.inference.exchange import at_rank_0, share
 from neva.inference.load import load_configured
 from neva.inference.prompts import Request, read_requests
-from neva.inference.results import Results, result_row
+from neva.inference.results import AnsweredBy, Results, answered_by, result_row
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def run(cfg: DictConfig) -> Path:
     """Answers the prompts of `cfg.prompt_file` and appends results to `cfg.output_file` as they come.
 
     A result file that is there is continued behind its last complete line; prompts whose line holds an error are asked
-    again, and no others. Of several processes, those of a copy of the model answer together, and the copies share the
-    prompts; rank 0 writes.
+    again, and no others; one with answers of another model is refused. Of several processes, those of a copy of the
+    model answer together, and the copies share the prompts; rank 0 writes.
 
     Returns:
         The result file.
@@ -51,14 +51,15 @@ def run(cfg: DictConfig) -> Path:
     )
     with restored_environment():
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
-        results = Results(Path(cfg.output_file), requests) if place.rank == 0 else None
+        model = answered_by(model_source(cfg))
+        results = Results(Path(cfg.output_file), requests, model) if place.rank == 0 else None
         if results is not None and place.world_size == 1 and not results.unanswered():
             logger.info("%s answers all %s prompts already", results.path, len(requests))
             return results.path
         with processes(cfg, place) as session:
             todo = groups.gathered(results.unanswered() if results else [])[0]
             if todo:
-                _answer(cfg, session, requests, todo, results)
+                _answer(cfg, session, requests, todo, model, results)
     if results is not None:
         _refuse_errors(results)
     return Path(cfg.output_file)
@@ -101,6 +102,7 @@ def _answer(
     session: ProcessSession,
     requests: Sequence[Request],
     todo: Sequence[int],
+    model: AnsweredBy,
     results: Results | None,
 ) -> None:
     """Has this rank answer its share of the prompts `todo`, and rank 0 write what all of them say."""
@@ -114,7 +116,7 @@ def _answer(
         assert results is not None  # of rank 0, which alone is told
         rows: dict[int, dict[str, Any]] = {}
         for number, answer in said.items():
-            rows[number] = result_row(requests[number], answer, str(model_source(cfg)))
+            rows[number] = result_row(requests[number], answer, model)
             if isinstance(answer, Answer) and answer.distributions_TV is not None:
                 rows[number]["full_logprob"] = results.keep(number, answer.distributions_TV)
         results.add(rows)

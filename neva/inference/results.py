@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neva.checkpoint.checksums import CHECKSUMS
 from neva.errors import ConfigError, DataError
 from neva.formats.atomic_write import finished_target
 from neva.formats.json import json_line
+from neva.formats.nemo_header import nemo_manifest
 from neva.inference.prompts import Request, parse_line
 
 if TYPE_CHECKING:
@@ -22,16 +26,40 @@ _SCORES = {"tokens": "text", "token_ids": "id", "logprob": "log_prob"}
 """Keys of a result line with probabilities, named as NeMo names them, and what they hold of each token."""
 
 
-def result_row(request: Request, answer: Answer | DataError, model_id: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AnsweredBy:
+    """The model of a result file.
+
+    `content`: a digest of what lists its files with their checksums; None: nothing does, as with a file of NeMo 1.
+    """
+
+    model_id: str
+    content: str | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a result line says of it, beside its name."""
+        return {} if self.content is None else {"model_content": self.content}
+
+
+def answered_by(source: Path) -> AnsweredBy:
+    """Returns what result lines say of a `.nemo`, the folder of an extracted one, or a checkpoint."""
+    listed = nemo_manifest(source)
+    if listed is None and (source / CHECKSUMS).is_file():
+        listed = (source / CHECKSUMS).read_bytes()
+    return AnsweredBy(str(source), None if listed is None else hashlib.sha256(listed).hexdigest()[:16])
+
+
+def result_row(request: Request, answer: Answer | DataError, model: AnsweredBy) -> dict[str, Any]:
     """Returns a result: the prompt's own keys, the prompt, and the answer or why there is none."""
     row = {**request.keys, "prompt": request.prompt}
     row.pop("error", None)
     if isinstance(answer, DataError):
-        return {**row, "text": "", "model_id": model_id, "error": str(answer)}
+        return {**row, "text": "", "model_id": model.model_id, "error": str(answer)}
     said: dict[str, Any] = {"full_text": answer.full_text, "text": answer.text}
     if answer.tokens is not None:
         said |= {key: [getattr(token, name) for token in answer.tokens] for key, name in _SCORES.items()}
-    return {**row, **said, "model_id": model_id, "answer_id": 0, "metadata": {}}
+    return {**row, **said, "model_id": model.model_id, "answer_id": 0, "metadata": model.metadata}
 
 
 class Results:
@@ -40,12 +68,13 @@ class Results:
     Args:
         path: the file, which need not exist.
         requests: the prompts that it answers.
+        model: that answers.
 
     Raises:
-        ConfigError: the file answers other prompts.
+        ConfigError: the file answers other prompts, or holds answers of another model.
     """
 
-    def __init__(self, path: Path, requests: Sequence[Request]) -> None:
+    def __init__(self, path: Path, requests: Sequence[Request], model: AnsweredBy) -> None:
         self.path = path
         self._count = len(requests)
         self.rows: list[dict[str, Any]] = []
@@ -59,6 +88,7 @@ class Results:
                 raise ConfigError(f"{path}, line {number}, is no result line; choose another output_file")
             if "error" not in row:
                 _refuse_other(row, request, path, number)
+                _refuse_other_model(row, model, path, number)
             self.rows.append(row)
         if len(lines) > len(requests):
             raise ConfigError(
@@ -104,3 +134,18 @@ def _refuse_other(row: Mapping[str, Any], request: Request, path: Path, number: 
                 f"{path}, line {number}, answers the {key} {row.get(key)!r:.200}; prompt {number} has {asked!r:.200}. "
                 "To answer other prompts, choose another output_file"
             )
+
+
+def _refuse_other_model(row: Mapping[str, Any], model: AnsweredBy, path: Path, number: int) -> None:
+    """Raises ConfigError when a result is another model's, or of what the same file held before; if it says whose."""
+    before, metadata = row.get("model_id"), row.get("metadata")
+    if isinstance(before, str) and Path(before).resolve() != Path(model.model_id).resolve():
+        raise ConfigError(
+            f"{path}, line {number}, is an answer of {before}, not of {model.model_id}; choose another output_file"
+        )
+    content = metadata.get("model_content") if isinstance(metadata, dict) else None
+    if content is not None and content != model.content:
+        raise ConfigError(
+            f"{path}, line {number}, is an answer of what {model.model_id} held before it was written again; choose "
+            "another output_file, or remove this one to have all prompts answered anew"
+        )

@@ -23,7 +23,7 @@ from neva.inference.exchange import at_rank_0, share
 from neva.inference.hugging_face import decoder_of
 from neva.inference.load import Assistant
 from neva.inference.prompts import Request, read_requests
-from neva.inference.results import result_row
+from neva.inference.results import AnsweredBy, result_row
 from neva.metrics.metric import Metric, Verdict
 from neva.metrics.reference import reference_of
 from neva.registry import METRICS
@@ -122,7 +122,7 @@ class Samples(Callback):
     def _keep(self, trainer: Trainer, step: int, answers: Mapping[int, Answer | DataError]) -> None:
         """Writes, scores and logs answers."""
         rows = [
-            result_row(request, answers[number], f"{self.run_dir.name}, step {step}")
+            result_row(request, answers[number], AnsweredBy(f"{self.run_dir.name}, step {step}"))
             for number, request in enumerate(self.requests)
         ]
         if self.metric is not None:

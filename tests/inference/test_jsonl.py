@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from neva.inference import images as shared
 from neva.inference.jsonl import run
 from neva.inference.preflight import find_model, find_prompts
 from neva.inference.prompts import Request, read_requests
-from neva.inference.results import Results
+from neva.inference.results import AnsweredBy, Results
 from neva.model.llava import NevaModel
 from neva.serving.run import ModelSource, _loaded
 from tests.megatron import launcher_free, run_command
@@ -53,6 +55,7 @@ ROWS = [
 ]
 ANSWERS = ["red", "green", "red", "blue"]
 LOG_PROBS = ["inference.compute_logprob=true"]
+ANYBODY = AnsweredBy("my.nemo")
 NO_JSON = "line 2 is not valid JSON: Expecting value: line 1 column 12 (char 11)"
 
 
@@ -79,7 +82,10 @@ def test_every_prompt_gets_its_line_in_order(nemo: Path, images: str, tmp_path: 
     assert [row["text"] for row in results] == ANSWERS
     first = results[0]
     assert first["question_id"] == 7 and first["image"] == "0.png" and first["model_id"] == str(nemo)
-    assert first["prompt"] == ROWS[0]["prompt"] and first["answer_id"] == 0 and first["metadata"] == {}
+    with tarfile.open(nemo) as archive:
+        manifest = archive.extractfile("manifest.json").read()  # type: ignore[union-attr]
+    assert first["prompt"] == ROWS[0]["prompt"] and first["answer_id"] == 0
+    assert first["metadata"] == {"model_content": hashlib.sha256(manifest).hexdigest()[:16]}
     assert str(first["full_text"]).count("<image>") == 1 and str(first["full_text"]).endswith("red")
     assert results[1]["prompt"] == ROWS[1]["text"]
 
@@ -115,13 +121,39 @@ def test_results_of_other_images_or_system_prompts_are_not_continued(
 ) -> None:
     output, answered = tmp_path / "results.jsonl", {"prompt": "what?", "images": ["0.png"], "system": None}
     write(output, [{**answered, "text": "red"}])
-    assert (
-        Results(output, [Request({"prompt": "what?", "images": ["0.png"]}, "what?", ())]).unanswered() == []
-    )
+    same = Request({"prompt": "what?", "images": ["0.png"]}, "what?", ())
+    assert Results(output, [same], ANYBODY).unanswered() == []
     with pytest.raises(
         ConfigError, match=f"line 1, answers the {key} .*; prompt 1 has .*another output_file"
     ):
-        Results(output, [Request({**answered, key: other}, "what?", ())])
+        Results(output, [Request({**answered, key: other}, "what?", ())], ANYBODY)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (AnsweredBy("runs/one.nemo", "0a"), ""),
+        (AnsweredBy("runs/../runs/one.nemo", "0a"), ""),
+        (
+            AnsweredBy("two.nemo", "0a"),
+            "line 1, is an answer of runs/one.nemo, not of two.nemo; choose another",
+        ),
+        (
+            AnsweredBy("runs/one.nemo", "0b"),
+            "line 1, is an answer of what runs/one.nemo held before it was written",
+        ),
+    ],
+)
+def test_results_of_another_model_are_not_continued(tmp_path: Path, model: AnsweredBy, message: str) -> None:
+    written = AnsweredBy("runs/one.nemo", "0a")
+    row = {"prompt": "what?", "text": "red", "model_id": written.model_id, "metadata": written.metadata}
+    output = write(tmp_path / "results.jsonl", [row])
+    requests = [Request({"prompt": "what?"}, "what?", ())]
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            Results(output, requests, model)
+    else:
+        assert Results(output, requests, model).unanswered() == []
 
 
 def test_a_checkpoint_of_a_run_answers_like_its_nemo(nemo: Path, images: str, tmp_path: Path) -> None:
@@ -387,7 +419,7 @@ def test_a_prompt_file_of_another_encoding_is_named(tmp_path: Path, encoding: st
 
 def test_a_key_with_half_a_character_can_be_written(tmp_path: Path) -> None:
     requests = read_requests(write(tmp_path / "p.jsonl", [{"prompt": "a", "id": "\ud83d"}]), tmp_path, None)
-    results = Results(tmp_path / "results.jsonl", requests)
+    results = Results(tmp_path / "results.jsonl", requests, ANYBODY)
     results.add({0: {**requests[0].keys, "text": "b"}})
     assert json.loads((tmp_path / "results.jsonl").read_text())["id"] == "\ud83d"
 
@@ -419,5 +451,5 @@ def test_a_file_that_holds_no_results_is_not_continued(tmp_path: Path, line: str
     (tmp_path / "results.jsonl").write_text(line + "\n")
     requests = [Request({"prompt": "a"}, "a", ())]
     with pytest.raises(ConfigError, match=message):
-        Results(tmp_path / "results.jsonl", requests)
+        Results(tmp_path / "results.jsonl", requests, ANYBODY)
     assert (tmp_path / "results.jsonl").read_text() == line + "\n"
