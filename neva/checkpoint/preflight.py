@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neva.checkpoint.index import checkpoints
-from neva.config.paths import run_folder
+from neva.config.paths import checkpoint_folder
 from neva.config.resumed import allowed_changes
 from neva.errors import ConfigError
 from neva.findings import Findings
@@ -28,7 +28,7 @@ def find_disk(
     nemo = weights if kept.save_nemo_on_train_end and cfg.exp_manager.create_checkpoint_callback else 0
     nemo *= 1 + averages
     needed = copies * one + nemo
-    folder = run_folder(cfg).resolve()
+    folder = checkpoint_folder(cfg).resolve()
     nearest = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(nearest).free + _size(folder)
     found.add(
@@ -45,7 +45,7 @@ def find_disk(
 
 def note_resume(cfg: DictConfig, found: Findings) -> None:
     """Notes the checkpoint that the run continues from, and that a run leaves none."""
-    there = checkpoints(run_folder(cfg) / "checkpoints")
+    there = checkpoints(checkpoint_folder(cfg))
     if there and cfg.exp_manager.resume_if_exists:
         found.notes.append(f"the run will continue from {there[0].path}")
         _note_changes(there[0].path, cfg, found)
@@ -85,7 +85,7 @@ def _copies(cfg: DictConfig, steps: int | None) -> int:
 def _size(folder: Path) -> int:
     """Bytes below a folder, which new checkpoints of the same run replace."""
     return sum(
-        os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names
+        os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(folder) for name in names
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from neva.config.schema import leaves
+from neva.config.schema import leaves, text_keys
 from neva.config.self_contained import is_self_contained, on_base
 from neva.errors import ConfigError
 
@@ -19,10 +21,14 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 RECIPE_ENVIRONMENT_VARIABLE = "NEMO_CONFIG"
 
-_PLAIN_WITH_EQUALS = re.compile(r"""[^\s,\[\]{}()'"$\\=]*=[^\s,\[\]{}()'"$\\]*""")
-"""Hydra reads no value with `=` that is not quoted, so that quotes around one change nothing else."""
+_SYNTAX = r"""[^,\[\]{}()'"$\\]*"""
+_UNREADABLE = re.compile(rf"""{_SYNTAX}[^\w\s/+.%*@?|:,\[\]{{}}()'"$\\-]{_SYNTAX}""", re.ASCII)
+"""Hydra reads no value with `=`, `~`, `&`, or a letter beyond ASCII that is not quoted: quotes change nothing else."""
 
-QUOTING = """write key=value, and quote a value with spaces or one of , = [ ] { } ( ) twice: 'key="a, b"'"""
+_NUMBER = re.compile(r"[+-]?[0-9][0-9_.]*([eE][+-]?[0-9_]+)?")
+"""What Hydra reads as a number, and some text."""
+
+QUOTING = """write key=value, and quote a value with one of , [ ] { } ( ) ' twice: 'key="a, b"'"""
 
 
 def register_resolvers() -> None:
@@ -48,8 +54,14 @@ def recipe_name(config_name: str | None, conf_dir: Path = CONF_DIR) -> str:
             f"recipes: {', '.join(recipes(conf_dir))}"
         )
     name = name.removesuffix(".yaml")
-    if not (conf_dir / f"{name}.yaml").is_file():
-        raise ConfigError(f"no recipe {name!r} in {conf_dir}; recipes: {', '.join(recipes(conf_dir))}")
+    own, known = Path(f"{name}.yaml"), recipes(conf_dir)
+    if own.is_absolute() or not (conf_dir / own).is_file():
+        if own.is_file():
+            raise ConfigError(
+                f"{own} is a file, expected the name of one: give --config-dir {own.parent} --config-name {own.stem}"
+            )
+        nearest = "".join(f"; nearest: {name}" for name in get_close_matches(name, known, n=1))
+        raise ConfigError(f"no recipe {name!r} in {conf_dir}{nearest}; recipes: {', '.join(known)}")
     return name
 
 
@@ -64,7 +76,7 @@ def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
 
     Group choices, deletions (`~a.b`) and Hydra's own keys are returned as they are.
     """
-    override = with_quoted_equals(override)
+    override = with_quotes(override)
     key, equals, _ = override.partition("=")
     bare = key.lstrip("+")
     if not equals or key.startswith(("~", "++")) or bare.startswith("hydra") or is_group(bare, conf_dir):
@@ -72,10 +84,15 @@ def to_force_add(override: str, conf_dir: Path = CONF_DIR) -> str:
     return f"++{override.lstrip('+')}"
 
 
-def with_quoted_equals(override: str) -> str:
-    """Returns the override with quotes around a plain value that holds `=`, as NeMo's names of checkpoints do."""
+def with_quotes(override: str) -> str:
+    """Returns the override with quotes around a plain value that is text and that Hydra would not take as such.
+
+    That is one of which it reads nothing, as NeMo's names of checkpoints with their `=`, or a path in Japanese, and a
+    number where the key is text: a run that is named by the number of its job.
+    """
     key, _, value = override.partition("=")
-    return f'{key}="{value}"' if _PLAIN_WITH_EQUALS.fullmatch(value) else override
+    is_number = key.lstrip("+") in text_keys() and _NUMBER.fullmatch(value)
+    return f'{key}="{value}"' if is_number or _UNREADABLE.fullmatch(value) else override
 
 
 @dataclass(frozen=True)
@@ -120,11 +137,15 @@ def _composed(name: str, overrides: Sequence[str], conf_dir: Path) -> DictConfig
 
     register_resolvers()
     try:
-        with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(conf_dir), version_base="1.3"), warnings.catch_warnings():
+            # without it a file's own values come last, as one expects
+            warnings.filterwarnings("ignore", r".*Defaults list is missing `_self_`")
             return hydra_compose(name, overrides=[*search_path(conf_dir), *overrides])
     except OverrideParseException as error:
         found = f"cannot read {error.override.lstrip('+')!r} ({_first_sentence(error.message)})"
         raise ConfigError(f"{found}: {QUOTING}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{name}: its defaults list leads back to itself: take that entry out") from error
     except Exception as error:  # Hydra's, OmegaConf's, and plain ones for a group that is chosen by a number
         raise ConfigError(_first_sentence(str(error))) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
@@ -60,7 +61,10 @@ def monitor_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     if validates(cfg):
         logged.append(VALIDATION_LOSS)
     more = "" if validates(cfg) else f" ({VALIDATION_LOSS} with model.data.validation or validation_split)"
-    if not manager.create_checkpoint_callback or not params.save_top_k:
+    if not manager.create_checkpoint_callback:
+        return
+    yield from _file_name(params.filename)
+    if not params.save_top_k:
         return
     if params.monitor not in logged:
         yield (
@@ -69,6 +73,15 @@ def monitor_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
         )
     elif params.monitor == VALIDATION_LOSS:
         yield from _ranked_by_validation(params, cfg.trainer.val_check_interval)
+
+
+def _file_name(name: str) -> Iterator[str]:
+    """Names that no checkpoint could have, or that a resumed run would not find or take for another's."""
+    if not re.fullmatch(r"(?!\.)([^/{}]|\{\w+(:[^/{}]*)?\})+", name) or name.endswith(("end", "last")):
+        yield (
+            f"exp_manager.checkpoint_callback_params.filename={name}: expected a name without / and a point in front, "
+            "with logged values in braces as {step}, that ends with neither end nor last, as NeMo's of a run's end do"
+        )
 
 
 def _ranked_by_validation(params: DictConfig, interval: float) -> Iterator[str]:

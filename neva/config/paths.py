@@ -26,6 +26,15 @@ def run_folder(cfg: DictConfig) -> Path:
     return Path(manager.exp_dir or "nemo_experiments") / manager.name
 
 
+def checkpoint_folder(cfg: DictConfig) -> Path:
+    """Returns the folder of a training run's checkpoints."""
+    manager = cfg.exp_manager
+    given = manager.checkpoint_callback_params.get("dirpath")
+    return (
+        Path(given) if given is not None else run_folder(cfg) / (manager.get("version") or "") / "checkpoints"
+    )
+
+
 VERTEX_VARIABLES = ("AIP_CHECKPOINT_DIR", "AIP_MODEL_DIR")
 """Where Vertex AI wants checkpoints and models of a custom job; the first that is there counts."""
 
@@ -93,6 +102,10 @@ def _training(cfg: DictConfig) -> Iterator[str]:
     ):
         if source is not None and not Path(source).exists():
             yield f"{key}: no file or folder at {source}"
+    for file in cfg.exp_manager.get("files_to_copy") or []:
+        yield from _no_file("exp_manager.files_to_copy", file)
+    if (folder := cfg.exp_manager.checkpoint_callback_params.get("dirpath")) is not None:
+        yield from _not_writable("exp_manager.checkpoint_callback_params.dirpath", Path(folder))
 
 
 def _inference(cfg: DictConfig) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 import re
 import types
 import typing
@@ -23,6 +25,10 @@ NULLABLE = ("rope_scaling", "window_size", "moe_shared_expert_intermediate_size"
 """Language keys whose null says that the model has no such thing."""
 
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
+
+
+_BARE = re.compile(r"true|false|null|[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
+"""Text that would be no text without its quotes."""
 
 
 def root_of(cfg: DictConfig) -> type:
@@ -50,6 +56,15 @@ def walk(section: type, prefix: str = "") -> Iterator[tuple[str, Any, Rule]]:
             yield path, hint, field.metadata["rule"]
 
 
+@functools.cache
+def text_keys() -> frozenset[str]:
+    """Returns the dotted paths of the keys whose values are text and never a number."""
+    typed = [(path, hint, rule) for root in (Training, Inference) for path, hint, rule in walk(root)]
+    return frozenset(
+        path for path, hint, rule in typed if isinstance(rule, Key) and hint in (str, str | None)
+    )
+
+
 def check_keys(cfg: DictConfig) -> None:
     """Raises when a key is unknown, missing or refused, or a value has the wrong type or lies out of range.
 
@@ -65,12 +80,21 @@ def check_keys(cfg: DictConfig) -> None:
     try:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(_unresolved(error, cfg)) from error
     known = [path for path, rule in rules.items() if isinstance(rule, Key)]
     known += [path for path in rules if path not in known]
     problems = list(_section(root, tree, written, "", known))
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _unresolved(error: OmegaConfBaseException, cfg: DictConfig) -> str:
+    """Returns the sentence on a value that refers to nothing."""
+    said = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ")
+    if error.full_key is None:
+        return said
+    written = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [error.full_key.partition(".")[0]]))
+    return f"{error.full_key}={leaf_values(written).get(error.full_key, '')}: {said}"
 
 
 def ignored_keys(cfg: DictConfig) -> list[str]:
@@ -100,7 +124,9 @@ def _section(section: type, values: Any, written: Any, prefix: str, known: list[
     names = {field.name: field for field in fields(section)}
     for name, value in values.items():
         path = f"{prefix}{name}"
-        if name not in names:
+        if "." in str(name):
+            yield f"the YAML has {name!r} as one key: write a section for each word, or give it on the command line"
+        elif name not in names:
             for unknown, _ in _leaves(path + ".", value):
                 yield f"unknown key {unknown}; nearest: {', '.join(nearest(unknown, known))}"
         elif (below := _keys_below(hints[name], value)) is not None:
@@ -153,7 +179,7 @@ def value_problems(path: str, value: Any, hint: Any, rule: Rule) -> Iterator[str
             remedy = " or ".join(as_override(off) for off in rule.off)
             yield f"{path}={as_override(value)} is refused: {rule.why}; leave the key out (or at {remedy})"
     elif not _has_type(value, hint):
-        yield f"{path}={as_override(value)}: expected {type_name(hint)}"
+        yield f"{path}={as_override(value)}: expected {type_name(hint)}{_of_quotes(value, hint)}"
     elif value is not None and not _in_range(value, rule):
         if rule.not_yet is not None and value in rule.not_yet:
             yield f"{path}={as_override(value)} is refused: {rule.not_yet[value]}"
@@ -161,6 +187,13 @@ def value_problems(path: str, value: Any, hint: Any, rule: Rule) -> Iterator[str
             yield f"{path}={as_override(value)}: neva calls it {names[value]}"
         else:
             yield f"{path}={as_override(value)}: must be {range_text(rule)}"
+
+
+def _of_quotes(value: Any, hint: Any) -> str:
+    """Returns what to do where a value has the wrong type for being in quotes, or for not being."""
+    if isinstance(value, str) and _BARE.fullmatch(value):
+        return ", found text: leave out its quotes; a variable's value is text too, ${oc.decode:${oc.env:NAME}} is not"
+    return ": put it in quotes" if isinstance(value, (int, float)) and _has_type(str(value), hint) else ""
 
 
 def _doc(rule: Rule | None) -> str:
@@ -175,6 +208,8 @@ def _same(value: Any, off: Any) -> bool:
 def _has_type(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_has_type(value, option) for option in typing.get_args(hint))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is list:
         return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)

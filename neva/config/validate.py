@@ -18,6 +18,9 @@ from neva.config.sizes import size_problems
 from neva.errors import ConfigError
 from neva.registry import SAMPLERS
 
+SUMMARY_WRITER = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
+"""What TensorBoard's SummaryWriter takes beside the folder, which is the run's."""
+
 
 def world_size(trainer_cfg: DictConfig) -> int:
     """Returns the processes of the run; that the launch agrees is checked by `neva.distributed.launch`."""
@@ -47,6 +50,7 @@ def validate(cfg: DictConfig, world_size: int) -> None:
             monitor_problems,
             sample_problems,
             _start,
+            _writer,
         )
         if "model" in cfg
         else (inference_problems,)
@@ -65,6 +69,15 @@ def _start(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"model.{name}=false says what a run takes of model.resume_from_checkpoint, which is null: name the "
                 "checkpoint to start from, or leave the key out"
             )
+
+
+def _writer(cfg: DictConfig, world_size: int) -> Iterator[str]:
+    given = cfg.exp_manager.get("summary_writer_kwargs") or {}
+    if unknown := [str(name) for name in given if name not in SUMMARY_WRITER]:
+        yield (
+            f"exp_manager.summary_writer_kwargs has {', '.join(unknown)}, which TensorBoard's SummaryWriter does not "
+            f"take; expected some of {', '.join(SUMMARY_WRITER)}"
+        )
 
 
 def _loss(cfg: DictConfig, world_size: int) -> Iterator[str]:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from neva.checkpoint.checksums import incomplete, tell_passed_over
 from neva.checkpoint.index import LAST, checkpoints, unlink_last
 from neva.checkpoint.nemo_export import AVERAGED
-from neva.config.paths import run_folder
+from neva.config.paths import checkpoint_folder
 from neva.errors import CheckpointError, ConfigError, LaunchError
 
 logger = logging.getLogger(__name__)
@@ -28,15 +28,6 @@ LOCK = Path(".lock", "owner.json")
 
 PASSED_OVER = "passed_over"
 """Folder of a run for checkpoints that it does not resume from; nothing removes it."""
-
-
-def checkpoint_folder(cfg: DictConfig) -> Path:
-    """Returns the folder of a run's checkpoints."""
-    manager = cfg.exp_manager
-    given = manager.checkpoint_callback_params.get("dirpath")
-    return (
-        Path(given) if given is not None else run_folder(cfg) / (manager.get("version") or "") / "checkpoints"
-    )
 
 
 def finished_step(cfg: DictConfig) -> int | None:

@@ -143,6 +143,17 @@ def test_disk_space_counts_weights_and_adams_state(
     assert "averages over some 10,000 steps, the run has 100" in text
 
 
+def test_checkpoints_are_looked_for_where_the_run_writes_them(
+    ready: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "elsewhere"
+    newest = folder / "run-step=2-consumed_samples=128.0"
+    newest.mkdir(parents=True)
+    (folder / "removed-last").symlink_to("removed")
+    _, text = dry_run(capsys, *ready, f"+exp_manager.checkpoint_callback_params.dirpath={folder}")
+    assert f"note: the run will continue from {newest}\n" in text
+
+
 def test_a_broken_image_among_those_read_is_a_problem(
     ready: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

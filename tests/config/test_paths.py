@@ -29,6 +29,20 @@ def test_everything_that_is_missing_is_listed() -> None:
     assert keys == ["neva_model_file", "prompt_file", "inference.images_base_path"]
 
 
+def test_what_is_copied_into_the_run_folder_and_where_checkpoints_go_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    manager = [
+        "+exp_manager.files_to_copy=[file,gone]",
+        "+exp_manager.checkpoint_callback_params.dirpath=file/c",
+    ]
+    assert [
+        line for line in path_problems(load("quickstart_pretrain", manager)) if "exp_manager" in line
+    ] == [
+        "exp_manager.files_to_copy: no file at gone",
+        f"exp_manager.checkpoint_callback_params.dirpath file/c cannot be made: {tmp_path}/file is a file",
+    ]
+
+
 def test_a_partly_fetched_checkpoint_names_what_it_lacks(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "vicuna-7b-v1.5"
     folder.mkdir(parents=True)

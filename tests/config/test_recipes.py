@@ -208,6 +208,16 @@ def test_the_multiply_resolver_of_nemo_recipes_works() -> None:
         ("model/llm=vicuna_13b", "model/llm=vicuna_13b"),
         ("data=llava_finetune", "data=llava_finetune"),
         ("hydra.sweep.dir=x", "hydra.sweep.dir=x"),
+        ("exp_manager.name=20240105", '++exp_manager.name="20240105"'),
+        ("+exp_manager.name=1_000", '++exp_manager.name="1_000"'),
+        ("exp_manager.exp_dir=1e-3", '++exp_manager.exp_dir="1e-3"'),
+        ("exp_manager.name=1,2", "++exp_manager.name=1,2"),
+        ("exp_manager.name=a b", "++exp_manager.name=a b"),
+        ("model.data.data_path=数据/a.json", '++model.data.data_path="数据/a.json"'),
+        ("model.data.data_path=~/a&b;c.json", '++model.data.data_path="~/a&b;c.json"'),
+        ("model.data.data_path=choice(a,é)", "++model.data.data_path=choice(a,é)"),
+        ("model.seed=1_000", "++model.seed=1_000"),
+        ("trainer.precision=16", "++trainer.precision=16"),
     ],
 )
 def test_only_values_are_opened_to_the_schema(override: str, opened: str) -> None:
@@ -228,6 +238,39 @@ def test_an_override_that_hydra_cannot_read_is_one_line(override: str, message: 
     with pytest.raises(ConfigError, match=message) as caught:
         compose("llava_7b_pretrain", [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("llava_7b_pretrian", "no recipe 'llava_7b_pretrian' in .*; nearest: llava_7b_pretrain; recipes: "),
+        ("mine/own.yaml", "mine/own.yaml is a file, .*: give --config-dir mine --config-name own"),
+        ("{}/mine/own", "own.yaml is a file, .*: give --config-dir .*/mine --config-name own"),
+        ("{}/mine/other", "no recipe '.*other' in "),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_answered_with_what_was_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/own.yaml").write_text("model:\n  seed: 7\n")
+    with pytest.raises(ConfigError, match=message):
+        compose(name.format(tmp_path), [])
+
+
+def test_a_recipe_that_leads_back_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [mine, _self_]\n")
+    with pytest.raises(ConfigError, match="^mine: its defaults list leads back to itself"):
+        compose("mine", [], tmp_path)
+
+
+def test_a_recipe_without_its_own_place_in_its_list_comes_last_without_a_word(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [quickstart_pretrain]\nmodel: {seed: 7}\n")
+    assert compose("mine", [], tmp_path).model.seed == 7
+    assert not recwarn.list
 
 
 def test_a_tree_of_ones_own_is_read_from_its_folder(tmp_path: Path) -> None:

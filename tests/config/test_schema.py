@@ -199,6 +199,15 @@ def test_a_value_out_of_range_names_the_range(override: str, message: str) -> No
         ("model.optim.lr=fast", "model.optim.lr=fast: expected a number"),
         ("model.optim.lr=null", "model.optim.lr=null: expected a number"),
         ("model.optim.lr=true", "model.optim.lr=true: expected a number"),
+        ("model.optim.lr=inf", "model.optim.lr=Infinity: expected a number"),
+        ("trainer.join_timeout_s=inf", "trainer.join_timeout_s=Infinity: expected a number"),
+        ("model.optim.lr='1e-4'", "model.optim.lr=1e-4: expected a number, found text: leave out its quotes"),
+        (
+            "trainer.devices=${oc.env:RANKS}",
+            "trainer.devices=2: expected a whole number, found text: leave out",
+        ),
+        ("exp_manager.name=[1]", "exp_manager.name=[1]: expected text"),
+        ("exp_manager.name=true", "exp_manager.name=true: expected text: put it in quotes"),
         ("model.num_layers=3.5", "model.num_layers=3.5: expected a whole number or null"),
         ("model.seed=true", "model.seed=true: expected a whole number"),
         ("model.mm_cfg.llm.freeze=1", "model.mm_cfg.llm.freeze=1: expected true or false"),
@@ -208,8 +217,41 @@ def test_a_value_out_of_range_names_the_range(override: str, message: str) -> No
         ("model.optim.lr={a: 1}", 'model.optim.lr={"a":1}: expected a number'),
     ],
 )
-def test_a_value_of_the_wrong_type_names_the_type(override: str, message: str) -> None:
+def test_a_value_of_the_wrong_type_names_the_type(
+    override: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKS", "2")
     assert message in problems(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "exp_manager.name=${oc.env:NOWHERE}",
+            "exp_manager.name=${oc.env:NOWHERE}: \"Environment variable 'NOWHERE' not found\"",
+        ),
+        ("model.seed=${model.sede}", "model.seed=${model.sede}: Interpolation key 'model.sede' not found"),
+        ("model.seed=${model.seed}", "model.seed=${model.seed}: Recursive interpolation detected"),
+    ],
+)
+def test_a_value_that_refers_to_nothing_is_named(override: str, message: str) -> None:
+    assert problems(override) == message
+
+
+def test_a_key_with_dots_in_a_yaml_is_told_from_sections(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [llava_7b_finetune, _self_]\nmodel.optim.lr: 1e-5\n")
+    with pytest.raises(
+        ConfigError, match="^the YAML has 'model.optim.lr' as one key: write a section for each"
+    ):
+        check_keys(compose("mine", [], tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", ".hidden", "a/b", "{step}", "a{"])
+def test_a_run_has_the_name_of_a_folder(name: str) -> None:
+    assert problems(f"exp_manager.name='{name}'") == (
+        f"exp_manager.name={name}: must be of the form a name without / {{ }} or a point in front"
+    )
 
 
 def test_a_missing_key_is_named() -> None:

@@ -54,6 +54,11 @@ def test_sequence_parallel_needs_tensor_parallel_and_sequences_that_divide() -> 
         (["model.mm_cfg.mm_mlp_adapter_freeze=true"], "all frozen, nothing is left to train"),
         (["model.restore_from_path=a.nemo", "model.mm_cfg.pretrain_mm_mlp_adapter=b.nemo"], "model.restore_from_path="
          "a.nemo and model.mm_cfg.pretrain_mm_mlp_adapter=b.nemo both bring a projector"),
+        (["+exp_manager.summary_writer_kwargs={nope: 1}"], "summary_writer_kwargs has nope, which TensorBoard's"),
+        *(
+            ([f"exp_manager.checkpoint_callback_params.filename='{name}'"], f"filename={name}: expected a name without")
+            for name in ("", ".a-{step}", "a/{step}", "{step", "a}", "{step!r}", "{step}-end", "{step}-last")
+        ),
         (["exp_manager.create_wandb_logger=true"], "also needs exp_manager.wandb_logger_kwargs.project"),
         (["model.tokenizer.library=sentencepiece"], "also needs model.tokenizer.model"),
         (["model.tokenizer.type=null"], "also needs model.tokenizer.type"),

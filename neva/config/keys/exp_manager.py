@@ -76,7 +76,12 @@ class ExpManager:
     exp_dir: str | None = key(
         "Where run folders go; null: nemo_experiments/, on Vertex AI where it says.", common=True
     )
-    name: str = key("Name of the run, its folder and its .nemo.", common=True)
+    name: str = key(
+        "Name of the run, its folder and its .nemo; exp_dir is the folder that it lies in.",
+        pattern=r"^(?!\.)[^/{}]*[^/{}\s][^/{}]*$",
+        form="a name without / { } or a point in front",
+        common=True,
+    )
     create_tensorboard_logger: bool = key("Write TensorBoard events.")
     create_wandb_logger: bool = key("Log to Weights & Biases.", common=True)
     wandb_logger_kwargs: WandbLoggerKwargs = section()
