@@ -169,6 +169,11 @@ class MetricsFile(Callback):
                 self.file.close()
             with _told_only():
                 draw_loss_curve(self.run_dir)
+            self.file = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Draws the curve of a run whose time is up, which has no other end."""
+        self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Draws the curve of a run that failed: it may show why."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from nemo.utils import logging as nemo_logging
 from nemo.utils.exp_manager import exp_manager
 from omegaconf import DictConfig, OmegaConf
@@ -116,6 +117,8 @@ def _train(cfg: DictConfig, is_writer: bool) -> Path:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     if cfg.exp_manager.create_preemption_callback:
         callbacks.append(StopOnSignal())
+    # NeMo's ends the run from within a step, which the other callbacks must have seen
+    callbacks.sort(key=lambda callback: isinstance(callback, Timer))
     _fit(cfg, trainer, run_dir)
     return run_dir
 

@@ -79,6 +79,10 @@ class SampleLedger(Callback):
         if self.writer is not None:
             self.writer.close()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Closes the file of a run whose time is up, which has no other end."""
+        self.on_train_end(trainer, pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Closes the file."""
         self.on_train_end(trainer, pl_module)

@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 
 from neva.checkpoint.index import checkpoints
 from neva.checkpoint.stored_config import stored_config, tokenizer_digest
-from neva.config.paths import run_folder
+from neva.config.paths import checkpoint_folder, run_folder
 from neva.config.resumed import allowed_changes
 from neva.data.tokenizer import load_tokenizer
 from neva.errors import ConfigError
-from neva.training.run_folder import checkpoint_folder, resume_points
+from neva.training.run_folder import resume_points
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def find_start(cfg: DictConfig, is_writer: bool) -> Start:
         is_writer: whether this process logs.
 
     Raises:
-        ConfigError: a key that is fixed has changed.
+        ConfigError: a key that is fixed has changed, or there must be a checkpoint and is none.
         CheckpointError: there are checkpoints, and none is complete.
     """
     model, manager = cfg.model, cfg.exp_manager
@@ -69,6 +69,11 @@ def find_start(cfg: DictConfig, is_writer: bool) -> Start:
             model.load_optim = model.load_data_state = True
             start = Start()
     found = Start(tuple(resume_points(cfg)), start.load_optim, start.load_data_state)
+    if manager.resume_if_exists and not (manager.resume_ignore_no_checkpoint or found.checkpoints):
+        raise ConfigError(
+            f"exp_manager.resume_ignore_no_checkpoint=false and {checkpoint_folder(cfg)} has no checkpoint: look for "
+            "the run's, or set the key to true to start afresh"
+        )
     read = found.checkpoints[0] if found.checkpoints else manager.resume_from_checkpoint
     if read is not None:
         _compare(Path(read), cfg, is_writer)

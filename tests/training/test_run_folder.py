@@ -20,7 +20,7 @@ from neva.checkpoint.index import ABOUT, ranked_value
 from neva.config.load import load
 from neva.constants import LOGGED_VALUES
 from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
-from neva.training.callbacks import read_metrics
+from neva.training.callbacks import CURVE, read_metrics
 from neva.training.run_folder import LOCK, locked, resume_points
 from tests.training.test_run import run
 
@@ -66,6 +66,20 @@ def test_another_batch_size_goes_on_with_the_next_sample_to_the_last_step(
     ]
 
 
+def test_a_run_whose_time_is_up_has_logged_the_step_that_it_goes_on_behind(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    timed = [*colours, "+exp_manager.max_time_per_run=00:00:00:01"]
+    last = 0
+    for _ in range(2):
+        run_dir = run(tmp_path, timed, steps=100_000)
+        steps = [int(row["step"]) for row in read_metrics(run_dir)]
+        assert steps == list(range(1, len(steps) + 1)) and len(steps) > last
+        assert (run_dir / CURVE).is_file()
+        (link,) = (run_dir / "checkpoints").glob("*-last")
+        assert f"-step={(last := len(steps))}-" in link.name
+
+
 def test_batches_of_one_modality_resume_with_another_batch_size(tmp_path: Path, colours: list[str]) -> None:
     grouped = [*colours, "model.data.dataloader_type=modality", "model.mega_batch_mult=50"]
     run(tmp_path, grouped, steps=2)
@@ -107,6 +121,18 @@ def test_a_finished_run_is_left_alone(
         assert run(folder, overrides, steps=steps) == folder / "run"
     assert contents(folder) == before
     assert f"run is already at step 3 of {steps}: raise trainer.max_steps" in caplog.text
+
+
+def test_a_run_that_must_go_on_from_a_checkpoint_does_not_start_without(
+    tmp_path: Path, colours: list[str]
+) -> None:
+    must = [*colours, "exp_manager.resume_ignore_no_checkpoint=false"]
+    with pytest.raises(
+        ConfigError, match=r"=false and .*run/checkpoints has no checkpoint: look for the run's"
+    ):
+        run(tmp_path, must, steps=1)
+    run(tmp_path, colours, steps=1)
+    assert [row["step"] for row in read_metrics(run(tmp_path, must, steps=2))] == [1, 2]
 
 
 def test_a_run_that_lacks_its_nemo_is_not_finished(three_steps: tuple[Path, list[str]]) -> None:
