@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pkgutil
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,9 +22,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done, 1 something that the run needs is missing or broken, 2 the command or its configuration is
-        wrong.
+        wrong; above 128 for Ctrl-C, or a reader of the output that has gone, as shells give it.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_output()
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        sys.stderr.write("neva: interrupted\n")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 128 + signal.SIGPIPE
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else ConfigError.exit_code
@@ -39,6 +56,25 @@ def verbs() -> dict[str, ModuleType]:
     """Imports every verb, by name; none of them imports anything heavy before it runs."""
     modules = {name: _module(name) for name in _names()}
     return {name: module for name, module in modules.items() if hasattr(module, "SUMMARY")}
+
+
+def _open_output() -> None:
+    """Has output go nowhere where it is closed, and characters that it does not know be written as their numbers."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what is printed; then the rest goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _verb(name: str) -> ModuleType:

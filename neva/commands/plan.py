@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 
@@ -97,7 +98,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         EXAMPLES,
     )
     parser.add_argument("--gpus", type=_positive, help="GPUs in all")
-    parser.add_argument("--gpu-memory", type=float, help="of one GPU, GiB")
+    parser.add_argument("--gpu-memory", type=_gibibytes, help="of one GPU, GiB")
     parser.add_argument(
         "--cluster",
         metavar="nodes=N,gpus=N,memory=GIB,nvlink=GB/s,ib=Gbit/s",
@@ -106,7 +107,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus-per-node", type=_positive, default=NODE_GPUS, help=f"default: {NODE_GPUS}")
     parser.add_argument(
         "--reserve",
-        type=float,
+        type=_gibibytes,
         default=RESERVE_GIB,
         help="GiB left to the CUDA context, NCCL and fragmentation, which are not predicted; default: "
         f"{RESERVE_GIB:g}",
@@ -127,6 +128,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _gibibytes(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of GiB")
     return number
 
 

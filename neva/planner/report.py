@@ -37,6 +37,8 @@ ROWS: list[tuple[str, Callable[[StageMemory], int]]] = [
     ("workspace", lambda stage: stage.workspace),
     ("peak", lambda stage: stage.peak),
 ]
+WIDTH = 1000
+"""A table is as wide as its numbers, which a narrow terminal, or a pipe's 80 columns, would cut."""
 LEGEND = "batches: micro batches in a step; GiB: peak of the fullest rank"
 BASIS = """\
 parameters, gradients, optimizer: exact, against what training allocates on a CPU
@@ -102,7 +104,7 @@ def print_tables(
     times: Mapping[Candidate, StepTime],
 ) -> None:
     """Prints what was assumed, the best layouts, the stages of the best one and its keys; `times` as in `as_json`."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, width=WIDTH)
 
     def line(text: str, style: str | None = None) -> None:
         console.print(text, style=style, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from neva import cli, commands
 from neva.commands import train
-from neva.commands.sweep import job_name
+from neva.commands.sweep import exit_code, job_name
 from neva.config.compose import recipes
 from neva.config.load import load
 from tests.conftest import processor_s
@@ -69,6 +70,35 @@ def test_help_and_errors_answer_at_once_and_load_nothing_heavy(
     assert processor_s() - started < SECONDS
     assert (result.returncode, result.stdout.splitlines()[-1].strip()) == (code, "LOADED")
     assert "Traceback" not in result.stderr
+
+
+MIGRATE = f"-m neva config migrate {ROOT}/tests/config/neva_yaml/llava_7b_finetune.yaml"
+
+
+@pytest.mark.parametrize(
+    ("shell", "code"),
+    [
+        ("-m neva --help | true", 141),
+        (f"{MIGRATE} | true", 141),
+        (f"{MIGRATE} >&-", 0),
+        (f"{MIGRATE} 2>&- >&-", 0),
+        ("-m neva --help >/dev/null", 0),
+    ],
+)
+def test_nobody_has_to_read_what_is_printed(shell: str, code: int) -> None:
+    text = f"set -o pipefail; {sys.executable} {shell}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "main", interrupted)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "neva: interrupted\n"
 
 
 def test_a_config_error_is_one_line(tmp_path: Path) -> None:
@@ -135,14 +165,71 @@ def test_output_and_sweep_exclude_each_other(capsys: pytest.CaptureFixture[str])
     assert "each job writes into its own run folder" in capsys.readouterr().err
 
 
-def test_a_sweep_runs_every_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [
+        ([], ["quickstart_finetune-lr_0.0001", "quickstart_finetune-lr_0.001"]),
+        (["exp_manager.name=mine"], ["mine-lr_0.0001", "mine-lr_0.001"]),
+        (
+            ["exp_manager.name=a,b"],
+            ["a-lr_0.0001", "b-lr_0.0001", "a-lr_0.001", "b-lr_0.001"],
+        ),
+    ],
+)
+def test_a_sweep_runs_every_job_in_a_folder_of_its_own(
+    tmp_path: Path, name: list[str], folders: list[str]
+) -> None:
     (tmp_path / "results").touch()  # so that each job names the folder that it cannot make
-    arguments = ["--multirun", "model.optim.lr=1e-4,1e-3", "exp_manager.exp_dir=results"]
+    arguments = ["--multirun", "model.optim.lr=1e-4,1e-3", "exp_manager.exp_dir=results", *name]
     script = str(ROOT / "scripts/neva_finetune.py")
     result = run(script, *arguments, cwd=tmp_path, NEMO_CONFIG="quickstart_finetune")
     assert result.returncode == 1
-    jobs = re.findall(r"the run folder results/(\S+) cannot be made", result.stderr)
-    assert jobs == ["quickstart_finetune-lr_0.0001", "quickstart_finetune-lr_0.001"]
+    assert re.findall(r"the run folder results/(\S+) cannot be made", result.stderr) == folders
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.optim.lr=1e-4,1e-3", "exp_manager.explicit_log_dir=mine"],
+        ["model.data.data_path=a/b.json,a_b.json"],
+    ],
+)
+def test_jobs_that_would_share_a_run_folder_are_refused(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "-m", "-cn", "quickstart_pretrain", *overrides]) == 2
+    assert "neva: two jobs of the sweep would have the run folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_a_signal_ends_has_failed() -> None:
+    assert exit_code([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 128 + 9
+
+
+def test_ctrl_c_waits_for_the_job_that_saves_and_ends_the_sweep(tmp_path: Path) -> None:
+    job = (
+        "import signal, sys, time; told = []; signal.signal(signal.SIGINT, lambda *_: told.append(1))\n"
+        "print('begun', flush=True)\n"
+        "while not told: time.sleep(0.05)\n"
+        "time.sleep(1); open('saved', 'w').close(); sys.exit(130)"
+    )
+    # pytest may run where Ctrl-C is ignored
+    sweep = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from neva.commands.sweep import exit_code; exit_code([sys.executable, '-c', {job!r}])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", sweep],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_sweep_with_a_wrong_value_starts_no_job(tmp_path: Path) -> None:
