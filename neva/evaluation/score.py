@@ -68,7 +68,7 @@ def score_files(answers: Path, reference: Path, metric: Metric, asked: Asked) ->
     rows = []
     for row, number in pairs:
         verdict, truth = _judge(row, right[number], metric, asked, f"{reference}, row {number + 1}")
-        for category in (ALL, *([truth.category] if truth.category is not None else [])):
+        for category in dict.fromkeys((ALL, ALL if truth.category is None else truth.category)):
             verdicts[category].append(verdict)
         rows.append(_line(row, truth, verdict))
     return Scores(

@@ -55,6 +55,13 @@ def test_answers_are_scored_by_category_and_kept(tmp_path, capsys):
     assert details[1] == {**details[1], "text": "blue", "read": "blue", "right": ["red"]}
 
 
+def test_a_category_that_is_called_all_counts_no_answer_twice(tmp_path, capsys):
+    rows = [{**QUESTIONS[0], "category": "all"}, *QUESTIONS[1:]]
+    file, truth = answers(tmp_path, rows), write(tmp_path / "test.jsonl", rows)
+    assert evaluate(file, "--reference", truth, "--metric", "exact_match") == 0
+    assert capsys.readouterr().out.splitlines()[3].split() == ["all", "3", "66.67"]
+
+
 def test_a_score_is_replaced_only_when_that_is_asked(tmp_path, capsys):
     words = [answers(tmp_path), "--reference", tmp_path / "answers.jsonl", "--metric", "exact_match"]
     assert evaluate(*words) == 0
