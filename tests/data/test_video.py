@@ -115,6 +115,30 @@ def test_frames_are_found_in_containers_without_time_stamps(
     )  # MPEG-2 and MPEG-4 lose some levels of grey
 
 
+@pytest.mark.parametrize("library", READERS)
+@pytest.mark.parametrize(("shift", "lost", "first"), [(3, 0, 3), (0, 3, 5)])
+def test_frames_of_a_clip_that_was_cut_out_of_a_video_ascend(
+    shift: int, lost: int, first: int, library: VideoLibrary, folder: Path, tmp_path: Path
+) -> None:
+    """As `ffmpeg -c copy` cuts it: with frames before its time 0, or without the key frame that they need."""
+    path = tmp_path / "cut.mp4"
+    with (
+        av.open(str(folder / "clip.mp4")) as source,
+        av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][lost:]:
+            step = packet.duration
+            packet.stream, packet.pts, packet.dts = (
+                stream,
+                packet.pts - shift * step,
+                packet.dts - shift * step,
+            )
+            target.mux(packet)
+    found = numbers(path, [0, 3, 6, 9, 12], library)
+    assert found == [first, first + 3, first + 6, first + 9, first + 12]
+
+
 MATRICES = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 """By how many degrees a player turns a picture clockwise, and the matrix that tells it so."""
 

@@ -101,10 +101,12 @@ def _decord(path: Path) -> Any:
 def _with_decord(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """Yields wanted frames; PyAV reads those that decord gets wrong.
 
-    That seeks by time stamps, which `.avi`, `.mpg` and the like may lack, and garbles what a telephone held upright.
+    That seeks by time stamps, which `.avi`, `.mpg` and the like may lack; it takes others where a clip was cut out of a
+    video without its first frames, and garbles what a telephone held upright.
     """
     video = _decord(path)
-    if not _has_time_stamps(path) or video[0].shape[2] != 3:
+    begins = video.get_frame_timestamp(0)[0] >= 0 and list(video.get_key_indices()[:1]) == [0]
+    if not begins or not _has_time_stamps(path) or video[0].shape[2] != 3:
         yield from _with_pyav(path, wanted)
         return
     for number in wanted:
