@@ -181,6 +181,10 @@ def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path: Path) -> None:
             "image must be a file name, found 's3://bucket/1.png'; save the image as a file",
         ),
         ({"image": 0, "conversations": conversation("a", "b")}, "image must be a file name or a list"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": []}]},
+            r"text of a gpt turn must be a string, found \[\]",
+        ),
         *(
             (
                 {"messages": [asked, {"role": "assistant", "content": "b", key: value}]},

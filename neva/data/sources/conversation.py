@@ -139,7 +139,11 @@ def _turn(raw: Any, named: list[str]) -> Turn:
     if not isinstance(role, str) or role not in ROLES:
         raise SampleError(f"a turn is from {role!r:.80}, expected one of {', '.join(ROLES)}")
     said = given(raw, ("value", "content"))
-    text = _parts(said, named, role) if isinstance(said, list) else _text(said, f"text of a {role} turn")
+    text = (
+        _parts(said, named, role)
+        if isinstance(said, list) and said
+        else _text(said, f"text of a {role} turn")
+    )
     if ROLES[role] == "gpt" and (key := next((key for key in UNLEARNT if raw.get(key) in (0, False)), None)):
         raise SampleError(
             f"an answer says {key}={raw[key]!r}, which is not read: all are learnt; leave it out"
