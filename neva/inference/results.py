@@ -137,15 +137,17 @@ def _refuse_other(row: Mapping[str, Any], request: Request, path: Path, number: 
 
 
 def _refuse_other_model(row: Mapping[str, Any], model: AnsweredBy, path: Path, number: int) -> None:
-    """Raises ConfigError when a result is another model's, or of what the same file held before; if it says whose."""
+    """Raises ConfigError when a result is another model's, if it says whose: by content, else by where it lies."""
     before, metadata = row.get("model_id"), row.get("metadata")
-    if isinstance(before, str) and Path(before).resolve() != Path(model.model_id).resolve():
+    is_there = not isinstance(before, str) or Path(before).resolve() == Path(model.model_id).resolve()
+    content = metadata.get("model_content") if isinstance(metadata, dict) else None
+    if is_there if None in (content, model.content) else content == model.content:
+        return
+    if not is_there:
         raise ConfigError(
             f"{path}, line {number}, is an answer of {before}, not of {model.model_id}; choose another output_file"
         )
-    content = metadata.get("model_content") if isinstance(metadata, dict) else None
-    if content is not None and content != model.content:
-        raise ConfigError(
-            f"{path}, line {number}, is an answer of what {model.model_id} held before it was written again; choose "
-            "another output_file, or remove this one to have all prompts answered anew"
-        )
+    raise ConfigError(
+        f"{path}, line {number}, is an answer of what {model.model_id} held before it was written again; choose "
+        "another output_file, or remove this one to have all prompts answered anew"
+    )

@@ -30,13 +30,13 @@ class ModelSource:
 
     path: Path
     accelerator: str
-    precision: str | None
-    language_model: str | None
-    vision_tower: str | None
-    tokenizer: str | None
-    quantization: str | None
-    hparams_file: str | None
-    use_ema: bool
+    precision: str | None = None
+    language_model: str | None = None
+    vision_tower: str | None = None
+    tokenizer: str | None = None
+    quantization: str | None = None
+    hparams_file: str | None = None
+    use_ema: bool = False
 
 
 def serve(source: ModelSource, name: str, options: ServeOptions) -> None:

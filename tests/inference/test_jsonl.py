@@ -134,8 +134,13 @@ def test_results_of_other_images_or_system_prompts_are_not_continued(
     [
         (AnsweredBy("runs/one.nemo", "0a"), ""),
         (AnsweredBy("runs/../runs/one.nemo", "0a"), ""),
+        (AnsweredBy("moved/one.nemo", "0a"), ""),
         (
-            AnsweredBy("two.nemo", "0a"),
+            AnsweredBy("two.nemo", "0b"),
+            "line 1, is an answer of runs/one.nemo, not of two.nemo; choose another",
+        ),
+        (
+            AnsweredBy("two.nemo"),
             "line 1, is an answer of runs/one.nemo, not of two.nemo; choose another",
         ),
         (
@@ -218,7 +223,7 @@ def test_a_packed_model_answers_alike_and_takes_the_memory_that_was_said(
     find_model(cfg, found)
     (said,) = [line for fact, line in found.facts if fact == "weights"]
     assert said.endswith(f"float32, matrices of the language model's layers in {kind}")
-    with _loaded(ModelSource(nemo, "cpu", None, None, None, None, kind)) as served:
+    with _loaded(ModelSource(nemo, "cpu", quantization=kind)) as served:
         model = served.model
     held = [
         *model.parameters(),
