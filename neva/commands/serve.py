@@ -10,7 +10,9 @@ import os
 import ssl
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 from neva.commands.options import verb_parser
 from neva.commands.recipe import quiet_imports
@@ -24,6 +26,7 @@ from neva.serving.options import ServeOptions
 SUMMARY = "answer over HTTP, as OpenAI's interface, and on a page"
 KEY_VARIABLE = "NEVA_API_KEY"
 DEFAULTS = ServeOptions()
+_T = TypeVar("_T")
 EXAMPLES = """\
 examples:
   neva serve nemo_experiments/stage2/checkpoints/stage2.nemo --page
@@ -47,22 +50,15 @@ def main(arguments: Sequence[str]) -> int:
     with quick_imports():
         from neva.serving.run import ModelSource, serve
 
-    names = ServeOptions.__dataclass_fields__
-    options = ServeOptions(**{name: value for name, value in vars(given).items() if name in names})
-    source = ModelSource(
-        given.model,
-        given.accelerator,
-        given.precision,
-        given.language_model,
-        given.vision_tower,
-        given.tokenizer,
-        given.quantization,
-        given.hparams_file,
-        given.use_ema,
-    )
     name = given.model.stem if given.model.suffix == ".nemo" else given.model.name
-    serve(source, given.served_model_name or name, options)
+    serve(_of(ModelSource, given), given.served_model_name or name, _of(ServeOptions, given))
     return 0
+
+
+def _of(kind: type[_T], given: argparse.Namespace) -> _T:
+    """Returns the flags that a dataclass has fields for."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in vars(given).items() if name in names})
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

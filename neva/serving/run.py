@@ -28,7 +28,7 @@ _SEED = 1234
 class ModelSource:
     """Which model, and how it is loaded; None: as the `.nemo` records it."""
 
-    path: Path
+    model: Path
     accelerator: str
     precision: str | None = None
     language_model: str | None = None
@@ -91,7 +91,7 @@ def _bound(options: ServeOptions) -> Iterator[socket.socket]:
 def _loaded(source: ModelSource) -> Iterator[Assistant]:
     accelerator.choose(source.accelerator)
     cfg = {
-        "neva_model_file": str(source.path),
+        "neva_model_file": str(source.model),
         "base_model_file": source.language_model,
         "vision_encoder_path": source.vision_tower,
         "tokenizer_type": source.tokenizer,
