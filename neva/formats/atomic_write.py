@@ -46,10 +46,10 @@ def finished_target(target: str | Path, overwrite: bool = False, folder: bool = 
     Raises:
         UserError: `target` exists and `overwrite` is false.
     """
-    target = Path(target)
+    given, target = Path(target), Path(target).resolve()  # what a link leads to is replaced, not the link
     if target.parent.is_dir():
         _clear_abandoned(target)
-    check_target(target, overwrite)
+    check_target(given, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"{_prefix(target)}{os.getpid()}-", dir=target.parent))
     result = work / "new"
@@ -57,7 +57,7 @@ def finished_target(target: str | Path, overwrite: bool = False, folder: bool = 
         if folder:
             result.mkdir()
         yield result
-        if target.is_dir() and not target.is_symlink():
+        if target.is_dir():
             os.rename(target, work / "old")  # a directory cannot be replaced by a rename
         os.replace(result, target)
     finally:

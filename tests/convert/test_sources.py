@@ -154,6 +154,8 @@ def test_the_template_is_that_of_any_file_of_the_folder_or_what_is_asked_for(tmp
         caplog.clear()
         assert llava_hf.read(hf, Options(conv_template=asked)).config.data.conv_template == recorded
         assert ("a chat template that neva does not know" in caplog.text) is (asked is None)
+    with pytest.raises(ConfigError, match="conv_template is 'v2', expected one of .*mistral"):
+        llava_hf.read(hf, Options(conv_template="v2"))
     (hf / "chat_template.json").unlink()
     llava_hf.read(hf, Options())
     assert "has no chat template; the model is recorded with conv_template v1: say with --conv" in caplog.text

@@ -95,3 +95,17 @@ def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> 
         (folder / "file").touch()
         raise error
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_a_link_leads_to_is_replaced(tmp_path: Path, is_there: bool) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to("disk/model")
+    if is_there:
+        write(disk / "model")
+    with finished_target(link, overwrite=True, folder=True) as folder:
+        assert folder.parent.parent == disk.resolve()
+        (folder / "file").write_text("new")
+    assert link.is_symlink() and (disk / "model" / "file").read_text() == "new"
+    assert names(disk) == ["model"] and names(tmp_path) == ["disk", "link"]

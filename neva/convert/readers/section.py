@@ -9,9 +9,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from neva.config.compose import compose
 from neva.config.derive_language import language_keys
 from neva.convert.writers.hf_config import language_section, vision_section
+from neva.errors import ConfigError
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.language import backend_of
 from neva.families.media_tokens import tokens_per_image
+from neva.registry import TEMPLATES
+from neva.templates.template import template_names
 
 
 def model_section(
@@ -25,7 +28,12 @@ def model_section(
     """Returns a complete `model` section for these sizes: what they do not say is what the fine-tuning recipe says.
 
     `system` None is the template's own system prompt.
+
+    Raises:
+        ConfigError: there is no such template.
     """
+    if template not in TEMPLATES:
+        raise ConfigError(f"conv_template is {template!r}, expected one of {', '.join(template_names())}")
     recipe = compose("llava_7b_finetune", [])
     with open_dict(recipe.model):  # these are keys that few models have
         recipe.model.merge_with(
