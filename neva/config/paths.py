@@ -120,6 +120,9 @@ def _inference(cfg: DictConfig) -> Iterator[str]:
         yield from _no_tokenizer("tokenizer_type", cfg.tokenizer_type)
     yield from _no_file("prompt_file", cfg.prompt_file)
     yield from _no_folder("inference.images_base_path", cfg.inference.images_base_path)
+    output = Path(cfg.output_file)
+    if output.exists() and not output.is_file():
+        yield f"output_file: {output} is no file: name one that answers are written to, a line each"
 
 
 def _no_file(key: str, path: str) -> Iterator[str]:

@@ -84,7 +84,7 @@ class Results:
             path.write_bytes(b"".join(lines))
         for number, (line, request) in enumerate(zip(lines, requests, strict=False), 1):
             row = parse_line(line, f"{path}, line {number},")
-            if not isinstance(row, dict) or "prompt" not in row:
+            if not isinstance(row, dict) or not {"prompt", "text"} <= row.keys():
                 raise ConfigError(f"{path}, line {number}, is no result line; choose another output_file")
             if "error" not in row:
                 _refuse_other(row, request, path, number)

@@ -43,6 +43,12 @@ def test_what_is_copied_into_the_run_folder_and_where_checkpoints_go_is_looked_a
     ]
 
 
+def test_answers_go_to_a_file() -> None:
+    for output in (".", "/dev/full"):
+        found = path_problems(load("quickstart_inference", [f"output_file={output}"]))
+        assert f"output_file: {output} is no file: name one that answers are written to, a line each" in found
+
+
 def test_a_partly_fetched_checkpoint_names_what_it_lacks(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "vicuna-7b-v1.5"
     folder.mkdir(parents=True)

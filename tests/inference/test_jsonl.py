@@ -450,7 +450,12 @@ def test_a_prompt_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, m
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("{}", "line 1, is no result line"), ("garbage", "line 1, is not valid JSON")]
+    ("line", "message"),
+    [
+        ("{}", "line 1, is no result line"),
+        ('{"prompt": "a"}', "line 1, is no result line"),
+        ("garbage", "line 1, is not valid JSON"),
+    ],
 )
 def test_a_file_that_holds_no_results_is_not_continued(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "results.jsonl").write_text(line + "\n")
