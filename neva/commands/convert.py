@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llm_path",
         type=Path,
-        help="language model that the .nemo refers to, where it is now; of adapters their LLaVA",
+        help="language model that the source refers to, where it is now; of adapters of peft their LLaVA",
     )
     parser.add_argument(
         "--vision_encoder_path", type=Path, help="vision tower that the source refers to, or the one to add"

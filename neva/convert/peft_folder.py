@@ -46,16 +46,17 @@ KINDS = {INPUT: "lora_A.weight", OUTPUT: "lora_B.weight", MAGNITUDE: "lora_magni
 
 _KIND = rf"({'|'.join(map(re.escape, KINDS.values()))})"
 FACTOR = re.compile(
-    r"base_model\.model\.(?:model\.language_model|language_model\.model)\.layers\.(\d+)\.(.+)\." + _KIND
+    r"base_model\.model\.(?:model\.language_model|language_model\.model|model)\.layers\.(\d+)\.(.+)\." + _KIND
 )
-"""transformers before 4.52 had the second of the two prefixes."""
+"""transformers before 4.52 had the second of the prefixes, haotian-liu/LLaVA has the third."""
 
 TOWER_FACTOR = re.compile(
     rf"base_model\.model\.(?:model\.)?vision_tower\.(?:{re.escape(VISION_MODEL)})?(.+)\." + _KIND
 )
 
 PLAIN_KEYS = (
-    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "modules_to_save", "init_lora_weights"),
+    *("peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "use_dora", "modules_to_save"),
+    "init_lora_weights",
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
     *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
     *("megatron_config", "megatron_core", "qalora_group_size"),
@@ -216,6 +217,7 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
             f"{folder} has adapters beside other matrices in some layers, expected the same"
         )
     named = {MODULES[_place(rest)].rpartition(".")[2] for kind in kinds[:1] for rest in kind}
+    rank = whole(config, "r")
     return {
         "peft_scheme": DORA if config.get("use_dora") else LORA,
         "restore_from_path": None,
@@ -225,8 +227,9 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
                 m.rpartition(".")[2] for m in MODULES.values() if m.rpartition(".")[2] in named
             ],
             "vision_target_modules": sorted(of_tower) or None,
-            "adapter_dim": whole(config, "r"),
-            "alpha": number(config, "lora_alpha"),
+            "adapter_dim": rank,
+            # rank-stabilised, the scale is alpha through the root of the rank (https://arxiv.org/abs/2312.03732)
+            "alpha": number(config, "lora_alpha") * (rank**0.5 if config.get("use_rslora") else 1.0),
             "adapter_dropout": float(config.get("lora_dropout") or 0.0),
             "dropout_position": BEFORE_FACTORS,
             "column_init_method": "kaiming",

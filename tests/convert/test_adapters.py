@@ -210,7 +210,6 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path) -> Non
         convert(tmp_path / "peft", tmp_path / "x.nemo", Options())
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     for key, value, message in (
-        ("use_rslora", True, "says use_rslora True, expected nothing there"),
         ("layer_replication", [[0, 2]], r"says layer_replication \[\[0, 2\]\], expected nothing there"),
         ("not_made_yet", 1, "says not_made_yet 1, expected nothing there"),
         (

@@ -1,4 +1,4 @@
-"""LLaVA models in folders that haotian-liu/LLaVA wrote."""
+"""LLaVA models in folders that haotian-liu/LLaVA wrote: whole, or what it has trained beside a language model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from neva.convert import detect
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import USUAL_TEMPLATE, Options
-from neva.convert.part_weights import vision_weights
+from neva.convert.part_weights import checked_language_weights, vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
@@ -17,9 +20,11 @@ from neva.families.language import language_table, read_language_config
 from neva.families.naming import LLAVA_ORIGINAL
 from neva.families.values import MOST_LAYERS, text, whole
 from neva.families.vision_reading import keeping_leading_tokens, read_vision_config
-from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor
-from neva.formats.hf_folder import FolderWeights
-from neva.weights.lazy import Chained, Converted
+from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processor, weights_file
+from neva.formats.hf_folder import FolderWeights, open_weights
+from neva.formats.json import shown
+from neva.formats.nemo_header import is_nemo
+from neva.weights.lazy import Chained, Converted, Renamed
 from neva.weights.parts import language_part, projector_weights
 
 PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -45,13 +50,18 @@ OTHER_KINDS = ("s2", "add_faster_video", "use_mm_resampler")
 """Switches of later kinds whose names do not begin with `mm_`."""
 
 
+APART = ("mm_projector.bin", "non_lora_trainables.bin")
+"""What stage 1 and LoRA leave of a model whose language model they do not change: its projector."""
+
+
 def read(folder: Path, options: Options) -> LazyModel:
     """Opens the model of a folder; its tower lies in it when it was trained, else where `mm_vision_tower` points.
 
-    `options.tower_path` says where the tower is if that is no folder here.
+    `options.tower_path` says where the tower is if that is no folder here, `options.llm_path` where the language model
+    is of a projector that was trained alone.
 
     Raises:
-        CheckpointError: neva has no such model, there is no tower, or tensors do not fit.
+        CheckpointError: neva has no such model, a part is nowhere, or tensors do not fit.
     """
     config = read_config(folder)
     _refuse_other_kinds(folder, config)
@@ -59,8 +69,10 @@ def read(folder: Path, options: Options) -> LazyModel:
         kind = text({"mm_projector_type": "linear", **config}, "mm_projector_type")
         select_layer = whole(config, "mm_vision_select_layer", low=-MOST_LAYERS, high=MOST_LAYERS)
         tower = options.tower_path or Path(text(config, "mm_vision_tower"))
-    language = read_language_config(folder)
-    weights = FolderWeights(folder)
+    projector = _projector_apart(folder)
+    base = folder if projector is None else _base_of(folder, options.llm_path)
+    language = read_language_config(base)
+    weights = FolderWeights(folder) if projector is None else projector
     if not (tower / MODEL_CONFIG).is_file():
         raise CheckpointError(
             f"{folder} takes its vision tower from {tower}, which is no folder here; give --vision_encoder_path"
@@ -79,7 +91,9 @@ def read(folder: Path, options: Options) -> LazyModel:
         vision=vision,
         connector=kind,
         weights=Chained(
-            Converted(
+            checked_language_weights(base, language)
+            if projector is not None
+            else Converted(
                 language_table(language, LLAVA_ORIGINAL),
                 language_part(weights, LLAVA_ORIGINAL, language),
                 folder,
@@ -87,10 +101,46 @@ def read(folder: Path, options: Options) -> LazyModel:
             projector_weights(weights, kind, vision, language, LLAVA_ORIGINAL, folder),
             vision_weights(folder if is_trained else tower, vision),
         ),
-        tokenizer=stored_tokenizer(folder),
+        tokenizer=stored_tokenizer(base),
         image_processor=checked_settings(read_image_processor(tower), vision.image_size, tower),
         tower_reference=None if is_trained else tower,
     )
+
+
+def has_projector_apart(folder: Path) -> bool:
+    """Whether a folder holds what LLaVA trains beside a language model, without that."""
+    return weights_file(folder) is None and any((folder / name).is_file() for name in APART)
+
+
+def _projector_apart(folder: Path) -> Mapping[str, Tensor] | None:
+    """Returns the projector of such a folder under its names in a whole one; None: the folder is whole."""
+    if not has_projector_apart(folder):
+        return None
+    path = next(path for path in map(folder.joinpath, APART) if path.is_file())
+    stored, word = open_weights(path), LLAVA_ORIGINAL.projector.partition(".")[2]
+    if others := [name for name in stored if f".{word}" not in name]:
+        raise CheckpointError(
+            f"{path} holds {others[0]}; expected a projector ({LLAVA_ORIGINAL.projector}…) alone"
+        )
+    # as many "model." stand in front as wrappers were around
+    return Renamed(
+        stored, {LLAVA_ORIGINAL.projector + name.partition(f".{word}")[2]: name for name in stored}
+    )
+
+
+def _base_of(folder: Path, path: Path | None) -> Path:
+    """Returns the language model that a projector was trained beside."""
+    if path is None:
+        name = read_config(folder).get("_name_or_path")
+        raise CheckpointError(
+            f"{folder} holds what was trained beside a language model, without that; say with --llm_path where it is"
+            + (f" ({shown(name)}, as its {MODEL_CONFIG} says)" if name else "")
+        )
+    if detect.detect(path) is not detect.TEXT or is_nemo(path):
+        raise CheckpointError(
+            f"{path} is a {detect.detect(path).words}; expected the folder of a language model"
+        )
+    return path
 
 
 def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from neva.convert import detect
 from neva.convert.lazy_model import Base, LazyModel, resolved_copy
 from neva.convert.options import Options
 from neva.convert.peft_folder import PROJECTORS, from_peft, peft_section
-from neva.convert.readers import llava_hf, nemo
+from neva.convert.readers import llava_hf, llava_original, nemo
 from neva.errors import CheckpointError, naming
 from neva.families.connector import projector_table
 from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER
@@ -31,7 +31,7 @@ from neva.weights.resolve import SECTION_OF, parts_among
 def read(folder: Path, options: Options) -> LazyModel:
     """Opens the model that the adapters belong to, with them beside its language model.
 
-    `options.llm_path` is that model: a `.nemo`, or a llava-hf folder.
+    `options.llm_path` is that model: a `.nemo`, or a llava-hf folder; of LLaVA's own LoRA, the language model's folder.
 
     Raises:
         CheckpointError: no model is given, or the adapters do not fit it.
@@ -40,8 +40,10 @@ def read(folder: Path, options: Options) -> LazyModel:
     if path is None:
         raise CheckpointError(
             f"{folder} holds adapters alone; say with --llm_path which LLaVA they belong to, a .nemo or a llava-hf "
-            "folder"
+            "folder, or where the language model is if LLaVA has trained them with a projector"
         )
+    if llava_original.has_projector_apart(folder):
+        return _beside(llava_original.read(folder, options), folder, path)
     kind = detect.detect(path)
     if kind.reader not in ("nemo", "llava_hf") or kind is detect.ADAPTERS:
         raise CheckpointError(
@@ -70,12 +72,12 @@ def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     stored = _stored(folder)
     adapters = from_peft(stored, folder, model.vision)
     config = resolved_copy(model.config)
-    held = parts_among(tensor_names(path)) if is_nemo(path) else list(SECTION_OF)
+    held = parts_among(tensor_names(path)) if is_nemo(path) else []
     with open_dict(config):
         config.peft = peft_section(folder, adapters, model.language.num_layers)
         config.restore_from_path = str(path) if is_nemo(path) else None
         for section in map(config.mm_cfg.get, SECTION_OF.values()):
-            if section is not None and not is_nemo(path):
+            if section is not None and section.from_pretrained is None and not is_nemo(path):
                 section.from_pretrained = str(path)
         config.mm_cfg.llm.freeze = True
         if config.peft.lora_tuning.vision_target_modules:
