@@ -135,26 +135,23 @@ class _Prompts:
             self._found[number] = features
             return
         ids = torch.tensor(self._ids[number], device=self._assistant.device)
-        is_finished = EndStrings(self._ends, self._decode_all)
+        is_finished = EndStrings(self._ends, self._assistant.whole_text)
         seed = self._settings.seed + number
         yield Continuation(number, ids, features, self._limits, seed, is_finished)
 
     def answer(self, ended: Continuation) -> Answer:
         """Returns the answer to a request."""
-        text = cut(_decode(self._assistant, ended.answer), self._ends)
+        text = cut(self._assistant.text(ended.answer), self._ends)
         ids, media_tokens = self._ids.pop(ended.number), self._media_tokens.pop(ended.number)
         full_text = _readable(self._assistant, ids, media_tokens) + text
         if not ended.scores:
             return Answer(text.strip(), full_text)
         tokens = [
-            ScoredToken(score.token, self._decode_all([score.token]), score.log_prob)
+            ScoredToken(score.token, self._assistant.whole_text([score.token]), score.log_prob)
             for score in ended.scores
         ]
         distributions = torch.stack(ended.distributions) if ended.distributions else None
         return Answer(text.strip(), full_text, tokens, distributions)
-
-    def _decode_all(self, ids: list[int]) -> str:
-        return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def cut(text: str, end_strings: Sequence[str]) -> str:
@@ -162,15 +159,11 @@ def cut(text: str, end_strings: Sequence[str]) -> str:
     return text[: min((text.find(end) for end in end_strings if end in text), default=len(text))]
 
 
-def _decode(assistant: Assistant, ids: list[int]) -> str:
-    return str(assistant.tokenizer.decode(ids, skip_special_tokens=True))
-
-
 def _readable(assistant: Assistant, ids: list[int], media_tokens: Sequence[int]) -> str:
     """Returns the prompt as text, the positions of each image as one placeholder."""
     text, start = "", 0
     for tokens in media_tokens:
         image_at = ids.index(IMAGE_TOKEN_ID, start)
-        text += _decode(assistant, ids[start:image_at]) + IMAGE_PLACEHOLDER
+        text += assistant.text(ids[start:image_at]) + IMAGE_PLACEHOLDER
         start = image_at + tokens
-    return text + _decode(assistant, ids[start:])
+    return text + assistant.text(ids[start:])

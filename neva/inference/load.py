@@ -47,6 +47,14 @@ class Assistant:
     media: MediaReader
     device: torch.device
 
+    def text(self, ids: list[int]) -> str:
+        """Returns the text of ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def whole_text(self, ids: list[int]) -> str:
+        """Returns the text of ids, special tokens included."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
 
 def load_configured(cfg: DictConfig, device: torch.device) -> Assistant:
     """Returns the model that an inference configuration names."""

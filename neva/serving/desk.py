@@ -35,7 +35,7 @@ class Desk:
         self.worker = Worker(assistant, options.max_num_seqs)
         self.reader = Reader(assistant, options)
         before = assistant.tokenizer.encode("a", add_special_tokens=False)
-        self.names = TokenNames(self.decode, before)
+        self.names = TokenNames(assistant.whole_text, before)
         self.pool = ThreadPoolExecutor(
             2, "reading"
         )  # few: a large image takes much memory while it is decoded
@@ -59,10 +59,6 @@ class Desk:
         """Ends the threads when the running answers are there."""
         self.worker.stop()
         self.pool.shutdown()
-
-    def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids, special tokens included."""
-        return str(self.assistant.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 class Ticket:
@@ -90,7 +86,9 @@ class Ticket:
         self._prompt_tokens = len(question.ids)
         for index in range(self.count):
             job = AnswerJob(question, limits, seed + index, ends, partial(self._tell, index))
-            self._answers.append(GrowingAnswer(index, job, TextInPieces(self._decode, ends), desk.names))
+            self._answers.append(
+                GrowingAnswer(index, job, TextInPieces(desk.assistant.text, ends), desk.names)
+            )
             desk.worker.ask(job)
 
     async def pieces(self) -> AsyncIterator[AnswerPiece]:
@@ -116,9 +114,6 @@ class Ticket:
     def _tell(self, index: int, progress: NewTokens) -> None:
         with suppress(RuntimeError):  # the loop has ended, so nobody waits
             self._loop.call_soon_threadsafe(self._progress.put_nowait, (index, progress))
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._desk.assistant.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _check_fields(asked: ChatRequest) -> None:

@@ -141,7 +141,7 @@ class Worker(threading.Thread):
 
     def _continuation(self, number: int, job: AnswerJob) -> Continuation:
         ids = torch.tensor(job.question.ids, device=self._assistant.device)
-        is_finished = EndStrings(job.ends, self._decode)
+        is_finished = EndStrings(job.ends, self._assistant.whole_text)
         return Continuation(
             number,
             ids,
@@ -166,6 +166,3 @@ class Worker(threading.Thread):
         while len(self._features) > _KEPT:
             self._features.popitem(last=False)
         return torch.cat(found) if found else torch.empty(0)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=False))
