@@ -23,7 +23,7 @@ from neva.inference.answer import Answer, answer_all
 from neva.inference.exchange import at_rank_0, share
 from neva.inference.load import load_configured
 from neva.inference.prompts import Request, read_requests
-from neva.inference.results import AnsweredBy, Results, answered_by, result_row
+from neva.inference.results import Results, answered_by, result_row
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +51,16 @@ def run(cfg: DictConfig) -> Path:
     )
     with restored_environment():
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
-        model = answered_by(model_source(cfg))
-        results = Results(Path(cfg.output_file), requests, model) if place.rank == 0 else None
+        results = None
+        if place.rank == 0:
+            results = Results(Path(cfg.output_file), requests, answered_by(model_source(cfg)))
         if results is not None and place.world_size == 1 and not results.unanswered():
             logger.info("%s answers all %s prompts already", results.path, len(requests))
             return results.path
         with processes(cfg, place) as session:
             todo = groups.gathered(results.unanswered() if results else [])[0]
             if todo:
-                _answer(cfg, session, requests, todo, model, results)
+                _answer(cfg, session, requests, todo, results)
     if results is not None:
         _refuse_errors(results)
     return Path(cfg.output_file)
@@ -102,7 +103,6 @@ def _answer(
     session: ProcessSession,
     requests: Sequence[Request],
     todo: Sequence[int],
-    model: AnsweredBy,
     results: Results | None,
 ) -> None:
     """Has this rank answer its share of the prompts `todo`, and rank 0 write what all of them say."""
@@ -116,7 +116,7 @@ def _answer(
         assert results is not None  # of rank 0, which alone is told
         rows: dict[int, dict[str, Any]] = {}
         for number, answer in said.items():
-            rows[number] = result_row(requests[number], answer, model)
+            rows[number] = result_row(requests[number], answer, results.model)
             if isinstance(answer, Answer) and answer.distributions_TV is not None:
                 rows[number]["full_logprob"] = results.keep(number, answer.distributions_TV)
         results.add(rows)

@@ -75,7 +75,7 @@ class Results:
     """
 
     def __init__(self, path: Path, requests: Sequence[Request], model: AnsweredBy) -> None:
-        self.path = path
+        self.path, self.model = path, model
         self._count = len(requests)
         self.rows: list[dict[str, Any]] = []
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
