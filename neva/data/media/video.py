@@ -106,10 +106,12 @@ def _with_decord(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """
     video = _decord(path)
     begins = video.get_frame_timestamp(0)[0] >= 0 and list(video.get_key_indices()[:1]) == [0]
-    if not begins or not _has_time_stamps(path) or video[0].shape[2] != 3:
+    first = video[wanted[0]] if begins and _has_time_stamps(path) else None
+    if first is None or first.shape[2] != 3:
         yield from _with_pyav(path, wanted)
         return
-    for number in wanted:
+    yield first.asnumpy()
+    for number in wanted[1:]:
         yield video[number].asnumpy()
 
 

@@ -78,6 +78,8 @@ def open_records(data_cfg: DictConfig) -> Records:
 
 def _warn_of_unknown(excluded: Sequence[str], opened: Sequence[Records], sources: Sequence[str] = ()) -> None:
     """Logs names of `datasets_exclude` that leave nothing out."""
+    if not excluded:
+        return
     datasets = [records.record_index().dataset_names for records in opened if isinstance(records, Indexed)]
     known = {*sources, *(name for names in datasets for name in names if name is not None)}
     if unknown := sorted({*excluded} - known):
