@@ -5,19 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import http.client
-import time
 import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from neva.errors import SampleError
+from neva.formats.address import fetch
 from neva.serving.options import ServeOptions
 
 _DEADLINE_S = 10.0
 """Until an image of another host is here."""
-_BLOCK_BYTES = 1 << 16
 _SCHEMES = ("http", "https")
 
 
@@ -63,7 +60,7 @@ def _of_host(url: str, options: ServeOptions) -> bytes:
             + (f"or a URL of {known}" if known else "(this server fetches nothing)")
         )
     try:
-        return _received(url, options.max_body_mib * 2**20)
+        return fetch(url, options.max_body_mib * 2**20, _DEADLINE_S, follows=False, in_all=True)
     except urllib.error.HTTPError as error:
         sends_on = ", and it is not followed elsewhere" if 300 <= error.code < 400 else ""
         raise SampleError(f"{host} answered {error.code} {error.reason}{sends_on}") from error
@@ -79,26 +76,3 @@ def _host(url: str) -> str | None:
         return parts.hostname if is_plain and url.isascii() and url.isprintable() else None
     except ValueError:
         return None
-
-
-def _received(url: str, longest: int) -> bytes:
-    deadline = time.monotonic() + _DEADLINE_S
-    request = urllib.request.Request(url, headers={"User-Agent": "neva", "Accept": "image/*"})
-    received = bytearray()
-    with urllib.request.build_opener(_Stays).open(request, timeout=_DEADLINE_S) as answer:
-        while block := answer.read1(_BLOCK_BYTES):
-            received += block
-            if len(received) > longest:
-                raise ValueError(f"it sends more than {longest // 2**20} MiB")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"it takes more than {_DEADLINE_S:.0f} s")
-        if answer.length:
-            raise ValueError(f"it sends {len(received)} bytes of {len(received) + answer.length}")
-    return bytes(received)
-
-
-class _Stays(urllib.request.HTTPRedirectHandler):
-    """Leaves an answer that names another place as it is."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """See urllib's."""

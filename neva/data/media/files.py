@@ -6,8 +6,6 @@ import base64
 import binascii
 import hashlib
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 from neva.data.sources.media_folder import MediaFolder, has_own_place
 from neva.data.sources.source import MediaFile
 from neva.errors import SampleError
+from neva.formats.address import TooLargeError, fetch
 from neva.formats.atomic_write import finished_target
 from neva.formats.stored_file import StoredFile
 
@@ -73,18 +72,15 @@ def _from_data_uri(uri: str) -> StoredFile:
 
 
 def _fetch(address: str) -> bytes:
-    """Returns what lies at an address; SampleError when it does not answer, or with too much."""
+    """Returns what lies at an address; SampleError when it does not answer, or with too much or too little."""
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "neva"})
-        with urllib.request.urlopen(request, timeout=FETCH_TIMEOUT_S) as answer:
-            content = answer.read(LARGEST_FETCHED + 1)
+        return fetch(address, LARGEST_FETCHED, FETCH_TIMEOUT_S)
+    except TooLargeError as error:
+        raise SampleError(
+            f"the image at {address:.200} is larger than {LARGEST_FETCHED // 2**20} MiB", "missing image"
+        ) from error
     except (OSError, ValueError, HTTPException) as error:  # URLError and timeouts are OSErrors
         text = " ".join(str(error).split())
         raise SampleError(
             f"the image at {address:.200} cannot be fetched ({text:.120})", "missing image"
         ) from error
-    if len(content) > LARGEST_FETCHED:
-        raise SampleError(
-            f"the image at {address:.200} is larger than {LARGEST_FETCHED // 2**20} MiB", "missing image"
-        )
-    return bytes(content)
