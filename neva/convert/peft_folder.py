@@ -184,26 +184,7 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
         CheckpointError: it is configured otherwise than neva can compute.
     """
     config = read_object(folder / ADAPTER_CONFIG, CheckpointError)
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} says peft_type {config.get('peft_type')!r}, expected 'LORA'"
-        )
-    for key in sorted(config.keys() - PLAIN_KEYS):
-        if config[key] not in OFF:
-            raise CheckpointError(
-                f"{folder / ADAPTER_CONFIG} says {key} {shown(config[key])}, expected nothing there: neva computes "
-                "plain LoRA and DoRA"
-            )
-    if (start := config.get("init_lora_weights")) not in PLAIN_STARTS:
-        raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} says init_lora_weights {shown(start)}, which changes the matrices beside the "
-            "factors, expected true: let peft's save_pretrained convert the adapter "
-            "(path_initial_model_for_weight_conversion)"
-        )
-    if others := [name for name in config.get("modules_to_save") or [] if name != PROJECTOR_MODULE]:
-        raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} saves the module {others[0]} as a whole, expected none but {PROJECTOR_MODULE}"
-        )
+    _refuse_other_settings(config, folder / ADAPTER_CONFIG)
     of_tower = {name.split(ADAPTER)[0].rpartition(".")[2] for name in adapters if name.startswith(TOWER)}
     places = {
         tuple(name.split(".decoder.layers.")[1].split(".", 1))
@@ -237,6 +218,28 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
             "layer_selection": None if len(layers) in (0, num_layers) else [number + 1 for number in layers],
         },
     }
+
+
+def _refuse_other_settings(config: Mapping[str, Any], path: Path) -> None:
+    """Raises CheckpointError for a configuration that neva does not compute."""
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path} says peft_type {config.get('peft_type')!r}, expected 'LORA'")
+    for key in sorted(config.keys() - PLAIN_KEYS):
+        if config[key] not in OFF:
+            raise CheckpointError(
+                f"{path} says {key} {shown(config[key])}, expected nothing there: neva computes "
+                "plain LoRA and DoRA"
+            )
+    if (start := config.get("init_lora_weights")) not in PLAIN_STARTS:
+        raise CheckpointError(
+            f"{path} says init_lora_weights {shown(start)}, which changes the matrices beside the "
+            "factors, expected true: let peft's save_pretrained convert the adapter "
+            "(path_initial_model_for_weight_conversion)"
+        )
+    if others := [name for name in config.get("modules_to_save") or [] if name != PROJECTOR_MODULE]:
+        raise CheckpointError(
+            f"{path} saves the module {others[0]} as a whole, expected none but {PROJECTOR_MODULE}"
+        )
 
 
 def _place(rest: str) -> tuple[str, str]:

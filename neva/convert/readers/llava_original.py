@@ -11,12 +11,12 @@ from torch import Tensor
 from neva.convert import detect
 from neva.convert.lazy_model import LazyModel
 from neva.convert.options import USUAL_TEMPLATE, Options
-from neva.convert.part_weights import checked_language_weights, vision_weights
+from neva.convert.part_weights import vision_weights
 from neva.convert.readers.section import model_section
 from neva.convert.stored_tokenizer import stored_tokenizer
 from neva.data.media.processor import checked_settings
 from neva.errors import CheckpointError, naming
-from neva.families.language import language_table, read_language_config
+from neva.families.language import read_language_config
 from neva.families.naming import LLAVA_ORIGINAL
 from neva.families.values import MOST_LAYERS, text, whole
 from neva.families.vision_reading import keeping_leading_tokens, read_vision_config
@@ -24,8 +24,8 @@ from neva.formats.hf_files import MODEL_CONFIG, read_config, read_image_processo
 from neva.formats.hf_folder import FolderWeights, open_weights
 from neva.formats.json import shown
 from neva.formats.nemo_header import is_nemo
-from neva.weights.lazy import Chained, Converted, Renamed
-from neva.weights.parts import language_part, projector_weights
+from neva.weights.lazy import Chained, Renamed
+from neva.weights.parts import language_weights, projector_weights
 
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "image_aspect_ratio": ("square", "pad"),
@@ -69,10 +69,12 @@ def read(folder: Path, options: Options) -> LazyModel:
         kind = text({"mm_projector_type": "linear", **config}, "mm_projector_type")
         select_layer = whole(config, "mm_vision_select_layer", low=-MOST_LAYERS, high=MOST_LAYERS)
         tower = options.tower_path or Path(text(config, "mm_vision_tower"))
-    projector = _projector_apart(folder)
-    base = folder if projector is None else _base_of(folder, options.llm_path)
+    base, weights = (
+        (_base_of(folder, options.llm_path), _projector_of(folder))
+        if has_projector_apart(folder)
+        else (folder, FolderWeights(folder))
+    )
     language = read_language_config(base)
-    weights = FolderWeights(folder) if projector is None else projector
     if not (tower / MODEL_CONFIG).is_file():
         raise CheckpointError(
             f"{folder} takes its vision tower from {tower}, which is no folder here; give --vision_encoder_path"
@@ -91,13 +93,7 @@ def read(folder: Path, options: Options) -> LazyModel:
         vision=vision,
         connector=kind,
         weights=Chained(
-            checked_language_weights(base, language)
-            if projector is not None
-            else Converted(
-                language_table(language, LLAVA_ORIGINAL),
-                language_part(weights, LLAVA_ORIGINAL, language),
-                folder,
-            ),
+            language_weights(base, language),
             projector_weights(weights, kind, vision, language, LLAVA_ORIGINAL, folder),
             vision_weights(folder if is_trained else tower, vision),
         ),
@@ -112,10 +108,8 @@ def has_projector_apart(folder: Path) -> bool:
     return weights_file(folder) is None and any((folder / name).is_file() for name in APART)
 
 
-def _projector_apart(folder: Path) -> Mapping[str, Tensor] | None:
-    """Returns the projector of such a folder under its names in a whole one; None: the folder is whole."""
-    if not has_projector_apart(folder):
-        return None
+def _projector_of(folder: Path) -> Mapping[str, Tensor]:
+    """Returns the projector of such a folder under its names in a whole one."""
     path = next(path for path in map(folder.joinpath, APART) if path.is_file())
     stored, word = open_weights(path), LLAVA_ORIGINAL.projector.partition(".")[2]
     if others := [name for name in stored if f".{word}" not in name]:
