@@ -133,7 +133,9 @@ def language_naming(names: Iterable[str]) -> HFNaming:
     names = set(names)
     if any(name.startswith(LLAVA_HF.language) for name in names):
         return LLAVA_HF
-    return LLAVA_ORIGINAL if any(name.startswith(LLAVA_ORIGINAL.projector) for name in names) else TEXT
+    # either may be absent: a frozen tower is not there, nor has an identity weights
+    beside = (LLAVA_ORIGINAL.tower, LLAVA_ORIGINAL.projector)
+    return LLAVA_ORIGINAL if any(name.startswith(beside) for name in names) else TEXT
 
 
 def language_part(
