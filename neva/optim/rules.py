@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from neva.constants import ADAPTER
+
 
 def is_vector(parameter: nn.Parameter) -> bool:
     """Returns whether a parameter is a norm's or a bias, which never decays."""
@@ -14,8 +16,8 @@ def is_vector(parameter: nn.Parameter) -> bool:
 
 
 def is_inside(part: str, name: str) -> bool:
-    """Returns whether the parameter called `name` belongs to a part."""
-    return re.search(rf"(^|\.){part}\.", name) is not None
+    """Returns whether the parameter called `name` belongs to a part; adapters are one of their own."""
+    return ADAPTER not in name and re.search(rf"(^|\.){part}\.", name) is not None
 
 
 def lr_ratio(name: str, lr_ratios: Mapping[str, float]) -> float:

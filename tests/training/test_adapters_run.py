@@ -92,6 +92,32 @@ def test_a_run_saves_adapters_and_lengths_and_resumes_bit_for_bit_with_dropout(
             again()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:FSDP2-wrapped module:UserWarning"
+)  # torch's remark on the projector's view
+@pytest.mark.parametrize("layout", ["model.fsdp=false", "model.fsdp=true"])
+def test_factors_learn_at_one_rate_beside_tower_and_language_model(
+    tmp_path: Path, colours: list[str], layout: str
+) -> None:
+    both = [
+        *colours,
+        *LORA,
+        layout,
+        "model.peft.lora_tuning.vision_target_modules=[all]",
+        "model.peft.lora_tuning.adapter_dropout=0",
+        "model.mm_cfg.vision_encoder.vision_encoder_lr_ratio=0.25",
+        "model.optim.sched.warmup_steps=0",
+    ]
+    found = weights(run(tmp_path, both, steps=1))
+    furthest = {
+        part: max(float(value.abs().max()) for name, value in found.items()
+                  if name.startswith(part) and name.endswith("linear_out"))
+        for part in ("vision_tower", "language_model")
+    }  # fmt: skip
+    # the first step of Adam is the learning rate, from zero, but for its epsilon
+    assert furthest == pytest.approx({"vision_tower": 1e-2, "language_model": 1e-2}, rel=1e-3)
+
+
 def _nudge(path: Path) -> None:
     """Moves a number of a language model, in place."""
 
