@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -54,8 +55,8 @@ class Progress(Callback):
 
     def __init__(self, asides: Sequence[Aside]) -> None:
         self.asides = asides
-        self.history: deque[tuple[float, int, int]] = deque(maxlen=_WINDOW_STEPS)
-        """Time, samples and tokens of each step."""
+        self.history: deque[tuple[float, int, int]] = deque(maxlen=1 + _WINDOW_STEPS)
+        """Time, samples and tokens of each step; of the first the time alone counts, as its window begins there."""
         self.last_line_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,8 +99,10 @@ class Progress(Callback):
 
     def _values(self, trainer: Trainer) -> dict[str, str]:
         metrics = plain(trainer.callback_metrics, "loss", "lr", "grad_norm", "pad_share")
-        seconds, steps = self._seconds_per_step(), max(1, len(self.history) - 1)
-        samples, tokens = (sum(step[which] for step in self.history) / steps for which in (1, 2))
+        seconds, steps = self._seconds_per_step(), len(self.history) - 1
+        samples, tokens = (
+            sum(step[which] for step in islice(self.history, 1, None)) / steps for which in (1, 2)
+        )
         return {
             "loss": f"{metrics['loss']:.4f}",
             "lr": f"{metrics['lr']:.2e}",
@@ -111,7 +114,7 @@ class Progress(Callback):
 
     def _seconds_per_step(self) -> float:
         elapsed_s = self.history[-1][0] - self.history[0][0]
-        return max(elapsed_s, 1e-9) / max(1, len(self.history) - 1)
+        return max(elapsed_s, 1e-9) / (len(self.history) - 1)
 
     def _line_is_due(self, trainer: Trainer) -> bool:
         now = time.monotonic()

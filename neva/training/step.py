@@ -225,9 +225,10 @@ def _with_sources(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what `loss_of` does, and behind what it reports loss and label tokens of each source."""
     loss, terms, report = loss_of(losses_L)
-    is_of_KL = torch.arange(number)[:, None] == sources_L
-    of_each = is_of_KL.to(losses_L.device, torch.float64, non_blocking=True)
-    sums = torch.stack([of_each @ losses_L.detach().double(), of_each.sum(1)], dim=1)
+    is_of_KL = (torch.arange(number)[:, None] == sources_L).to(losses_L.device, non_blocking=True)
+    # no product: a loss that is not finite is its own source's alone
+    loss_sum_K = torch.where(is_of_KL, losses_L.detach().double(), 0.0).sum(1)
+    sums = torch.stack([loss_sum_K, is_of_KL.sum(1)], dim=1)
     return loss, terms, torch.cat([report, sums.flatten()])
 
 

@@ -14,9 +14,11 @@ from neva.commands.data import main as data_command
 from neva.config.load import load
 from neva.data.ledger import LedgerStep, read_ledger
 from neva.errors import ConfigError
+from neva.training import callbacks
 from neva.training.callbacks import read_metrics
 from neva.training.determinism import VARIABLES
 from neva.training.spike import SpikeAlert
+from neva.training.step import StepLoss
 from tests.training.test_run import Kill, kill_after, run, weights
 
 
@@ -111,6 +113,24 @@ def test_a_jump_of_the_loss_is_said_once_with_step_and_samples(caplog: pytest.Lo
         "loss 2.5000 at step 4 is 2.5 times the 1.0000 of the steps before; samples of rank 0: r0,"
     )
     assert "r7 and 2 more" in text and [record.message for record in caplog.records] == [text]
+
+
+def test_rates_are_those_of_the_steps_they_are_measured_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
+    trainer: Any = type("T", (), {"is_global_zero": True, "global_step": 0, "max_steps": 120})
+    trainer.callback_metrics = {"loss": 1.0, "lr": 1e-3, "grad_norm": 1.0, "pad_share": 0.0}
+    module: Any = type("M", (), {"last_step": StepLoss(1.0, 1, 1, num_samples=40, num_tokens=3000)})
+    progress = callbacks.Progress([])
+    progress.on_train_start(trainer, module)
+    for step in range(1, 121):  # half a second each
+        clock[0], trainer.global_step = step / 2, step
+        progress.on_train_batch_end(trainer, module, None, None, step)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert len(lines) == 6 and all("samples/s 80.0  tokens/s 6000  " in line for line in lines)
+    assert "step 80/120 " in lines[3] and lines[3].endswith("ETA 20s")
 
 
 def test_a_deterministic_run_asks_for_such_kernels_while_it_lasts(

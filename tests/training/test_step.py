@@ -17,7 +17,7 @@ from neva.distributed import groups
 from neva.distributed.megatron_ddp import data_parallel
 from neva.model.build import build_model, set_trainable
 from neva.model.llava import NevaModel
-from neva.training.step import StepLoss, run_global_batch
+from neva.training.step import LOSSES, StepLoss, _with_sources, run_global_batch
 from tests.megatron import ranks_tell, unnamed_batch
 from tests.model.test_against_transformers import VOCAB, shapes
 
@@ -146,6 +146,14 @@ def test_losses_of_sources_are_sums_over_their_own_label_tokens(single_process: 
     without, same = one_step(model, split)
     assert without == replace(loss, by_source=())
     assert all(torch.equal(gradients[name], same[name]) for name in same)
+
+
+def test_a_loss_that_is_not_finite_is_its_own_sources_alone() -> None:
+    losses, sources = torch.tensor([1.0, torch.nan, 2.0, torch.inf]), torch.tensor([0, 1, 0, 2])
+    _, _, report = _with_sources(LOSSES["token"], 3, sources, losses)
+    torch.testing.assert_close(
+        report[3:].tolist(), [3.0, 2.0, torch.nan, 1.0, torch.inf, 1.0], equal_nan=True
+    )
 
 
 def data_parallel_rank(rank: int, size: int, port: int, results: mp.Queue) -> None:
