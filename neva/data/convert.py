@@ -6,8 +6,9 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -142,6 +143,8 @@ def _parts(records: Records, index: int, folder: MediaFolder, settings: ShardSet
 def write_json(records: Records, folder: MediaFolder, target: Path, force: bool, on_record: OnRecord) -> None:
     """Writes records as a `.json` list or `.jsonl` lines, and images that are no files of a folder into `NAME_images`.
 
+    Where there are no such images, a folder of that name is left alone: it may be that of the records' images.
+
     Args:
         records: to write, in their order.
         folder: of their images.
@@ -154,21 +157,18 @@ def write_json(records: Records, folder: MediaFolder, target: Path, force: bool,
     """
     images = target.with_name(f"{target.stem}_images")
     before, between, after = ("", "\n", "\n") if target.suffix == ".jsonl" else ("[", ",\n", "]\n")
-    with (
-        finished_target(target, overwrite=force) as new,
-        finished_target(images, overwrite=force, folder=True) as out,
-        new.open("w", encoding="utf-8") as file,
-    ):
+    with ExitStack() as targets:
+        new = targets.enter_context(finished_target(target, overwrite=force))
+        out = cache(lambda: targets.enter_context(finished_target(images, overwrite=force, folder=True)))
+        file = targets.enter_context(new.open("w", encoding="utf-8"))
         for index in range(len(records)):
             line = json_line(_as_json(records, index, folder, out))
             file.write((between if index else before) + line.rstrip("\n"))
             on_record(1)
         file.write(after)
-    if not any(images.iterdir()):
-        images.rmdir()
 
 
-def _as_json(records: Records, index: int, folder: MediaFolder, out: Path) -> dict[str, Any]:
+def _as_json(records: Records, index: int, folder: MediaFolder, out: Callable[[], Path]) -> dict[str, Any]:
     record = _record(records, index)
     raw = raw_record(records, index, record)
     originals = raw.pop(ORIGINALS, None)
@@ -183,7 +183,7 @@ def _as_json(records: Records, index: int, folder: MediaFolder, out: Path) -> di
             else file.name
         )
         content = _content(records, record, file)
-        names.append(_written(out, _safe(name, file.name), content, f"{index:09}.{number}"))
+        names.append(_written(out(), _safe(name, file.name), content, f"{index:09}.{number}"))
     return {**raw, **({"image": names[0] if len(names) == 1 else names} if names else {})}
 
 

@@ -116,6 +116,13 @@ def said(record: Record, folder: str | None) -> tuple[Any, ...]:
     return record.turns, record.system, [files.image(image).read_bytes() for image in record.images]
 
 
+def test_a_folder_of_the_records_own_images_is_left_alone(source: Path) -> None:
+    images = Path("images").rename("data_images")
+    assert run("data.json", "lines.jsonl", "--image-folder", str(images)) == 0
+    assert run("lines.jsonl", "data.json", "--image-folder", str(images), "--force") == 0
+    assert (images / "a/0.png").read_bytes() == png(10)
+
+
 def test_images_of_one_name_are_kept_apart(source: Path) -> None:
     for shard in range(2):
         members = {f"{n}.{part}": png(10 * shard + n) for n in range(2) for part in ("png",)}
