@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = "neva-"
+from neva.errors import ConfigError
+
+PREFIX = ".neva-"
+NAME = re.compile(re.escape(PREFIX) + r"tmp\w{8}")
+"""Of such a folder, and of nothing that a person keeps in a folder for temporary files."""
+
 VARIABLE = "TMPDIR"
+MATPLOTLIB = "MPLCONFIGDIR"
 
 
 @contextlib.contextmanager
@@ -19,9 +26,17 @@ def scratch() -> Iterator[None]:
     """Gives this process, and those that it starts, a temporary folder of their own, and removes it at the end.
 
     What killed runs have left is removed first: the folder of a run that lives is locked.
+
+    Raises:
+        ConfigError: no folder for temporary files can be written.
     """
-    outer = Path(tempfile.gettempdir())
-    if outer.name.startswith(PREFIX):  # that of the process which started this one
+    try:
+        outer = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{error.strerror}: make room there, or set TMPDIR to a folder that has some"
+        ) from error
+    if NAME.fullmatch(outer.name):  # that of the process which started this one
         yield
         return
     remove_abandoned(outer)
@@ -29,8 +44,8 @@ def scratch() -> Iterator[None]:
     lock = os.open(unlocked, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     folder = unlocked.rename(outer / f"{PREFIX}{unlocked.name}")
-    before = os.environ.get(VARIABLE)
-    _use(str(folder))
+    before = {name: os.environ.get(name) for name in (VARIABLE, MATPLOTLIB)}
+    _use({VARIABLE: str(folder), MATPLOTLIB: before[MATPLOTLIB] or _where_matplotlib_writes(folder)})
     try:
         yield
     finally:
@@ -41,7 +56,7 @@ def scratch() -> Iterator[None]:
 
 def remove_abandoned(outer: Path) -> None:
     """Removes folders of runs that no longer live; those of other users stay."""
-    for folder in outer.glob(f"{PREFIX}*"):
+    for folder in filter(lambda path: NAME.fullmatch(path.name), outer.glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -52,9 +67,15 @@ def remove_abandoned(outer: Path) -> None:
                 os.close(lock)
 
 
-def _use(folder: str | None) -> None:
-    if folder is None:
-        os.environ.pop(VARIABLE, None)
-    else:
-        os.environ[VARIABLE] = folder
+def _where_matplotlib_writes(folder: Path) -> str | None:
+    """Returns `folder` where there is no home to write in: matplotlib would make one in it, and miss it at its end."""
+    return None if os.access(Path.home(), os.W_OK) else str(folder)
+
+
+def _use(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     tempfile.tempdir = None  # asked for anew

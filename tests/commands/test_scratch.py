@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from neva.commands.scratch import scratch
+from neva.errors import ConfigError
 
 HOLD = "from neva.commands.scratch import scratch\nwith scratch():\n  print('held', flush=True); input()"
 
@@ -48,10 +49,30 @@ def test_what_a_killed_run_left_goes_with_the_next(outer: Path) -> None:
     alive, killed = holder(outer), holder(outer)
     killed.kill()
     killed.communicate()
-    (outer / "neva-file").touch()
+    kept = [outer / name for name in ("neva-runs", "neva-tmp1", ".neva-tmp", ".neva-tmp123456789")]
+    for folder in kept:
+        folder.mkdir()  # of a person
     with scratch():
-        assert len([path for path in outer.iterdir() if path.is_dir()]) == 2, (
-            "ours and that of the one that lives"
-        )
+        assert len({*outer.iterdir()} - {*kept}) == 2, "ours and that of the one that lives"
     alive.communicate("\n")
-    assert [path.name for path in outer.iterdir()] == ["neva-file"]
+    assert {*outer.iterdir()} == {*kept}
+
+
+@pytest.mark.parametrize("home", ["", "gone"])
+def test_matplotlib_writes_where_the_run_does_if_the_home_cannot_be_written(
+    outer: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    monkeypatch.setenv("HOME", str(outer / home))
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    with scratch():
+        assert os.environ.get("MPLCONFIGDIR") == (tempfile.gettempdir() if home else None)
+    assert "MPLCONFIGDIR" not in os.environ
+
+
+def test_without_room_for_temporary_files_a_run_says_so(outer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(outer / "gone")])
+    with (
+        pytest.raises(ConfigError, match=r"No usable temporary directory found in .*gone.*: make room"),
+        scratch(),
+    ):
+        pass
