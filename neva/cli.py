@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -10,11 +11,22 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from neva import __version__, commands
 from neva.config.compose import RECIPE_ENVIRONMENT_VARIABLE
 from neva.errors import ConfigError, UserError, print_problems
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk, or choose another"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give this user the permission, or choose another place"),
+    errno.EFBIG: "files may be no larger here (ulimit -f)",
+    errno.EROFS: "its disk is mounted to be read; choose another place",
+    errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
+    errno.EIO: "its disk fails",
+}
+"""What helps where a file system refuses; every other OSError is a traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong; above 128 for Ctrl-C, or a reader of the output that has gone, as shells give it.
     """
     _open_output()
+    _give_home()
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -50,6 +63,12 @@ def _run(words: list[str]) -> int:
     except UserError as error:
         print_problems(error)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"neva: {place}{error.strerror}; {_REMEDIES[error.errno]}\n")
+        return UserError.exit_code
 
 
 def verbs() -> dict[str, ModuleType]:
@@ -65,6 +84,14 @@ def _open_output() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _give_home() -> None:
+    """Says where a user without a home is at home, as Docker does: libraries ask when they are imported."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 def _reader_has_gone() -> bool:

@@ -95,6 +95,17 @@ def naming(place: str | Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Has an error of the operating system that names no file, as one of writing does not, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def reason(error: BaseException, longest: int = 200) -> str:
     """Returns what an exception of another package says, in one line, cut where it is long."""
     text = " ".join(str(error).split()) or type(error).__name__

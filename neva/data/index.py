@@ -165,13 +165,7 @@ def kept_arrays(
     """
     if size < SMALL:
         return build()
-    try:
-        return cached_arrays(source, name, {"format": FORMAT, **key}, build)
-    except OSError as error:
-        raise DataError(
-            f"the index of {source} can be written neither beside it nor in the cache folder ({error.strerror}); "
-            "set XDG_CACHE_HOME to a folder with room"
-        ) from error
+    return cached_arrays(source, name, {"format": FORMAT, **key}, build)
 
 
 def sizes_and_times(files: Sequence[Path]) -> tuple[int, list[list[object]]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neva.errors import CheckpointError, UserError
+from neva.errors import CheckpointError, UserError, naming_file
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def finished_target(target: str | Path, overwrite: bool = False, folder: bool = 
     try:
         if folder:
             result.mkdir()
-        yield result
+        with naming_file(given):
+            yield result
         if target.is_dir():
             os.rename(target, work / "old")  # a directory cannot be replaced by a rename
         os.replace(result, target)

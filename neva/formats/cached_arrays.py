@@ -9,10 +9,11 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neva.errors import DataError, reason
 from neva.formats.atomic_write import finished_target
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def cached_arrays(
         name: what they are; a file name.
         key: all else that they depend on, as JSON can write it.
         build: makes them, with names that are file names.
+
+    Raises:
+        DataError: the files cannot be written.
     """
     home, stamp = cache_folder(source), _stamp(source)
     folder = home / f"{name}-{stamp}-{_digest(key)}"
@@ -57,7 +61,11 @@ def _stamp(source: Path) -> str:
 
 
 def cache_folder(source: Path) -> Path:
-    """Returns the folder, which exists, for what is kept of `source`."""
+    """Returns the folder, which exists, for what is kept of `source`.
+
+    Raises:
+        DataError: there is none that can be written.
+    """
     beside = source.with_name(f"{source.name}.neva")
     try:
         beside.mkdir(exist_ok=True)
@@ -65,9 +73,15 @@ def cache_folder(source: Path) -> Path:
             return beside
     except OSError:
         pass
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "neva" / f"{source.name}-{_digest(str(source.resolve()))}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = root / "neva" / f"{source.name}-{_digest(str(source.resolve()))}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # the latter of a user without a home
+        raise DataError(
+            f"what is kept of {source} can be written neither to {beside} nor to the user's cache folder "
+            f"({reason(error)}): set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
     return folder
 
 
@@ -77,16 +91,34 @@ def _digest(value: Any) -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Lets one process at a time through, of all machines where the file system locks for all."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Lets one process at a time through, of all machines where the file system locks for all.
+
+    Where it has no locks, several may make the same at once, and what the last one made stays.
+    """
+    with _told(path.parent):
+        file = path.open("w")
+    with file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Says in a sentence that `folder` takes no files."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}, where what is worked out of the data is kept, cannot be written ({reason(error)}): make room "
+            "there, or see to it that this user may write"
+        ) from error
 
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     import numpy as np
 
-    with finished_target(folder, folder=True) as work:
+    with _told(folder.parent), finished_target(folder, overwrite=True, folder=True) as work:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neva.checkpoint.checksums import CHECKSUMS
-from neva.errors import ConfigError, DataError
+from neva.errors import ConfigError, DataError, naming_file
 from neva.formats.atomic_write import finished_target
 from neva.formats.json import json_line
 from neva.formats.nemo_header import nemo_manifest
@@ -122,7 +122,7 @@ class Results:
             with finished_target(self.path, overwrite=True) as temporary:
                 temporary.write_text("".join(map(json_line, self.rows)), encoding="utf-8")
         else:
-            with self.path.open("a", encoding="utf-8") as output:
+            with naming_file(self.path), self.path.open("a", encoding="utf-8") as output:
                 output.writelines(map(json_line, new))
 
 

@@ -14,7 +14,7 @@ from neva.commands import train
 from neva.commands.sweep import exit_code, job_name
 from neva.config.compose import recipes
 from neva.config.load import load
-from tests.conftest import processor_s
+from tests.conftest import conversation, processor_s, write_records
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "nemo", "transformers", "lightning", "megatron", "pytorch_lightning")
@@ -90,6 +90,28 @@ def test_nobody_has_to_read_what_is_printed(shell: str, code: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_what_a_file_system_refuses_is_one_sentence(tmp_path: Path) -> None:
+    records = [{"id": "1", "conversations": conversation("What is it?", "A cat.")}]
+    write_records(tmp_path / "mine.json", records)
+    command = f"ulimit -f 0; {sys.executable} -m neva data convert mine.json other.json"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "neva: other.json: File too large; files may be no larger here (ulimit -f)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+def test_a_user_without_a_home_has_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 424242)  # of a container, with no line in its passwd
+    assert cli.main(["--version"]) == 0
+    assert Path.home() == Path("/")
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

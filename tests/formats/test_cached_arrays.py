@@ -1,5 +1,7 @@
 """Arrays beside the file they were made from: made once, by one process, and again when the file changes."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neva.errors import DataError
 from neva.formats.cached_arrays import cache_folder, cached_arrays
 
 
@@ -56,3 +59,28 @@ def test_beside_a_file_that_cannot_be_written_the_users_cache_holds_them(
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     assert _made(source, tmp_path / "count")["sizes"].tolist() == [2, 2, 2]
     assert list((tmp_path / "cache").rglob("sizes.npy"))
+
+
+def test_a_file_system_without_locks_keeps_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # as Lustre mounted without flock
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    source = tmp_path / "data.json"
+    source.write_text("[]")
+    for _ in range(2):
+        assert _made(source, tmp_path / "count")["sizes"].tolist() == [2, 2, 2]
+    assert (tmp_path / "count").read_text().count("made") == 1
+
+
+def test_what_cannot_be_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, used = tmp_path / "data.json", tmp_path / "used"
+    source.write_text("[]")
+    (cache_folder(source) / ".lengths.lock").mkdir()
+    with pytest.raises(DataError, match=r"data.json.neva, where .* cannot be written \(.*Is a directory"):
+        _made(source, tmp_path / "count")
+    used.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(used))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DataError, match=r"neither .*Not a directory.*: set XDG_CACHE_HOME to a folder"):
+        cache_folder(source)
