@@ -27,8 +27,11 @@ LAUNCH_VARIABLES = (
 )
 """What launchers set, SLURM apart, whose variables all start with `SLURM_`."""
 
-INTERACTIVE_JOBS = ("bash", "interactive")
-"""Names of SLURM jobs that are shells, in which nothing is started by srun; Lightning has the same list."""
+SHELL_STEP = str(0xFFFFFFFA)
+"""SLURM's number of the step in which `salloc` has its shell, whatever the job is called."""
+
+SHELL = "bash"
+"""Name of the job that `srun --pty bash` makes."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,15 @@ def _node_rank(num_nodes: int, environment: Mapping[str, str]) -> int:
 
 
 def _runs_in_srun(environment: Mapping[str, str]) -> bool:
-    """A batch script sees the job's numbers too; only what srun starts has a step."""
-    return "SLURM_STEP_ID" in environment and environment.get("SLURM_JOB_NAME") not in INTERACTIVE_JOBS
+    """A batch script sees the job's numbers too; only what srun starts has a step, and shells have one."""
+    is_shell = environment.get("SLURM_STEP_ID") == SHELL_STEP or environment.get("SLURM_JOB_NAME") == SHELL
+    return "SLURM_STEP_ID" in environment and not is_shell
 
 
 def _is_one_command_per_node(size: int, num_nodes: int, environment: Mapping[str, str]) -> bool:
-    tasks = environment.get("SLURM_NTASKS")
-    return "NODE_RANK" in environment and tasks == str(num_nodes) and tasks != str(size)
+    """Also a shell in a step of one task; of what `salloc` asked for, it may see the number of tasks."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS"))
+    return tasks == str(num_nodes) != str(size) and (num_nodes == 1 or "NODE_RANK" in environment)
 
 
 def _ranks(environment: Mapping[str, str], remedy: str, limits: Mapping[str, int]) -> list[int]:

@@ -68,14 +68,14 @@ def await_port(host: str, port: int, timeout_s: float) -> None:
 
 
 def refuse_taken_port(port: int) -> None:
-    """Raises LaunchError when another program listens at `port` of this machine."""
+    """Raises LaunchError when another program listens at `port` of this machine, or this one may not."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
+            is_taken = error.errno == errno.EADDRINUSE
+            why = "is taken by another program" if is_taken else f"cannot be used ({error.strerror})"
             raise LaunchError(
-                f"MASTER_PORT={port} of {socket.gethostname()} is taken by another program: choose a free port"
+                f"MASTER_PORT={port} of {socket.gethostname()} {why}: choose a free port"
             ) from error

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neva.distributed.launch import LAUNCH_VARIABLES, Launch, identify, is_stated
+from neva.distributed.launch import LAUNCH_VARIABLES, SHELL_STEP, Launch, identify, is_stated
 from neva.distributed.launch_environment import restored_environment, settle
 from neva.errors import ConfigError, LaunchError
 
@@ -42,13 +42,18 @@ BATCH_SCRIPT = {name: value for name, value in STEP.items() if name != "SLURM_ST
         (8, 2, STEP, Launch("slurm", 16, 11, 3, 1)),
         (8, 2, {**STEP, **NODE, "NODE_RANK": "1", "SLURM_NTASKS": "2"}, Launch("local", 16, 8, 0, 1)),
         (8, 2, {**STEP, "SLURM_JOB_NAME": "bash", **NODE, "NODE_RANK": "0"}, Launch("local", 16, 0, 0, 0)),
+        (8, 2, {**STEP, "SLURM_JOB_NAME": "interactive"}, Launch("slurm", 16, 11, 3, 1)),
+        (4, 1, {**STEP, "SLURM_STEP_ID": "4294967290"}, Launch("local", 4, 0, 0, 0)),
+        (4, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, Launch("local", 4, 0, 0, 0)),
+        (4, 1, {**STEP, "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, Launch("local", 4, 0, 0, 0)),
     ],
 )  # fmt: skip
 def test_the_launcher_and_the_rank_follow_from_the_environment(
     devices: int, num_nodes: int, environment: dict[str, str], expected: Launch
 ) -> None:
     assert identify(devices, num_nodes, environment) == expected
-    assert is_stated(environment) == (environment not in ({}, BATCH_SCRIPT))
+    is_shell_of_salloc = environment.get("SLURM_STEP_ID") == SHELL_STEP
+    assert is_stated(environment) == (environment not in ({}, BATCH_SCRIPT) and not is_shell_of_salloc)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ NUMBERS = st.sampled_from(["0", "1", "2", "4", "", "x", "-1", "99999999", "1.5",
     environment=st.dictionaries(
         st.sampled_from(
             [*LAUNCH_VARIABLES, *LEFT_BEHIND, "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_NODEID"]
-            + ["SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME"]
+            + ["SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME", "SLURM_STEP_NUM_TASKS"]
         ),
         NUMBERS | st.text(max_size=3),
         max_size=10,

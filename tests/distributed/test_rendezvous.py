@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import time
@@ -49,6 +50,19 @@ def test_a_taken_port_is_refused_by_its_number() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"MASTER_PORT={port} of .* is taken by another program"):
             rendezvous.rendezvous_store(0, 2, "127.0.0.1", port, timeout_s=1.0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user for a moment")
+def test_a_port_of_the_system_is_refused_by_its_number() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if first == 0:
+        pytest.skip("every user may have every port here")
+    os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match=r"MASTER_PORT=1 of .* cannot be used \(Permission denied\)"):
+            rendezvous.refuse_taken_port(1)
+    finally:
+        os.seteuid(0)
 
 
 def test_a_node_reads_each_data_file_once_to_compare_and_sends_one_digest(
