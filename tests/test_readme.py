@@ -19,7 +19,7 @@ from neva.errors import ConfigError
 from tests.published import write_configs
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "checkpoints/README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "checkpoints/README.md"])
 
 YOURS = (
     "checkpoints/",
@@ -66,6 +66,10 @@ VERB_OF_SCRIPT = {
     "neva_inference.py": "infer",
     "train.sbatch": "train",
 }
+GROUPS = (
+    *("trainer", "exp_manager", "model", "model/llm", "model/vision_encoder", "model/second_vision_encoder"),
+    *("model/projector", "data", "optim", "stage", "parallel"),
+)
 LAUNCHERS = {"torchrun", "sbatch"}
 """Their own options stand in front of the script."""
 
@@ -210,6 +214,24 @@ def test_every_page_of_docs_is_in_the_index() -> None:
     index = (ROOT / "docs/index.md").read_text()
     pages = {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"}
     assert {name for name in pages if f"({name})" not in index} == set()
+
+
+def test_every_option_of_a_group_is_named_in_its_row() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w/]+)` \| (`[^|]+) \|", page.partition("| group |")[2], re.MULTILINE))
+    assert {group: set(re.findall(r"`([\w.]+)`", row)) for group, row in rows.items()} == {
+        group: {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")} for group in GROUPS
+    }
+
+
+def test_every_place_where_recipes_look_for_weights_is_in_the_table_of_checkpoints() -> None:
+    table = (ROOT / "checkpoints/README.md").read_text()
+    looked = {
+        source
+        for file in (ROOT / "conf").rglob("*.yaml")
+        for source in re.findall(r"from_pretrained: checkpoints/(\S+)", file.read_text())
+    }
+    assert looked and {source for source in looked if f"`{source}`" not in table} == set()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ COPIES, QUESTIONS_PER_CONVERSATION, SEED = 8, 10, 1234
 
 NEXT = r"""next, in the environment (. ACTIVATE):
   ask your own question about an image (64x64 works best):
-    echo '{"prompt": "<image>\nwhat color is the shape?", "image": "test_7.png"}' > prompt.jsonl
+    echo '{"prompt": "what color is the shape?", "image": "test_7.png"}' > prompt.jsonl
     NEMO_CONFIG=quickstart_inference python scripts/neva_inference.py prompt_file=prompt.jsonl output_file=answer.jsonl
   train stage 2 again with another learning rate:
     NEMO_CONFIG=quickstart_finetune python scripts/neva_finetune.py \
