@@ -20,7 +20,7 @@ VIDEO_PLACEHOLDER = "<video>"
 VALIDATION_LOSS = "val_loss"
 """What a validation logs, under the name that Lightning's users know."""
 
-LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "consumed_samples")
+LOGGED_VALUES = ("loss", "lr", "grad_norm", "label_tokens", "epoch", "consumed_samples")
 """What every training step logs, so that checkpoints can be ranked by it."""
 
 WASTE_VALUES = ("pad_share", "image_share", "label_share", "loader_wait_s")

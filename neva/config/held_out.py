@@ -55,7 +55,7 @@ def monitor_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
     """Yields why no checkpoint could be ranked: a value that nothing logs would keep none but the last."""
     manager = cfg.exp_manager
     params = manager.checkpoint_callback_params
-    logged = ["step", "epoch", *LOGGED_VALUES]
+    logged = ["step", *LOGGED_VALUES]
     if cfg.trainer.precision == 16:
         logged.append("loss_scale")
     if validates(cfg):

@@ -197,7 +197,14 @@ class MegatronNevaModel(ModelPT):
         self.position = self.behind_next_step(self.position)
         self.log_dict(
             {
-                **figures_of(loss, adapter, lr, self.consumed_samples, self.loader.last_wait_s()),
+                **figures_of(
+                    loss,
+                    adapter,
+                    lr,
+                    self.step_begin.epoch,
+                    self.consumed_samples,
+                    self.loader.last_wait_s(),
+                ),
                 **{name: getattr(loss, name) for name in router_coefficients(self.chunks[0].config)},
                 **({"skipped": float(self.treatment in (SKIPPED, NOT_FINITE))} if self.may_skip else {}),
             },

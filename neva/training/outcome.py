@@ -20,6 +20,7 @@ def figures_of(
     loss: StepLoss,
     optimizer: LightningOptimizerAdapter,
     lr: float,
+    epoch: int,
     consumed_samples: int,
     loader_wait_s: float,
 ) -> dict[str, float]:
@@ -29,6 +30,7 @@ def figures_of(
         loss: of the global batch.
         optimizer: which has taken the step.
         lr: learning rate of the step.
+        epoch: that its first sample is of, from 0; of Lightning's epochs a run has one.
         consumed_samples: by this step and all before it.
         loader_wait_s: how long its batch was waited for.
     """
@@ -37,6 +39,7 @@ def figures_of(
         "lr": lr,
         "grad_norm": optimizer.grad_norm,
         "label_tokens": float(loss.num_label_tokens),
+        "epoch": float(epoch),
         "consumed_samples": float(consumed_samples),
         "pad_share": 1 - loss.num_tokens / loss.num_positions,
         "image_share": loss.num_image_tokens / loss.num_positions,

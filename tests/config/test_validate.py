@@ -97,7 +97,7 @@ def test_checkpoints_are_ranked_by_what_is_logged() -> None:
     params = "exp_manager.checkpoint_callback_params"
     message = problems("llava_7b_pretrain", f"{params}.monitor=val_loss")
     assert message.startswith(f"{params}.monitor=val_loss is not logged")
-    assert "expected one of step, epoch, loss, lr, grad_norm, label_tokens, consumed_samples (" in message
+    assert "expected one of step, loss, lr, grad_norm, label_tokens, epoch, consumed_samples (" in message
     load("llava_7b_pretrain", [f"{params}.monitor=loss", f"{params}.mode=min"])
     load("llava_7b_pretrain", [f"{params}.monitor=val_loss", f"{params}.save_top_k=0"])
     load("llava_7b_pretrain", [f"{params}.monitor=loss_scale", "trainer.precision=16"])
