@@ -58,6 +58,7 @@ def finished_target(target: str | Path, overwrite: bool = False, folder: bool = 
             result.mkdir()
         with naming_file(given):
             yield result
+        check_target(given, overwrite)  # another process may have been first
         if target.is_dir():
             os.rename(target, work / "old")  # a directory cannot be replaced by a rename
         os.replace(result, target)

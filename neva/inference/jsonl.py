@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from neva.inference.answer import Answer, answer_all
 from neva.inference.exchange import at_rank_0, share
 from neva.inference.load import load_configured
 from neva.inference.prompts import Request, read_requests
-from neva.inference.results import Results, answered_by, result_row
+from neva.inference.results import Results, answered_by, result_row, written_by_one
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +42,20 @@ def run(cfg: DictConfig) -> Path:
 
     Raises:
         ConfigError: a prompt file, an image or a result line that cannot be used, or a part of the model that is
-            missing.
+            missing; another command writes the same file.
         DataError: prompts could not be asked; their lines say why, the others have their answers.
     """
     settings = cfg.inference
     requests = read_requests(
         Path(cfg.prompt_file), Path(settings.images_base_path), settings.insert_image_token
     )
-    with restored_environment():
+    path = Path(cfg.output_file)
+    with restored_environment(), ExitStack() as written:
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
         results = None
         if place.rank == 0:
-            results = Results(Path(cfg.output_file), requests, answered_by(model_source(cfg)))
+            written.enter_context(written_by_one(path))
+            results = Results(path, requests, answered_by(model_source(cfg)))
         if results is not None and place.world_size == 1 and not results.unanswered():
             logger.info("%s answers all %s prompts already", results.path, len(requests))
             return results.path
@@ -63,7 +65,7 @@ def run(cfg: DictConfig) -> Path:
                 _answer(cfg, session, requests, todo, results)
     if results is not None:
         _refuse_errors(results)
-    return Path(cfg.output_file)
+    return path
 
 
 @contextmanager

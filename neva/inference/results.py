@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neva.checkpoint.checksums import CHECKSUMS
-from neva.errors import ConfigError, DataError, naming_file
+from neva.errors import ConfigError, DataError, LaunchError, naming_file
 from neva.formats.atomic_write import finished_target
+from neva.formats.file_lock import HeldError, locked
 from neva.formats.json import json_line
 from neva.formats.nemo_header import nemo_manifest
 from neva.inference.prompts import Request, parse_line
@@ -60,6 +62,26 @@ def result_row(request: Request, answer: Answer | DataError, model: AnsweredBy) 
     if answer.tokens is not None:
         said |= {key: [getattr(token, name) for token in answer.tokens] for key, name in _SCORES.items()}
     return {**row, **said, "model_id": model.model_id, "answer_id": 0, "metadata": model.metadata}
+
+
+@contextmanager
+def written_by_one(path: Path) -> Iterator[None]:
+    """Keeps other commands from writing the same answers until the block ends.
+
+    Raises:
+        LaunchError: another one writes them.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with locked(lock):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except HeldError as error:
+        raise LaunchError(
+            f"{path} is being written by another command ({error}): wait for its end, or choose another output_file"
+        ) from error
 
 
 class Results:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from omegaconf import DictConfig
 
@@ -20,6 +14,8 @@ from neva.checkpoint.index import LAST, checkpoints, unlink_last
 from neva.checkpoint.nemo_export import AVERAGED
 from neva.config.paths import checkpoint_folder
 from neva.errors import CheckpointError, ConfigError, LaunchError
+from neva.formats import file_lock
+from neva.formats.file_lock import HeldError
 
 logger = logging.getLogger(__name__)
 
@@ -116,25 +112,9 @@ def set_aside(path: Path, why: str) -> None:
         logger.warning("%s %s: moved to %s", path, why, target)
 
 
-_held: list[TextIO] = []
-"""Locks of this process."""
-
-
-def _let_go() -> None:
-    """Closes what a data worker has inherited: it may outlive a run that is killed, and would keep the next one out."""
-    for file in _held:
-        file.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
 @contextmanager
 def locked(folder: Path, is_writer: bool) -> Iterator[None]:
     """Keeps other runs out of a run folder until the block or the process ends.
-
-    The lock is the kernel's (flock): that of a process that has died is nobody's. Over NFS the server keeps it, on
-    Lustre only where it is mounted with `flock`; where the file system has no locks, that is said and nothing is kept.
 
     Args:
         folder: the run folder.
@@ -146,35 +126,10 @@ def locked(folder: Path, is_writer: bool) -> Iterator[None]:
     if not is_writer:
         yield
         return
-    path = folder / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise LaunchError(
-                f"{folder} belongs to a run that goes on ({_owner(file.read())}): wait for its end, or choose another "
-                "exp_manager.name"
-            ) from error
-        except OSError as error:
-            logger.warning(
-                "%s cannot be locked (%s): see to it that no second run writes there", folder, error.strerror
-            )
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
-        file.flush()
-        _held.append(file)
-        try:
-            yield
-        finally:
-            _held.remove(file)
-
-
-def _owner(text: str) -> str:
     try:
-        owner = json.loads(text)
-        return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "its first process has just begun"
+        with file_lock.locked(folder / LOCK):
+            yield
+    except HeldError as error:
+        raise LaunchError(
+            f"{folder} belongs to a run that goes on ({error}): wait for its end, or choose another exp_manager.name"
+        ) from error

@@ -109,3 +109,11 @@ def test_what_a_link_leads_to_is_replaced(tmp_path: Path, is_there: bool) -> Non
         (folder / "file").write_text("new")
     assert link.is_symlink() and (disk / "model" / "file").read_text() == "new"
     assert names(disk) == ["model"] and names(tmp_path) == ["disk", "link"]
+
+
+def test_of_two_that_write_one_target_the_first_stays(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    with pytest.raises(UserError, match="x exists; choose another target"), finished_target(target) as late:
+        late.write_text("late")
+        target.write_text("first")
+    assert names(tmp_path) == ["x"] and target.read_text() == "first"

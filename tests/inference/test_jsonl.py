@@ -26,7 +26,7 @@ from neva.inference import images as shared
 from neva.inference.jsonl import run
 from neva.inference.preflight import find_model, find_prompts
 from neva.inference.prompts import Request, read_requests
-from neva.inference.results import AnsweredBy, Results
+from neva.inference.results import AnsweredBy, Results, written_by_one
 from neva.model.llava import NevaModel
 from neva.serving.run import ModelSource, _loaded
 from tests.megatron import launcher_free, run_command
@@ -101,6 +101,18 @@ def test_a_result_file_is_continued_behind_its_last_whole_line(
     continued = infer(nemo, images, prompts, output)
     assert continued[0].pop("kept") and continued == whole
     assert infer(nemo, images, prompts, output)[1:] == whole[1:]  # nothing left to do
+
+
+def test_two_commands_do_not_write_one_file(nemo: Path, images: str, tmp_path: Path) -> None:
+    prompts, output = write(tmp_path / "prompts.jsonl", ROWS), tmp_path / "results.jsonl"
+    with written_by_one(output):
+        with pytest.raises(
+            ConfigError, match=rf"is being written by another command \(process {os.getpid()} on"
+        ):
+            infer(nemo, images, prompts, output)
+        assert not output.exists()
+    assert len(infer(nemo, images, prompts, output)) == len(ROWS)
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", "results.jsonl"}
 
 
 def test_results_of_other_prompts_are_not_continued(nemo: Path, images: str, tmp_path: Path) -> None:
