@@ -41,7 +41,7 @@ BY_LENGTH = (DYNAMIC, LONGROPE)
 
 def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """Returns base and scaling: of `rope_parameters` since transformers 5, of two keys before."""
-    parameters = dict(section(values, "rope_parameters") or section(values, "rope_scaling"))
+    parameters = dict(_parameters(values))
     parameters.pop("partial_rotary_factor", None)  # see `rotary_share`
     theta = number({"rope_theta": parameters.pop("rope_theta", values["rope_theta"])}, "rope_theta")
     rope_type = parameters.pop("type", None)
@@ -53,6 +53,11 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
         _write_out(scaling, values)
     check_scaling(scaling)
     return theta, scaling
+
+
+def _parameters(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the numbers of RoPE; where somebody has added the older key, transformers takes that."""
+    return section(values, "rope_scaling") or section(values, "rope_parameters")
 
 
 def _write_out(scaling: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -105,8 +110,7 @@ def rotary_share(values: Mapping[str, Any]) -> float:
     Raises:
         ConfigError: it is none.
     """
-    parameters = section(values, "rope_parameters") or section(values, "rope_scaling")
-    share = parameters.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    share = _parameters(values).get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if share is None:
         return 1.0
     if (share := number({"partial_rotary_factor": share}, "partial_rotary_factor")) > 1:

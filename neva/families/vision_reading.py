@@ -9,7 +9,7 @@ from typing import Any
 
 from neva.errors import ConfigError, naming
 from neva.families.configs import VisionConfig
-from neva.families.naming import IDEFICS2, LLAVA_ONEVISION, LLAVA_TYPES
+from neva.families.naming import IDEFICS2, LLAVA_HF, LLAVA_NEXT, LLAVA_ONEVISION
 from neva.families.values import section, selected_layers, text
 from neva.families.vision import vision_family
 from neva.formats.hf_files import MODEL_CONFIG, read_config
@@ -18,6 +18,14 @@ from neva.registry import VISION_FAMILIES
 
 IDEFICS2_TOWER = "idefics2_vision"
 """The family of an Idefics2's tower, of which the model takes the last layer behind the norm."""
+
+USUAL: dict[str | None, tuple[str, int, str]] = {
+    LLAVA_HF.model_type: ("clip_vision_model", -2, "default"),
+    LLAVA_NEXT.model_type: ("clip_vision_model", -2, "default"),
+    LLAVA_ONEVISION.model_type: ("siglip_vision_model", -1, "full"),
+}
+"""`model_type` of a LLaVA -> what transformers takes its tower without a type for, and without them its
+`vision_feature_layer` and `vision_feature_select_strategy`."""
 
 
 def vision_config_from_hf(
@@ -34,18 +42,13 @@ def vision_config_from_hf(
     # CLIP's first files say it twice, and transformers takes the second
     named = "vision_config_dict" if config.get("vision_config_dict") is not None else "vision_config"
     part = section(config, named) if named in config else config
-    # what transformers takes a LLaVA's tower without a type for
-    known = dict.fromkeys(LLAVA_TYPES, "clip_vision_model") | {
-        LLAVA_ONEVISION.model_type: "siglip_vision_model"
-    }
-    fallback = known.get(config.get("model_type"), config.get("model_type", ""))
-    stored_type = text({"model_type": fallback, **part}, "model_type")
-    if (
-        config.get("model_type") == IDEFICS2.model_type
-    ):  # the hub's names no type of the tower, or the whole's
+    model_type = text({"model_type": "", **config}, "model_type")
+    usual_type, usual_layer, _ = USUAL.get(model_type, (model_type, select_layer, ""))
+    stored_type = text({"model_type": usual_type, **part}, "model_type")
+    if model_type == IDEFICS2.model_type:  # the hub's names no type of the tower, or the whole's
         vision = vision_family(IDEFICS2_TOWER).read(part, -1)
         return replace(vision, post_layernorm=True)
-    layers = selected_layers(config.get("vision_feature_layer", select_layer))
+    layers = selected_layers(config.get("vision_feature_layer", usual_layer))
     for family in VISION_FAMILIES:
         if stored_type in (family.model_type, family.exported_type):
             return _as_selected(family.read(part, layers), config)
@@ -73,9 +76,9 @@ def _as_selected(vision: VisionConfig, config: Mapping[str, Any]) -> VisionConfi
     Raises:
         ConfigError: it drops patches.
     """
-    if config.get("model_type") not in LLAVA_TYPES:
+    if config.get("model_type") not in USUAL:
         return vision
-    usual = "full" if config["model_type"] == LLAVA_ONEVISION.model_type else "default"
+    *_, usual = USUAL[config["model_type"]]
     strategy = config.get("vision_feature_select_strategy", usual)
     if strategy not in ("default", "full"):
         raise ConfigError(

@@ -80,6 +80,8 @@ def change(folder, edit, name="config.json"):
     "edit",
     [
         lambda config: config.update(vision_feature_layer=[config["vision_feature_layer"]]),
+        lambda config: config.pop("vision_feature_layer"),
+        lambda config: config.pop("vision_feature_select_strategy"),
         lambda config: config.pop("projector_hidden_act"),
         lambda config: config["vision_config"].pop("model_type"),
     ],

@@ -77,6 +77,20 @@ def test_rope_theta_is_read_from_both_spellings():
     assert language_config_from_hf(four).rope_scaling == {"rope_type": "linear", "factor": 2.0}
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "phi3", "gemma3_text"])
+def test_scaling_that_somebody_added_counts_as_in_transformers(model_type, tmp_path):
+    """In the older key, as model cards say, to a file that transformers 5 has written."""
+    factors = [1.0] * (36 // 6 // 2)
+    added = {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e4}
+    if model_type == "phi3":
+        added = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0}
+    config = AutoConfig.for_model(model_type, **{**SIZES, "head_dim": 6}).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_scaling": added}))
+    found = language_config_from_hf(json.loads((tmp_path / "config.json").read_text()))
+    assert found.rope_scaling is not None
+    assert found == language_config_from_hf(AutoConfig.from_pretrained(tmp_path).to_dict())
+
+
 def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
     config = {
         "model_type": "llava",
@@ -132,7 +146,7 @@ def test_llava_1_5_of_the_hub_with_its_sparse_text_config():
                 "max_window_layers": 2,
                 "num_hidden_layers": 4,
             },
-            "max_window_layers is 2 of 4",
+            "max_window_layers gives a window to 2 of 4",
         ),
     ],
 )
@@ -157,3 +171,9 @@ def test_windows_are_read_as_each_family_means_them():
         "sliding_window": 64,
     }
     assert language_config_from_hf(windowed).sliding_window == 64
+    for kind, found in (("full_attention", None), ("sliding_attention", 64)):  # counts more than a switch
+        kinds = {"num_hidden_layers": 4, "max_window_layers": 4, "layer_types": [kind] * 4}
+        assert language_config_from_hf({**windowed, **kinds}).sliding_window == found
+    with pytest.raises(ConfigError, match="layer_types gives a window to 1 of 2 layers"):
+        kinds = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+        language_config_from_hf({**windowed, **kinds})

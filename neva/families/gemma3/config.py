@@ -47,7 +47,8 @@ class Gemma3Family(Gemma2Family):
         parameters = section(values, "rope_parameters")
         if WHOLE in parameters:
             parameters = section(parameters, WHOLE)
-        return read_rope({**values, "rope_parameters": dict(parameters)})
+        both = {**parameters, **section(values, "rope_scaling")}
+        return read_rope({**values, "rope_scaling": None, "rope_parameters": both})
 
     def own_keys(self, language: LanguageConfig) -> dict[str, Any]:
         """Returns Gemma 2's, and RoPE in both spellings."""

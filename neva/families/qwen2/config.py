@@ -43,12 +43,16 @@ class Qwen2Family(LlamaFamily):
         if not flag(values, "use_sliding_window"):
             return None
         layers, first = whole(values, "num_hidden_layers"), whole(values, "max_window_layers", low=0)
-        if first >= layers:
+        kinds = values.get(
+            "layer_types"
+        )  # what transformers has written since 4.53, and takes where it is there
+        windows = kinds.count("sliding_attention") if isinstance(kinds, list) else max(0, layers - first)
+        if windows == 0:
             return None
-        if first > 0:
+        if windows < layers:
             raise ConfigError(
-                f"max_window_layers is {first} of {layers} layers; neva has one window "
-                "for all layers: expected 0, or use_sliding_window false"
+                f"{'max_window_layers' if kinds is None else 'layer_types'} gives a window to {windows} of {layers} "
+                "layers; neva has one for all layers: expected that, or use_sliding_window false"
             )
         return window(values)
 
