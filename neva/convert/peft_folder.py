@@ -16,12 +16,13 @@ from neva.errors import CheckpointError
 from neva.families.adapters import DOWN, GATE_UP, INPUT, MAGNITUDE, OUTPUT, PROJECTION, QKV, WHOLE
 from neva.families.configs import LanguageConfig, VisionConfig
 from neva.families.hugging_face import MODULE, adapted
+from neva.families.mapping import ConversionError, Shape, expect_shape
 from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER, VISION_MODEL
 from neva.families.tower_adapters import layer_matrices, tower_sites
 from neva.families.values import number, whole
 from neva.formats.hf_files import ADAPTER_CONFIG
 from neva.formats.json import read_object, shown
-from neva.weights.merged import by_piece, factors_of
+from neva.weights.merged import by_piece, factors_of, with_factors
 
 MODULES = {
     (QKV, "q"): "self_attn.q_proj",
@@ -138,6 +139,54 @@ def _module(matrix: str, site: str, piece: str) -> str:
     return f"{LLAVA_HF.language}layers.{matrix.split('.')[3]}.{MODULES[site, piece]}"
 
 
+def projector_from_peft(
+    tensors: Mapping[str, Tensor], before: Mapping[str, Tensor], language: LanguageConfig
+) -> dict[str, Tensor]:
+    """Returns the projector of a peft folder under llava-hf's names, with the factors that it has merged into it.
+
+    Args:
+        tensors: of the folder; the projector as a whole, or factors beside its matrices.
+        before: the projector that the adapters were trained beside, under llava-hf's names.
+        language: with the adapters, whose rank and scale its factors have.
+
+    Raises:
+        ConversionError: a factor is missing, or does not have the shape that the configuration says.
+    """
+    found = {
+        name[name.index(LLAVA_HF.projector) :]: tensors[name]
+        for name in tensors
+        if name.startswith(PROJECTORS)
+    }
+    for module in (f"{LLAVA_HF.projector}{layer}" for layer in LLAVA_HF.linear_layers):
+        if any(f"{module}.{name}" in found for name in KINDS.values()):
+            matrix = before[f"{module}.weight"]
+            factors = _taken_factors(found, module, matrix, language)
+            found = {**before, **found, f"{module}.weight": with_factors(language, module, matrix, factors)}
+    return found
+
+
+def _taken_factors(
+    found: dict[str, Tensor], module: str, matrix: Tensor, language: LanguageConfig
+) -> dict[str, Tensor]:
+    """Takes the factors of a module out of what was found.
+
+    Raises:
+        ConversionError: one is missing, or does not have the shape that the configuration says.
+    """
+    assert language.lora is not None
+    (rows, columns), rank = matrix.shape, language.lora.rank
+    shapes: dict[str, Shape] = {INPUT: (rank, columns), OUTPUT: (rows, rank)}
+    if language.lora.has_magnitudes:
+        shapes[MAGNITUDE] = (rows,)
+    factors = {}
+    for kind, shape in shapes.items():
+        name = f"{module}.{KINDS[kind]}"
+        if name not in found:
+            raise ConversionError(f"there is no {name}, which adapters of this configuration have")
+        factors[f"{WHOLE}.{kind}"] = expect_shape(name, found.pop(name), shape)
+    return factors
+
+
 def from_peft(tensors: Mapping[str, Tensor], where: Path, vision: VisionConfig) -> dict[str, Tensor]:
     """Returns the factors among the tensors of a peft folder under native names.
 
@@ -181,10 +230,9 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
         num_layers: of the language model.
 
     Raises:
-        CheckpointError: it is configured otherwise than neva can compute.
+        CheckpointError: there are none, or some layers have them beside other matrices.
     """
     config = read_object(folder / ADAPTER_CONFIG, CheckpointError)
-    _refuse_other_settings(config, folder / ADAPTER_CONFIG)
     of_tower = {name.split(ADAPTER)[0].rpartition(".")[2] for name in adapters if name.startswith(TOWER)}
     places = {
         tuple(name.split(".decoder.layers.")[1].split(".", 1))
@@ -193,7 +241,9 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
     }
     layers = sorted({int(layer) for layer, _ in places})
     kinds = [{rest for layer, rest in places if int(layer) == number} for number in layers]
-    if not adapters or any(kind != kinds[0] for kind in kinds):
+    if not adapters:
+        raise CheckpointError(f"{folder} has no adapters beside a language model or a tower, expected some")
+    if any(kind != kinds[0] for kind in kinds):
         raise CheckpointError(
             f"{folder} has adapters beside other matrices in some layers, expected the same"
         )
@@ -220,8 +270,10 @@ def peft_section(folder: Path, adapters: Mapping[str, Tensor], num_layers: int) 
     }
 
 
-def _refuse_other_settings(config: Mapping[str, Any], path: Path) -> None:
+def refuse_other_settings(folder: Path) -> None:
     """Raises CheckpointError for a configuration that neva does not compute."""
+    path = folder / ADAPTER_CONFIG
+    config = read_object(path, CheckpointError)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path} says peft_type {config.get('peft_type')!r}, expected 'LORA'")
     for key in sorted(config.keys() - PLAIN_KEYS):

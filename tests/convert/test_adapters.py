@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from neva.commands.convert import main
 from neva.config.peft import lora_of, tower_lora_of
@@ -147,6 +147,46 @@ def test_a_folder_of_peft_becomes_adapters_that_neva_loads(tmp_path: Path, schem
         pixels = torch.randn(1, 3, vision.side, vision.side, generator=draw)
         logits.append(model(ids, pixels).detach())
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("aspect_ratio", "changes"), [
+    ("square", {"target_modules": "all-linear"}),
+    ("square", {"target_modules": "all-linear", "use_dora": True, "use_rslora": True}),
+    ("anyres", {"target_modules": "all-linear"}),
+    ("anyres", {"target_modules": r".*language_model.*q_proj", "modules_to_save": ["multi_modal_projector"]}),
+])  # fmt: skip
+def test_what_peft_trains_of_a_projector_is_in_the_whole_model(
+    tmp_path: Path, aspect_ratio: str, changes: dict[str, Any]
+) -> None:
+    """Factors beside its matrices, or itself; a newline stays as it was."""
+    nemo = llava_nemo(tmp_path, aspect_ratio=aspect_ratio)
+    convert(nemo, tmp_path / "hf", Options(verify=False))
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    beside = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, **changes))
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in sorted(beside.named_parameters()):
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+    beside.save_pretrained(tmp_path / "peft")
+    convert(
+        tmp_path / "peft", tmp_path / "merged", Options(llm_path=tmp_path / "hf", merge=True, verify=False)
+    )
+    whole = beside.merge_and_unload().state_dict()
+    merged = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "merged", dtype=torch.float32
+    ).state_dict()
+    assert merged.keys() == whole.keys()
+    unused = "vision_tower.encoder.layers.2."  # no feature depends on this layer
+    for name, tensor in merged.items():
+        if unused not in name:
+            torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=1e-6)
+    if changes["target_modules"] == "all-linear":
+        file = tmp_path / "peft" / "adapter_model.safetensors"
+        name = "base_model.model.model.multi_modal_projector.linear_1.lora_A.weight"
+        save_file({other: tensor for other, tensor in load_file(file).items() if other != name}, file)
+        with pytest.raises(ConversionError, match="there is no multi_modal_projector.linear_1.lora_A.weight"):
+            convert(tmp_path / "peft", tmp_path / "x.nemo", Options(llm_path=tmp_path / "hf"))
 
 
 def test_adapters_of_a_folder_go_on_reading_the_folder(tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ from neva.constants import LANGUAGE_MODEL, VISION_TOWER
 from neva.convert import detect
 from neva.convert.lazy_model import Base, LazyModel, resolved_copy
 from neva.convert.options import Options
-from neva.convert.peft_folder import PROJECTORS, from_peft, peft_section
+from neva.convert.peft_folder import (
+    PROJECTORS,
+    from_peft,
+    peft_section,
+    projector_from_peft,
+    refuse_other_settings,
+)
 from neva.convert.readers import llava_hf, llava_original, nemo
 from neva.errors import CheckpointError, naming
 from neva.families.connector import projector_table
@@ -22,8 +28,9 @@ from neva.families.naming import LANGUAGE, LLAVA_HF, TOWER
 from neva.formats.hf_files import ADAPTER_FILES
 from neva.formats.hf_folder import open_weights
 from neva.formats.nemo_header import is_nemo, tensor_names
+from neva.model.connectors.newline import SUFFIX
 from neva.weights.fingerprint import fingerprint_of
-from neva.weights.lazy import Chained, Converted, Filtered, Renamed
+from neva.weights.lazy import Chained, Converted, Filtered
 from neva.weights.merged import factors_of
 from neva.weights.resolve import SECTION_OF, parts_among
 
@@ -70,6 +77,7 @@ def _stored(folder: Path) -> Mapping[str, Tensor]:
 
 def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     stored = _stored(folder)
+    refuse_other_settings(folder)
     adapters = from_peft(stored, folder, model.vision)
     config = resolved_copy(model.config)
     held = parts_among(tensor_names(path)) if is_nemo(path) else []
@@ -85,14 +93,12 @@ def _beside(model: LazyModel, folder: Path, path: Path) -> LazyModel:
     language = replace(model.language, lora=lora_of(config))
     vision = replace(model.vision, lora=tower_lora_of(config))
     factors_of(language, vision, adapters)  # compares the shapes
-    projector = Filtered(stored, *PROJECTORS)
     weights = model.weights
-    if len(projector):
-        table = projector_table(
-            model.connector, model.vision.feature_size, model.language.hidden_size, LLAVA_HF
-        )
-        renamed = Renamed(projector, {name[name.index(LLAVA_HF.projector) :]: name for name in projector})
-        weights = Chained(Converted(table, renamed, folder), weights)
+    if any(name.startswith(PROJECTORS) for name in stored):
+        kind = model.connector.removesuffix(SUFFIX)  # a newline lies in no module of peft's
+        table = projector_table(kind, model.vision.feature_size, model.language.hidden_size, LLAVA_HF)
+        before = dict(table.to_hf({name: weights[name] for name in table.native_names}))
+        weights = Chained(Converted(table, projector_from_peft(stored, before, language), folder), weights)
     base = Base(
         {
             part: {
