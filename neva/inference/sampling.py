@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_COLDEST = torch.finfo(torch.float32).tiny
+"""What a smaller temperature is taken for: dividing by less than float32 holds would leave no number."""
 _USUAL_NUCLEUS = 64
 """Tokens; to order a vocabulary takes longer than a small model's step."""
 
@@ -52,7 +54,11 @@ def next_tokens(
     if sampling.greedy:
         return logits_BV.argmax(-1)
     assert generators is not None
-    probabilities_BV = restrict(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p).softmax(-1)
+    below_best_BV = logits_BV - logits_BV.amax(
+        -1, keepdim=True
+    )  # what is divided by little becomes no infinity
+    scaled_BV = below_best_BV / max(sampling.temperature, _COLDEST)
+    probabilities_BV = restrict(scaled_BV, sampling.top_k, sampling.top_p).softmax(-1)
     return draw(probabilities_BV, generators)
 
 
@@ -90,6 +96,7 @@ def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
     for count in (_USUAL_NUCLEUS, logits_BV.size(-1)):
         ordered, order = probabilities_BV.topk(min(count, logits_BV.size(-1)))
         is_inside = ordered.cumsum(-1) - ordered < top_p  # the token that reaches top_p stays
+        is_inside[:, 0] = True  # also where float32 holds no number as small as top_p
         if not bool(is_inside[:, -1].any()):
             break
     return torch.full_like(logits_BV, -torch.inf).scatter(

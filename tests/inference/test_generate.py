@@ -16,7 +16,7 @@ from transformers import (
 
 from neva.constants import IMAGE_TOKEN_ID
 from neva.inference.generate import Prompt, generate
-from neva.inference.sampling import Sampling, draw, penalize_repetition, restrict
+from neva.inference.sampling import Sampling, draw, next_tokens, penalize_repetition, restrict
 from neva.model.build import build_model
 from neva.model.llava import NevaModel
 from tests.model.test_against_transformers import VOCAB, copy_weights, reference, reference_inputs, shapes
@@ -152,6 +152,19 @@ def test_nucleus_and_top_k_keep_what_a_hand_computation_keeps() -> None:
     assert kept(0, 0.7) == [True, True, False, False]
     assert kept(0, 0.95) == [True, True, True, True]
     assert kept(1, 0.95) == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1e-30, 0, 1.0), (1e-40, 5, 0.9), (1e-320, 0, 0.5), (1.0, 0, 1e-50), (1.0, 10**9, 1e-320)],
+)
+def test_what_float32_does_not_hold_is_the_likeliest_token(
+    temperature: float, top_k: int, top_p: float
+) -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) * 4
+    draws = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    found = next_tokens(logits, None, Sampling(False, temperature, top_k, top_p, 1.0), draws)
+    assert torch.equal(found, logits.argmax(-1))
 
 
 def test_repetition_penalty_moves_seen_tokens_down() -> None:
