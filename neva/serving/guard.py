@@ -1,7 +1,8 @@
-"""What stands in front of every route: the key, and the size of a body."""
+"""What stands in front of every route: the key, and the size of a body, whose pieces must come."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 
 from starlette.responses import JSONResponse
@@ -11,6 +12,8 @@ from neva.serving.options import ServeOptions
 from neva.serving.problems import RequestProblem, error_body
 
 _GUARDED = "/v1"
+_PATIENCE_S = 15.0
+"""Until the next piece of a body is here: one that never comes would keep a server from ending that is told to."""
 
 
 class Guard:
@@ -40,16 +43,20 @@ class Guard:
         return hmac.compare_digest(given, self._expected or b"")
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Returns `receive`, raising RequestProblem where a body is or is said to be too large."""
+        """Returns `receive`, raising RequestProblem where a body is or is said to be too large, or does not come."""
         limit = self._options.max_body_mib * 2**20
         length = dict(scope["headers"]).get(b"content-length", b"0")
         total = int(length) if length.isdigit() else 0
-        is_said_too_large, total = total > limit, 0
+        is_said_too_large, total, is_whole = total > limit, 0, False
 
         async def counted() -> Message:
-            nonlocal total
-            message = await receive()
+            nonlocal total, is_whole
+            try:
+                message = await asyncio.wait_for(receive(), None if is_whole else _PATIENCE_S)
+            except asyncio.TimeoutError as error:
+                raise RequestProblem(408, f"the body did not go on for {_PATIENCE_S:.0f} seconds") from error
             total += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if is_said_too_large or total > limit:
                 raise RequestProblem(413, f"the body is larger than {self._options.max_body_mib} MiB")
             return message

@@ -19,6 +19,7 @@ _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
@@ -67,11 +68,17 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-async def _malformed(_: Request, error: Exception) -> JSONResponse:
+async def _malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = _place(first["loc"])
-    message = "this server has no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    # of the alternatives of a type the one that was meant is read furthest
+    found = max(error.errors(), key=lambda each: len(each["loc"]))
+    place, message = _place(found["loc"]), found["msg"]
+    if found["type"] == "extra_forbidden":
+        message = "this server has no such field"
+    elif found["type"] == "json_invalid":
+        place, message = "", f"found no JSON ({found['ctx']['error']} at character {found['loc'][-1]})"
+    elif not place and "json" not in (kind := request.headers.get("content-type", "")):
+        message = f"found the header Content-Type: {kind:.80}, expected application/json"
     param = place.encode("utf-8", "replace").decode() or None
     return JSONResponse(error_body(400, f"{place or 'the body'}: {message}", param), 400)
 
@@ -92,5 +99,7 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
 
 def _place(location: Sequence[str | int]) -> str:
     """Returns where in the body, such as `messages.0.content`; the words for alternatives of a type are left out."""
-    words = [word for word in location[1:] if isinstance(word, int) or word.isidentifier()]
+    words = [
+        word for word in location[1:] if isinstance(word, int) or (word.isidentifier() and word != "str")
+    ]
     return ".".join(map(str, words))

@@ -24,7 +24,9 @@ from schemathesis import GenerationMode, checks
 from neva.inference.answer import Answer, answer_all
 from neva.inference.load import Assistant
 from neva.inference.prompts import request_of
+from neva.serving import guard
 from neva.serving.options import ServeOptions
+from neva.serving.problems import RequestProblem
 from neva.serving.protocol import ChatRequest
 from neva.serving.reading import Reader
 from neva.templates.template import Turn
@@ -99,10 +101,11 @@ def test_an_image_is_seen_and_a_conversation_goes_on(served: Served, client: Ope
         assert (first.choices[0].message.content, first.choices[0].finish_reason) == (colour, "stop")
     turns = [
         about(QUESTION, served.images / "3.png"),
-        {"role": "assistant", "content": "white"},
+        ask(client, [about(QUESTION, served.images / "3.png")]).choices[0].message.model_dump(),
         {"role": "user", "content": "what is it?"},
     ]
-    assert ask(client, turns).choices[0].message.content == "this is white"  # as record 3 goes on
+    assert turns[1] == {**turns[1], "content": "white", "tool_calls": None}  # nulls say nothing
+    assert ask(client, turns, tools=None).choices[0].message.content == "this is white"  # as record 3 goes on
     by_file = {"type": "image_url", "image_url": {"url": f"file://{served.allowed}/red.png"}}
     messages = [{"role": "user", "content": [by_file, {"type": "text", "text": QUESTION}]}]
     assert ask(client, messages).choices[0].message.content == "red"
@@ -261,6 +264,9 @@ HELLO = [{"role": "user", "content": "is it?"}]
         ({"temperature": -1}, 400, "temperature: "),
         ({"stop": ""}, 400, "stop: found an empty string"),
         ({"tools": []}, 400, "tools: this server has no such field"),
+        ({"messages": user({"type": "image_url", "image_url": "a.png"})}, 400, r"content\.0\.image_url\.image_url: "),
+        ({"messages": user({"type": "audio"})}, 400, r"messages\.0\.content\.0: .*'audio'"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, r"messages\.0\.content: Input should be"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_told_in_openais_form(
@@ -277,6 +283,42 @@ def test_what_cannot_be_answered_is_told_in_openais_form(
             "param",
             "code",
         }
+
+
+def test_what_is_no_json_is_told_by_what_is_wrong_with_it(served: Served) -> None:
+    for body, kind, message in (
+        ('{"messages": [}', "application/json", "the body: found no JSON (Expecting value at character 14)"),
+        ("{}", "", "the body: found the header Content-Type: , expected application/json"),
+        (
+            "{}",
+            "text/plain",
+            "the body: found the header Content-Type: text/plain, expected application/json",
+        ),
+    ):
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": kind}
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=body.encode(), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+def test_a_body_that_does_not_go_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is told to end would wait for it."""
+    monkeypatch.setattr(guard, "_PATIENCE_S", 0.05)
+    pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        return pieces.pop() if pieces else await asyncio.Event().wait()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == b"{"
+        with pytest.raises(RequestProblem, match="the body did not go on for"):
+            await receive()
+        pieces.append({"type": "http.request", "body": b"}", "more_body": False})
+        await receive()
+        with pytest.raises(TimeoutError):  # behind a whole body, the client's leaving is waited for
+            await asyncio.wait_for(receive(), 0.2)
+
+    request = {"type": "http", "path": "/", "headers": []}
+    asyncio.run(guard.Guard(app, ServeOptions())(request, receive, app))  # type: ignore[arg-type]
 
 
 def test_images_of_too_many_pixels_and_half_characters_are_refused(
