@@ -66,8 +66,9 @@ def score_files(answers: Path, reference: Path, metric: Metric, asked: Asked) ->
     pairs = _pairs(said, right, asked, answers, reference)
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
     rows = []
-    for row, number in pairs:
-        verdict, truth = _judge(row, right[number], metric, asked, f"{reference}, row {number + 1}")
+    for place, (row, number) in enumerate(pairs, 1):
+        text = _text(row, f"{answers}, row {place}")
+        verdict, truth = _judge(text, right[number], metric, asked, f"{reference}, row {number + 1}")
         for category in dict.fromkeys((ALL, ALL if truth.category is None else truth.category)):
             verdicts[category].append(verdict)
         rows.append(_line(row, truth, verdict))
@@ -81,12 +82,24 @@ def score_files(answers: Path, reference: Path, metric: Metric, asked: Asked) ->
     )
 
 
+def _text(row: Mapping[str, Any], place: str) -> str:
+    """Returns what was said, nothing where the row is an error.
+
+    Raises:
+        DataError: it does not say.
+    """
+    found = row.get("text")
+    if found is None and "error" not in row:
+        raise DataError(f"{place}: found no answer under 'text', where neva infer writes it; rename its key")
+    return "" if found is None else str(found)
+
+
 def _judge(
-    row: Mapping[str, Any], right: Mapping[str, Any], metric: Metric, asked: Asked, place: str
+    text: str, right: Mapping[str, Any], metric: Metric, asked: Asked, place: str
 ) -> tuple[Verdict, Reference]:
     try:
         truth = reference_of(right, asked.answer_key, asked.category_key)
-        return metric.judge(str(row.get("text", "")), truth), truth
+        return metric.judge(text, truth), truth
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
 

@@ -48,17 +48,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_tsv(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a TSV file by column; an empty cell is left out."""
+    """Yields the rows of a TSV file by column; an empty cell is left out.
+
+    Raises:
+        DataError: it is none in UTF-8.
+    """
     csv.field_size_limit(sys.maxsize)  # pictures in base64
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            yield {column: cell for column, cell in row.items() if column is not None and cell}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                yield {column: cell for column, cell in row.items() if column is not None and cell}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no .tsv file in UTF-8 ({error}): save it as such") from error
 
 
 def _line(text: str, path: Path, number: int) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number}, is not valid JSON ({error})") from error
 
 

@@ -95,6 +95,13 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, capsys, rows, m
     assert problem in capsys.readouterr().err
 
 
+def test_answers_under_another_key_are_refused(tmp_path, capsys):
+    truth = write(tmp_path / "test.jsonl", QUESTIONS)
+    file = write(tmp_path / "answers.jsonl", [{**row, "prediction": "red"} for row in QUESTIONS])
+    assert evaluate(file, "--reference", truth, "--metric", "exact_match") == 1
+    assert "answers.jsonl, row 1: found no answer under 'text'" in capsys.readouterr().err
+
+
 def test_a_part_is_scored_when_that_is_asked(tmp_path):
     truth = write(tmp_path / "test.jsonl", [*QUESTIONS, QUESTIONS[0]])
     assert evaluate(answers(tmp_path), "--reference", truth, "--metric", "exact_match", "--partial") == 0
@@ -134,6 +141,9 @@ def test_json_lists_and_tables_are_read(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"a": 1}\n[1]\n')
     with pytest.raises(DataError, match=r"c\.jsonl, row 2, is \[1\]"):
         read_rows(tmp_path / "c.jsonl")
+    (tmp_path / "d.tsv").write_bytes("index\tanswer\n7\t是\n".encode("gbk"))
+    with pytest.raises(DataError, match=r"d\.tsv is no \.tsv file in UTF-8"):
+        read_rows(tmp_path / "d.tsv")
 
 
 def test_two_models_are_compared_with_what_makes_them_differ(tmp_path, capsys):
