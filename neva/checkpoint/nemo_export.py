@@ -68,7 +68,7 @@ def save(
             write_nemo(
                 path,
                 portable_config(model_cfg),
-                _full_tensors(shards),
+                full_tensors(shards),
                 tokenizer_dir,
                 build_image_processor(model_cfg.mm_cfg.vision_encoder).to_dict(),
                 source=", ".join(f"{name} from {origin}" for name, origin in sources.items()),
@@ -86,7 +86,7 @@ def portable_config(model_cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(model_cfg, [str(key) for key in model_cfg if key not in added])
 
 
-def _full_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def full_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Yields the full tensors of a distributed checkpoint, one in memory at a time, read by this process alone."""
     reader = FileSystemReader(folder)
     for name, stored in sorted(reader.read_metadata().state_dict_metadata.items()):

@@ -32,12 +32,12 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
         for key in (key for key in FSDP if key in model):
             yield f"model.{key}={as_override(model[key])} acts only with model.fsdp=true: leave it out"
         return
-    for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
-        if model[key] > 1:
-            yield (
-                f"model.{key}={model[key]} with model.fsdp=true is refused: neva's FSDP cuts whole weights; set it to "
-                "1, or take model.fsdp=false with model.optim.name=distributed_fused_adam"
-            )
+    tensor, pipeline = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
+    if pipeline > 1:
+        yield (
+            f"model.pipeline_model_parallel_size={pipeline} with model.fsdp=true is refused: neva's FSDP cuts "
+            "models of one stage; set it to 1, or take model.fsdp=false with model.optim.name=distributed_fused_adam"
+        )
     if tiling_of(model.data).keeps_shape:
         kept = model.data.image_aspect_ratio
         yield (
@@ -50,10 +50,25 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"trainer.precision={trainer.precision} with model.fsdp=true is refused: neva's FSDP keeps no loss scale; "
             "use bf16"
         )
-    if model.get("fsdp_sharding_strategy") == "hybrid" and trainer.num_nodes == 1:
+    if model.get("fsdp_sharding_strategy") == "hybrid":
+        yield from _hybrid_problems(trainer, tensor)
+    if model.get("fsdp_cpu_offload") and tensor > 1:
+        yield (
+            f"model.fsdp_cpu_offload=true with model.tensor_model_parallel_size={tensor} is refused: tensor-parallel "
+            "ranks sum gradients where they can meet, not in CPU memory; set one of them otherwise"
+        )
+    if model.get("fsdp_cpu_offload") and trainer.accelerator == "cpu":
+        yield "model.fsdp_cpu_offload=true with trainer.accelerator=cpu: the shares are in CPU memory, leave it out"
+
+
+def _hybrid_problems(trainer: DictConfig, tensor: int) -> Iterator[str]:
+    if trainer.num_nodes == 1:
         yield (
             "model.fsdp_sharding_strategy=hybrid shards within a node and copies between nodes, but "
             "trainer.num_nodes=1: use full"
         )
-    if model.get("fsdp_cpu_offload") and trainer.accelerator == "cpu":
-        yield "model.fsdp_cpu_offload=true with trainer.accelerator=cpu: the shares are in CPU memory, leave it out"
+    if trainer.devices % tensor:
+        yield (
+            f"model.fsdp_sharding_strategy=hybrid shards within a node, but trainer.devices={trainer.devices} is no "
+            f"multiple of model.tensor_model_parallel_size={tensor}: use full"
+        )

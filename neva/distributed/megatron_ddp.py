@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -24,6 +22,7 @@ from torch import Tensor
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.parts import part_rules
 from neva.constants import ALL_PARTS, part_of
+from neva.distributed.gradients import sum_image_gradients
 from neva.errors import CheckpointError
 from neva.model.llava import NevaModel
 from neva.optim import optimizer_state
@@ -154,10 +153,5 @@ def finalize_gradients(
     chunks: list[DistributedDataParallel], num_tokens: Tensor | None, **arguments: Any
 ) -> None:
     """Sums tower and projector gradients over the tensor-parallel ranks, then does what Megatron does."""
-    gradients = [parameter.main_grad for chunk in chunks for parameter in chunk.module.image_parameters()]
-    if gradients and parallel_state.get_tensor_model_parallel_world_size() > 1:
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=parallel_state.get_tensor_model_parallel_group())
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+    sum_image_gradients(chunks, lambda parameter: parameter.main_grad)
     finalize_model_grads(chunks, num_tokens, **arguments)

@@ -67,7 +67,7 @@ def candidates(job: Job) -> Iterator[Candidate]:
     for tensor, pipeline, context in _axes(job):
         data = job.gpus // (tensor * pipeline * context)
         for name, sharding in SHARDINGS.items():
-            if not sharding.is_possible(tensor * pipeline, data * context, job.gpus_per_node):
+            if not sharding.is_possible(tensor, pipeline, data * context, job.gpus_per_node):
                 continue
             for recompute in RECOMPUTE:
                 for sequence_parallel in (True, False) if tensor > 1 else (False,):

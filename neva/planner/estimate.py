@@ -103,7 +103,8 @@ def _stage(job: Job, layout: Candidate, number: int, micro_batches: int) -> Stag
     split = Split(layout.tensor, layout.pipeline, number, layout.expert)
     weights, precision = stage_weights(job.model, split), precision_named(job.precision)
     sharding, ways = layout.state_sharding, layout.data * layout.context
-    node_ways, average = min(ways, job.gpus_per_node), FLOAT_BYTES if job.averages_weights else 0
+    node_ways = min(ways, max(1, job.gpus_per_node // layout.tensor))
+    average = FLOAT_BYTES if job.averages_weights else 0
     state = rank_state(sharding, weights, precision, ways, node_ways, layout.expert, average)
     work = _work(job, layout)
     of_layers, of_images = in_flight(layout, number, micro_batches)
@@ -114,7 +115,7 @@ def _stage(job: Job, layout: Candidate, number: int, micro_batches: int) -> Stag
         images_in_flight=of_images,
         state=state,
         saved=saved_activations(job.model, split, work),
-        gathered=sharding.gathered(_largest_unit(job, weights), precision),
+        gathered=sharding.gathered(_largest_unit(job, layout, weights), precision),
         transient=peak_workspace(job.model, split, work),
     )
 
@@ -135,7 +136,7 @@ def _work(job: Job, layout: Candidate) -> MicroBatchSpec:
     )
 
 
-def _largest_unit(job: Job, weights: list[Weight]) -> int:
+def _largest_unit(job: Job, layout: Candidate, weights: list[Weight]) -> int:
     """Elements of the largest unit that FSDP all-gathers: a layer, or an embedding."""
     layer = sum(math.prod(shape) for shape in layer_shapes(job.model.language).values())
-    return max([layer, *(weight.numel for weight in weights)])
+    return max([layer // layout.tensor, *(weight.numel for weight in weights)])

@@ -69,8 +69,8 @@ class StateSharding(Protocol):
     @property
     def keys(self) -> Mapping[str, Any]: ...
 
-    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
-        """Whether it goes with tensor x pipeline parallel `model_ranks` and shards something over `ranks`."""
+    def is_possible(self, tensor: int, pipeline: int, ranks: int, gpus: int) -> bool:
+        """Whether it goes with such model parallelism and shards something over `ranks`, on nodes of `gpus`."""
 
     def state(
         self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int, extra: int = 0
@@ -92,7 +92,7 @@ class Replicated:
     optimizer_name: str = PLAIN_OPTIMIZER
     keys: Mapping[str, Any] = field(default_factory=dict)
 
-    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
+    def is_possible(self, tensor: int, pipeline: int, ranks: int, gpus: int) -> bool:
         """Always."""
         return True
 
@@ -117,7 +117,7 @@ class OptimizerSharded(Replicated):
     label: str = "optimizer"
     optimizer_name: str = DISTRIBUTED_OPTIMIZERS[0]
 
-    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
+    def is_possible(self, tensor: int, pipeline: int, ranks: int, gpus: int) -> bool:
         """Where there are ranks to share it out."""
         return ranks > 1
 
@@ -151,9 +151,9 @@ class FullySharded:
         """The keys of FSDP."""
         return {"model.fsdp": True, "model.fsdp_sharding_strategy": self.strategy}
 
-    def is_possible(self, model_ranks: int, ranks: int, node_ranks: int) -> bool:
-        """Whole models only; within one node hybrid is full."""
-        return model_ranks == 1 and ranks > (node_ranks if self.strategy == "hybrid" else 1)
+    def is_possible(self, tensor: int, pipeline: int, ranks: int, gpus: int) -> bool:
+        """Of one stage only; within one node hybrid is full."""
+        return pipeline == 1 and ranks > (gpus // tensor if self.strategy == "hybrid" else 1)
 
     def state(
         self, weights: Sequence[Weight], precision: Precision, ranks: int, node_ranks: int, extra: int = 0

@@ -185,7 +185,7 @@ def _data(job: Job, layout: Candidate, cluster: Cluster, stage: int, number: int
     shared = [weight for weight in weights if not weight.is_expert]
     sharding = layout.state_sharding
     if isinstance(sharding, FullySharded):
-        hidden = _fully_sharded(sharding, weights, cluster, ranks, number, width)
+        hidden = _fully_sharded(sharding, weights, cluster, ranks, stride, number, width)
         return max(0.0, hidden - busy)
     found = 0.0
     for some, size, every in (
@@ -202,21 +202,27 @@ def _data(job: Job, layout: Candidate, cluster: Cluster, stage: int, number: int
 
 
 def _fully_sharded(
-    sharding: FullySharded, weights: list[Weight], cluster: Cluster, ranks: int, number: int, width: int
+    sharding: FullySharded,
+    weights: list[Weight],
+    cluster: Cluster,
+    ranks: int,
+    stride: int,
+    number: int,
+    width: int,
 ) -> float:
     """Returns the seconds that FSDP's messages take in a step, most of them beside the computation.
 
     Weights are gathered for the forward and for the backward pass of each micro batch, with `grad` once a step;
     gradients are summed and cut with each. With `hybrid` that is within a node, and nodes sum their shards once.
     """
-    ways = min(ranks, cluster.gpus) if sharding.strategy == "hybrid" else ranks
-    link = cluster.bandwidth(ways, 1)
+    ways = min(ranks, max(1, cluster.gpus // stride)) if sharding.strategy == "hybrid" else ranks
+    link = cluster.bandwidth(ways, stride)
     gathers = 1 if sharding.strategy == "grad" else 2 * number
     trained = FLOAT_BYTES * _numel(weight for weight in weights if weight.is_trained)
     found = gathers * ring("gather", _numel(weights) * width, ways, link)
     found += number * ring("reduce", trained, ways, link)
     nodes = ranks // ways
-    return found + ring("both", trained / ways, nodes, cluster.bandwidth(nodes, ways))
+    return found + ring("both", trained / ways, nodes, cluster.bandwidth(nodes, ways * stride))
 
 
 def _numel(weights: Iterable[Weight]) -> int:

@@ -20,10 +20,17 @@ def test_one_key_chooses_full_sharding_with_sums_in_float32_and_sharded_checkpoi
     [
         ("model.fsdp_cpu_offload=true", "fsdp_cpu_offload=true acts only with model.fsdp=true"),
         (
-            "model.fsdp=true model.tensor_model_parallel_size=2",
-            "model.tensor_model_parallel_size=2 with model.fsdp=true is refused: neva's FSDP cuts whole weights",
+            "parallel=fsdp model.pipeline_model_parallel_size=2",
+            "model.pipeline_model_parallel_size=2 with model.fsdp=true is refused: neva's FSDP cuts models of",
         ),
-        ("parallel=fsdp model.pipeline_model_parallel_size=2", "model.pipeline_model_parallel_size=2 with"),
+        (
+            "parallel=tp4 model.fsdp=true model.fsdp_cpu_offload=true",
+            "fsdp_cpu_offload=true with model.tensor_model_parallel_size=4 is refused",
+        ),
+        (
+            "parallel=fsdp_hybrid trainer.num_nodes=2 trainer.devices=3 model.tensor_model_parallel_size=2",
+            "trainer.devices=3 is no multiple of model.tensor_model_parallel_size=2",
+        ),
         (
             "parallel=fsdp model.data.image_aspect_ratio=keep",
             "image_aspect_ratio=keep with model.fsdp=true is refused",
@@ -44,4 +51,5 @@ def test_what_does_not_go_with_fsdp_is_named(overrides: str, message: str) -> No
 
 def test_hybrid_goes_with_nodes_and_context_parallel_with_all() -> None:
     load(RECIPE, ["parallel=fsdp_hybrid", "trainer.num_nodes=2"])
+    load(RECIPE, ["parallel=tp4", "model.fsdp=true", "trainer.num_nodes=2"])
     load(RECIPE, ["parallel=fsdp", "model.context_parallel_size=2", "model.data.pad_to_multiple_of=4"])

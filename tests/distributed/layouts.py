@@ -195,6 +195,10 @@ CASES = [
     Case(4, fsdp="full", micro_batch=1),
     Case(4, fsdp="full", context=2),
     Case(4, fsdp="hybrid", micro_batch=1),
+    Case(2, fsdp="full", tensor=2, sequence_parallel=True),
+    Case(4, fsdp="full", tensor=2),
+    Case(4, fsdp="grad", tensor=2, sequence_parallel=True, tied=True, recompute="full"),
+    Case(4, fsdp="hybrid", tensor=2, micro_batch=1),
     Case(2, tensor=2, tiles=True),
     Case(2, pipeline=2, tiles=True, micro_batch=1),
     Case(2, context=2, tiles=True),
@@ -227,11 +231,13 @@ CASES = [
     Case(2, whole_prompts=True, pipeline=2, micro_batch=1),
     Case(4, whole_prompts=True, tensor=2, context=2, sequence_parallel=True, packed=True),
     Case(2, form="around", tensor=2, sequence_parallel=True, recompute="full"),
+    Case(4, form="around", tensor=2, sequence_parallel=True, fsdp="full"),
     Case(2, form="around", pipeline=2, micro_batch=1),
     Case(2, form="around", context=2, packed=True),
     Case(4, form="centred", tensor=2, context=2, sequence_parallel=True),
     Case(2, experts=True, expert=2, distributed_optimizer=True, recompute="full"),
     Case(2, experts=True, fsdp="full", micro_batch=1),
+    Case(4, experts=True, fsdp="full", tensor=2, sequence_parallel=True, micro_batch=4),
     Case(4, experts=True, expert=2, tensor=2, sequence_parallel=True, micro_batch=4),
     Case(4, experts=True, expert=2, pipeline=2, packed=True, micro_batch=1),
     Case(4, experts=True, expert=2, context=2, distributed_optimizer=True),
@@ -243,6 +249,7 @@ CASES = [
     Case(2, lora="nemo", distributed_optimizer=True),
     Case(2, lora="canonical", fsdp="full", recompute="full"),
     Case(2, lora="nemo", fsdp="grad"),
+    Case(4, lora="nemo", fsdp="full", tensor=2, sequence_parallel=True),
     Case(
         4,
         lora="canonical",
@@ -256,6 +263,7 @@ CASES = [
     Case(4, lora="nemo", tensor=2, context=2, sequence_parallel=True, distributed_optimizer=True),
     Case(2, lora="dora-nemo", tensor=2, sequence_parallel=True, distributed_optimizer=True),
     Case(2, lora="dora-canonical", fsdp="full", recompute="full"),
+    Case(4, lora="dora-canonical", fsdp="full", tensor=2),
     Case(4, lora="dora-canonical", tensor=2, pipeline=2, micro_batch=1, packed=True),
 ]
 LONGROPE = {
@@ -680,9 +688,7 @@ def whole(case: Case, models: list[NevaModel], path: Path) -> dict[str, Tensor]:
     """This rank's share of what a file holds for one process; `models`, which are done with, take it in."""
     tensors = load_file(path)
     if case.fsdp:  # what is compared is joined
-        below = (0, 0, 0, padded_vocab_size(VOCAB, 8, 1) - VOCAB)
-        names = tensors.keys() & VOCABULARY
-        return tensors | {name: torch.nn.functional.pad(tensors[name], below) for name in names}
+        models = build(case, models[0].config.params_dtype)
     for model in models:
         load_native(model, tensors, VOCAB)
     return {name: value.detach().clone() for name, value in named(models)}

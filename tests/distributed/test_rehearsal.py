@@ -57,6 +57,12 @@ LAYOUTS = [
         "model.global_batch_size=1",
     ],
     ["model.fsdp=true", "model.global_batch_size=4"],
+    [
+        "model.fsdp=true",
+        "model.tensor_model_parallel_size=2",
+        "model.sequence_parallel=true",
+        "model.global_batch_size=1",
+    ],
     [*EXPERTS, "model.expert_model_parallel_size=2", "model.global_batch_size=2"],
     [
         *EXPERTS,

@@ -429,12 +429,13 @@ def test_a_pipeline_that_mostly_waits_is_not_preferred_to_tensor_parallel() -> N
     assert sort_key(four[4, 1], limit) < sort_key(four[2, 2], limit) < sort_key(four[1, 4], limit)
 
 
-def test_tensor_parallel_stays_inside_a_node_and_fsdp_goes_without_it() -> None:
+def test_tensor_parallel_stays_inside_a_node_and_fsdp_takes_one_stage() -> None:
     job = dataclasses.replace(llava(), gpus=16)
     found = list(candidates(job))
     assert max(layout.tensor * layout.context for layout in found) == 8
     assert {layout.replica for layout in found if layout.sharding == "fsdp_hybrid"} == {1, 2, 4, 8}
-    assert all(layout.tensor * layout.pipeline == 1 for layout in found if layout.sharding.startswith("fsdp"))
+    assert {layout.pipeline for layout in found if layout.sharding.startswith("fsdp")} == {1}
+    assert {layout.tensor for layout in found if layout.sharding == "fsdp_full"} == {1, 2, 4, 8}
 
 
 # The command

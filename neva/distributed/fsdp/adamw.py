@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -72,19 +74,23 @@ class ShardedAdamW:
         return torch.ones(1)
 
     def _clip(self) -> float:
+        norm = total_norm(list(self.named.values()))
         gradients = [local(parameter.grad) for parameter in self.named.values()]
-        norm = total_norm(gradients, next(iter(self.named.values())))
         factor = self.config.clip_grad / (norm + CLIP_EPSILON)
         if 0 < factor < 1:  # 0: clipping is off; what compares with nothing is NaN, which is refused
             torch._foreach_mul_(gradients, factor)
         return norm
 
 
-def total_norm(shards: list[Tensor], parameter: nn.Parameter) -> float:
-    """Returns the norm over all ranks' shards of parameters sharded like `parameter`; replicas count once."""
-    assert isinstance(parameter, DTensor)
-    square = nn.utils.get_total_norm(shards).square().to(parameter.device_mesh.device_type)
-    dist.all_reduce(square, group=parameter.device_mesh.get_group(SHARD))
+def total_norm(parameters: Sequence[nn.Parameter]) -> float:
+    """Returns the norm of the whole model's gradients; what several ranks hold counts once."""
+    first = parameters[0]
+    assert isinstance(first, DTensor)
+    counted = [local(of.grad) for of in parameters if param_is_not_tensor_parallel_duplicate(of)]
+    norm = nn.utils.get_total_norm(counted).to(first.device_mesh.device_type, first.dtype)
+    square = norm.square()
+    dist.all_reduce(square, group=first.device_mesh.get_group(SHARD))
+    dist.all_reduce(square, group=parallel_state.get_tensor_model_parallel_group())
     return float(square.sqrt())
 
 

@@ -58,7 +58,7 @@ class FSDPBackend:
     ) -> None:
         """See `Backend`."""
         (model,) = models
-        fsdp_state.load_model(model, tensors["0"])
+        fsdp_state.load_model(model, parts, tensors.get("0", {}))
 
     def optimizer_state(
         self,

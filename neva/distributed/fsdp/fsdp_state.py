@@ -1,42 +1,44 @@
 """Checkpoints of a sharded model, under the names that Megatron's checkpoints have.
 
 A rank writes its rows of each tensor (`dim` 0, of uneven number, none where there are fewer rows than ranks) or, where
-full tensors are wanted, rank 0 writes all of them. Any layout reads both.
+full tensors are wanted, the first data-parallel rank writes all of them. Any layout reads both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
-import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from neva.constants import VOCABULARY, part_of
+from neva.constants import part_of
 from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.distributed.fsdp.places import stored_rows
 from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
 from neva.model.llava import NevaModel
 from neva.optim.kinds import MAIN, STATE
 from neva.optim.optimizer_state import initialize
 
+Stored = dict[tuple[str, int], ShardedTensor]
+"""Tensors by their names and the first of their rows in the whole one."""
 
-def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> dict[str, ShardedTensor]:
-    """Returns what this rank stores of the parts' weights, by name, in the precision that the model runs in."""
-    dtype = model.config.params_dtype
-    weights = {
-        name: value.to(dtype) if isinstance(value, DTensor) else value
-        for name, value in model.state_dict().items()
-        if part_of(name) in parts and isinstance(value, Tensor)
+
+def model_state(model: NevaModel, parts: Collection[str], gather_full: bool) -> Stored:
+    """Returns what this rank stores of the parts' weights, in the precision that the model runs in."""
+    weights, dtype = _weights(model, parts), model.config.params_dtype
+    rounded = {
+        name: value.detach().to(dtype) if isinstance(value, DTensor) else value
+        for name, value in weights.items()
     }
-    return _stored(weights, "", gather_full)
+    return _stored(rounded, weights, "", gather_full)
 
 
-def optimizer_state(
-    optimizer: ShardedAdamW, is_loading: bool, gather_full: bool
-) -> dict[str, dict[str, ShardedTensor]]:
-    """Returns what this rank stores of the optimizer's state, by kind and name.
+def optimizer_state(optimizer: ShardedAdamW, is_loading: bool, gather_full: bool) -> dict[str, Stored]:
+    """Returns what this rank stores of the optimizer's state, by kind.
 
     With `is_loading` an optimizer that has not stepped gets the state that is read into.
     """
@@ -46,20 +48,37 @@ def optimizer_state(
     if is_loading and MAIN in kinds:
         # tensors are read in place, and the rounded weights are copied over these before they are used
         kinds[MAIN] = {name: value.clone() for name, value in kinds[MAIN].items()}
-    return {kind: _stored(values, f"optimizer.state.{kind}.", gather_full) for kind, values in kinds.items()}
+    found = {
+        kind: _stored(values, optimizer.named, _prefix(kind), gather_full) for kind, values in kinds.items()
+    }
+    # an empty dict would be taken for what is common to the ranks
+    return {kind: stored for kind, stored in found.items() if stored}
 
 
-def load_model(model: NevaModel, stored: Mapping[str, Tensor]) -> None:
-    """Copies what was read into this rank's shards of the weights."""
-    _fill(dict(model.state_dict()), stored)
+def load_model(model: NevaModel, parts: Collection[str], stored: Mapping[Any, Tensor]) -> None:
+    """Copies what was read into this rank's shards of the parts' weights."""
+    weights = _weights(model, parts)
+    _fill(_stored({name: value.detach() for name, value in weights.items()}, weights, "", False), stored)
 
 
-def load_optimizer(optimizer: ShardedAdamW, stored: Mapping[str, Mapping[str, Tensor]], step: float) -> None:
+def load_optimizer(optimizer: ShardedAdamW, stored: Mapping[str, Mapping[Any, Tensor]], step: float) -> None:
     """Copies what was read into this rank's shards of the state; every parameter has taken `step` steps."""
     for kind, values in _kinds(optimizer).items():
-        _fill(values, stored[kind])
+        _fill(_stored(values, optimizer.named, _prefix(kind), False), stored.get(kind, {}))
     for state in optimizer.optimizer.state.values():
         state["step"].fill_(step)
+
+
+def _prefix(kind: str) -> str:
+    return f"optimizer.state.{kind}."
+
+
+def _weights(model: NevaModel, parts: Collection[str]) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if part_of(name) in parts and isinstance(value, Tensor)
+    }
 
 
 def _kinds(optimizer: ShardedAdamW) -> dict[str, dict[str, Tensor]]:
@@ -72,22 +91,14 @@ def _kinds(optimizer: ShardedAdamW) -> dict[str, dict[str, Tensor]]:
     return kinds
 
 
-def _stored(values: Mapping[str, Tensor], prefix: str, gather_full: bool) -> dict[str, ShardedTensor]:
-    """Returns the sharded form of tensors, without those of which this rank stores nothing."""
-    tensors = _full_tensors(values) if gather_full else _shards(values)
+def _stored(
+    values: Mapping[str, Tensor], parameters: Mapping[str, Tensor], prefix: str, gather_full: bool
+) -> Stored:
+    """Returns the sharded form of tensors beside the parameters of their names, without what others store."""
     return {
-        name: ShardedTensor(
-            key=prefix + name,
-            data=data,
-            dtype=data.dtype,
-            local_shape=tuple(data.shape),
-            global_shape=tuple(values[name].shape),
-            global_offset=(first_row, *(0,) * data.dim())[: data.dim()],
-            axis_fragmentations=None,  # shards of uneven size
-            replica_id=copy,
-            allow_shape_mismatch=name in VOCABULARY,  # its padding depends on the layout
-        )
-        for name, data, first_row, copy in tensors
+        (name, rows.global_offset[0]): rows
+        for name, data, first, copy in (_full_tensors(values) if gather_full else _shards(values))
+        for rows in stored_rows(parameters[name], data, first, prefix, copy)
     }
 
 
@@ -95,17 +106,16 @@ def _shards(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, in
     """Yields name, rows of this rank, number of the first, and number of the copy."""
     for name, value in values.items():
         if not isinstance(value, DTensor):
-            yield name, value, 0, dist.get_rank()
+            yield name, value, 0, _data_rank()
             continue
-        mesh, rows = value.device_mesh, local(value)
+        mesh = value.device_mesh
         names = mesh.mesh_dim_names or ()
         first = mesh.get_local_rank(SHARD) * -(-value.shape[0] // mesh.size(names.index(SHARD)))
-        if rows.numel():
-            yield name, rows, first, mesh.get_local_rank(REPLICATE) if REPLICATE in names else 0
+        yield name, local(value), first, mesh.get_local_rank(REPLICATE) if REPLICATE in names else 0
 
 
 def _full_tensors(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
-    """Yields the same for full tensors, all-gathered one by one and kept by rank 0 in CPU memory."""
+    """Yields the same for full tensors, all-gathered one by one and kept in CPU memory by one rank of those."""
     for name, value in values.items():
         full = value
         if isinstance(value, DTensor):
@@ -113,11 +123,15 @@ def _full_tensors(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, i
             gathered = value.to(value.device_mesh.device_type)
             assert isinstance(gathered, DTensor)
             full = gathered.full_tensor()
-        if dist.get_rank() == 0:
+        if _data_rank() == 0:
             yield name, full.cpu(), 0, 0
 
 
-def _fill(targets: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
-    for name, tensor in stored.items():
-        target = targets[name]
-        (local(target) if isinstance(target, DTensor) else target).copy_(tensor)
+def _data_rank() -> int:
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
+
+
+def _fill(targets: Stored, stored: Mapping[Any, Tensor]) -> None:
+    for place, target in targets.items():
+        assert target.data is not None
+        target.data.copy_(stored[place])

@@ -3,7 +3,8 @@
 A parameter is sharded along its first dimension and all-gathered for as long as its unit runs: a layer of the language
 model or of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is
 all-gathered for the whole pass. Gradients are summed, never averaged: Megatron's schedule divides them by the label
-tokens of the global batch.
+tokens of the global batch. With tensor parallel a parameter is what a rank has of the weight, and the ranks that have
+the same shard it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.distributed.data_parallel_base import _BaseDataParallel
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from neva.distributed.fsdp.places import keep_attributes, note_places
+from neva.distributed.gradients import sum_image_gradients
 from neva.model.llava import NevaModel
 from neva.precision import precision_named
 
@@ -66,6 +70,8 @@ class FullyShardedModel(_BaseDataParallel):
 
     def __init__(self, model: NevaModel, choice: Sharding, device: torch.device) -> None:
         super().__init__(config=model.config, module=model)
+        # what Megatron sums over tensor-parallel ranks, it then sums shard by shard
+        self.ddp_config = DistributedDataParallelConfig(use_megatron_fsdp=True)
         self.keeps_unsharded = choice.strategy == "grad"
         # sums that wait for the last micro batch are kept in the reduction's precision
         self.defers_replica_all_reduce = choice.strategy == "hybrid" and choice.reduce_dtype != torch.bfloat16
@@ -122,9 +128,15 @@ class FullyShardedModel(_BaseDataParallel):
 def fully_sharded(model: NevaModel, choice: Sharding, device: torch.device) -> FullyShardedModel:
     """Shards `model`, moves this rank's shards to `device` unit by unit, and hooks it into Megatron's schedule."""
     chunk = FullyShardedModel(model, choice, device)
-    model.config.finalize_model_grads_func = finalize_model_grads
+    model.config.finalize_model_grads_func = finalize_gradients
     model.config.no_sync_func = chunk.no_sync
     return chunk
+
+
+def finalize_gradients(chunks: list[FullyShardedModel], num_tokens: Tensor | None, **arguments: Any) -> None:
+    """Sums tower and projector gradients over the tensor-parallel ranks, then does what Megatron does."""
+    sum_image_gradients(chunks, lambda parameter: local(parameter.grad))
+    finalize_model_grads(chunks, num_tokens, **arguments)
 
 
 def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
@@ -134,6 +146,8 @@ def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
     for parameter in model.parameters():
         if is_half and parameter.requires_grad:
             parameter.data = parameter.data.float()
+    note_places(model)
+    noted = {name: vars(parameter) for name, parameter in model.named_parameters()}
     offload: OffloadPolicy = (
         CPUOffloadPolicy(pin_memory=device.type == "cuda") if choice.cpu_offload else OffloadPolicy()
     )
@@ -154,6 +168,7 @@ def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to leave out the mean
+    keep_attributes(model, noted)
     model.encode_empty_batches = True
 
 
@@ -185,11 +200,12 @@ def units(model: NevaModel) -> list[nn.Module]:
 
 def mesh(choice: Sharding, device: torch.device) -> DeviceMesh:
     """Returns the data (and context) parallel ranks as a line, or for `hybrid` as nodes times ranks of a node."""
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if choice.strategy != "hybrid":
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         return DeviceMesh.from_group(group, device.type, mesh_dim_names=(SHARD,))
-    shape = (group.size() // choice.node_ranks, choice.node_ranks)
-    return init_device_mesh(device.type, shape, mesh_dim_names=(REPLICATE, SHARD))
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    shape = (dist.get_world_size() // choice.node_ranks, choice.node_ranks // tensor, tensor)
+    return init_device_mesh(device.type, shape, mesh_dim_names=(REPLICATE, SHARD, "tensor"))[REPLICATE, SHARD]
 
 
 def local(tensor: Tensor | None) -> Tensor:
