@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from neva.cli import main
 from neva.data.batch import Batch
@@ -152,6 +153,7 @@ def meetings(rank: int, size: int, port: int) -> Iterator[None]:
         yield
         dist.barrier()
         groups.destroy()
+        _clear_sharding_prop_cache()  # torch would go on with a group of the same ranks that is gone
 
 
 def unnamed_batch(input_ids: torch.Tensor, labels: torch.Tensor, pixel_values: torch.Tensor) -> Batch:

@@ -117,11 +117,6 @@ def _expert_parallel(cfg: DictConfig, world_size: int) -> Iterator[str]:
             f"which are {ranks} of {world_size} processes and cannot be divided by it: change it, trainer.devices or "
             "another parallel size"
         )
-    if model.fsdp:
-        yield (
-            f"model.expert_model_parallel_size={expert} with model.fsdp=true is refused: neva's FSDP cuts experts as "
-            "it does all weights; set the former to 1, or take model.fsdp=false"
-        )
     if cfg.trainer.samples.prompt_file is not None:
         yield (
             f"model.expert_model_parallel_size={expert} with trainer.samples.prompt_file="

@@ -51,7 +51,7 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
             "use bf16"
         )
     if model.get("fsdp_sharding_strategy") == "hybrid":
-        yield from _hybrid_problems(trainer, tensor)
+        yield from _hybrid_problems(trainer, tensor * model.expert_model_parallel_size)
     if model.get("fsdp_cpu_offload") and tensor > 1:
         yield (
             f"model.fsdp_cpu_offload=true with model.tensor_model_parallel_size={tensor} is refused: tensor-parallel "
@@ -61,14 +61,14 @@ def fsdp_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
         yield "model.fsdp_cpu_offload=true with trainer.accelerator=cpu: the shares are in CPU memory, leave it out"
 
 
-def _hybrid_problems(trainer: DictConfig, tensor: int) -> Iterator[str]:
+def _hybrid_problems(trainer: DictConfig, apart: int) -> Iterator[str]:
     if trainer.num_nodes == 1:
         yield (
             "model.fsdp_sharding_strategy=hybrid shards within a node and copies between nodes, but "
             "trainer.num_nodes=1: use full"
         )
-    if trainer.devices % tensor:
+    if trainer.devices % apart:
         yield (
             f"model.fsdp_sharding_strategy=hybrid shards within a node, but trainer.devices={trainer.devices} is no "
-            f"multiple of model.tensor_model_parallel_size={tensor}: use full"
+            f"multiple of tensor x expert parallel, {apart}: use full"
         )

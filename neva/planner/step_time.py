@@ -184,14 +184,12 @@ def _data(job: Job, layout: Candidate, cluster: Cluster, stage: int, number: int
     width = precision_named(job.precision).num_bytes
     shared = [weight for weight in weights if not weight.is_expert]
     sharding = layout.state_sharding
+    experts = [weight for weight in weights if weight.is_expert]
+    kinds = ((shared, ranks, stride), (experts, ranks // layout.expert, stride * layout.expert))
     if isinstance(sharding, FullySharded):
-        hidden = _fully_sharded(sharding, weights, cluster, ranks, stride, number, width)
-        return max(0.0, hidden - busy)
+        return max(0.0, sum(_fully_sharded(sharding, *kind, cluster, number, width) for kind in kinds) - busy)
     found = 0.0
-    for some, size, every in (
-        (shared, ranks, stride),
-        ([weight for weight in weights if weight.is_expert], ranks // layout.expert, stride * layout.expert),
-    ):
+    for some, size, every in kinds:
         trained = _numel(weight for weight in some if weight.is_trained)
         if size > 1 and trained:
             link = cluster.bandwidth(size, every)
@@ -204,9 +202,9 @@ def _data(job: Job, layout: Candidate, cluster: Cluster, stage: int, number: int
 def _fully_sharded(
     sharding: FullySharded,
     weights: list[Weight],
-    cluster: Cluster,
     ranks: int,
     stride: int,
+    cluster: Cluster,
     number: int,
     width: int,
 ) -> float:

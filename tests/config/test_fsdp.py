@@ -29,7 +29,7 @@ def test_one_key_chooses_full_sharding_with_sums_in_float32_and_sharded_checkpoi
         ),
         (
             "parallel=fsdp_hybrid trainer.num_nodes=2 trainer.devices=3 model.tensor_model_parallel_size=2",
-            "trainer.devices=3 is no multiple of model.tensor_model_parallel_size=2",
+            "trainer.devices=3 is no multiple of tensor x expert parallel, 2",
         ),
         (
             "parallel=fsdp model.data.image_aspect_ratio=keep",

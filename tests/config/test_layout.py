@@ -95,7 +95,6 @@ EXPERTS = "llava_mixtral_8x7b_pretrain"
             "are 4 of 8 processes",
         ),
         ("expert_model_parallel_size=1 tensor_model_parallel_size=2", "set the latter to true"),
-        ("optim.name=fused_adam fsdp=true", "neva's FSDP cuts experts as it does all weights"),
         ("trainer.precision=16", "would scale the loss apart; use bf16"),
         ("trainer.samples.prompt_file=prompts.jsonl", "ranks answer each by itself"),
         ("moe_router_topk=9", "expected the experts of a token, 1 to 8"),

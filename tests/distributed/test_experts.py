@@ -28,6 +28,7 @@ CHAIN = [
     Case(2, experts=True, expert=2, distributed_optimizer=True),
     Case(2, experts=True, tensor=2, sequence_parallel=True),
     Case(2, experts=True, fsdp="full"),
+    Case(2, experts=True, expert=2, fsdp="full"),
     Case(2, experts=True, expert=2),
 ]
 """Each begins with what the one before it has saved."""

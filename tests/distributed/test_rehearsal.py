@@ -64,6 +64,7 @@ LAYOUTS = [
         "model.global_batch_size=1",
     ],
     [*EXPERTS, "model.expert_model_parallel_size=2", "model.global_batch_size=2"],
+    [*EXPERTS, "model.expert_model_parallel_size=2", "model.fsdp=true", "model.global_batch_size=2"],
     [
         *EXPERTS,
         "model.tensor_model_parallel_size=2",

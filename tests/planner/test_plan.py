@@ -27,7 +27,8 @@ from neva import cli
 from neva.config.load import load
 from neva.distributed import groups
 from neva.distributed.fsdp.adamw import ShardedAdamW
-from neva.distributed.fsdp.sharding import Sharding, fully_sharded, local
+from neva.distributed.fsdp.mesh import local
+from neva.distributed.fsdp.sharding import Sharding, fully_sharded
 from neva.distributed.megatron_ddp import data_parallel
 from neva.errors import ConfigError
 from neva.families.configs import ExpertsConfig, LoraConfig

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from neva.distributed.fsdp.sharding import SHARD, FullyShardedModel, local
+from neva.distributed.fsdp.mesh import copy_of, local
+from neva.distributed.fsdp.sharding import FullyShardedModel
 from neva.optim.lightning_adapter import require_finite
 from neva.optim.rules import is_vector, lr_ratio
 
@@ -84,13 +84,13 @@ class ShardedAdamW:
 
 def total_norm(parameters: Sequence[nn.Parameter]) -> float:
     """Returns the norm of the whole model's gradients; what several ranks hold counts once."""
+    counted = [
+        local(of.grad) for of in parameters if copy_of(of) == 0 and param_is_not_tensor_parallel_duplicate(of)
+    ]
     first = parameters[0]
     assert isinstance(first, DTensor)
-    counted = [local(of.grad) for of in parameters if param_is_not_tensor_parallel_duplicate(of)]
-    norm = nn.utils.get_total_norm(counted).to(first.device_mesh.device_type, first.dtype)
-    square = norm.square()
-    dist.all_reduce(square, group=first.device_mesh.get_group(SHARD))
-    dist.all_reduce(square, group=parallel_state.get_tensor_model_parallel_group())
+    square = nn.utils.get_total_norm(counted).to(first.device_mesh.device_type, first.dtype).square()
+    dist.all_reduce(square)
     return float(square.sqrt())
 
 

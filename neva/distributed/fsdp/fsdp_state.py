@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from neva.constants import part_of
 from neva.distributed.fsdp.adamw import ShardedAdamW
+from neva.distributed.fsdp.mesh import copy_of, first_row, local
 from neva.distributed.fsdp.places import stored_rows
-from neva.distributed.fsdp.sharding import REPLICATE, SHARD, local
 from neva.model.llava import NevaModel
 from neva.optim.kinds import MAIN, STATE
 from neva.optim.optimizer_state import initialize
@@ -108,22 +108,19 @@ def _shards(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, in
         if not isinstance(value, DTensor):
             yield name, value, 0, _data_rank()
             continue
-        mesh = value.device_mesh
-        names = mesh.mesh_dim_names or ()
-        first = mesh.get_local_rank(SHARD) * -(-value.shape[0] // mesh.size(names.index(SHARD)))
-        yield name, local(value), first, mesh.get_local_rank(REPLICATE) if REPLICATE in names else 0
+        yield name, local(value), first_row(value), copy_of(value)
 
 
 def _full_tensors(values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, int, int]]:
     """Yields the same for full tensors, all-gathered one by one and kept in CPU memory by one rank of those."""
     for name, value in values.items():
-        full = value
+        full, is_first = value, _data_rank() == 0
         if isinstance(value, DTensor):
             # what lies in CPU memory goes where ranks can meet
             gathered = value.to(value.device_mesh.device_type)
             assert isinstance(gathered, DTensor)
-            full = gathered.full_tensor()
-        if _data_rank() == 0:
+            full, is_first = gathered.full_tensor(), not any(value.device_mesh.get_coordinate() or ())
+        if is_first:
             yield name, full.cpu(), 0, 0
 
 

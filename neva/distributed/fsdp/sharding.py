@@ -4,7 +4,7 @@ A parameter is sharded along its first dimension and all-gathered for as long as
 model or of the tower, the embedding, the head, the projector. What belongs to no unit (norms, a tied embedding) is
 all-gathered for the whole pass. Gradients are summed, never averaged: Megatron's schedule divides them by the label
 tokens of the global batch. With tensor parallel a parameter is what a rank has of the weight, and the ranks that have
-the same shard it.
+the same shard it; experts that ranks share out are sharded over those that hold the same ones.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.distributed.data_parallel_base import _BaseDataParallel
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -29,14 +27,13 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
 
+from neva.distributed.fsdp.mesh import holders, local
 from neva.distributed.fsdp.places import keep_attributes, note_places
 from neva.distributed.gradients import sum_image_gradients
+from neva.model.experts import Experts
 from neva.model.llava import NevaModel
 from neva.precision import precision_named
-
-REPLICATE, SHARD = "replicate", "shard"
 
 
 @dataclass(frozen=True)
@@ -142,34 +139,41 @@ def finalize_gradients(chunks: list[FullyShardedModel], num_tokens: Tensor | Non
 def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
     """Cuts the parameters of `model` in place; trained ones become float32 where the model runs in 16 bits."""
     dtype = model.config.params_dtype
-    is_half = dtype == torch.bfloat16
     for parameter in model.parameters():
-        if is_half and parameter.requires_grad:
+        if dtype == torch.bfloat16 and parameter.requires_grad:
             parameter.data = parameter.data.float()
     note_places(model)
     noted = {name: vars(parameter) for name, parameter in model.named_parameters()}
-    offload: OffloadPolicy = (
-        CPUOffloadPolicy(pin_memory=device.type == "cuda") if choice.cpu_offload else OffloadPolicy()
-    )
-    options: dict[str, Any] = {
-        "mesh": mesh(choice, device),
-        "reshard_after_forward": choice.strategy != "grad",
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=dtype if is_half else None,
-            reduce_dtype=None if dtype == torch.float64 else choice.reduce_dtype,
-            cast_forward_inputs=False,  # rotary angles stay in float32
-        ),
-        "offload_policy": offload,
-    }
-    modules: list[nn.Module] = [*units(model), model]
-    for unit in modules:
-        fully_shard(unit, **options)
+    options = _options(choice, dtype, device)
+    node_ranks = choice.node_ranks if choice.strategy == "hybrid" else None
+    expert = parallel_state.get_expert_model_parallel_world_size()
+    meshes = {ways: holders(device, ways, node_ranks) for ways in sorted({1, expert})}
+    for unit in shared_out(model):
+        fully_shard(unit, mesh=meshes[expert], **options)
+    whole: list[nn.Module] = [*units(model), model]
+    for unit in whole:
+        fully_shard(unit, mesh=meshes[1], **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to leave out the mean
     keep_attributes(model, noted)
     model.encode_empty_batches = True
+
+
+def _options(choice: Sharding, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    offload: OffloadPolicy = (
+        CPUOffloadPolicy(pin_memory=device.type == "cuda") if choice.cpu_offload else OffloadPolicy()
+    )
+    return {
+        "reshard_after_forward": choice.strategy != "grad",
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=dtype if dtype == torch.bfloat16 else None,
+            reduce_dtype=None if dtype == torch.float64 else choice.reduce_dtype,
+            cast_forward_inputs=False,  # rotary angles stay in float32
+        ),
+        "offload_policy": offload,
+    }
 
 
 @contextmanager
@@ -187,6 +191,13 @@ def unsharded(model: NevaModel, choice: Sharding) -> Iterator[None]:
             module.reshard()
 
 
+def shared_out(model: NevaModel) -> list[nn.Module]:
+    """Returns the experts of each layer where ranks share them out: these are sharded over fewer ranks."""
+    if parallel_state.get_expert_model_parallel_world_size() == 1:
+        return []
+    return [module for module in model.modules() if isinstance(module, Experts)]
+
+
 def units(model: NevaModel) -> list[nn.Module]:
     """Returns the modules that are all-gathered one after the other; each is entered by its own `forward`."""
     found: list[nn.Module] = []
@@ -196,19 +207,3 @@ def units(model: NevaModel) -> list[nn.Module]:
     if model.projector is not None:
         found.append(model.projector)
     return [*found, *model.language_model.blocks]
-
-
-def mesh(choice: Sharding, device: torch.device) -> DeviceMesh:
-    """Returns the data (and context) parallel ranks as a line, or for `hybrid` as nodes times ranks of a node."""
-    if choice.strategy != "hybrid":
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        return DeviceMesh.from_group(group, device.type, mesh_dim_names=(SHARD,))
-    tensor = parallel_state.get_tensor_model_parallel_world_size()
-    shape = (dist.get_world_size() // choice.node_ranks, choice.node_ranks // tensor, tensor)
-    return init_device_mesh(device.type, shape, mesh_dim_names=(REPLICATE, SHARD, "tensor"))[REPLICATE, SHARD]
-
-
-def local(tensor: Tensor | None) -> Tensor:
-    """Returns this rank's shard, which may be empty, as a view of the tensor's memory."""
-    assert isinstance(tensor, DTensor)
-    return tensor.to_local()
