@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from neva.families.language import layer_shapes
+from neva.families.mixtral.table import EXPERTS
 from neva.planner.activations import (
     PeakWorkspace,
     SavedActivations,
@@ -137,6 +138,9 @@ def _work(job: Job, layout: Candidate) -> MicroBatchSpec:
 
 
 def _largest_unit(job: Job, layout: Candidate, weights: list[Weight]) -> int:
-    """Elements of the largest unit that FSDP all-gathers: a layer, or an embedding."""
-    layer = sum(math.prod(shape) for shape in layer_shapes(job.model.language).values())
-    return max([layer // layout.tensor, *(weight.numel for weight in weights)])
+    """Elements of the largest unit that FSDP all-gathers: what a rank has of a layer, or an embedding."""
+    layer = sum(
+        math.prod(shape) // (layout.expert if EXPERTS in name else 1)
+        for name, shape in layer_shapes(job.model.language, layout.tensor).items()
+    )
+    return max([layer, *(weight.numel for weight in weights)])
