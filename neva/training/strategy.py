@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from nemo.utils.model_utils import ckpt_to_dir
 
-from neva.checkpoint import store
+from neva.checkpoint import precisions, store
 from neva.checkpoint.average import averaged_names, from_average
 from neva.checkpoint.checksums import first_whole
 from neva.checkpoint.state import MODEL, OPTIMIZER, load_state, sharded_state
@@ -20,6 +20,7 @@ from neva.data.loader import killed_worker
 from neva.distributed import groups
 from neva.distributed.session import ProcessSession
 from neva.optim.average import WeightAverage
+from neva.precision import FLOAT32, precision_named
 from neva.training.start import Start
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,8 @@ class MegatronStrategy(DDPStrategy):
         state = sharded_state(*model, is_loading=True)
         if self.start.takes_average:
             state[MODEL] = from_average(state[MODEL], averaged)
-        loaded = store.read(folder, state)
+        has_mains = optimizer is not None and precision_named(module.cfg.precision) != FLOAT32
+        loaded = precisions.read(folder, state, has_mains)
         load_state(*model, loaded)
         if optimizer is None:
             module.backend.adopt_weights(module.inner_optimizer)

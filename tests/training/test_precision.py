@@ -16,6 +16,7 @@ from neva.formats.archive import members_of
 from neva.formats.torch_dist import DistributedWeights
 from neva.inference.load import load_assistant
 from neva.inference.trained import open_trained
+from neva.optim.kinds import MAIN
 from neva.optim.offload import move
 from neva.training.callbacks import read_metrics
 from tests.training.test_run import Kill, kill_after, run, weights
@@ -59,6 +60,45 @@ def test_a_run_in_16_bits_follows_float32_and_resumes_bit_for_bit(
         assert [row[name] for row in read_metrics(resumed)] == [row[name] for row in read_metrics(unbroken)]
     first, second = weights(unbroken), weights(resumed)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:FSDP2-wrapped module:UserWarning", "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # torch's remarks on the projector's view, and on Megatron's shards of float32 weights
+@pytest.mark.parametrize(
+    ("before", "now", "spread"),
+    [
+        ("32", "16", "optim.name=fused_adam"),
+        ("16", "32", "optim.name=fused_adam"),
+        ("32", "bf16", "optim.name=distributed_fused_adam"),
+        ("bf16", "32", "optim.name=distributed_fused_adam"),
+        ("32", "bf16", "fsdp=true"),
+        ("bf16", "32", "fsdp=true"),
+        ("16", "bf16", "optim.name=fused_adam"),
+    ],
+)
+def test_a_run_goes_on_in_another_precision_with_its_float32_weights(
+    tmp_path: Path, begun: list[str], before: str, now: str, spread: str
+) -> None:
+    begun = [*begun, "model.native_amp_init_scale=1024", f"model.{spread}"]
+    folder = run(tmp_path, [*begun, f"trainer.precision={before}"], steps=3) / "checkpoints"
+    first = float32_state(folder)
+    # a step that moves nothing: what is saved behind it is what was read
+    still = ["model.optim.lr=1e-30", "model.optim.weight_decay=0"]
+    run(tmp_path, [*begun, *still, f"trainer.precision={now}"], steps=4)
+    second = float32_state(folder)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in first.values())
+
+
+def float32_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of the newest checkpoint before they are rounded."""
+    (link,) = folder.glob("*-last")
+    stored = DistributedWeights(members_of(link.resolve()), str(link))
+    names = [name for name in stored if not name.startswith("optimizer.")]
+    mains = {name: f"optimizer.state.{MAIN}.{name}" for name in names}
+    return {name: stored[main if main in stored else name] for name, main in mains.items()}
 
 
 @pytest.mark.parametrize("optimizer", ["fused_adam", "distributed_fused_adam"])
