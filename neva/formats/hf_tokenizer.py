@@ -78,20 +78,22 @@ def add_special_tokens(tokenizer: dict[str, Any], tokens: Sequence[str]) -> list
 
 
 def set_bos(tokenizer: dict[str, Any], bos: str | None, wanted: bool) -> None:
-    """Makes the content of a `tokenizer.json` put `bos` first, or not, when it is asked for special tokens."""
+    """Makes the content of a `tokenizer.json` put `bos` first, or nothing, when it is asked for special tokens.
+
+    One that it puts last would end a prompt before its answer.
+    """
     loaded = Tokenizer.from_str(json.dumps(tokenizer))
-    bos_id = loaded.token_to_id(bos) if bos else None
-    ids = loaded.encode("a").ids
-    if bos is None or bos_id is None or (ids[:1] == [bos_id]) == wanted:
+    bos_id = loaded.token_to_id(bos) if bos and wanted else None
+    first = [] if bos_id is None else [bos_id]
+    if loaded.encode("a").ids == first + loaded.encode("a", add_special_tokens=False).ids:
         return
-    sequence = {"Sequence": {"id": "A", "type_id": 0}}
-    pair = [sequence, {"Sequence": {"id": "B", "type_id": 0}}]
-    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    begin = [{"SpecialToken": {"id": bos, "type_id": 0}} for _ in first]
+    sequence, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     tokenizer["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [first, sequence] if wanted else [sequence],
-        "pair": [first, *pair] if wanted else pair,
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}} if wanted else {},
+        "single": [*begin, sequence],
+        "pair": [*begin, sequence, other],
+        "special_tokens": {bos: {"id": bos, "ids": first, "tokens": [bos]}} if first else {},
     }
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from neva.commands.convert import main
@@ -102,6 +103,20 @@ def test_without_an_unknown_token_the_end_is_the_padding(tmp_path, eye):
     exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert (exported.pad_token, exported.pad_token_id) == ("</s>", 2)
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["pad_token_id"] == 2
+
+
+@pytest.mark.parametrize(("layout", "first"), [("llava-hf", []), ("original", [1])])
+def test_an_export_puts_nothing_behind_a_prompt(tmp_path, eye, layout, first):
+    """As tokenizers that end each text by themselves would; training has an end behind answers alone."""
+    text = text_model(tmp_path / "text")
+    backend = from_folder(text).backend_tokenizer
+    ending = {"single": "$A </s>", "special_tokens": [("</s>", 2)]}
+    backend.post_processor = TemplateProcessing(**ending)
+    (text / "tokenizer.model").unlink()
+    backend.save(str(text / "tokenizer.json"))
+    assert convert(text, tmp_path / "llava", "--vision_encoder_path", eye, "--layout", layout) == 0
+    exported = Tokenizer.from_file(str(tmp_path / "llava" / "tokenizer.json"))
+    assert exported.encode("Hi").ids == first + exported.encode("Hi", add_special_tokens=False).ids
 
 
 def test_a_tokenizer_without_an_end_is_named(tmp_path, eye, capsys):
