@@ -42,6 +42,8 @@ def inference_problems(cfg: DictConfig, world_size: int) -> Iterator[str]:
                 f"inference.quantization={generation.quantization} needs bitsandbytes: pip install 'neva[qlora]', or "
                 "leave the key out"
             )
+    if "" in generation.end_strings:
+        yield "inference.end_strings has an empty string, in front of which every answer would end: leave it out"
     if generation.min_tokens_to_generate > generation.tokens_to_generate:
         yield (
             f"inference.min_tokens_to_generate={generation.min_tokens_to_generate} exceeds "

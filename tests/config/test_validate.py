@@ -86,6 +86,7 @@ def test_recompute_may_not_span_more_layers_than_there_are() -> None:
     ("override", "message"),
     [
         ("tensor_model_parallel_size=2", "trainer.devices=1 x trainer.num_nodes=1 processes cannot be divided"),
+        ('inference.end_strings=["",stop]', "inference.end_strings has an empty string, in front of which"),
         ("inference.min_tokens_to_generate=300", "min_tokens_to_generate=300 exceeds inference.tokens_to_generate=256"),
     ],
 )  # fmt: skip
