@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neva.config.keys.field import Ignored, Key, Refused, Rule, asked
 from neva.config.keys.inference import Inference
+from neva.config.keys.synonyms import OURS
 from neva.config.keys.training import Training
 from neva.config.show import as_override, range_text, type_name
 from neva.errors import ConfigError
@@ -237,8 +238,13 @@ def _in_range(value: Any, rule: Key) -> bool:
 
 
 def nearest(path: str, known: list[str]) -> list[str]:
-    """Returns up to three known paths nearest to an unknown one, those with the same last name first."""
+    """Returns up to three known paths nearest to an unknown one, those with the same last name first.
+
+    A word of another trainer has one that means the same.
+    """
     leaf = path.rpartition(".")[2]
+    if (ours := OURS.get(leaf)) in known and not any(name.endswith(f".{leaf}") for name in known):
+        return [ours]
     same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.8)
     return list(dict.fromkeys(same_leaf + close))[:3] or difflib.get_close_matches(

@@ -13,8 +13,9 @@ from neva.config import reference
 from neva.config.compose import compose
 from neva.config.keys.field import Ignored, Key, Refused
 from neva.config.keys.inference import Inference
+from neva.config.keys.synonyms import OURS, SYNONYMS
 from neva.config.keys.training import Training
-from neva.config.schema import check_keys, ignored_keys, walk
+from neva.config.schema import check_keys, ignored_keys, nearest, walk
 from neva.config.show import as_override
 from neva.errors import ConfigError
 
@@ -169,6 +170,15 @@ def test_a_value_of_another_system_is_refused_with_its_reason(
 )
 def test_an_unknown_key_names_the_nearest(override: str, message: str) -> None:
     assert problems(override).startswith(message)
+
+
+def test_words_of_other_trainers_lead_to_the_key_that_means_the_same() -> None:
+    assert len(OURS) == sum(map(len, SYNONYMS.values())), "no word leads to two"
+    for root, sections in ((Training, ("trainer", "exp_manager", "model")), (Inference, ("inference",))):
+        known = [path for path, _, _ in walk(root)]
+        for ours, words in SYNONYMS.items():
+            if ours.startswith(sections):
+                assert [nearest(f"model.{word}", known) for word in words] == [[ours]] * len(words)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,8 @@ class Qwen2Family(LlamaFamily):
         if not flag(values, "use_sliding_window"):
             return None
         layers, first = whole(values, "num_hidden_layers"), whole(values, "max_window_layers", low=0)
-        kinds = values.get(
-            "layer_types"
-        )  # what transformers has written since 4.53, and takes where it is there
+        # what transformers has written since 4.53, and takes where it is there
+        kinds = values.get("layer_types")
         windows = kinds.count("sliding_attention") if isinstance(kinds, list) else max(0, layers - first)
         if windows == 0:
             return None
