@@ -93,8 +93,7 @@ def full_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         if isinstance(stored, TensorStorageMetadata):
             tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # torch remarks that one process loads alone, as asked
+                # torch remarks that one process loads alone, as asked
+                warnings.simplefilter("ignore", UserWarning)
                 dcp.load({name: tensor}, storage_reader=FileSystemReader(folder), no_dist=True)
             yield name, tensor

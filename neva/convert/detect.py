@@ -81,9 +81,8 @@ def detect(source: Path, adds_tower: bool = False) -> SourceKind:
         is_llava = "mm_cfg" in (nemo_config(source) or {})
         if any(part_of(name) == PART_OF_ADAPTERS for name in tensor_names(source)):
             return ADAPTERS
-        return (
-            NEMO if is_llava or adds_tower else TEXT
-        )  # a tower is added to folders alone: the reader refuses
+        # a tower is added to folders alone: the reader refuses
+        return NEMO if is_llava or adds_tower else TEXT
     if (source / ADAPTER_CONFIG).is_file():
         return PEFT
     config = read_config(source)

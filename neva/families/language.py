@@ -74,9 +74,8 @@ def language_config_from_hf(config: Mapping[str, Any], backend: str | None = Non
         ConfigError: another architecture, or settings that would change the arithmetic unnoticed.
     """
     above, config = config, section(config, "text_config") if "text_config" in config else config
-    if flag(
-        above, "tie_word_embeddings"
-    ):  # of a LLaVA, said above its text_config; transformers ties for either
+    # of a LLaVA, said above its text_config; transformers ties for either
+    if flag(above, "tie_word_embeddings"):
         config = {**config, "tie_word_embeddings": True}
     # what transformers takes such a model's without a type for
     if (usual := USUAL_TYPES.get(above.get("model_type"))) is not None:

@@ -47,9 +47,8 @@ def copy_portable(source: str | Path, target: Path) -> None:
                 settings["tokenizer_class"] = "PreTrainedTokenizerFast"
                 settings.pop("backend", None)  # of transformers 5 alone
                 settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
-            if isinstance(
-                settings.get("extra_special_tokens"), list
-            ):  # of names and tokens in transformers 4
+            # of names and tokens in transformers 4
+            if isinstance(settings.get("extra_special_tokens"), list):
                 settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
             settings = {key: value for key, value in settings.items() if key not in SPECIAL_TOKENS or value}
             write_json(target / name, settings)

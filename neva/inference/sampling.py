@@ -54,9 +54,8 @@ def next_tokens(
     if sampling.greedy:
         return logits_BV.argmax(-1)
     assert generators is not None
-    below_best_BV = logits_BV - logits_BV.amax(
-        -1, keepdim=True
-    )  # what is divided by little becomes no infinity
+    # what is divided by little becomes no infinity
+    below_best_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
     scaled_BV = below_best_BV / max(sampling.temperature, _COLDEST)
     probabilities_BV = restrict(scaled_BV, sampling.top_k, sampling.top_p).softmax(-1)
     return draw(probabilities_BV, generators)

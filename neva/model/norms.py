@@ -78,9 +78,8 @@ class AllHeadsNorm(nn.Module):
         exact = torch.promote_types(heads_SBHD.dtype, torch.float32)
         heads = heads_SBHD.to(exact)
         squares = heads.square().sum((-2, -1), keepdim=True)
-        if (
-            self.group.size() > 1
-        ):  # every rank's result depends on every rank's squares: the gradient is summed too
+        # every rank's result depends on every rank's squares: the gradient is summed too
+        if self.group.size() > 1:
             squares = reduce_from_tensor_model_parallel_region(squares, self.group)
             squares = copy_to_tensor_model_parallel_region(squares, self.group)
         normed = heads * (squares / self.width + self.eps).rsqrt()

@@ -89,9 +89,8 @@ def _hidden(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
 
 def _norm_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> int:
     """Counts what a norm of the decoder saves."""
-    if (
-        model.language.form.norm == LAYER_NORM
-    ):  # one kernel everywhere, which keeps mean and deviation of a row
+    # one kernel everywhere, which keeps mean and deviation of a row
+    if model.language.form.norm == LAYER_NORM:
         return _hidden(model, split, work) + 2 * work.tokens * FLOAT_BYTES
     if work.fused_norm:
         kept = FLOAT_BYTES if model.language.form.norm == RMS_NORM_PLUS_ONE else work.width
@@ -161,10 +160,8 @@ def _attention_bytes(model: ModelSpec, split: Split, work: MicroBatchSpec) -> in
     keys = tokens * language.num_query_groups * language.head_dim * work.width // split.tensor
     is_trained, is_kept = _keeps_input(model, PROJECTION), work.recompute != "selective"
     is_gathered = work.context > 1 and is_kept
-    total = queries  # queries after RoPE
-    total += (
-        2 * keys * work.context if is_gathered else keys
-    )  # and keys; under context parallel those of all ranks
+    # queries after RoPE, and keys; under context parallel those of all ranks
+    total = queries + (2 * keys * work.context if is_gathered else keys)
     if not is_gathered or language.qk_norm:
         total += queries + 2 * keys  # output of linear_qkv, which the values are a view of
     if language.qk_norm:

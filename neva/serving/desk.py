@@ -36,9 +36,8 @@ class Desk:
         self.reader = Reader(assistant, options)
         before = assistant.tokenizer.encode("a", add_special_tokens=False)
         self.names = TokenNames(assistant.whole_text, before)
-        self.pool = ThreadPoolExecutor(
-            2, "reading"
-        )  # few: a large image takes much memory while it is decoded
+        # few: a large image takes much memory while it is decoded
+        self.pool = ThreadPoolExecutor(2, "reading")
         self.open = 0
 
     def receive(self, count: int) -> Ticket:

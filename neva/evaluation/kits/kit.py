@@ -140,9 +140,8 @@ def _export(nemo: Path, folder: Path) -> Path:
     """Exports a `.nemo` unless that was done since it was written."""
     report = folder / "parity.json"
     if not report.is_file() or report.stat().st_mtime < nemo.stat().st_mtime:
-        warnings.filterwarnings(
-            "ignore", module=r"megatron\..*"
-        )  # that Transformer Engine is absent, as intended
+        # that Transformer Engine is absent, as intended
+        warnings.filterwarnings("ignore", module=r"megatron\..*")
         from transformers.utils.logging import disable_progress_bar
 
         from neva.convert.convert import convert

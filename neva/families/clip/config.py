@@ -30,9 +30,8 @@ class ClipFamily(EncoderFamily):
         """See `VisionFamily`."""
         hidden = vision.hidden_size
         embeddings = embedding_shapes(vision) | {"embeddings.class_embedding": (hidden,)}
-        return (
-            embeddings | norm_shapes("pre_layrnorm", hidden) | encoder_shapes(vision)
-        )  # transformers' spelling
+        pre_norm = norm_shapes("pre_layrnorm", hidden)  # transformers' spelling
+        return embeddings | pre_norm | encoder_shapes(vision)
 
     def processor_settings(self, size: int) -> dict[str, Any]:
         """Resizes the shorter side, then crops."""
