@@ -6,10 +6,12 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from neva.data.position import Position, data_identity, restored_position
 from neva.data.quick_check import check_before_training
 from neva.data.samplers.epoch import Epoch
 from neva.data.sources.mixture import source_counts
-from neva.errors import DataError, UserError
+from neva.errors import DataError, UserError, reason
 from neva.families.configs import VisionConfig
 from neva.registry import SAMPLERS
 
@@ -234,11 +236,22 @@ def _start_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
     # Signals to the run, to its process group or to each of its processes, leave it the workers that it needs to save.
     os.setpgid(0, 0)
+    Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_leave_with_loader, args=(os.getppid(),), daemon=True).start()
+
+
+def _give_up(error: Exception, batches: object) -> None:
+    """Ends a worker that cannot hand over what it has made; by itself it would go on, and the run wait without end."""
+    if not isinstance(error, FileNotFoundError):  # of a run that has ended, and its temporary folder with it
+        sys.stderr.write(
+            f"neva: a data worker cannot hand over a step ({reason(error)}): make /dev/shm larger, as by `docker run "
+            "--shm-size=16g` or `--ipc=host`, or set model.data.num_workers=0\n"
+        )
+    os._exit(1)
 
 
 def _leave_with_loader(loader: int) -> None:

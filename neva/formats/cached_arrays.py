@@ -7,9 +7,11 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +40,10 @@ def cached_arrays(
         build: makes them, with names that are file names.
 
     Raises:
-        DataError: the files cannot be written.
+        DataError: there is no folder that can be written.
+        OSError: it does not take the files.
     """
+    _allow_many_files()
     home, stamp = cache_folder(source), _stamp(source)
     folder = home / f"{name}-{stamp}-{_digest(key)}"
     if not folder.is_dir():
@@ -48,6 +52,13 @@ def cached_arrays(
                 _write(folder, build())
                 _remove_older(home, name, stamp)
     return _mapped(folder)
+
+
+@cache
+def _allow_many_files() -> None:
+    """Lets this process open as many files as it may: each array holds one, and data may have hundreds of sources."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def are_cached(source: Path, name: str, key: Mapping[str, Any]) -> bool:
@@ -95,30 +106,16 @@ def _lock(path: Path) -> Iterator[None]:
 
     Where it has no locks, several may make the same at once, and what the last one made stays.
     """
-    with _told(path.parent):
-        file = path.open("w")
-    with file:
+    with path.open("w") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Says in a sentence that `folder` takes no files."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{folder}, where what is worked out of the data is kept, cannot be written ({reason(error)}): make room "
-            "there, or see to it that this user may write"
-        ) from error
-
-
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     import numpy as np
 
-    with _told(folder.parent), finished_target(folder, overwrite=True, folder=True) as work:
+    with finished_target(folder, overwrite=True, folder=True) as work:
         for name, array in arrays.items():
             np.save(work / f"{name}.npy", array)
 

@@ -1,5 +1,6 @@
 """Workers: the same steps as without them, in the same order, at any number of ranks."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from neva.data.batch import Batch
-from neva.data.loader import train_loader
+from neva.data.loader import build_loader, killed_worker, train_loader
 from tests.conftest import image_record, write_records
 from tests.data import tokenizers
 from tests.data.test_dataset import VISION, model_cfg, write_dataset
@@ -92,3 +93,19 @@ def test_an_error_in_a_worker_names_the_record(tmp_path: Path) -> None:
     write_records(tmp_path / "data.json", records)
     with pytest.raises(ValueError, match=r"record 5 \(id 'id-99'\): image file .*99\.png does not exist"):
         steps(tmp_path, num_workers=1, dataloader_type="sequential")
+
+
+class _Larger:
+    """Gives more than the memory that a worker shares takes."""
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+        return torch.zeros(1 << 20)
+
+
+def test_a_worker_that_cannot_hand_over_a_step_ends_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    loader: Any = build_loader(_Larger(), [[0]], num_workers=1)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError) as raised:
+        next(iter(loader))
+    assert killed_worker(raised.value) is not None
+    assert capfd.readouterr().err.startswith("neva: a data worker cannot hand over a step (unable to ")

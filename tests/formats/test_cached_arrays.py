@@ -4,12 +4,14 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from neva.errors import DataError
+from neva.formats import cached_arrays as cached_arrays_module
 from neva.formats.cached_arrays import cache_folder, cached_arrays
 
 
@@ -73,12 +75,23 @@ def test_a_file_system_without_locks_keeps_them_too(tmp_path: Path, monkeypatch:
     assert (tmp_path / "count").read_text().count("made") == 1
 
 
-def test_what_cannot_be_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_many_sources_holds_files_open(tmp_path: Path) -> None:
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cached_arrays_module._allow_many_files.cache_clear()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+    try:
+        held = []
+        for number in range(64):
+            source = tmp_path / f"{number}.json"
+            source.write_text("[]")
+            held.append(_made(source, tmp_path / "count"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+
+
+def test_where_nothing_can_be_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, used = tmp_path / "data.json", tmp_path / "used"
     source.write_text("[]")
-    (cache_folder(source) / ".lengths.lock").mkdir()
-    with pytest.raises(DataError, match=r"data.json.neva, where .* cannot be written \(.*Is a directory"):
-        _made(source, tmp_path / "count")
     used.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(used))
     monkeypatch.setattr(os, "access", lambda *_: False)
