@@ -31,12 +31,18 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def stored_config(folder: Path) -> tuple[DictConfig, str] | None:
-    """Returns tree and tokenizer's digest of a checkpoint; None: it is of before there was such a thing, or damaged.
+    """Returns tree and tokenizer's digest of a checkpoint; None: it is of before there was such a thing, or damaged."""
+    state = stored_state(folder)
+    return (tree_of(state[CONFIG]), state[TOKENIZER]) if CONFIG in state else None
+
+
+def stored_state(folder: Path) -> Mapping[str, Any]:
+    """Returns what a checkpoint keeps for Lightning; nothing of a damaged one.
 
     Damage is told by whoever reads the weights.
     """
     try:
         state: Mapping[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))[LIGHTNING_STATE]
-        return tree_of(state[CONFIG]), state[TOKENIZER]
     except (CheckpointingException, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
-        return None
+        return {}
+    return state

@@ -35,6 +35,7 @@ def dry_run(cfg: DictConfig, output: Path | None) -> int:
 
 def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     from neva.checkpoint.preflight import find_disk, note_resume
+    from neva.config.derive import BEGINNING
     from neva.data.preflight import find_samples
     from neva.distributed.preflight import lone_process, note_gpus
     from neva.model.preflight import find_image, find_machine, find_share, part_sizes
@@ -50,7 +51,12 @@ def _training(cfg: DictConfig, found: Findings) -> list[ReportedPart]:
     find_image(cfg.model, found)
     find_machine(cfg.model, found)
     find_batch(cfg, found)
-    steps = find_steps(cfg, find_samples(cfg.model, found), found)
+    num_samples = find_samples(cfg.model, found)
+    # with Megatron, which is imported quietly by now
+    from neva.training.start import standing_of
+
+    standing = BEGINNING if num_samples is None else standing_of(cfg)
+    steps = find_steps(cfg, num_samples, standing, found)
     saved = sum(part.size.total for part in parts if part.is_saved)
     trained = sum(size.trained for size in sizes)
     find_average(cfg, trained, steps, found)

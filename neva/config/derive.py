@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -58,12 +58,29 @@ def require_global_batch(num_samples: int, global_batch_size: int, what: str = "
         )
 
 
+class Standing(NamedTuple):
+    """Where a run is: the steps that it has taken, and its place in the data, whatever its batches were."""
+
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+    """Rows of the epoch that it has consumed."""
+
+
+BEGINNING = Standing()
+
+
 def total_steps(
-    trainer_cfg: DictConfig, num_samples: int, global_batch_size: int, drop_last: bool = True
+    trainer_cfg: DictConfig,
+    num_samples: int,
+    global_batch_size: int,
+    drop_last: bool = True,
+    standing: Standing = BEGINNING,
 ) -> int:
     """Returns the optimizer steps of the run: `max_steps` or the whole global batches of `max_epochs`, if that is less.
 
-    Without `drop_last`, a global batch may lie in two epochs.
+    Without `drop_last`, a global batch may lie in two epochs. A run that goes on takes what is left of its epochs in
+    batches of today's size.
 
     Raises:
         ConfigError: neither is given, or the data does not fill one global batch.
@@ -77,9 +94,15 @@ def total_steps(
                 "trainer.max_steps=-1 and trainer.max_epochs=-1: give one of them a positive number"
             )
         return max_steps
-    from_epochs = num_samples // global_batch_size * max_epochs
-    if not drop_last:
-        from_epochs = num_samples * max_epochs // global_batch_size
+    if standing.epoch >= max_epochs:  # other data has begun an epoch of its own
+        standing = BEGINNING
+    epochs = max_epochs - standing.epoch
+    if drop_last:
+        in_epoch = (num_samples - standing.offset) // global_batch_size
+        left = in_epoch + num_samples // global_batch_size * (epochs - 1)
+    else:
+        left = (num_samples * epochs - standing.offset) // global_batch_size
+    from_epochs = standing.step + left
     return min(max_steps, from_epochs) if max_steps > 0 else from_epochs
 
 

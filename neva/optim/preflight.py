@@ -6,7 +6,7 @@ import math
 
 from omegaconf import DictConfig
 
-from neva.config.derive import total_steps
+from neva.config.derive import Standing, total_steps
 from neva.config.layout import data_parallel_size
 from neva.config.validate import world_size
 from neva.data.global_batch import require_passes
@@ -27,13 +27,13 @@ def find_batch(cfg: DictConfig, found: Findings) -> None:
     )
 
 
-def find_steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | None:
-    """Adds the optimizer steps of the run, with a note when warmup takes all of them.
+def find_steps(cfg: DictConfig, num_samples: int | None, standing: Standing, found: Findings) -> int | None:
+    """Adds the optimizer steps of the run from where it is, with a note when warmup takes all of them.
 
     Returns:
         The steps, None when they follow from data that is not there.
     """
-    steps = _steps(cfg, num_samples, found)
+    steps = _steps(cfg, num_samples, standing, found)
     sched = cfg.model.optim.sched
     if steps is not None and sched.warmup_steps + sched.constant_steps >= steps:
         found.notes.append(
@@ -64,7 +64,7 @@ def find_average(cfg: DictConfig, trained_parameters: int, steps: int | None, fo
         )
 
 
-def _steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | None:
+def _steps(cfg: DictConfig, num_samples: int | None, standing: Standing, found: Findings) -> int | None:
     trainer, batch = cfg.trainer, cfg.model.global_batch_size
     what = "packs" if cfg.model.data.packed_sequence else "samples"
     per_epoch = "unknown" if num_samples is None else f"{num_samples // batch:,}"
@@ -75,8 +75,9 @@ def _steps(cfg: DictConfig, num_samples: int | None, found: Findings) -> int | N
         if num_samples is None:
             steps = trainer.max_steps
         else:
-            steps = total_steps(trainer, num_samples, batch, cfg.model.drop_last)
-            require_passes(cfg.model.data.dataloader_type, num_samples, num_samples // batch, steps)
+            steps = total_steps(trainer, num_samples, batch, cfg.model.drop_last, standing)
+            left = (num_samples - standing.offset) // batch if standing.epoch == 0 else 0
+            require_passes(cfg.model.data.dataloader_type, num_samples, left, steps - standing.step)
     except ConfigError as error:
         found.problems.append(str(error))
         return None

@@ -38,7 +38,7 @@ from neva.training.sample_ledger import SampleLedger
 from neva.training.samples import Samples
 from neva.training.source_losses import SourceLosses
 from neva.training.spike import SpikeAlert
-from neva.training.start import Start, find_start
+from neva.training.start import Start, find_start, standing_of
 from neva.training.stopping import StopOnSignal, Stopped
 from neva.training.strategy import MegatronStrategy
 from neva.training.throughput import Throughput
@@ -189,7 +189,7 @@ def last_step(cfg: DictConfig) -> int:
         num_rows = packs_per_epoch(model, vision_config_of(model), load_tokenizer(model.tokenizer))
     else:
         num_rows = len(training_records(data))
-    return total_steps(cfg.trainer, num_rows, model.global_batch_size, model.drop_last)
+    return total_steps(cfg.trainer, num_rows, model.global_batch_size, model.drop_last, standing_of(cfg))
 
 
 def quiet_libraries() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neva.checkpoint.checksums import incomplete, tell_passed_over
-from neva.checkpoint.index import LAST, checkpoints, unlink_last
+from neva.checkpoint.index import LAST, Checkpoint, checkpoints, unlink_last
 from neva.checkpoint.nemo_export import AVERAGED
 from neva.config.paths import checkpoint_folder
 from neva.errors import CheckpointError, ConfigError, LaunchError
@@ -26,14 +26,21 @@ PASSED_OVER = "passed_over"
 """Folder of a run for checkpoints that it does not resume from; nothing removes it."""
 
 
+def newest_whole(cfg: DictConfig) -> Checkpoint | None:
+    """Returns the checkpoint of its own that a run goes on from, None where there is none."""
+    if not cfg.exp_manager.resume_if_exists:
+        return None
+    found = checkpoints(checkpoint_folder(cfg))
+    return next((one for one in found if incomplete(one.path) is None), None)
+
+
 def finished_step(cfg: DictConfig) -> int | None:
     """Returns the step of the newest checkpoint where nothing is left to do up to `trainer.max_steps`, else None."""
-    manager, folder = cfg.exp_manager, checkpoint_folder(cfg)
-    newest = next((one for one in checkpoints(folder) if incomplete(one.path) is None), None)
-    if not manager.resume_if_exists or newest is None or newest.step < cfg.trainer.max_steps:
+    newest = newest_whole(cfg)
+    if newest is None or newest.step < cfg.trainer.max_steps:
         return None
-    wants_nemo = manager.checkpoint_callback_params.save_nemo_on_train_end
-    is_written = any(not path.stem.endswith(AVERAGED) for path in folder.glob("*.nemo"))
+    wants_nemo = cfg.exp_manager.checkpoint_callback_params.save_nemo_on_train_end
+    is_written = any(not path.stem.endswith(AVERAGED) for path in checkpoint_folder(cfg).glob("*.nemo"))
     return None if wants_nemo and not is_written else newest.step
 
 

@@ -11,12 +11,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from neva.checkpoint.index import checkpoints
-from neva.checkpoint.stored_config import stored_config, tokenizer_digest
+from neva.checkpoint.stored_config import stored_config, stored_state, tokenizer_digest
+from neva.config.derive import BEGINNING, Standing
 from neva.config.paths import checkpoint_folder, run_folder
 from neva.config.resumed import allowed_changes
+from neva.data.held_out import training_records
+from neva.data.position import data_identity
 from neva.data.tokenizer import load_tokenizer
 from neva.errors import ConfigError
-from neva.training.run_folder import resume_points
+from neva.training.run_folder import newest_whole, resume_points
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,24 @@ class Start:
             return dict(state)
         kept = {key: value for key, value in state.items() if key not in _OF_THE_RUN}
         return kept | {"global_step": 0, "epoch": 0, "consumed_samples": 0}
+
+
+def standing_of(cfg: DictConfig) -> Standing:
+    """Returns where a run is that goes on with its data; the beginning for one that does not.
+
+    Data that has changed begins the next epoch, see `restored_position`.
+    """
+    model, newest = cfg.model, newest_whole(cfg)
+    given = cfg.exp_manager.resume_from_checkpoint if model.load_data_state else None
+    folder = given if newest is None else newest.path
+    state = {} if folder is None else stored_state(Path(folder))
+    position = state.get("data_position")
+    if position is None:
+        return BEGINNING
+    identity = data_identity(model, model.seed, training_records(model.data))
+    if any(position["data"].get(name) != value for name, value in identity.items()):
+        return Standing(state["global_step"], position["epoch"] + 1)
+    return Standing(state["global_step"], position["epoch"], position["offset"])
 
 
 def find_start(cfg: DictConfig, is_writer: bool) -> Start:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from neva.config.compose import compose
-from neva.config.derive import resolve, total_steps
+from neva.config.derive import Standing, resolve, total_steps
 from neva.config.derive_language import language_sizes
 from neva.config.language import language_config_of
 from neva.config.load import load
 from neva.config.tower import vision_config_of
+from neva.data.position import Position
 from neva.errors import ConfigError
 from neva.families.configs import DecoderForm, padded_vocab_size
 from neva.families.language import language_config_from_hf
@@ -257,6 +260,32 @@ def test_steps_are_whole_global_batches_of_the_epochs_or_fewer(
 ) -> None:
     trainer = OmegaConf.create({"max_epochs": max_epochs, "max_steps": max_steps})
     assert total_steps(trainer, num_samples=103, global_batch_size=4) == expected
+
+
+@given(
+    num_samples=st.integers(4, 30),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    taken=st.integers(0, 20),
+    max_epochs=st.integers(1, 3),
+    drop_last=st.booleans(),
+)
+def test_a_run_that_goes_on_takes_what_is_left_of_its_epochs_in_batches_of_another_size(
+    num_samples: int, sizes: tuple[int, int], taken: int, max_epochs: int, drop_last: bool
+) -> None:
+    before, now = sizes
+    position = Position(batch_size=before)
+    for _ in range(taken):
+        position = position.behind(num_samples, before, drop_last)
+    assume(position.epoch < max_epochs)
+    steps, begin = taken, position
+    while begin.batch(num_samples, now, drop_last).epoch < max_epochs:
+        begin = begin.behind(num_samples, now, drop_last)
+        if begin.epoch * num_samples + begin.offset > max_epochs * num_samples:
+            break
+        steps += 1
+    trainer = OmegaConf.create({"max_epochs": max_epochs, "max_steps": -1})
+    standing = Standing(taken, position.epoch, position.offset)
+    assert total_steps(trainer, num_samples, now, drop_last, standing) == steps
 
 
 def test_steps_of_the_published_datasets() -> None:

@@ -22,6 +22,7 @@ from neva.constants import LOGGED_VALUES
 from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
 from neva.training.callbacks import CURVE, read_metrics
 from neva.training.run_folder import LOCK, locked, resume_points
+from tests.training.test_guards import steps_of
 from tests.training.test_run import run
 
 
@@ -64,6 +65,24 @@ def test_another_batch_size_goes_on_with_the_next_sample_to_the_last_step(
         labels[0],
         labels[1],
     ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "steps"),
+    [((4, 2), 1, 1 + 3), ((2, 8), 1, 1 + 1), ((4, 2), 2, 1 + 3 + 5)],
+)
+def test_another_batch_size_takes_the_epochs_to_their_end_and_no_further(
+    tmp_path: Path, colours: list[str], sizes: tuple[int, int], epochs: int, steps: int
+) -> None:
+    first, second = (
+        [*colours, f"trainer.max_epochs={epochs}", f"model.global_batch_size={n}"] for n in sizes
+    )
+    run(tmp_path, first, steps=1)
+    for limit in (2, 100):
+        run_dir = run(tmp_path, second, steps=limit)
+    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, steps + 1))
+    seen = [number for step in steps_of(run_dir) for number in step.numbers]
+    assert [seen.count(number) for number in range(10)] == [epochs] * 10
 
 
 def test_a_run_whose_time_is_up_has_logged_the_step_that_it_goes_on_behind(
