@@ -260,13 +260,13 @@ def _refuse_other_names(module: Any, model_type: str) -> None:
         raise CheckpointError(
             f"transformers' {model_type} holds language models with LLaMA's names of body and head "
             f"(model.embed_tokens, lm_head); a {module.config.model_type!r} has {min(others or names)}: "
-            "there is no export, use the .nemo"
+            "no folder of such a model is written or read, a .nemo holds it"
         )
     changed = [key for key in OF_THE_HEAD if getattr(module.config, key, None) is not None]
     if changed or "lm_head.bias" in names:
         raise CheckpointError(
             f"transformers' {model_type} has a plain head, without the {changed[0] if changed else 'bias'} of a "
-            f"{module.config.model_type!r}: there is no export that computes the same, use the .nemo"
+            f"{module.config.model_type!r}: no folder of such a model is written or read, a .nemo holds it"
         )
 
 
