@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerFast
 
 from neva.config.data_sources import data_sources, paths_of
+from neva.config.media import video_choice
 from neva.config.samples import image_tags_of, own_template_of, system_prompt_of
 from neva.constants import IMAGE_PLACEHOLDER
 from neva.data.chat_template import chat_template
@@ -20,6 +21,7 @@ from neva.data.held_out import training_records
 from neva.data.media.files import MediaFiles
 from neva.data.media.processor import build_image_processor
 from neva.data.media.reader import build_media_reader
+from neva.data.media.video import require_library
 from neva.data.sources.media_folder import MediaFolder
 from neva.data.sources.mixture import open_media_folder, open_video_folder
 from neva.data.sources.source import Records
@@ -130,8 +132,11 @@ def build_dataset(
 
     Raises:
         DataError: a file or folder that it names is missing or cannot be read.
+        ConfigError: the library that reads videos is missing.
     """
     data = model_cfg.data
+    if (video := video_choice(data)) is not None:
+        require_library(video.library)
     if image_folder is None:
         folder = open_media_folder(data)
     else:

@@ -111,6 +111,8 @@ def test_a_folder_of_theirs_becomes_a_nemo_and_comes_back_with_the_same_tensors(
     save_theirs(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "model.nemo", Options())
     convert(tmp_path / "model.nemo", tmp_path / "ours", Options())
+    shown = open_model(tmp_path / "model.nemo").config.data
+    assert (shown.media_type, shown.num_frames) == ("video", 32)  # as the recipe of such models has it
     theirs, ours = FolderWeights(tmp_path / "theirs"), FolderWeights(tmp_path / "ours")
     # transformers 5 names the tower's tensors without the module that those on the hub have
     named = {name.replace("vision_model.", ""): name for name in ours}

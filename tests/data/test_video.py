@@ -26,7 +26,6 @@ from neva.data.media.video import (
     chosen_frames,
     frame_count,
     read_frames,
-    require_library,
 )
 from neva.errors import ConfigError, SampleError
 from tests.conftest import random_image, shared_data
@@ -192,10 +191,18 @@ def test_what_is_no_video_is_one_sentence(folder: Path, library: VideoLibrary) -
             list(read_frames(folder / name, [0], library))
 
 
-def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_the_extra_where_videos_are_read(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    """Before a record of training is, and at the first video that a model is asked about."""
+    records = [{"image": "a.png", "conversations": conversation("<image> a", "b")}]
+    media = samples(folder, records, tmp_path).media
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package av.*pip install 'neva\[video\]'"):
-        require_library("pyav")
+        samples(folder, records, tmp_path)
+    assert media.layout(Medium("image", folder / "a.png")).tokens == 4
+    with pytest.raises(ConfigError, match="needs the package av"):
+        media.layout(Medium("video", folder / "clip.mp4"))
 
 
 def samples(folder: Path, records: list[dict[str, Any]], tmp_path: Path, **data: Any) -> ConversationDataset:

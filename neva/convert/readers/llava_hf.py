@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from neva.config.compose import compose
 from neva.config.media import media_rules_of
 from neva.constants import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from neva.convert.hf_layouts import LAYOUTS, ONEVISION, HFLayout, check_logits
@@ -34,6 +35,8 @@ from neva.weights.parts import folder_weights, language_part, projector_weights
 
 logger = logging.getLogger(__name__)
 
+OF_VIDEOS = "llava_onevision_qwen2_7b_finetune"
+"""The recipe that says how a model which has seen videos is shown them; a folder does not."""
 USUAL_ASPECT_RATIO = "anyres_max_9"
 """What a LLaVA-OneVision's `config.json` omits."""
 
@@ -64,6 +67,9 @@ def read(folder: Path, options: Options, all_rows: bool = False) -> LazyModel:
     processor = read_image_processor(folder)
     aspect_ratio = _aspect_ratio(config, layout, processor)
     section = model_section(language, vision, kind, template, aspect_ratio, system)
+    if layout.has_videos:
+        recipe = compose(OF_VIDEOS, []).model.data
+        section.data.merge_with({key: recipe[key] for key in ("media_type", "num_frames")})
     if layout.has_tiles:
         section.data.image_grid_pinpoints = _pinpoints(folder, config, processor)
         with naming(folder):

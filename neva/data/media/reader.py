@@ -51,6 +51,7 @@ class MediaReader:
         Raises:
             SampleError: there is no such file, or it is of another kind; a video where none are read.
             DataError: this machine cannot read it.
+        ConfigError: the library that reads videos is missing.
         """
         source = medium.source
         if medium.kind == "video":
@@ -118,6 +119,7 @@ class MediaReader:
         if self.video is None:
             raise SampleError("there is a video: set model.data.media_type=video to read it", "video")
         assert isinstance(path, Path)
+        require_library(self.video.library)
         if self.video.single is not None:
             return 1
         return self.video.num_frames if self.video.num_frames > 0 else frame_count(path, self.video.library)
@@ -130,19 +132,12 @@ class MediaReader:
 
 
 def build_media_reader(model_cfg: DictConfig, vision: VisionConfig, processor: ImageProcessor) -> MediaReader:
-    """Builds the reader of a resolved `model` section, or of one that a `.nemo` recorded.
-
-    Raises:
-        ConfigError: the library that reads videos is missing.
-    """
-    video = video_choice(model_cfg.data)
-    if video is not None:
-        require_library(video.library)
+    """Builds the reader of a resolved `model` section, or of one that a `.nemo` recorded."""
     return MediaReader(
         rules=media_rules_of(model_cfg, vision),
         processor=enlarged(processor, vision.image_side // vision.side),
         aspect_ratio=model_cfg.data.image_aspect_ratio,
         exif_transpose=turns_images(model_cfg),
         jpeg_decoder=available(jpeg_decoder_of(model_cfg)),
-        video=video,
+        video=video_choice(model_cfg.data),
     )
