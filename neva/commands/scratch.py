@@ -17,6 +17,9 @@ PREFIX = ".neva-"
 NAME = re.compile(re.escape(PREFIX) + r"tmp\w{8}")
 """Of such a folder, and of nothing that a person keeps in a folder for temporary files."""
 
+LONGEST = 107 - len(f"/{PREFIX}tmp12345678/pymp-12345678/listener-12345678")
+"""Characters of a path below which data workers can have sockets in such a folder: Linux allows a socket's 107."""
+
 VARIABLE = "TMPDIR"
 MATPLOTLIB = "MPLCONFIGDIR"
 
@@ -36,7 +39,8 @@ def scratch() -> Iterator[None]:
         raise ConfigError(
             f"{error.strerror}: make room there, or set TMPDIR to a folder that has some"
         ) from error
-    if NAME.fullmatch(outer.name):  # that of the process which started this one
+    # that of the process which started this one, or one that leaves no room for another name
+    if NAME.fullmatch(outer.name) or len(str(outer)) > LONGEST:
         yield
         return
     remove_abandoned(outer)

@@ -246,10 +246,13 @@ def _start_worker(worker_id: int) -> None:
 
 def _give_up(error: Exception, batches: object) -> None:
     """Ends a worker that cannot hand over what it has made; by itself it would go on, and the run wait without end."""
+    remedy = "make /dev/shm larger, as by `docker run --shm-size=16g` or `--ipc=host`"
+    if "AF_UNIX" in str(error):
+        remedy = "set TMPDIR to a folder with a shorter path"
     if not isinstance(error, FileNotFoundError):  # of a run that has ended, and its temporary folder with it
         sys.stderr.write(
-            f"neva: a data worker cannot hand over a step ({reason(error)}): make /dev/shm larger, as by `docker run "
-            "--shm-size=16g` or `--ipc=host`, or set model.data.num_workers=0\n"
+            f"neva: a data worker cannot hand over a step ({reason(error)}): {remedy}, or set "
+            "model.data.num_workers=0\n"
         )
     os._exit(1)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ HOLD = "from neva.commands.scratch import scratch\nwith scratch():\n  print('hel
 
 
 @pytest.fixture
-def outer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
+def outer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files; pytest's own has a name that is too long."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(folder)
 
 
 def holder(outer: Path) -> subprocess.Popen[str]:
@@ -43,6 +46,14 @@ def test_a_run_leaves_nothing(outer: Path) -> None:
             assert Path(tempfile.gettempdir()) == inside.parent
     assert list(outer.iterdir()) == []
     assert tempfile.gettempdir() == str(outer)
+
+
+def test_sockets_of_workers_have_room_for_their_names(outer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = outer / ("x" * 60)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    with scratch():
+        assert tempfile.gettempdir() == str(deep)
 
 
 def test_what_a_killed_run_left_goes_with_the_next(outer: Path) -> None:
