@@ -114,7 +114,9 @@ class MegatronStrategy(DDPStrategy):
         common = {
             key: value for key, value in checkpoint_dict.items() if not key.startswith(("hyper_", "hparams_"))
         }
-        common[OPTIMIZER] = backend.common_state(module.inner_optimizer)
+        # a stage on which nothing trains has taken no step
+        of_ranks = groups.gathered(backend.common_state(module.inner_optimizer))
+        common[OPTIMIZER] = max(of_ranks, key=lambda state: state["step"])
         options = dict(storage_options or {})
         in_background = options.pop("in_background", False)
         save = self.background.save if self.background is not None and in_background else store.save

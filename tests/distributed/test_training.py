@@ -153,3 +153,19 @@ def test_fsdp_ends_the_same_and_continues_every_other_layout_and_they_it(
     options = ["model.fsdp_sharding_strategy=grad", "model.fsdp_sharded_checkpoint=false"]
     joined = train(handed_over(tensor, tmp_path / "from_tensor"), [*begin, *FSDP, *options], steps=6)
     assert_same_end(joined, alone, first_step=4)
+
+
+def test_a_pipeline_whose_first_stage_trains_nothing_continues_where_it_is(
+    tmp_path: Path, begin: list[str]
+) -> None:
+    frozen = ["llm.freeze=true", "vision_encoder.freeze=true", "mm_mlp_adapter_freeze=true"]
+    lora = ["peft_scheme=lora", "lora_tuning.layer_selection=[4]"]
+    last_layer = [
+        *begin,
+        *(f"model.mm_cfg.{word}" for word in frozen),
+        *(f"model.peft.{word}" for word in lora),
+    ]
+    pipeline = ["trainer.devices=2", "model.pipeline_model_parallel_size=2"]
+    two_stages = train(tmp_path / "two_stages", [*last_layer, *pipeline], steps=6)
+    single = train(handed_over(two_stages, tmp_path / "single"), last_layer, steps=6)
+    assert_same_end(single, two_stages, first_step=4)
