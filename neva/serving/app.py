@@ -83,7 +83,7 @@ def _add_facts(app: FastAPI, desk: Desk, card: ModelCard) -> None:
         """The models that answer: one."""
         return ModelList(data=[card])
 
-    @app.get("/v1/models/{model}", responses=_ERRORS)
+    @app.get("/v1/models/{model:path}", responses=_ERRORS)  # names of the hub have a slash
     async def model(model: str) -> ModelCard:
         """One model."""
         _check_name(model, card)

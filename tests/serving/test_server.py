@@ -18,7 +18,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from omegaconf import DictConfig
-from openai import APIStatusError, AsyncOpenAI, OpenAI
+from openai import APIStatusError, AsyncOpenAI, NotFoundError, OpenAI
 from schemathesis import GenerationMode, checks
 
 from neva.inference.answer import Answer, answer_all
@@ -223,6 +223,8 @@ def test_several_answers_are_those_of_their_seeds(client: OpenAI) -> None:
 def test_the_model_is_listed(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(NotFoundError, match="no model 'org/tiny' here; there is 'tiny'"):
+        client.models.retrieve("org/tiny")
 
 
 def user(*parts: Any) -> Messages:
