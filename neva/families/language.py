@@ -62,6 +62,16 @@ USUAL_TYPES: dict[object, str] = {IDEFICS2.model_type: "mistral", LLAVA_ONEVISIO
 """`model_type` of a model with a tower -> that of its language model, where that does not say it; else LLaMA's."""
 
 
+ORIGINAL_TYPES = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_mixtral": "mixtral",
+    "llava_qwen": "qwen2",
+}
+"""`model_type` of haotian-liu/LLaVA and its forks -> that of the language model, whose configuration theirs is."""
+
+
 def language_config_from_hf(config: Mapping[str, Any], backend: str | None = None) -> LanguageConfig:
     """Reads the language model of a `config.json`; of a LLaVA one its `text_config`.
 
@@ -87,8 +97,8 @@ def language_config_from_hf(config: Mapping[str, Any], backend: str | None = Non
                 "quantised model; save it in bf16, fp16 or fp32 first"
             )
     model_type = text({"model_type": "llama", **config}, "model_type")
-    if "mm_vision_tower" in config and model_type in ("llava", "llava_llama"):
-        model_type = "llama"  # haotian-liu/LLaVA's config is a LLaMA's with more keys
+    if "mm_vision_tower" in config:
+        model_type = ORIGINAL_TYPES.get(model_type, model_type)
     is_known = model_type in LANGUAGE_FAMILIES
     if backend == HUGGING_FACE or (backend is None and not is_known):
         return HuggingFaceFamily(model_type).read(config)

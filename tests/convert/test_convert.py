@@ -17,6 +17,7 @@ from neva.commands.convert import main
 from neva.convert.parity import llava
 from neva.convert.writers.llava_original import name_advice
 from neva.formats.hf_folder import FolderWeights
+from neva.formats.json import write_json
 from neva.formats.nemo import open_nemo, write_nemo
 from tests.convert.llava import image_processor, llava_nemo, write_tokenizer
 from tests.convert.tiny import FAMILIES, RELATIVES, language_model, tower
@@ -149,6 +150,31 @@ def test_original_layout_round_trip_with_a_trained_tower(tmp_path, family):
     assert config["mm_vision_tower"] == str(tmp_path / "llava-x" / "vision_tower")
     assert config["unfreeze_mm_vision_tower"] is True
     assert convert(tmp_path / "llava-x", tmp_path / "back.nemo") == 0
+    assert_same_model(source, tmp_path / "back.nemo")
+
+
+@pytest.mark.parametrize(
+    ("family", "model_type"), [("mistral", "llava_mistral"), ("qwen2_untied", "llava_qwen")]
+)
+def test_the_original_layout_of_other_language_models_is_read(tmp_path, family, model_type):
+    source = llava_nemo(tmp_path, family)
+    assert convert(source, tmp_path / "hf", "--no-verify") == 0
+    other = {"vision_tower": "model.vision_tower.vision_tower", "language_model.": ""}
+    other |= {f"multi_modal_projector.linear_{n}": f"model.mm_projector.{2 * n - 2}" for n in (1, 2)}
+    stored = {}
+    for name, tensor in FolderWeights(tmp_path / "hf").items():
+        for prefix in other:
+            name = name.replace(prefix, other[prefix])
+        stored[name] = tensor[:133].clone() if tensor.shape[0] == 134 else tensor.clone()
+    (tmp_path / "llava").mkdir()
+    save_file(stored, tmp_path / "llava" / "model.safetensors")
+    whole = json.loads((tmp_path / "hf" / "config.json").read_text())
+    said = {"mm_vision_tower": str(tmp_path / "hf"), "mm_vision_select_layer": -2}
+    said |= {"mm_projector_type": "mlp2x_gelu", "model_type": model_type, "vocab_size": 133}
+    write_json(tmp_path / "llava" / "config.json", {**whole["text_config"], **said})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "tokenizer" / name, tmp_path / "llava")
+    assert convert(tmp_path / "llava", tmp_path / "back.nemo") == 0
     assert_same_model(source, tmp_path / "back.nemo")
 
 
