@@ -76,10 +76,12 @@ def _steps(cfg: DictConfig, num_samples: int | None, standing: Standing, found: 
             steps = trainer.max_steps
         else:
             steps = total_steps(trainer, num_samples, batch, cfg.model.drop_last, standing)
-            left = (num_samples - standing.offset) // batch if standing.epoch == 0 else 0
-            require_passes(cfg.model.data.dataloader_type, num_samples, left, steps - standing.step)
+            left_once = (num_samples - standing.offset) // batch if standing.epoch == 0 else 0
+            require_passes(cfg.model.data.dataloader_type, num_samples, left_once, steps - standing.step)
     except ConfigError as error:
         found.problems.append(str(error))
         return None
-    found.add("steps", f"{steps:,} in all ({steps * batch:,} {what}), {per_epoch} in an epoch")
+    left = max(0, steps - standing.step)
+    of_them = f", {standing.step:,} of them taken" if standing.step else ""
+    found.add("steps", f"{steps:,} in all{of_them} ({left * batch:,} {what}), {per_epoch} in an epoch")
     return steps

@@ -20,8 +20,11 @@ from neva.checkpoint.index import ABOUT, ranked_value
 from neva.config.load import load
 from neva.constants import LOGGED_VALUES
 from neva.errors import CheckpointError, ConfigError, DataError, LaunchError
+from neva.findings import Findings
+from neva.optim.preflight import find_steps
 from neva.training.callbacks import CURVE, read_metrics
 from neva.training.run_folder import LOCK, locked, resume_points
+from neva.training.start import standing_of
 from tests.training.test_guards import steps_of
 from tests.training.test_run import run
 
@@ -78,6 +81,13 @@ def test_another_batch_size_takes_the_epochs_to_their_end_and_no_further(
         [*colours, f"trainer.max_epochs={epochs}", f"model.global_batch_size={n}"] for n in sizes
     )
     run(tmp_path, first, steps=1)
+    cfg = load("quickstart_finetune", [*second, f"exp_manager.exp_dir={tmp_path}", "exp_manager.name=run"])
+    found = Findings()
+    assert find_steps(cfg, 10, standing_of(cfg), found) == steps
+    left = 10 * epochs - sizes[0]
+    assert found.facts == [
+        ("steps", f"{steps} in all, 1 of them taken ({left} samples), {10 // sizes[1]} in an epoch")
+    ]
     for limit in (2, 100):
         run_dir = run(tmp_path, second, steps=limit)
     assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, steps + 1))
