@@ -6,9 +6,23 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from neva.distributed.launch import LOCAL, Launch
+from neva.errors import LaunchError
+
+
+def require_program(place: Launch, devices: int) -> None:
+    """Raises LaunchError where the other processes cannot be started, as there is no file to start again."""
+    if place.launcher != LOCAL or devices == 1:
+        return
+    is_module = sys.modules["__main__"].__spec__ is not None
+    if hasattr(sys, "ps1") or not (is_module or Path(sys.argv[0]).is_file()):
+        raise LaunchError(
+            f"trainer.devices={devices} starts the program once for each process, and this one is in no file (python "
+            "-c, standard input, a notebook): put it into a .py file, or give trainer.devices=1"
+        )
 
 
 def start_others(place: Launch, devices: int) -> list[subprocess.Popen[Any]]:

@@ -41,7 +41,8 @@ def rendezvous_store(rank: int, world_size: int, host: str, port: int, timeout_s
         reason = str(error).strip().splitlines()[0]
         raise LaunchError(
             f"not all {world_size} processes met at {host}:{port} within {timeout_s:g} s ({reason}): start the command "
-            "on every node with the same trainer.num_nodes and trainer.devices, or raise trainer.join_timeout_s"
+            "on every node with the same trainer.num_nodes and trainer.devices, check MASTER_ADDR (one node needs "
+            "none), or raise trainer.join_timeout_s"
         ) from error
     return store
 

@@ -25,6 +25,7 @@ from neva.data.tokenizer import load_tokenizer
 from neva.distributed import accelerator, consistency, launch
 from neva.distributed.groups import ParallelSizes
 from neva.distributed.launch_environment import restored_environment, settle
+from neva.distributed.local_processes import require_program
 from neva.distributed.session import ProcessSession
 from neva.precision import set_matmul_precision
 from neva.training.callbacks import CheckpointLogger, MetricsFile, Progress, SkippedRecords
@@ -65,6 +66,7 @@ def train(cfg: DictConfig) -> Path:
     with restored_environment(), deterministic(bool(cfg.trainer.get("deterministic"))):
         place = launch.identify(cfg.trainer.devices, cfg.trainer.num_nodes)
         settle(place)
+        require_program(place, cfg.trainer.devices)
         cfg.trainer.max_steps = last_step(cfg)
         if cfg.trainer.replay is not None:
             _look(cfg, Replay(), Path(cfg.trainer.replay))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -196,3 +199,32 @@ def test_any_environment_is_a_place_in_the_run_or_one_sentence(
     settle(place, environment)
     again = identify(devices, num_nodes, environment)
     assert again == place
+
+
+SEVERAL = """\
+from neva.distributed.launch import Launch
+from neva.distributed.local_processes import require_program
+require_program(Launch("local", 2, 0, 0, 0), devices=2)
+"""
+
+
+def test_a_program_that_is_in_no_file_is_not_started_again(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SEVERAL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    for words, is_refused in (
+        (["-c", SEVERAL], True),
+        (["-"], True),
+        (["program.py"], False),
+        (["-m", "program"], False),
+    ):
+        done = subprocess.run(
+            [sys.executable, *words],
+            input=SEVERAL,
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ("LaunchError: trainer.devices=2 starts the program once" in done.stderr) == is_refused, words
+        assert (done.returncode != 0) == is_refused
