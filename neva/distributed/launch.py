@@ -30,8 +30,8 @@ LAUNCH_VARIABLES = (
 SHELL_STEP = str(0xFFFFFFFA)
 """SLURM's number of the step in which `salloc` has its shell, whatever the job is called."""
 
-SHELL = "bash"
-"""Name of the job that `srun --pty bash` makes."""
+SHELLS = ("bash", "zsh", "sh", "csh", "tcsh", "ksh", "fish")
+"""Names of the jobs that `srun --pty bash` makes, and `srun bash train.sh` too, which has no terminal."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ def _node_rank(num_nodes: int, environment: Mapping[str, str]) -> int:
 
 def _runs_in_srun(environment: Mapping[str, str]) -> bool:
     """A batch script sees the job's numbers too; only what srun starts has a step, and shells have one."""
-    is_shell = environment.get("SLURM_STEP_ID") == SHELL_STEP or environment.get("SLURM_JOB_NAME") == SHELL
-    return "SLURM_STEP_ID" in environment and not is_shell
+    step = environment.get("SLURM_STEP_ID")
+    has_terminal = "SLURM_PTY_PORT" in environment and environment.get("SLURM_JOB_NAME") in SHELLS
+    return step is not None and step != SHELL_STEP and not (step == "0" and has_terminal)
 
 
 def _is_one_command_per_node(size: int, num_nodes: int, environment: Mapping[str, str]) -> bool:

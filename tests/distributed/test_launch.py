@@ -27,6 +27,7 @@ STEP = {
     "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8",
     "SLURM_PROCID": "11", "SLURM_LOCALID": "3", "SLURM_NODEID": "1", "SLURM_JOB_NAME": "stage1",
 }  # fmt: skip
+TERMINAL = {"SLURM_JOB_NAME": "bash", "SLURM_PTY_PORT": "4711"}
 BATCH_SCRIPT = {name: value for name, value in STEP.items() if name != "SLURM_STEP_ID"}
 
 
@@ -44,7 +45,10 @@ BATCH_SCRIPT = {name: value for name, value in STEP.items() if name != "SLURM_ST
         (8, 2, {**STEP, **ELASTIC}, Launch("torchrun", 16, 11, 3, 1)),
         (8, 2, STEP, Launch("slurm", 16, 11, 3, 1)),
         (8, 2, {**STEP, **NODE, "NODE_RANK": "1", "SLURM_NTASKS": "2"}, Launch("local", 16, 8, 0, 1)),
-        (8, 2, {**STEP, "SLURM_JOB_NAME": "bash", **NODE, "NODE_RANK": "0"}, Launch("local", 16, 0, 0, 0)),
+        (8, 2, {**STEP, **TERMINAL, **NODE, "NODE_RANK": "0"}, Launch("local", 16, 0, 0, 0)),
+        (4, 1, {**STEP, **TERMINAL}, Launch("local", 4, 0, 0, 0)),
+        (8, 2, {**STEP, **TERMINAL, "SLURM_STEP_ID": "1"}, Launch("slurm", 16, 11, 3, 1)),
+        (8, 2, {**STEP, "SLURM_JOB_NAME": "bash"}, Launch("slurm", 16, 11, 3, 1)),
         (8, 2, {**STEP, "SLURM_JOB_NAME": "interactive"}, Launch("slurm", 16, 11, 3, 1)),
         (4, 1, {**STEP, "SLURM_STEP_ID": "4294967290"}, Launch("local", 4, 0, 0, 0)),
         (4, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, Launch("local", 4, 0, 0, 0)),
@@ -55,8 +59,8 @@ def test_the_launcher_and_the_rank_follow_from_the_environment(
     devices: int, num_nodes: int, environment: dict[str, str], expected: Launch
 ) -> None:
     assert identify(devices, num_nodes, environment) == expected
-    is_shell_of_salloc = environment.get("SLURM_STEP_ID") == SHELL_STEP
-    assert is_stated(environment) == (environment not in ({}, BATCH_SCRIPT) and not is_shell_of_salloc)
+    is_shell = environment in ({**STEP, **TERMINAL}, {**STEP, "SLURM_STEP_ID": SHELL_STEP})
+    assert is_stated(environment) == (environment not in ({}, BATCH_SCRIPT) and not is_shell)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ NUMBERS = st.sampled_from(["0", "1", "2", "4", "", "x", "-1", "99999999", "1.5",
     environment=st.dictionaries(
         st.sampled_from(
             [*LAUNCH_VARIABLES, *LEFT_BEHIND, "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_NODEID"]
-            + ["SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME", "SLURM_STEP_NUM_TASKS"]
+            + ["SLURM_NTASKS_PER_NODE", "SLURM_JOB_NAME", "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"]
         ),
         NUMBERS | st.text(max_size=3),
         max_size=10,
