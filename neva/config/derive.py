@@ -43,6 +43,8 @@ def resolve(cfg: DictConfig) -> DictConfig:
             _data(resolved.model)
             fill_fsdp(resolved.model)
             fill_projector_rate(resolved.model)
+            if resolved.trainer.gradient_clip_val is None:  # as Lightning has it
+                resolved.trainer.gradient_clip_val = 0.0
             _checkpoints(resolved)
             _output(resolved.exp_manager)
     OmegaConf.set_struct(resolved, True)

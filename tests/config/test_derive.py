@@ -302,3 +302,7 @@ def test_an_epoch_without_a_whole_batch_is_refused() -> None:
 
 def test_the_vocabulary_is_padded_to_whole_multiples() -> None:
     assert [padded_vocab_size(size, 128, 4) for size in (1, 512, 513, 32000)] == [512, 512, 1024, 32256]
+
+
+def test_null_is_no_clipping_as_in_lightning() -> None:
+    assert load("llava_7b_pretrain", ["trainer.gradient_clip_val=null"]).trainer.gradient_clip_val == 0

@@ -48,7 +48,7 @@ class Trainer:
     max_epochs: int | None = key("Epochs; -1: only max_steps counts.", low=-1, common=True)
     max_steps: int = key("Optimizer steps; -1: only max_epochs counts.", low=-1, common=True)
     log_every_n_steps: int = key("Steps between two lines of the log.", low=1)
-    gradient_clip_val: float = key("Largest global gradient norm; 0: no clipping.", low=0)
+    gradient_clip_val: float | None = key("Largest global gradient norm; 0 or null: no clipping.", low=0)
 
     val_check_interval: int | float = key(
         "Optimizer steps between two validations; a float up to 1.0: the share of an epoch.", above=0
