@@ -9,9 +9,9 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 
-from neva.optim.kinds import AVERAGE
+from neva.optim.kinds import AVERAGE, stored_as
 
-_PREFIX = f"optimizer.state.{AVERAGE}."
+_PREFIX = f"{stored_as(AVERAGE)}."
 
 
 def averaged_names(folder: Path) -> frozenset[str]:

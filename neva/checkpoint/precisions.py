@@ -17,9 +17,9 @@ from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, 
 
 from neva.checkpoint import store
 from neva.checkpoint.state import MODEL, OPTIMIZER
-from neva.optim.kinds import MAIN
+from neva.optim.kinds import MAIN, stored_as
 
-_PREFIX = f"optimizer.state.{MAIN}."
+_PREFIX = f"{stored_as(MAIN)}."
 
 
 def read(folder: Path, state: Mapping[str, Any], has_mains: bool) -> dict[str, Any]:

@@ -243,9 +243,9 @@ def nearest(path: str, known: list[str]) -> list[str]:
     A word of another trainer has one that means the same.
     """
     leaf = path.rpartition(".")[2]
-    if (ours := OURS.get(leaf)) in known and not any(name.endswith(f".{leaf}") for name in known):
-        return [ours]
     same_leaf = sorted((candidate for candidate in known if candidate.rpartition(".")[2] == leaf), key=len)
+    if not same_leaf and (ours := OURS.get(leaf)) in known:
+        return [ours]
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.8)
     return list(dict.fromkeys(same_leaf + close))[:3] or difflib.get_close_matches(
         path, known, n=1, cutoff=0.0

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 from omegaconf import DictConfig
-from torch import Tensor
 
 from neva.config.keys.optim import DISTRIBUTED_OPTIMIZERS
 from neva.config.parts import part_rules
 from neva.constants import ALL_PARTS, part_of
-from neva.distributed.gradients import sum_image_gradients
+from neva.distributed.gradients import finalize_gradients
 from neva.errors import CheckpointError
 from neva.model.llava import NevaModel
 from neva.optim import optimizer_state
@@ -143,15 +140,7 @@ def data_parallel(
     chunks = [
         DistributedDataParallel(config=model_config, ddp_config=config, module=model) for model in models
     ]
-    model_config.finalize_model_grads_func = finalize_gradients
+    model_config.finalize_model_grads_func = partial(finalize_gradients, attrgetter("main_grad"))
     no_sync = [chunk.no_sync for chunk in chunks]
     model_config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
     return chunks
-
-
-def finalize_gradients(
-    chunks: list[DistributedDataParallel], num_tokens: Tensor | None, **arguments: Any
-) -> None:
-    """Sums tower and projector gradients over the tensor-parallel ranks, then does what Megatron does."""
-    sum_image_gradients(chunks, lambda parameter: parameter.main_grad)
-    finalize_model_grads(chunks, num_tokens, **arguments)

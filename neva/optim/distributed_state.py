@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.optimizer import (
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
-from neva.optim.kinds import AVERAGE, MAIN, MOMENTS, STATE
+from neva.optim.kinds import AVERAGE, MAIN, MOMENTS, STATE, stored_as
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _held(member: DistributedOptimizer, parameter: nn.Parameter) -> dict[str, Te
 def _sharded(weight: Any, kind: str, tensor: Tensor, copy: int) -> Any:
     """Returns the sharded form of a parameter's state, after that of the weight; copy 0 is the one that counts."""
     weight = replace(weight, replica_id=(*weight.replica_id[:-1], copy))
-    return make_sharded_optimizer_tensor(weight, tensor, f"optimizer.state.{kind}")
+    return make_sharded_optimizer_tensor(weight, tensor, stored_as(kind))
 
 
 def _has_main(member: DistributedOptimizer) -> bool:

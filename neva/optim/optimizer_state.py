@@ -21,7 +21,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
 from neva.optim import distributed_state
-from neva.optim.kinds import MAIN, MOMENTS, STATE
+from neva.optim.kinds import MAIN, MOMENTS, STATE, stored_as
 
 
 def sharded(
@@ -52,7 +52,7 @@ def _sharded(member: Any, model_tensors: dict[str, Any], is_loading: bool) -> di
     named = get_param_id_to_sharded_param_map(model_tensors, parameters)
     return {
         number: {
-            kind: make_sharded_optimizer_tensor(named[number], tensor, f"optimizer.state.{kind}")
+            kind: make_sharded_optimizer_tensor(named[number], tensor, stored_as(kind))
             for kind, tensor in kinds.items()
         }
         for number, (_, kinds) in enumerate(_whole(member))

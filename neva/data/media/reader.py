@@ -51,7 +51,7 @@ class MediaReader:
         Raises:
             SampleError: there is no such file, or it is of another kind; a video where none are read.
             DataError: this machine cannot read it.
-        ConfigError: the library that reads videos is missing.
+            ConfigError: the library that reads videos is missing.
         """
         source = medium.source
         if medium.kind == "video":

@@ -20,7 +20,7 @@ from neva.distributed.fsdp.adamw import ShardedAdamW
 from neva.distributed.fsdp.mesh import copy_of, first_row, local
 from neva.distributed.fsdp.places import stored_rows
 from neva.model.llava import NevaModel
-from neva.optim.kinds import MAIN, STATE
+from neva.optim.kinds import MAIN, STATE, stored_as
 from neva.optim.optimizer_state import initialize
 
 Stored = dict[tuple[str, int], ShardedTensor]
@@ -49,7 +49,8 @@ def optimizer_state(optimizer: ShardedAdamW, is_loading: bool, gather_full: bool
         # tensors are read in place, and the rounded weights are copied over these before they are used
         kinds[MAIN] = {name: value.clone() for name, value in kinds[MAIN].items()}
     found = {
-        kind: _stored(values, optimizer.named, _prefix(kind), gather_full) for kind, values in kinds.items()
+        kind: _stored(values, optimizer.named, f"{stored_as(kind)}.", gather_full)
+        for kind, values in kinds.items()
     }
     # an empty dict would be taken for what is common to the ranks
     return {kind: stored for kind, stored in found.items() if stored}
@@ -64,13 +65,9 @@ def load_model(model: NevaModel, parts: Collection[str], stored: Mapping[Any, Te
 def load_optimizer(optimizer: ShardedAdamW, stored: Mapping[str, Mapping[Any, Tensor]], step: float) -> None:
     """Copies what was read into this rank's shards of the state; every parameter has taken `step` steps."""
     for kind, values in _kinds(optimizer).items():
-        _fill(_stored(values, optimizer.named, _prefix(kind), False), stored.get(kind, {}))
+        _fill(_stored(values, optimizer.named, f"{stored_as(kind)}.", False), stored.get(kind, {}))
     for state in optimizer.optimizer.state.values():
         state["step"].fill_(step)
-
-
-def _prefix(kind: str) -> str:
-    return f"optimizer.state.{kind}."
 
 
 def _weights(model: NevaModel, parts: Collection[str]) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.distributed.data_parallel_base import _BaseDataParallel
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from torch.distributed.fsdp import (
 
 from neva.distributed.fsdp.mesh import holders, local
 from neva.distributed.fsdp.places import keep_attributes, note_places
-from neva.distributed.gradients import sum_image_gradients
+from neva.distributed.gradients import finalize_gradients
 from neva.model.experts import Experts
 from neva.model.llava import NevaModel
 from neva.precision import precision_named
@@ -125,15 +126,9 @@ class FullyShardedModel(_BaseDataParallel):
 def fully_sharded(model: NevaModel, choice: Sharding, device: torch.device) -> FullyShardedModel:
     """Shards `model`, moves this rank's shards to `device` unit by unit, and hooks it into Megatron's schedule."""
     chunk = FullyShardedModel(model, choice, device)
-    model.config.finalize_model_grads_func = finalize_gradients
+    model.config.finalize_model_grads_func = partial(finalize_gradients, lambda of: local(of.grad))
     model.config.no_sync_func = chunk.no_sync
     return chunk
-
-
-def finalize_gradients(chunks: list[FullyShardedModel], num_tokens: Tensor | None, **arguments: Any) -> None:
-    """Sums tower and projector gradients over the tensor-parallel ranks, then does what Megatron does."""
-    sum_image_gradients(chunks, lambda parameter: local(parameter.grad))
-    finalize_model_grads(chunks, num_tokens, **arguments)
 
 
 def shard(model: NevaModel, choice: Sharding, device: torch.device) -> None:
